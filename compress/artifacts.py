@@ -1,0 +1,172 @@
+"""Results on disk: complete or absent, checksummed, with a manifest that says how they were made.
+
+A step writes into `OUT.partial/`, everything is fsynced, the folder is renamed, and the manifest is part of
+what the rename makes visible. No manifest, no result.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputError, UsageError
+
+_CHUNK_BYTES = 1 << 22
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_tree(folder: Path, pattern: str = "**/*") -> dict[str, str]:
+    """SHA-256 of each file under `folder`, keyed by its POSIX path inside it, in sorted order."""
+    files = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON: the fingerprint of a config or of a table of hashes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Force every file and folder below `folder`, and the folder itself, to the disk."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            fsync_path(Path(root, name))
+        fsync_path(Path(root))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: readers, and a full disk, see the old content or the new, never a mixture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def require_free(out: Path) -> None:
+    """Refuse an output folder that holds something, before any work is done.
+
+    Raises:
+        UsageError: `out` is a file, or a folder that is not empty, or its parent cannot be written.
+    """
+    if out.is_file():
+        raise UsageError(f"The output {out} is a file; name a folder that does not exist yet.")
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"The output folder {out} is not empty; name another, or remove it first.")
+    parent = next(p for p in (out, *out.absolute().parents) if p.is_dir())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"The output folder {out} cannot be written: no permission in {parent}.")
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """Yield `OUT.partial/` to write into; on success it becomes `out`, on failure it is removed.
+
+    Raises:
+        UsageError: `out` is not free (see `require_free`).
+    """
+    require_free(out)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        publish_folder(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def publish_folder(partial: Path, out: Path) -> None:
+    """Fsync a finished `partial` folder and rename it to `out` (which may exist only as an empty folder)."""
+    fsync_tree(partial)
+    if out.is_dir():
+        out.rmdir()
+    os.replace(partial, out)
+    fsync_path(out.absolute().parent)
+
+
+def manifest(
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, str],
+    seconds: float,
+    **extra: Any,
+) -> dict[str, Any]:
+    """The record of one step: what was asked, what went in (hashes), what came out (SHA-256 by file), and where.
+
+    `inputs` maps a role (`teacher`, `data`) to a fingerprint. `is_current` compares `config` and `inputs`.
+    """
+    from compress.runtime import environment, peak_memory_gib
+
+    return {
+        "config": dict(config),
+        "inputs": dict(inputs),
+        "outputs": dict(outputs),
+        "seconds": round(seconds, 3),
+        "peak_gib": round(peak_memory_gib(), 3),
+        **environment(),
+        **extra,
+    }
+
+
+def is_current(
+    folder: Path, record: Mapping[str, Any], *, config: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> bool:
+    """Whether a step's manifest `record` was made from this config and these inputs, with its outputs intact."""
+    as_written = json.loads(json.dumps([dict(config), dict(inputs)], default=str))
+    if [record.get("config"), record.get("inputs")] != as_written:
+        return False
+    outputs = record.get("outputs") or {}
+    return all(
+        (folder / name).is_file() and sha256_file(folder / name) == sha for name, sha in outputs.items()
+    )

@@ -1,0 +1,1 @@
+"""Text in, a token store out: sources, preparation, reading."""

@@ -1,0 +1,1 @@
+"""Results on one page: report.json, report.md and report.html from a run folder."""

@@ -1,0 +1,140 @@
+"""What the machine is and does: versions, hardware, seeds, memory, devices, signals."""
+
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = (
+    "compress", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "lm-eval", "numpy",
+)  # fmt: skip
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of every package whose numbers we report."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the source tree this package runs from; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """CPU model, cores this process may use, memory in GiB, and each CUDA device's name and memory."""
+    import psutil
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        cpu = next(
+            line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        pass
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu,
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [{"name": d.name, "memory_gib": round(d.total_memory / 2**30, 1)} for d in devices],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The part of a manifest that says where it was made."""
+    return {"versions": versions(), "git_commit": git_commit(), "hardware": hardware(), "command": sys.argv}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def default_device() -> "torch.device":
+    """The accelerator torch finds (CUDA, XPU, MPS), else the CPU."""
+    import torch
+
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        assert device is not None
+        return device
+    return torch.device("cpu")
+
+
+def peak_memory_gib() -> float:
+    """Peak memory so far, GiB: the accelerator's peak allocation when there is one, else the process's peak RSS."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class StopRequest:
+    """Whether a signal asked the process to stop; true from the first SIGINT or SIGTERM on."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal_name is not None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a flag that a loop checks between units of work; a second one changes nothing.
+
+    Outside the main thread, where Python delivers no signals, the flag simply stays false.
+    """
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal_name = signal.Signals(number).name
+
+    old = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            old[number] = signal.signal(number, note)
+        except ValueError:
+            break
+    try:
+        yield request
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

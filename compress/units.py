@@ -1,0 +1,68 @@
+"""Numbers as people write them: `2.2B` tokens, `512k`, `1.5 GiB`, `3 min 20 s`."""
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmbgt]?)", re.IGNORECASE)
+
+
+def parse_count(text: str) -> int:
+    """Read a whole number with an optional decimal suffix: `40M` is 40,000,000 and `1.5k` is 1,500.
+
+    Raises:
+        ValueError: the text is no number, is negative, or is not whole once the suffix is applied.
+    """
+    match = _COUNT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a count; write 5000, 512k, 40M or 2.2B")
+    try:
+        value = Decimal(match[1].replace("_", "")) * _SUFFIXES[match[2].lower()]
+    except InvalidOperation as error:
+        raise ValueError(f"{text!r} is not a count") from error
+    if value != value.to_integral_value():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def _count_or_number(value: object) -> object:
+    if isinstance(value, str):
+        return parse_count(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_count_or_number), Field(ge=0)]
+"""A whole number >= 0 in a config; YAML may write it as `2.2B`, `40M`, `512k` or plainly."""
+
+
+def format_count(value: float) -> str:
+    """`749242368` -> `749M`; three significant digits and a decimal suffix."""
+    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}" if value % 1 else f"{int(value)}"
+
+
+def format_bytes(value: float) -> str:
+    """Bytes in binary units: `1610612736` -> `1.50 GiB`."""
+    for suffix, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(value) >= size:
+            return f"{value / size:.2f} {suffix}"
+    return f"{int(value)} B"
+
+
+def format_seconds(value: float) -> str:
+    """A duration for people: `200` -> `3 min 20 s`."""
+    seconds = round(value)
+    if seconds < 60:
+        return f"{value:.1f} s" if value < 10 else f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

@@ -1,0 +1,1 @@
+"""Step 2: student, teacher and data in, a healed student out."""

@@ -1,0 +1,1 @@
+"""Step 1: a teacher checkpoint in, a student checkpoint with fewer layers out."""
