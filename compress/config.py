@@ -31,6 +31,11 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 core scalars; the implicit resolvers of YAML 1.1 (yes/no, base 60, dates) are left out."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string that YAML 1.1 or YAML 1.2 would read as something else."""
+
+
+_Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(value))
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -38,7 +43,8 @@ for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     ("tag:yaml.org,2002:float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
 ):
-    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)  # type: ignore[no-untyped-call]
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 def _to_data(node: yaml.Node, path: str, lines: dict[str, int], loader: _Loader) -> Any:
@@ -59,7 +65,7 @@ def _to_data(node: yaml.Node, path: str, lines: dict[str, int], loader: _Loader)
         return [_to_data(item, _join(path, str(i)), lines, loader) for i, item in enumerate(node.value)]
     if node.tag == "tag:yaml.org,2002:int" and re.match(r"[-+]?0[0-9]", node.value):
         return int(node.value)  # YAML 1.2: 010 is ten, not eight
-    return loader.construct_object(node)  # type: ignore[no-untyped-call]
+    return loader.construct_object(node)
 
 
 def _join(path: str, key: str) -> str:
@@ -109,12 +115,12 @@ def parse_yaml(text: str, source: str) -> Document:
     Raises:
         UsageError: bad syntax, several documents, an alias, a duplicate key, or something other than a mapping.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise UsageError(
-                    f"{source}, line {event.start_mark.line + 1}: YAML aliases (*{event.anchor}) are not "
+                    f"{source}: YAML aliases (*{event.anchor}) are not "
                     "supported; write the value out."
                 )
         node = loader.get_single_node()
@@ -169,6 +175,11 @@ def build_from(cls: type[C], values: Mapping[str, Any], source: str = "the comma
 def to_dict(value: Any) -> dict[str, Any]:
     """A config as plain JSON data, with every default written out."""
     return dataclasses.asdict(value)
+
+
+def dump_yaml(value: Any) -> str:
+    """A config as YAML that `parse_yaml` and `build` read back to an equal one."""
+    return yaml.dump(to_dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _explain(fault: Any, cls: type, document: Document) -> str:

@@ -24,8 +24,10 @@ _STACKS = (
 WEIGHT_FILES = "*.safetensors"
 
 
-def resolve_model(name: str, revision: str | None = None) -> Path:
+def resolve_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Folder of a model: a local folder as it is, or a hub id downloaded (safetensors, configs, tokenizer only).
+
+    With `weights=False` only the JSON files of a hub model are fetched: enough to plan.
 
     Raises:
         InputError: no such folder, no config.json in it, or the hub refused; the message says what to do.
@@ -46,7 +48,9 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES) if weights else ["*.json"])
+        )
     except GatedRepoError as error:
         raise InputError(
             f"{name} is gated on the Hugging Face hub: accept its licence on its page there, then `hf auth login`."
@@ -69,9 +73,7 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise InputError(
-            f"{folder / 'config.json'} cannot be used: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise InputError(f"{folder / 'config.json'} cannot be used: {' '.join(str(error).split())[:400]}") from error
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -141,19 +143,13 @@ def check_weight_files(folder: Path) -> list[Path]:
         names = ["model.safetensors"]
     else:
         pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
-        hint = (
-            f" It has {pickles[0]}, a pickle, which can run code: convert it to safetensors."
-            if pickles
-            else ""
-        )
+        hint = f" It has {pickles[0]}, a pickle, which can run code: convert it to safetensors." if pickles else ""
         raise InputError(f"{folder} has no model.safetensors.{hint}")
     shards = []
     for name in names:
         path = folder / name
         if os.path.basename(name) != name or "\\" in name or ":" in name:
-            raise InputError(
-                f"{index} names the shard {name!r}, which is not a plain file name inside the folder."
-            )
+            raise InputError(f"{index} names the shard {name!r}, which is not a plain file name inside the folder.")
         if not path.is_file():
             raise InputError(f"{path} is missing, though {index.name} names it. Download the model again.")
         try:
@@ -251,9 +247,7 @@ def output_head(model: Any) -> OutputHead:
         if value is not None:
             scale *= 1.0 / float(value) if invert else float(value)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputHead(
-        head.weight, getattr(head, "bias", None), scale, None if not softcap else float(softcap)
-    )
+    return OutputHead(head.weight, getattr(head, "bias", None), scale, None if not softcap else float(softcap))
 
 
 def hidden_states(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:

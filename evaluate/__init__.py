@@ -1,5 +1,7 @@
 """Step 3: a checkpoint in, scores out."""
 
+from typing import TYPE_CHECKING, Any
+
 if __name__ == "evaluate":
     # The repository root is on sys.path (`python -m`, `torchrun`, pytest) and someone, lm-eval for one, asked for
     # Hugging Face's package of this name. This folder is `compress.evaluate` and nothing else: step aside.
@@ -14,3 +16,23 @@ if __name__ == "evaluate":
         raise ModuleNotFoundError("No module named 'evaluate'", name="evaluate")
     sys.modules["evaluate"] = _module = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_module)
+else:
+    from compress.evaluate.config import EvalConfig as EvalConfig
+
+    if TYPE_CHECKING:
+        from compress.evaluate.evaluation import evaluate_model as evaluate_model
+        from compress.evaluate.evaluation import evaluation_inputs as evaluation_inputs
+        from compress.evaluate.speed import compare_speed as compare_speed
+
+    __all__ = ["EvalConfig", "compare_speed", "evaluate_model", "evaluation_inputs"]
+
+    def __getattr__(name: str) -> Any:
+        if name in ("evaluate_model", "evaluation_inputs"):
+            from compress.evaluate import evaluation
+
+            return getattr(evaluation, name)
+        if name == "compare_speed":
+            from compress.evaluate.speed import compare_speed
+
+            return compare_speed
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

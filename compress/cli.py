@@ -1,0 +1,259 @@
+"""The command line: flags in, the same configs as a recipe out. Everything heavy is imported inside commands.
+
+Exit codes: 0 done; 2 wrong usage or a bad recipe; 3 bad input data or model; 75 stopped by a signal after saving
+(run again to resume); 1 anything else.
+"""
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from compress.errors import CompressError, InterruptedRun, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="compress")
+@click.option("--debug", is_flag=True, help="Show the whole traceback when something fails.")
+def cli(debug: bool) -> None:
+    """Turn a Hugging Face causal LM into a smaller, faster one, and prove what it kept."""
+
+
+def _set_option(function: F) -> F:
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="A.B=V", help="Override one recipe value; may be repeated."
+    )(function)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
+
+
+@cli.command()
+@click.argument("teacher")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--keep",
+    default="alternate",
+    show_default=True,
+    metavar="SPEC",
+    help="alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N.",
+)
+@click.option("--check/--no-check", default=True, help="Reload the student and compare it with the teacher.")
+@click.option("--dry-run", is_flag=True, help="Plan from config.json alone; write nothing.")
+@_json_option
+def prune(teacher: str, out: Path, keep: str, check: bool, dry_run: bool, as_json: bool) -> None:
+    """Drop whole layers of TEACHER (a hub id or a folder) and write the student to OUT."""
+    from compress import prune as step
+
+    if dry_run:
+        plan = step.plan_prune(teacher, keep)
+        _print(plan.to_dict(), plan.describe(), as_json)
+        return
+    result = step.prune(teacher, out, keep, check=check)
+    _print(result.record, result.describe(), as_json)
+
+
+@cli.command()
+@click.option("--student", required=True, metavar="MODEL", help="Where training starts: a folder or a hub id.")
+@click.option("--teacher", metavar="MODEL", help="The model to learn from; leave it out with --alpha 0.")
+@click.option("--data", "source", required=True, metavar="SOURCE", help="hub:ORG/NAME[:CONFIG], or files of text.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder: OUT/student, OUT/train.")
+@click.option("--tokens", metavar="N", help="Training tokens, e.g. 40M; all of the data when absent.")
+@click.option("--alpha", type=float, help="Weight of the soft loss; 1 - alpha is the hard loss's.  [default: 0.8]")
+@click.option("--temperature", type=float, help="Of both softmaxes in the soft loss.  [default: 1.0]")
+@_set_option
+@_json_option
+def distill(
+    student: str,
+    teacher: str | None,
+    source: str,
+    out: Path,
+    tokens: str | None,
+    alpha: float | None,
+    temperature: float | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Heal a student from its teacher on text. Run the same command again to resume.
+
+    Further settings go through --set: `--set distill.lr=1e-4 --set data.seq_len=1024`.
+    """
+    from compress.pipeline import heal
+
+    flags = {"data": {"dataset": source, "tokens": tokens}, "distill": {"alpha": alpha, "temperature": temperature}}
+    result = heal(_without_none(flags), overrides, student=student, teacher=teacher, out=out)
+    _print(result.record, result.describe(), as_json)
+
+
+@cli.command("eval")
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
+@click.option("--teacher", metavar="MODEL", help="Also measure fidelity to this model on the held-out text.")
+@click.option("--tasks", default="", metavar="A,B", help="lm-eval task names, separated by commas.")
+@click.option("--num-fewshot", type=int, metavar="K", help="Shots for every task; each task's own when absent.")
+@click.option("--limit", metavar="N", help="At most N items a task.")
+@click.option(
+    "--datasets-root", metavar="DIR", help="Benchmark data in DIR/ORG/NAME (`hf download` layout); no network."
+)
+@click.option("--text", metavar="SOURCE", help="Held-out text: a token store, or files of text.")
+@_set_option
+@_json_option
+def evaluate(
+    model: str,
+    out: Path,
+    teacher: str | None,
+    tasks: str,
+    num_fewshot: int | None,
+    limit: str | None,
+    datasets_root: str | None,
+    text: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Score MODEL (a hub id or a folder): benchmarks, held-out loss, fidelity, speed."""
+    from compress.config import Document, build
+    from compress.evaluate import EvalConfig, evaluate_model
+
+    flags = {
+        "tasks": [name.strip() for name in tasks.split(",") if name.strip()],
+        "num_fewshot": num_fewshot,
+        "limit": limit,
+        "datasets_root": datasets_root,
+    }
+    document = Document({"eval": _without_none(flags)}, {}, "the command line")
+    document.override(overrides)
+    config = build(EvalConfig, Document(document.data["eval"], {}, document.source))
+    scores = evaluate_model(model, config, teacher=teacher, text=text, out=out)
+    _print(scores, f"Wrote {out}.", as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME when absent.")
+@_set_option
+@click.option("--dry-run", is_flag=True, help="Show the plan: parameters, memory, tokens, FLOPs, hours.")
+@click.option("--flops-per-s", metavar="RATE", default="400T", show_default=True, help="For the estimate of hours.")
+@_json_option
+def run(
+    recipe: Path, out: Path | None, overrides: tuple[str, ...], dry_run: bool, flops_per_s: str, as_json: bool
+) -> None:
+    """Do every step of RECIPE and write its report. Run again: what is done is skipped, what was cut goes on."""
+    from compress.pipeline import load_recipe, run_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        from compress.plan import plan_recipe
+
+        plan = plan_recipe(loaded, flops_per_s=_count(flops_per_s, "--flops-per-s"))
+        _print(plan.to_dict(), plan.describe(), as_json)
+        return
+    _finish(run_recipe(loaded, out), as_json)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@_json_option
+def report(run_dir: Path, as_json: bool) -> None:
+    """Write report.json, report.md and report.html of RUN_DIR from what its steps left there."""
+    from compress.report import write_report
+
+    write_report(run_dir)
+    _finish(run_dir, as_json)
+
+
+@cli.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
+)
+@_set_option
+@_json_option
+def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """The whole way on this machine in minutes: no network, no GPU, no model of your own."""
+    from compress.demo import RECIPE
+    from compress.pipeline import load_recipe, run_recipe
+
+    _finish(run_recipe(load_recipe(RECIPE, overrides), out), as_json)
+
+
+def _finish(run_dir: Path, as_json: bool) -> None:
+    from compress.artifacts import read_json
+    from compress.progress import console
+    from compress.report import summary
+
+    record = read_json(run_dir / "report.json")
+    if as_json:
+        _print(record, "", as_json)
+        return
+    console.print(summary(record))
+    console.print(f"The report: {run_dir / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _print(record: Any, text: str, as_json: bool) -> None:
+    click.echo(json.dumps(record, ensure_ascii=False) if as_json else text)
+
+
+def _count(text: str, option: str) -> int:
+    from compress.units import parse_count
+
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}.") from error
+
+
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in value.items() if v is not None}
+
+
+def main() -> None:
+    """Entry point: run the command and turn failures into one paragraph on stderr and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("Stopped. Run the same command again to go on.", InterruptedRun.exit_code, debug)
+    except CompressError as error:
+        _fail(str(error), error.exit_code, debug)
+    except OSError as error:
+        _fail(_explain_os_error(error), 1, debug)
+    except Exception as error:
+        _fail(
+            f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}. "
+            "This is a fault of the tool; `compress --debug ...` shows where.",
+            1,
+            debug,
+        )
+
+
+def _explain_os_error(error: OSError) -> str:
+    place = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"No space left to write{place}: free some, or choose another output folder. Nothing half-written is left."
+        )
+    return f"{error.strerror or error}{place}."
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"Error: {message}", err=True)
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

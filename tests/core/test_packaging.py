@@ -1,0 +1,132 @@
+"""However the tool is started, `compress.*` is ours, `import evaluate` is Hugging Face's, and help is quick."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+PROBE = """
+import os.path, evaluate, compress.evaluate, lm_eval.api.metrics
+assert callable(evaluate.load) and "site-packages" in evaluate.__file__, evaluate.__file__
+assert hasattr(lm_eval.api.metrics, "exact_match_hf_evaluate")
+from evaluate.utils import logging
+print("OURS", os.path.realpath(compress.evaluate.__file__))
+"""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1"]
+ENTRY_POINTS = {
+    "python -c": [sys.executable, "-c", PROBE],
+    "python script": [sys.executable, "probe.py"],
+    "python -m": [sys.executable, "-m", "probe"],
+    "torchrun": [*TORCHRUN, "-m", "probe"],
+    "torchrun --no-python": [*TORCHRUN, "--no-python", sys.executable, "-m", "probe"],
+    "pytest": [str(Path(sys.executable).with_name("pytest")), "-q", "-s", "probe.py", "-p", "no:cacheprovider"],
+    "python -m pytest": [sys.executable, "-m", "pytest", "-q", "-s", "probe.py", "-p", "no:cacheprovider"],
+}
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_evaluate_stays_hugging_faces(name: str, tmp_path: Path) -> None:
+    """The probe stands in a copy of the root: the checkout's folders, linked, and the probe beside them."""
+    for entry in ROOT.iterdir():
+        if entry.name in ("compress", "prune", "distill", "evaluate", "pyproject.toml"):
+            (tmp_path / entry.name).symlink_to(entry)
+    test = "\ndef test_probe():\n    pass\n" if "pytest" in name else ""
+    (tmp_path / "probe.py").write_text(PROBE + test)
+    env = {**os.environ, "PYTHONPATH": "." if name in ("python -c", "pytest") else ""}
+    done = subprocess.run(ENTRY_POINTS[name], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"OURS {ROOT / 'evaluate' / '__init__.py'}" in done.stdout
+
+
+def test_the_command_itself_sees_hugging_faces_evaluate() -> None:
+    """`python -m compress.cli` from the root, where our folder is first on sys.path."""
+    script = "import sys; sys.argv = ['compress', '--version']; import runpy, evaluate\n"
+    script += "assert 'site-packages' in evaluate.__file__\nrunpy.run_module('compress.cli', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("compress, version")
+
+
+def test_help_is_quick() -> None:
+    """Best of five, so that a busy machine does not decide; torch alone would take seconds."""
+    command = [str(Path(sys.executable).with_name("compress")), "--help"]
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert "prune" in done.stdout
+    assert min(seconds) < 0.5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from compress.cli import cli; cli(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for heavy in ("torch", "transformers", "datasets", "numpy", "pydantic", "rich"):
+        assert f"'{heavy}'" not in done.stdout
+
+
+def imports_of(path: Path) -> tuple[set[str], set[str]]:
+    """Names of modules imported at module level, and anywhere, in one source file."""
+
+    def names(nodes: list[ast.AST]) -> set[str]:
+        found = set()
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        return found
+
+    tree = ast.parse(path.read_text())
+    inside = {inner for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for inner in ast.walk(f)}
+    return names([n for n in ast.walk(tree) if n not in inside]), names(list(ast.walk(tree)))
+
+
+def test_steps_never_import_each_other_and_the_core_never_imports_a_step() -> None:
+    steps = ("prune", "distill", "evaluate")
+    for step in steps:
+        others = ("compress.pipeline", *(f"compress.{other}" for other in steps if other != step))
+        for path in (ROOT / step).rglob("*.py"):
+            assert not {name for name in imports_of(path)[1] if name.startswith(others)}, path
+    for path in (ROOT / "compress").rglob("*.py"):
+        if path.relative_to(ROOT).as_posix() not in ("compress/pipeline.py", "compress/plan.py"):
+            found = imports_of(path)[0]
+            assert not {n for n in found if n.startswith(tuple(f"compress.{s}" for s in steps))}, path
+
+
+def test_a_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
+    """Built, installed without the checkout, run from elsewhere; its dependencies are lent by path."""
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    home = tmp_path / "env"
+    venv.create(home, with_pip=False)
+    site = next(home.glob("lib/python*/site-packages"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True
+    )
+    assert [p.name for p in site.iterdir() if p.suffix == "" and p.name != "bin"] == ["compress"]
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    script = (
+        f"{PROBE}\nfrom compress.demo import RECIPE\nfrom compress.pipeline import load_recipe\nload_recipe(RECIPE)"
+    )
+    python = str(home / "bin" / "python")
+    done = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"OURS {site.resolve()}" in done.stdout
+    done = subprocess.run([python, "-m", "compress.cli", "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("compress, version")
