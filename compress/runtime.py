@@ -138,3 +138,42 @@ def stop_on_signal() -> Iterator[StopRequest]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def fast_fp32_products() -> Iterator[bool]:
+    """Use the CPU's faster fp32 matrix product while the block runs, if it is exact; yields whether it is used.
+
+    At precision `medium` torch hands fp32 products to oneDNN, twice as fast as MKL on AMD and still fp32 there. Where
+    the processor has AMX it may compute in bf16 instead, so a product is compared with float64 first.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(256, 512, generator=generator), torch.randn(512, 256, generator=generator)
+    exact = left.double() @ right.double()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    used = bool((left @ right - exact).norm() < 5e-6 * exact.norm())
+    if not used:
+        torch.set_float32_matmul_precision(before)
+    try:
+        yield used
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next use rather than return it to the system; whether it was possible.
+
+    Filling fresh pages is six times slower than filling old ones, and large temporaries are fresh pages each time.
+    The process's memory stays at its peak from then on, until it ends.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    return all((mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 64 << 20)))

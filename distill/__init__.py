@@ -1,1 +1,39 @@
 """Step 2: student, teacher and data in, a healed student out."""
+
+from typing import TYPE_CHECKING, Any
+
+from compress.distill.config import DistillConfig
+
+if TYPE_CHECKING:
+    from compress.distill.loss import DistillationLoss, distillation_loss
+    from compress.distill.plan import DistillPlan, plan_distill
+    from compress.distill.publish import DistillResult
+    from compress.distill.train import distill
+
+__all__ = [
+    "DistillConfig",
+    "DistillPlan",
+    "DistillResult",
+    "DistillationLoss",
+    "distill",
+    "distillation_loss",
+    "plan_distill",
+]
+
+_HOMES = {
+    "DistillPlan": "plan",
+    "DistillResult": "publish",
+    "DistillationLoss": "loss",
+    "distill": "train",
+    "distillation_loss": "loss",
+    "plan_distill": "plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and transformers only for what needs them: a recipe is read without."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

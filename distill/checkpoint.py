@@ -1,0 +1,141 @@
+"""Training checkpoints: RUN/train/checkpoints/step-N, complete or absent, checksummed, never a pickle.
+
+A checkpoint is the student's parameters and buffers (`model.safetensors`), AdamW's moments (`optimizer.safetensors`)
+and `state.json`. Nothing else is state: the learning rate and the seed of dropout are arithmetic on the step, and the
+position in the data is one integer.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress.artifacts import publish_folder, read_json, sha256_file, sha256_tree, write_json
+from compress.errors import CompressError, InputError
+from compress.progress import say
+
+_NAME = re.compile(r"step-([0-9]+)")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> Path:
+    """Write `folder/step-N` (N = `state["step"]`) as a whole, then delete all but the `keep` latest and the best.
+
+    Raises:
+        CompressError: it could not be written; earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{state['step']}"
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file(_tensors(model), partial / "model.safetensors")
+        save_file(_moments(model, optimizer), partial / "optimizer.safetensors")
+        write_json(partial / "state.json", dict(state))
+        write_json(partial / "manifest.json", {"sha256": sha256_tree(partial)})
+        shutil.rmtree(final, ignore_errors=True)
+        publish_folder(partial, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CompressError(
+            f"The checkpoint {final} could not be written ({error}). Checkpoints before it are untouched: free some "
+            "space and run the same command again to continue from the last."
+        ) from error
+    _rotate(folder, keep)
+    return final
+
+
+def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last whole checkpoint and its state; each later one that is half-written or damaged is named and skipped."""
+    for partial in sorted(folder.glob("step-*.partial")):
+        say(f"Skipping {partial}: it was never finished.")
+        shutil.rmtree(partial)
+    for path in sorted(_checkpoints(folder), key=_step, reverse=True):
+        try:
+            return path, _verified_state(path)
+        except InputError as error:
+            say(f"Skipping the checkpoint {path}: {error}")
+    return None
+
+
+def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's tensors into a model and its optimizer.
+
+    Raises:
+        InputError: its tensors are not the model's.
+    """
+    device = next(model.parameters()).device
+    tensors = load_file(path / "model.safetensors")
+    targets = _tensors(model)
+    if tensors.keys() != targets.keys() or any(tensors[k].shape != targets[k].shape for k in tensors):
+        raise InputError(f"The checkpoint {path} is of another model; remove it, or use another run folder.")
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])
+    moments = load_file(path / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        if f"exp_avg/{name}" in moments:
+            optimizer.state[parameter] = {key: moments[f"{key}/{name}"].to(device) for key in _MOMENTS}
+
+
+def _verified_state(path: Path) -> dict[str, Any]:
+    hashes = read_json(path / "manifest.json").get("sha256") or {}
+    if set(hashes) != {"model.safetensors", "optimizer.safetensors", "state.json"}:
+        raise InputError("its manifest does not name its three files.")
+    for name, expected in hashes.items():
+        if not (path / name).is_file() or sha256_file(path / name) != expected:
+            raise InputError(f"{name} is missing or does not match its SHA-256.")
+    state: dict[str, Any] = read_json(path / "state.json")
+    return state
+
+
+def _rotate(folder: Path, keep: int) -> None:
+    """Delete old checkpoints; the `keep` latest stay, and the one with the lowest held-out loss."""
+    checkpoints = sorted(_checkpoints(folder), key=_step)
+    losses = {path: _heldout_loss(path) for path in checkpoints}
+    measured = {path: loss for path, loss in losses.items() if loss is not None}
+    best = min(measured, key=lambda path: (measured[path], -_step(path)), default=None)
+    for path in checkpoints[:-keep]:
+        if path != best:
+            doomed = path.rename(path.with_name(path.name + ".partial"))
+            shutil.rmtree(doomed)
+
+
+def _heldout_loss(path: Path) -> float | None:
+    try:
+        loss = json.loads((path / "state.json").read_text())["heldout_loss"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return None if loss is None else float(loss)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters (tied ones once) and persistent buffers by name."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: value for name, value in model.state_dict().items() if name not in known}
+    return {name: tensor.contiguous() for name, tensor in {**parameters, **buffers}.items()}
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}/{names[parameter]}": state[key].contiguous()
+        for parameter, state in optimizer.state.items()
+        for key in _MOMENTS
+    }

@@ -1,0 +1,84 @@
+"""Options of the distillation step."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compress.config import config
+from compress.units import Count
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+PositiveCount = Annotated[Count, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+@config
+class DistillConfig:
+    """How the student learns from the teacher and from the data."""
+
+    alpha: Fraction = 0.8
+    """Weight of the soft loss (against the teacher); the hard loss (next token) has 1 - alpha. 0 needs no teacher."""
+    temperature: Positive = 1.0
+    """Divides both models' logits in the soft loss, which is multiplied by its square."""
+    divergence: Literal["forward_kl", "cross_entropy"] = "forward_kl"
+    """What the soft loss measures; cross-entropy adds the teacher's entropy, and has the same gradient."""
+    tokens: PositiveCount | None = None
+    """Tokens to train on; None is the whole store, `epochs` times."""
+    epochs: AtLeastOne = 1
+    """How often the store may be gone through, in a new order each time."""
+
+    lr: Positive = 3e-4
+    """Peak learning rate of AdamW."""
+    min_lr_fraction: Fraction = 0.1
+    """The learning rate at the last step, as a fraction of the peak."""
+    warmup_fraction: Fraction = 0.02
+    """Fraction of all steps in which the learning rate rises from 0 to its peak."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    batch_tokens: PositiveCount = 524288
+    """Tokens a step, over all processes and micro-batches."""
+    micro_batch_rows: AtLeastOne | None = None
+    """Sequences that go through a model at once, per process; None chooses by the device. The result is the same."""
+    clip_norm: Positive = 1.0
+    """Largest 2-norm of the whole gradient; larger ones are scaled down to it."""
+    weight_decay: NonNegative = 0.1
+    """AdamW's decoupled weight decay, on matrices only."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    max_skipped_steps: AtLeastOne = 10
+    """Give up after this many steps in a row were skipped because a loss or gradient was not finite."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16: student's products in bf16 over fp32 master weights, teacher in bf16. auto: bf16 on GPUs that have it."""
+    save_dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Dtype of the final checkpoint; auto is that of the student it started from."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    chunk_tokens: AtLeastOne | None = None
+    """Tokens whose logits exist at once in the loss; None takes 128 MiB of logits."""
+    cpu_tuning: bool = True
+    """On CPUs: the faster fp32 matrix product where it is exact, and memory that is kept rather than returned."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the order of the data and of dropout."""
+
+    log_every: AtLeastOne = 10
+    """Steps between rows of metrics.jsonl."""
+    heldout_every: NonNegative = 0.05
+    """Steps between held-out losses; below 1, a fraction of all steps; 0 only at the start and the end."""
+    heldout_sequences: Annotated[int, Field(ge=0)] = 100
+    """Held-out sequences to measure on; 0 measures nothing."""
+    checkpoint_every: NonNegative = 0.1
+    """Steps between checkpoints; below 1, a fraction of all steps; 0 only at the end."""
+    keep_checkpoints: AtLeastOne = 2
+    """How many of the latest checkpoints stay on disk, besides the one with the best held-out loss."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Experiment trackers to log to, through accelerate."""
+
+
+MAY_CHANGE_AT_RESUME = frozenset(
+    {"log_every", "heldout_every", "checkpoint_every", "keep_checkpoints", "trackers", "max_skipped_steps"}
+)
+"""Options that do not touch the weights, so a run may be resumed with other values of them."""

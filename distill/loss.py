@@ -1,0 +1,301 @@
+"""The distillation loss from last hidden states and output heads, in token chunks.
+
+No [tokens, vocabulary] tensor of either model ever exists: for each chunk of tokens the logits of both models are
+made in two reused buffers, the student's are overwritten by the loss's gradient with respect to them, and that is
+multiplied at once with the head and with the hidden states. Four products in all, the least there can be.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from compress.distill.divergences import DIVERGENCES, DivergenceName, sum_dtype, tempered
+from compress.errors import UsageError
+from compress.models import OutputHead
+
+IGNORE_INDEX = -100
+
+_LOGITS_BYTES = 128 << 20
+_TILE_BYTES = 2 << 20
+_VOCABULARY_BLOCK = 8192
+
+
+class DistillationLoss(NamedTuple):
+    """What `distillation_loss` returns: scalars in float64, of which only `loss` carries a gradient."""
+
+    loss: Tensor
+    """alpha * soft + (1 - alpha) * hard."""
+    soft: Tensor
+    """T^2 times the mean divergence from the teacher, nats a token; 0 without a teacher."""
+    hard: Tensor
+    """Mean cross-entropy of the labels at temperature 1, nats a token."""
+    num_tokens: int
+    """Number of labels that are not ignored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What the autograd function needs besides the three tensors it differentiates."""
+
+    labels: Tensor
+    head: OutputHead
+    teacher_hidden: Tensor | None
+    teacher: OutputHead | None
+    alpha: float
+    temperature: float
+    divergence: str
+    divisor: float
+    chunk_tokens: int | None
+    with_gradient: bool
+
+
+def distillation_loss(
+    student_hidden: Tensor,
+    student_head: Tensor | OutputHead,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | OutputHead | None,
+    labels: Tensor,
+    *,
+    alpha: float = 0.8,
+    temperature: float = 1.0,
+    divergence: DivergenceName = "forward_kl",
+    ignore_index: int | None = IGNORE_INDEX,
+    chunk_tokens: int | None = None,
+    num_tokens: float | None = None,
+) -> DistillationLoss:
+    """alpha * soft + (1 - alpha) * hard, with its gradients made in the same pass.
+
+    soft = T^2 mean KL(softmax(z_t / T) || softmax(z_s / T)) and hard = mean -log softmax(z_s)[label], over the
+    labels that are not ignored; both models are tempered in `soft` (Hinton et al., arXiv:1503.02531, section 2).
+
+    Args:
+        student_hidden: [N, Ds], after the final norm; differentiable.
+        student_head: weight [V, Ds], differentiable, or an `OutputHead` with bias, scale and soft-cap.
+        teacher_hidden: [N, Dt]; None only with `alpha=0`, which is plain language modelling.
+        teacher_head: weight [V, Dt] or an `OutputHead`; None with `teacher_hidden`.
+        labels: [N] token ids, already shifted.
+        alpha: weight of the soft term, 0 to 1.
+        temperature: T > 0, of the soft term.
+        divergence: `forward_kl`, or `cross_entropy` against the teacher (the same gradient).
+        ignore_index: labels with this value are left out and never reach a head. None promises that there are none,
+            and saves the device a synchronisation.
+        chunk_tokens: tokens whose logits exist at once; by default 128 MiB of them.
+        num_tokens: divisor of the sums; by default the number of valid labels. Micro-batches of one step pass the
+            step's global number of valid labels, so that their gradients add up to the whole batch's.
+
+    Under autocast the products run in its dtype; else in the promotion of the hidden states' and the head's. Softmax
+    is taken in at least fp32, losses are summed in float64, the head's gradient is accumulated in at least fp32.
+
+    Raises:
+        UsageError: shapes that do not fit, an unknown divergence, a temperature or alpha out of range, or a teacher
+            missing at alpha > 0.
+    """
+    student = student_head if isinstance(student_head, OutputHead) else OutputHead(student_head)
+    teacher = teacher_head if isinstance(teacher_head, OutputHead | None) else OutputHead(teacher_head)
+    _check(student_hidden, student, teacher_hidden, teacher, labels, alpha, temperature, divergence)
+    student_hidden = student_hidden.to(_compute_dtype(student_hidden, student.weight))
+    if teacher_hidden is not None and teacher is not None:
+        teacher_hidden = teacher_hidden.detach().to(_compute_dtype(teacher_hidden, teacher.weight))
+    if ignore_index is not None:
+        valid = (labels != ignore_index).nonzero().squeeze(1)
+        if len(valid) != len(labels):
+            student_hidden, labels = student_hidden.index_select(0, valid), labels[valid]
+            teacher_hidden = None if teacher_hidden is None else teacher_hidden[valid]
+    task = _Task(
+        labels=labels,
+        head=student,
+        teacher_hidden=teacher_hidden,
+        teacher=teacher,
+        alpha=alpha,
+        temperature=temperature,
+        divergence=divergence,
+        divisor=float(max(len(labels), 1) if num_tokens is None else num_tokens),
+        chunk_tokens=chunk_tokens,
+        with_gradient=torch.is_grad_enabled(),
+    )
+    loss, soft, hard = _ChunkedLoss.apply(student_hidden, student.weight, student.bias, task)
+    return DistillationLoss(loss, soft, hard, len(labels))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and gradients in one pass over token chunks; backward only hands the gradients over."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: _Task) -> tuple[Tensor, ...]:
+        wanted = [task.with_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        with torch.autocast(hidden.device.type, enabled=False):
+            soft, hard, gradients = _run(hidden, weight, bias, task, wanted)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(soft, hard)
+        return task.alpha * soft + (1 - task.alpha) * hard, soft, hard
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        upstream = gradients[0]
+        if upstream.device.type == "cpu" and upstream.item() == 1.0:
+            return (*ctx.saved_tensors, None)
+        return (*(None if g is None else g * upstream for g in ctx.saved_tensors), None)
+
+
+def _run(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, task: _Task, wanted: list[bool]
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Mean soft and hard losses, and the gradients of hidden [N, D], weight [V, D] and bias [V] where wanted."""
+    head = dataclasses.replace(task.head, weight=weight.to(hidden.dtype), bias=bias)
+    teacher = _cast(task.teacher, task.teacher_hidden)
+    chunk = _chunk_length(len(hidden), head.weight, task.chunk_tokens)
+    logits = hidden.new_empty(chunk, len(weight))
+    teacher_logits = None if task.teacher_hidden is None else task.teacher_hidden.new_empty(chunk, len(weight))
+    sums = torch.zeros(2, dtype=sum_dtype(hidden.device), device=hidden.device)
+    d_hidden = torch.zeros_like(hidden) if wanted[0] else None
+    d_weight = torch.zeros_like(weight, dtype=_at_least_fp32(weight)) if wanted[1] else None
+    d_bias = None if bias is None or not wanted[2] else torch.zeros_like(bias, dtype=_at_least_fp32(bias))
+    factor = head.scale / task.divisor
+    for start in range(0, len(hidden), chunk):
+        rows = hidden[start : start + chunk]
+        z = _project(rows, head, out=logits[: len(rows)])
+        z_teacher = None
+        if teacher is not None and teacher_logits is not None and task.teacher_hidden is not None:
+            z_teacher = _project(task.teacher_hidden[start : start + chunk], teacher, out=teacher_logits[: len(rows)])
+        sums += _losses_then_gradient_(z, z_teacher, task.labels[start : start + chunk], task, any(wanted))
+        if d_hidden is not None:
+            out = d_hidden[start : start + chunk]
+            torch.addmm(out, z, head.weight, beta=0.0, alpha=factor, out=out)
+        if d_weight is not None:
+            _add_outer_(d_weight, z, rows, factor)
+        if d_bias is not None:
+            d_bias.add_(z.sum(0, dtype=d_bias.dtype), alpha=factor)
+    soft, hard = (sums / task.divisor).unbind()
+    return (
+        soft.clone(),
+        hard.clone(),
+        [
+            d_hidden,
+            None if d_weight is None else d_weight.to(weight.dtype),
+            None if d_bias is None or bias is None else d_bias.to(bias.dtype),
+        ],
+    )
+
+
+def _losses_then_gradient_(
+    student: Tensor, teacher: Tensor | None, labels: Tensor, task: _Task, with_gradient: bool
+) -> Tensor:
+    """[soft, hard] sums of one chunk of logits; overwrites `student` [C, V] with d(sum of losses) / d(its logits).
+
+    On the CPU the chunk is taken in tiles of a few rows, which stay in the cache.
+    """
+    rows = len(student)
+    if student.device.type == "cpu":
+        rows = max(1, _TILE_BYTES // (student.shape[1] * 4))
+    sums = torch.zeros(2, dtype=sum_dtype(student.device), device=student.device)
+    for start in range(0, len(student), rows):
+        tile = student[start : start + rows]
+        teacher_tile = None if teacher is None else teacher[start : start + rows]
+        soft, hard, gradient = _tile(tile, teacher_tile, labels[start : start + rows], task, with_gradient)
+        sums[0] += soft
+        sums[1] += hard
+        if gradient is not None:
+            tile.copy_(gradient)
+    return sums
+
+
+def _tile(
+    student: Tensor, teacher: Tensor | None, labels: Tensor, task: _Task, with_gradient: bool
+) -> tuple[Tensor | float, Tensor, Tensor | None]:
+    """Soft and hard sums over one tile [R, V] of uncapped logits, and the gradient with respect to them."""
+    alpha, temperature = task.alpha, task.temperature
+    z, slope = _softcap(student.to(_at_least_fp32(student)), task.head.softcap)
+    plain = tempered(z, 1.0)
+    label_logits = z.gather(1, labels[:, None]).squeeze(1)
+    hard = (plain.log_normaliser - label_logits).sum()
+    if teacher is None or task.teacher is None:
+        soft: Tensor | float = 0.0
+        gradient = plain.probabilities.mul_(1 - alpha)
+    else:
+        z_teacher, _ = _softcap(teacher.to(_at_least_fp32(teacher)), task.teacher.softcap)
+        soft_student = plain if temperature == 1.0 else tempered(z, temperature)
+        row_losses, gradient = DIVERGENCES[task.divergence](soft_student, tempered(z_teacher, temperature))
+        soft = row_losses.sum() * temperature**2
+        gradient.mul_(alpha * temperature).add_(plain.probabilities, alpha=1 - alpha)
+    if not with_gradient:
+        return soft, hard, None
+    gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), alpha - 1))
+    return soft, hard, gradient if slope is None else gradient.mul_(slope)
+
+
+def _softcap(logits: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
+    """c tanh(z / c) and its slope 1 - tanh^2(z / c)."""
+    if cap is None:
+        return logits, None
+    tanh = torch.tanh(logits / cap)
+    return tanh * cap, 1 - tanh.square()
+
+
+def _project(hidden: Tensor, head: OutputHead, *, out: Tensor) -> Tensor:
+    """scale * (h W^T + bias), before soft-capping, into `out` [C, V]."""
+    if head.bias is None:
+        return torch.addmm(out, hidden, head.weight.t(), beta=0.0, alpha=head.scale, out=out)
+    bias = head.bias.to(hidden.dtype)
+    return torch.addmm(bias, hidden, head.weight.t(), beta=head.scale, alpha=head.scale, out=out)
+
+
+def _add_outer_(total: Tensor, gradient: Tensor, hidden: Tensor, factor: float) -> None:
+    """total [V, D] += factor * G^T h; products of lower precision are added up in `total`'s, block by block."""
+    if total.dtype == gradient.dtype:
+        total.addmm_(gradient.t(), hidden, alpha=factor)
+        return
+    for start in range(0, len(total), _VOCABULARY_BLOCK):
+        block = slice(start, start + _VOCABULARY_BLOCK)
+        total[block].add_(gradient[:, block].t() @ hidden, alpha=factor)
+
+
+def _chunk_length(rows: int, weight: Tensor, asked: int | None) -> int:
+    """Tokens a chunk, in chunks of even size."""
+    limit = asked or max(32, _LOGITS_BYTES // (len(weight) * weight.element_size()))
+    chunks = max(1, -(-rows // limit))
+    return max(1, -(-rows // chunks))
+
+
+def _cast(head: OutputHead | None, hidden: Tensor | None) -> OutputHead | None:
+    if head is None or hidden is None:
+        return None
+    return dataclasses.replace(head, weight=head.weight.detach().to(hidden.dtype))
+
+
+def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _at_least_fp32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _check(
+    hidden: Tensor, head: OutputHead, teacher_hidden: Tensor | None, teacher: OutputHead | None, labels: Tensor,
+    alpha: float, temperature: float, divergence: str,
+) -> None:  # fmt: skip
+    if divergence not in DIVERGENCES:
+        raise UsageError(f"divergence = {divergence!r}; choose one of {', '.join(DIVERGENCES)}.")
+    if not 0 <= alpha <= 1 or not 0 < temperature < float("inf"):
+        raise UsageError(f"alpha = {alpha}, temperature = {temperature}: alpha is 0 to 1, the temperature above 0.")
+    if (teacher is None) != (teacher_hidden is None) or (teacher is None and alpha > 0):
+        raise UsageError(f"alpha = {alpha} needs the teacher's hidden states and its head; without them, alpha is 0.")
+    shapes = [("student_hidden", hidden, head)]
+    if teacher is not None and teacher_hidden is not None:
+        shapes.append(("teacher_hidden", teacher_hidden, teacher))
+    for name, states, side in shapes:
+        if states.ndim != 2 or states.shape != (len(labels), side.weight.shape[1]) or labels.ndim != 1:
+            raise UsageError(
+                f"{name} {list(states.shape)} does not fit its head {list(side.weight.shape)} and labels "
+                f"{list(labels.shape)}: [N, D], [V, D] and [N] are needed."
+            )
+    if teacher is not None and len(teacher.weight) != len(head.weight):
+        raise UsageError(
+            f"The student's head has {len(head.weight)} rows and the teacher's {len(teacher.weight)}: slice both to "
+            "the token ids they share."
+        )

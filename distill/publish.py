@@ -1,0 +1,125 @@
+"""The finished student: a plain Hugging Face checkpoint and distill.json, visible only when complete."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import artifacts
+from compress.config import to_dict
+from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
+from compress.errors import UsageError
+from compress.models import check_weight_files, load_config
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_COMPANIONS = (
+    "tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "spiece*", "*.model", "*.tiktoken",
+    "*.jinja", "chat_template*", "generation_config.json",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillResult:
+    """A finished distillation, as distill.json has it."""
+
+    out: Path
+    teacher: str | None
+    student: str
+    tokens: int
+    """Tokens trained on, counting repetitions."""
+    steps: int
+    heldout_loss: float | None
+    """Held-out loss of the final student, nats a token: alpha * soft + (1 - alpha) * hard."""
+    best_heldout_loss: float | None
+    skipped_steps: int
+    tokens_per_s: float
+    seconds: float
+    """Wall time of training, over all resumed runs."""
+    flops: float
+    mfu: float | None
+    """Fraction of the device's peak FLOP/s; None where the peak is not known."""
+    manifest: dict[str, Any]
+
+
+def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> DistillResult | None:
+    """The result in `out` if it was made from this config and these inputs; None if `out` holds no result.
+
+    Raises:
+        UsageError: `out` holds a student made otherwise, or one that was altered since.
+    """
+    path = out / "distill.json"
+    if not path.is_file():
+        return None
+    record = artifacts.read_json(path)
+    made = record["manifest"]
+    wanted = as_json(config)
+    wanted.update({key: made["config"].get(key) for key in MAY_CHANGE_AT_RESUME})
+    if not artifacts.is_current(out, made, config=wanted, inputs=inputs):
+        changes = describe_changes(made, wanted, inputs) or ["its files were altered"]
+        raise UsageError(
+            f"{out} holds a student made otherwise ({'; '.join(changes)}). Name another output folder, or remove it."
+        )
+    return DistillResult(out=out, **record)
+
+
+def as_json(config: DistillConfig) -> dict[str, Any]:
+    """A config as it reads back from JSON (tuples are lists)."""
+    data: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
+    return data
+
+
+def describe_changes(made: Mapping[str, Any], config: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    """What differs between a record's `config` and `inputs` and these, leaving out options that may change."""
+    options = [
+        f"{key} was {json.dumps(made['config'].get(key))} and is {json.dumps(value)}"
+        for key, value in config.items()
+        if key not in MAY_CHANGE_AT_RESUME and made["config"].get(key) != value
+    ]
+    others = [f"the {name} is another" for name, value in inputs.items() if made["inputs"].get(name) != value]
+    return options + others
+
+
+def publish(
+    out: Path, model: Any, source: Path, config: DistillConfig, inputs: Mapping[str, Any], facts: dict[str, Any]
+) -> DistillResult:
+    """Write the trained `model`, with the tokenizer of the student it started from, and make it visible as `out`.
+
+    `facts` are the fields of `DistillResult` but `out` and `manifest`. The model's weights are cast in place.
+    """
+    with artifacts.staged_folder(out) as partial:
+        model.to(saved_dtype(config, source)).save_pretrained(partial)
+        for path in companions(source):
+            shutil.copyfile(path, partial / path.name)
+        manifest = artifacts.manifest(
+            config=as_json(config),
+            inputs=inputs,
+            outputs=artifacts.sha256_tree(partial),
+            seconds=facts["seconds"],
+            seed=config.seed,
+        )
+        record = {**facts, "manifest": manifest}
+        artifacts.write_json(partial / "distill.json", record)
+    return DistillResult(out=out, **record)
+
+
+def companions(folder: Path) -> list[Path]:
+    """The files of a model folder that belong to it besides config and weights: tokenizer, templates, generation."""
+    return sorted({path for pattern in _COMPANIONS for path in folder.glob(pattern) if path.is_file()})
+
+
+def saved_dtype(config: DistillConfig, source: Path) -> torch.dtype:
+    """The dtype to save in: as the config says, or that of the weights the run started from."""
+    if config.save_dtype != "auto":
+        return _DTYPES[config.save_dtype]
+    declared = load_config(source).dtype
+    if isinstance(declared, torch.dtype):
+        return declared
+    from safetensors import safe_open
+
+    with safe_open(check_weight_files(source)[0], framework="pt") as shard:
+        dtype: torch.dtype = shard.get_tensor(next(iter(shard.keys()))).dtype
+    return dtype

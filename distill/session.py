@@ -1,0 +1,223 @@
+"""Everything a run holds before its first step: checked inputs, models, optimizer, and where it continues from."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.artifacts import sha256_json
+from compress.config import to_dict
+from compress.distill import checkpoint
+from compress.distill.config import DistillConfig
+from compress.distill.flops import training_flops_per_token
+from compress.distill.publish import as_json, describe_changes
+from compress.distill.schedule import Budget, budget
+from compress.distill.step import Ids, Losses, StudentWithLoss
+from compress.distill.vocabulary import check_data, shared_ids
+from compress.errors import InputError, UsageError
+from compress.models import check_output_head, load_config, load_model, model_fingerprint, output_head
+from compress.progress import say
+
+_MICRO_BATCH_TOKENS_CPU = 4096
+_MICRO_BATCH_TOKENS_ACCELERATOR = 16384
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands; with the weights and moments, all there is to save."""
+
+    step: int = 0
+    """Finished steps."""
+    position: int = 0
+    """Rows of the data consumed."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    heldout_loss: float | None = None
+    """Held-out loss at this very step, if it was measured."""
+    best_heldout_loss: float | None = None
+    seconds: float = 0.0
+    """Wall time of training so far, over all resumed runs."""
+
+
+@dataclasses.dataclass
+class Session:
+    """A run, ready for its first or next step."""
+
+    accelerator: Any
+    student: Any
+    """The Hugging Face model; `model` is the same, with its loss, as accelerate prepared it."""
+    model: Any
+    optimizer: torch.optim.AdamW
+    losses: Losses
+    store: Any
+    heldout: Ids
+    """Held-out rows [H, S] to measure on."""
+    has_teacher: bool
+    budget: Budget
+    flops_per_token: float
+    progress: Progress
+    notes: dict[str, Any]
+    """What was decided for this machine: precision, micro-batch rows, CPU switches."""
+
+
+def fingerprints(student: Path, teacher: Path | None, store: Any) -> dict[str, Any]:
+    """One hash for each input; what a checkpoint and a finished student are checked against."""
+    return {
+        "student": sha256_json(model_fingerprint(student)),
+        "teacher": None if teacher is None else sha256_json(model_fingerprint(teacher)),
+        "data": store.fingerprint,
+    }
+
+
+def open_session(
+    config: DistillConfig, *, student: Path, teacher: Path | None, store: Any, inputs: dict[str, Any], work: Path
+) -> Session:
+    """Check everything that can be checked, load the models, and continue from the last checkpoint if there is one.
+
+    Raises:
+        UsageError: a budget the store cannot fill, a missing tracker, or a checkpoint of another run in `work`.
+        InputError: models, tokenizers and data that do not belong together, or a model that cannot be saved again.
+    """
+    extent = budget(config, num_rows=store.num_rows, seq_len=store.seq_len)
+    shared = shared_ids(student, teacher)
+    check_data(store, student, shared)
+    heldout: Ids = store.heldout(config.heldout_sequences)
+    accelerator = make_accelerator(config, work)
+    with accelerator.main_process_first():
+        found = checkpoint.latest(work / "checkpoints")
+    if found is not None:
+        _check_same_run(found[1], config, inputs, found[0])
+    precision = resolve_precision(config, accelerator.device)
+    learner, source = _load_models(config, student, teacher, precision, accelerator.device)
+    model = StudentWithLoss(learner, config, None if source is None else output_head(source), shared)
+    optimizer = make_optimizer(model, config)
+    progress = Progress()
+    if found is not None:
+        checkpoint.restore(found[0], learner, optimizer)
+        progress = Progress(**{f.name: found[1][f.name] for f in dataclasses.fields(Progress)})
+        say(f"Continuing from {found[0]}: {progress.step} of {extent.steps} steps are done.")
+    model.train()
+    prepared = accelerator.prepare_model(model)
+    rows = config.micro_batch_rows or default_micro_batch_rows(accelerator.device, store.seq_len)
+    flops = training_flops_per_token(load_config(student), load_config(teacher) if teacher else None, store.seq_len)
+    return Session(
+        accelerator=accelerator,
+        student=learner,
+        model=prepared,
+        optimizer=optimizer,
+        losses=Losses(accelerator, prepared, source, rows),
+        store=store,
+        heldout=heldout,
+        has_teacher=source is not None,
+        budget=extent,
+        flops_per_token=flops,
+        progress=progress,
+        notes={"precision": precision, "micro_batch_rows": rows, "processes": accelerator.num_processes},
+    )
+
+
+def make_accelerator(config: DistillConfig, work: Path) -> Any:
+    """An `Accelerator` for one process or for data parallelism over several.
+
+    Raises:
+        UsageError: a tracker whose package is missing, or a launcher configured for sharded models.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+    from accelerate.state import AcceleratorState
+    from accelerate.tracking import get_available_trackers
+
+    missing = set(config.trackers) - {str(tracker) for tracker in get_available_trackers()}
+    if missing:
+        names = " ".join(sorted(missing))
+        raise UsageError(f"trackers: {names} is not installed; `pip install {names}`, or leave it out.")
+    AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
+    on_cpu = not torch.accelerator.is_available()
+    bf16 = resolve_precision(config, torch.device("cpu" if on_cpu else "cuda")) == "bf16"
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=list(config.trackers) or None,
+        project_dir=str(work),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UsageError(
+            f"The launcher asks for {accelerator.distributed_type.value}; distillation runs on one process or under "
+            "data parallelism (DDP). Start it with torchrun, or with `accelerate launch --multi_gpu`."
+        )
+    if config.trackers:
+        options = {
+            key: value if isinstance(value, int | float) else str(value) for key, value in to_dict(config).items()
+        }
+        accelerator.init_trackers("compress", config=options)
+    return accelerator
+
+
+def resolve_precision(config: DistillConfig, device: torch.device) -> str:
+    """`bf16` or `fp32`; automatic is bf16 on CUDA devices that have it."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def default_micro_batch_rows(device: torch.device, seq_len: int) -> int:
+    """Rows of about 4096 tokens on a CPU and 16384 on an accelerator."""
+    tokens = _MICRO_BATCH_TOKENS_CPU if device.type == "cpu" else _MICRO_BATCH_TOKENS_ACCELERATOR
+    return max(1, tokens // seq_len)
+
+
+def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only (not on norms and biases).
+
+    The fused kernel is used because it can skip a step on the device (`found_inf`) with nothing read back.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: Sequence[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+
+
+def _load_models(
+    config: DistillConfig, student: Path, teacher: Path | None, precision: str, device: torch.device
+) -> tuple[Any, Any | None]:
+    """The student with fp32 weights, and the teacher frozen in the run's precision."""
+    learner = load_model(student, dtype=torch.float32, device=device)
+    check_output_head(learner, str(student))
+    _check_generation_config(learner, student)
+    if config.gradient_checkpointing:
+        learner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if teacher is None:
+        return learner, None
+    source = load_model(teacher, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    source.requires_grad_(False)
+    check_output_head(source, str(teacher))
+    return learner, source
+
+
+def _check_generation_config(model: Any, student: Path) -> None:
+    """transformers refuses to save some generation configs it loads; find out now, not after training."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        raise InputError(
+            f"{student / 'generation_config.json'} contradicts itself, so the trained student could not be saved: "
+            f'{" ".join(str(error).split())[:300]} Mend it (often: add "do_sample": true, or remove the temperature).'
+        ) from error
+
+
+def _check_same_run(state: dict[str, Any], config: DistillConfig, inputs: dict[str, Any], path: Path) -> None:
+    """Refuse to continue a checkpoint with options or inputs that would make another model of it."""
+    changes = describe_changes(state, as_json(config), inputs)
+    if changes:
+        raise UsageError(
+            f"{path} was made otherwise ({'; '.join(changes)}), so the run cannot be continued. "
+            f"Go back to what it was made with, name another output, or remove {path.parent} to start anew."
+        )

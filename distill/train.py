@@ -1,0 +1,242 @@
+"""The training loop: `distill`."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.artifacts import require_free
+from compress.config import build_from, to_dict
+from compress.distill import checkpoint
+from compress.distill.config import DistillConfig
+from compress.distill.flops import peak_flops
+from compress.distill.meters import Clock, SkipCount, step_seed
+from compress.distill.metrics import Metrics
+from compress.distill.publish import DistillResult, as_json, finished, publish
+from compress.distill.schedule import is_due, learning_rate
+from compress.distill.session import Session, fingerprints, open_session
+from compress.errors import InterruptedRun, UsageError
+from compress.models import resolve_model
+from compress.progress import progress_bar, say
+from compress.runtime import StopRequest, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
+
+
+def distill(
+    config: DistillConfig, *, student: str | Path, teacher: str | Path | None, data: Path, out: Path, work: Path
+) -> DistillResult:
+    """Train `student` against `teacher` on a token store, and write it to `out` as a Hugging Face checkpoint.
+
+    Called again after a stop or a kill, it continues from the last checkpoint, bitwise as if it had not stopped (same
+    machine, same number of processes); called again when finished, it returns the result at once.
+
+    Args:
+        config: the options.
+        student: folder or hub id of the model to train.
+        teacher: folder or hub id of the model to learn from; None only with `alpha=0`.
+        data: folder of a token store made with the student's tokenizer.
+        out: folder of the final checkpoint, e.g. RUN/student; must not hold anything else.
+        work: folder of metrics.jsonl and checkpoints/, e.g. RUN/train.
+
+    Raises:
+        UsageError: options out of range or unlike those of the checkpoint it would continue; an output that is not
+            free; more tokens than the store has; no teacher at `alpha` above 0. All before the first step.
+        InputError: a model, tokenizer or store that cannot be used, or that do not belong together.
+        InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved.
+        CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
+    """
+    from compress.data import TokenStore
+
+    config = build_from(DistillConfig, to_dict(config), "distill")
+    if teacher is None and config.alpha > 0:
+        raise UsageError(
+            f"alpha = {config.alpha} needs a teacher; name one, or set alpha to 0 to train on the text alone."
+        )
+    source = None if teacher is None else resolve_model(str(teacher))
+    start = resolve_model(str(student))
+    store = TokenStore.open(data)
+    inputs = fingerprints(start, source, store)
+    if (done := finished(out, config, inputs)) is not None:
+        return done
+    require_free(out)
+    _make_folder(work)
+    with _tuned(config):
+        session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
+        _train(session, config, inputs, work)
+        facts = _facts(session, config, str(student), None if teacher is None else str(teacher))
+        return _publish(session, config, inputs, facts, out, start)
+
+
+def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work: Path) -> None:
+    """Run the steps that are left; `session.progress` says how far it came."""
+    s, run, steps = session, session.progress, session.budget.steps
+    skips = SkipCount(run.skipped_steps, run.skipped_in_a_row, s.accelerator.device)
+    clock = Clock(run.seconds, run.position * s.store.seq_len)
+    main = s.accelerator.is_main_process
+    with (
+        stop_on_signal() as stop,
+        Metrics(work / "metrics.jsonl", s.accelerator, done=run.step) as metrics,
+        progress_bar("distill", steps, done=run.step, visible=main) as bar,
+    ):
+        if run.step == 0:
+            _measure_heldout(s, config, metrics)
+        for step in range(run.step, steps):
+            count = min(s.budget.rows_per_step, s.budget.rows - run.position)
+            rows = s.store.batch(run.position, count, config.seed, config.epochs)
+            torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
+            losses = s.losses.backward(rows, rows[:, 1:])
+            grad_norm = s.accelerator.clip_grad_norm_(s.model.parameters(), config.clip_norm)
+
+            for group in s.optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, steps)
+            s.optimizer.found_inf = skips.note(losses, grad_norm)  # type: ignore[attr-defined]
+            s.optimizer.step()
+            s.optimizer.zero_grad()
+            run.step, run.position, run.heldout_loss = step + 1, run.position + count, None
+
+            note = None
+            if run.step % config.log_every == 0 or run.step == steps:
+                note = _log(s, config, metrics, clock, losses, grad_norm)
+                skips.give_up_after(config.max_skipped_steps)
+            bar.advance(1, note)
+
+            stopping = _any_process(stop, s.accelerator)
+            save = stopping or is_due(config.checkpoint_every, run.step, steps)
+            if not stopping and (save or is_due(config.heldout_every, run.step, steps)):
+                with clock.paused(s.accelerator.device):
+                    _measure_heldout(s, config, metrics)
+            if save:
+                with clock.paused(s.accelerator.device):
+                    run.skipped_steps, run.skipped_in_a_row = skips.read()
+                    run.seconds = clock.seconds()
+                    metrics.sync()
+                    path = _save(s, config, inputs, work)
+                if stopping and run.step < steps:
+                    raise InterruptedRun(
+                        f"Stopped by {stop.signal_name or 'a signal'} after step {run.step} of {steps}; all is in "
+                        f"{path}. Run the same command again to continue."
+                    )
+
+
+def _log(s: Session, config: DistillConfig, metrics: Metrics, clock: Clock, losses: Tensor, grad_norm: Tensor) -> str:
+    """Write the step's row of metrics; returns the note for the progress bar."""
+    soft, hard, norm = torch.cat([losses, grad_norm[None].to(losses)]).tolist()
+    loss = config.alpha * soft + (1 - config.alpha) * hard
+    tokens = s.progress.position * s.store.seq_len
+    rate = clock.tokens_per_s(tokens)
+    metrics.write(
+        {
+            "step": s.progress.step,
+            "tokens": tokens,
+            "loss": loss,
+            "soft": soft if s.has_teacher else None,
+            "hard": hard,
+            "lr": s.optimizer.param_groups[0]["lr"],
+            "grad_norm": norm,
+            "tokens_per_s": round(rate, 1),
+            "mfu": _mfu(s, rate),
+            "peak_gib": round(peak_memory_gib(), 3),
+        }
+    )
+    return f"loss {loss:.3f}, {rate:,.0f} tokens/s"
+
+
+def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> None:
+    """Measure and log the held-out loss of the student as it is."""
+    if not len(s.heldout):
+        return
+    soft, hard = s.losses.measure(s.heldout, s.heldout[:, 1:])
+    loss = config.alpha * soft + (1 - config.alpha) * hard
+    run = s.progress
+    run.heldout_loss = loss
+    run.best_heldout_loss = loss if run.best_heldout_loss is None else min(loss, run.best_heldout_loss)
+    metrics.write(
+        {
+            "step": run.step,
+            "tokens": run.position * s.store.seq_len,
+            "heldout_loss": loss,
+            "heldout_soft": soft if s.has_teacher else None,
+            "heldout_hard": hard,
+        }
+    )
+
+
+def _save(s: Session, config: DistillConfig, inputs: dict[str, Any], work: Path) -> Path:
+    folder = work / "checkpoints"
+    state = {**dataclasses.asdict(s.progress), "config": as_json(config), "inputs": inputs}
+    if s.accelerator.is_main_process:
+        checkpoint.save(folder, state, s.student, s.optimizer, config.keep_checkpoints)
+    s.accelerator.wait_for_everyone()
+    return folder / f"step-{s.progress.step}"
+
+
+def _make_folder(work: Path) -> None:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The work folder {work} cannot be made: {error}.") from error
+    if not os.access(work, os.W_OK | os.X_OK):
+        raise UsageError(f"The work folder {work} cannot be written; name another, or change its permissions.")
+
+
+def _any_process(stop: StopRequest, accelerator: Any) -> bool:
+    """Whether any process was asked to stop; processes must leave the loop at the same step."""
+    if accelerator.num_processes == 1:
+        return bool(stop)
+    asked = torch.tensor(float(bool(stop)), device=accelerator.device)
+    return bool(accelerator.reduce(asked, reduction="sum").item())
+
+
+def _mfu(s: Session, tokens_per_s: float) -> float | None:
+    peak = peak_flops(s.accelerator.device, s.notes["precision"])
+    return None if peak is None else tokens_per_s * s.flops_per_token / (peak * s.accelerator.num_processes)
+
+
+@contextlib.contextmanager
+def _tuned(config: DistillConfig) -> Iterator[None]:
+    """Set the CPU's switches while training runs on it; the note says which."""
+    if not config.cpu_tuning or torch.accelerator.is_available():
+        yield
+        return
+    with fast_fp32_products() as fast:
+        kept = keep_freed_memory()
+        say(
+            f"CPU tuning: fp32 products {'through oneDNN (measured exact)' if fast else 'as they were'}, freed memory "
+            f"{'kept by the process' if kept else 'as it was'}; cpu_tuning: false turns it off."
+        )
+        yield
+
+
+def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None) -> dict[str, Any]:
+    """The fields of distill.json that the run knows."""
+    run = s.progress
+    tokens = run.position * s.store.seq_len
+    rate = tokens / max(run.seconds, 1e-9)
+    return {
+        "teacher": teacher,
+        "student": student,
+        "tokens": tokens,
+        "steps": run.step,
+        "heldout_loss": run.heldout_loss,
+        "best_heldout_loss": run.best_heldout_loss,
+        "skipped_steps": run.skipped_steps,
+        "tokens_per_s": round(rate, 1),
+        "seconds": round(run.seconds, 3),
+        "flops": tokens * s.flops_per_token,
+        "mfu": _mfu(s, rate),
+    }
+
+
+def _publish(
+    s: Session, config: DistillConfig, inputs: dict[str, Any], facts: dict[str, Any], out: Path, start: Path
+) -> DistillResult:
+    from accelerate.utils import broadcast_object_list
+
+    result = [publish(out, s.student, start, config, inputs, facts) if s.accelerator.is_main_process else None]
+    broadcast_object_list(result)
+    assert result[0] is not None
+    return result[0]
