@@ -1,0 +1,172 @@
+"""`compress prune`: teacher checkpoint in, student checkpoint out, complete and checked or not at all."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.artifacts import manifest, require_free, sha256_file, staged_folder, write_json
+from compress.config import config
+from compress.errors import CompressError, InputError, UsageError
+from compress.models import WEIGHT_FILES, check_weight_files, load_model, model_fingerprint, resolve_model
+from compress.prune.check import CheckResult, check_student, reason_to_skip
+from compress.prune.fields import VERIFIED_TYPES
+from compress.prune.plan import PrunePlan, derive
+from compress.prune.spec import check_spec
+from compress.prune.weights import MAX_SHARD_BYTES, StoredTensor, copy_weights, select_tensors
+from compress.units import format_bytes
+
+RECORD = "prune.json"
+_COPIED = (
+    "generation_config.json", "chat_template*", "additional_chat_templates", "tokenizer*", "vocab*", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken", "*.spm", "preprocessor_config.json",
+    "processor_config.json", "LICENSE*", "USE_POLICY*", "NOTICE*",
+)  # fmt: skip
+_ASKED_NOT_TO = "asked not to"
+
+
+@config
+class PruneConfig:
+    """Which layers stay, and whether the student is compared with its teacher."""
+
+    keep: str = "alternate"
+    """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay)."""
+    check: bool = True
+    """Compare the student's logits with the teacher's, dropped layers skipped (needs 5 bytes a teacher parameter)."""
+
+    def __post_init__(self) -> None:
+        check_spec(self.keep)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """A student on disk. `record` is the content of its prune.json."""
+
+    out: Path
+    plan: PrunePlan
+    check: CheckResult
+    record: dict[str, Any]
+
+    def describe(self) -> str:
+        """The result for people, a few lines."""
+        if self.check.skipped is not None:
+            checked = f"not compared with the teacher: {self.check.skipped}"
+        else:
+            checked = (
+                f"equals the teacher with dropped layers skipped: logits within {self.check.max_abs_difference:.2g}, "
+                f"cached within {self.check.max_abs_difference_cached:.2g} (largest logit "
+                f"{self.check.max_abs_logit:.3g})"
+            )
+        return f"{self.plan.describe()}\n{checked}\nwritten to {self.out}"
+
+
+def prune(teacher: str | Path, out: str | Path, keep: str = "alternate", *, check: bool = True) -> PruneResult:
+    """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only.
+
+    The weights are copied byte for byte and the tokenizer, generation config, chat template and licence as they are.
+    With `check`, the student's logits are compared with the teacher's, dropped layers skipped, where its fp32 weights
+    fit in memory. `out/prune.json` says what was done.
+
+    Raises:
+        UsageError: `keep` is no SPEC or reaches outside the layers, `out` is not free, or `check` is False for a
+            model type that only the check can vouch for.
+        InputError: the teacher cannot be loaded, its weights are damaged, or its config cannot be cut.
+        CompressError: the student differs from the teacher, or the disk is full. Nothing is left in `out`.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    require_free(out)
+    folder = resolve_model(str(teacher))
+    derivation = derive(str(teacher), folder, keep)
+    plan = derivation.plan
+    skip = _reason_to_skip(plan, check)
+    files = check_weight_files(folder)
+    load_model(folder, dtype=torch.float32, device="meta", device_map="meta")
+    tensors = select_tensors(files, derivation.layer_prefixes, plan.kept_layers, plan.num_layers)
+    _require_space(out, sum(tensor.num_bytes for _, tensor in tensors))
+    inputs = {"teacher": model_fingerprint(folder)}
+    with _disk_errors(out), staged_folder(out) as partial:
+        sha256 = _write_student(folder, partial, tensors, derivation.student_json)
+        result = CheckResult(passed=False, skipped=skip)
+        if skip is None:
+            result = check_student(folder, partial, plan.dropped_layers)
+        record = plan.to_dict() | {
+            "method": "spec",
+            "scores": None,
+            "bytes_before": sum(path.stat().st_size for path in files),
+            "bytes_after": sum(path.stat().st_size for path in partial.glob(WEIGHT_FILES)),
+            "sha256": sha256,
+            "check": dataclasses.asdict(result),
+            "manifest": manifest(
+                config={"keep": keep, "check": check},
+                inputs=inputs,
+                outputs=sha256,
+                seconds=time.monotonic() - started,
+            ),
+        }
+        write_json(partial / RECORD, record)
+    return PruneResult(out=out, plan=plan, check=result, record=record)
+
+
+def _write_student(
+    folder: Path, out: Path, tensors: Sequence[tuple[str, StoredTensor]], config_json: dict[str, Any]
+) -> dict[str, str]:
+    """Write the student's files into `out`, load it strictly (shapes only) and return each file's SHA-256."""
+    sha256 = copy_weights(tensors, out, MAX_SHARD_BYTES)
+    write_json(out / "config.json", config_json)
+    _copy_assets(folder, out)
+    load_model(out, dtype=torch.float32, device="meta", device_map="meta")
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        name = path.relative_to(out).as_posix()
+        sha256[name] = sha256.get(name) or sha256_file(path)
+    return dict(sorted(sha256.items()))
+
+
+def _reason_to_skip(plan: PrunePlan, check: bool) -> str | None:
+    """Why the comparison with the teacher will not run; a type we have not verified must have it."""
+    reason = reason_to_skip(plan.params_before) if check else _ASKED_NOT_TO
+    if reason is None or plan.model_type in VERIFIED_TYPES:
+        return reason
+    refusal = (
+        f"{plan.model_type} is not among the model types whose every config field this tool has verified "
+        f"({', '.join(sorted(VERIFIED_TYPES))}), so the student must be compared with its teacher"
+    )
+    if not check:
+        raise UsageError(f"{refusal}. Leave the check on.")
+    raise InputError(f"{refusal}, but {reason}. Run it on a machine with more memory.")
+
+
+def _copy_assets(folder: Path, out: Path) -> None:
+    """Copy tokenizer, generation config, chat templates and licence byte for byte."""
+    for source in sorted({path for pattern in _COPIED for path in folder.glob(pattern)}):
+        target = out / source.name
+        if source.is_dir():
+            shutil.copytree(source, target)
+        elif not source.name.endswith((".safetensors", ".bin", ".py")):
+            shutil.copyfile(source, target)
+
+
+def _require_space(out: Path, needed: int) -> None:
+    parent = next(path for path in out.absolute().parents if path.is_dir())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise CompressError(
+            f"{out} needs {format_bytes(needed)} and {format_bytes(free)} are free in {parent}. Make room, or write "
+            "the student to another disk."
+        )
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CompressError(
+            f"{out} could not be written ({error.strerror or error}); what was there of it is removed. Make room on "
+            "the disk, or write the student elsewhere."
+        ) from error
