@@ -10,8 +10,8 @@ if __name__ == "evaluate":
     from importlib.machinery import PathFinder
     from pathlib import Path
 
-    _root = Path(__file__).resolve().parent.parent
-    _spec = PathFinder.find_spec("evaluate", [p for p in sys.path if Path(p or ".").resolve() != _root])
+    _here = Path(__file__).resolve().parent
+    _spec = PathFinder.find_spec("evaluate", [p for p in sys.path if Path(p, "evaluate").resolve() != _here])
     if _spec is None or _spec.loader is None:
         raise ModuleNotFoundError("No module named 'evaluate'", name="evaluate")
     sys.modules["evaluate"] = _module = importlib.util.module_from_spec(_spec)

@@ -1,0 +1,156 @@
+"""Finding tasks by name, and building them: lm-eval's own, ours, and the user's folder of YAMLs."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lm_eval.tasks import TaskManager
+
+from compress.errors import InputError, UsageError
+from compress.evaluate.config import EvalConfig
+from compress.evaluate.local_data import DatasetUnavailable, Splits, is_local, last_local_splits
+
+_OWN_TASKS = Path(__file__).parent / "tasks"
+
+
+def build_tasks(config: EvalConfig) -> dict[str, Any]:
+    """Build the tasks of `config`: `{"tasks": {name: Task}, "groups": {name: Group}}`, few-shot numbers and seeds set.
+
+    Call it inside `local_datasets`.
+
+    Raises:
+        UsageError: an unknown name (the nearest known ones are given), or a task folder that does not exist.
+        InputError: a data set, the split to evaluate, or the split of few-shot examples is not there.
+    """
+    names = list(dict.fromkeys(config.tasks))
+    root = None if config.datasets_root is None else Path(config.datasets_root)
+    if root is not None and not root.is_dir():
+        raise UsageError(
+            f"The datasets root {root} does not exist; it holds ORG/NAME folders made by "
+            f"`hf download ORG/NAME --repo-type dataset --local-dir {root}/ORG/NAME`."
+        )
+    manager = find_tasks(names, config.task_folder)
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}}
+    for name in names:
+        try:
+            built = manager.load(name)
+        except DatasetUnavailable as error:
+            raise InputError(_explain_missing(error, name, names, manager, root)) from error
+        except (IndexError, KeyError, ValueError, TypeError, AssertionError) as error:
+            raise InputError(
+                f"The task {name} does not fit its data set ({type(error).__name__}: {error})."
+                f"{last_local_splits()} A task needs the splits and the columns that its YAML names."
+            ) from error
+        loaded["tasks"].update(built["tasks"])
+        loaded["groups"].update(built.get("groups", {}))
+    for name, task in loaded["tasks"].items():
+        _set_fewshot(name, task, config)
+    return loaded
+
+
+def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
+    """The `TaskManager` that knows all `names`.
+
+    Indexing lm-eval's 14,000 tasks takes seconds: it is done once a process, and only when our tasks and
+    `task_folder` do not hold all that is asked for.
+
+    Raises:
+        UsageError: see `build_tasks`.
+    """
+    folders: tuple[str, ...] = (str(_OWN_TASKS),)
+    if task_folder is not None:
+        if not Path(task_folder).is_dir():
+            raise UsageError(f"The task folder {task_folder} does not exist; it holds lm-eval task YAMLs.")
+        folders += (task_folder,)
+    small = _manager(folders, include_defaults=False)
+    try:
+        for name in names:
+            list(leaf_tasks(small.task_index, name))
+    except KeyError:
+        manager = _manager(folders, include_defaults=True)
+    else:
+        return small
+    for name in names:
+        if name not in manager.task_index:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists what there is."
+            raise UsageError(f"There is no task {name!r}; {hint}")
+    return manager
+
+
+@cache
+def _manager(folders: tuple[str, ...], include_defaults: bool) -> Any:
+    return TaskManager(include_path=list(folders), include_defaults=include_defaults)
+
+
+def leaf_tasks(index: Mapping[str, Any], name: str) -> Iterator[tuple[str, str | None]]:
+    """(task, hub id of its data set or None when only its Python class knows) of each task a name stands for.
+
+    Raises:
+        KeyError: the name, or a member of the group, is not in the index.
+    """
+    entry = index[name]
+    if entry.kind.name == "TAG":
+        for member in sorted(entry.tags):
+            yield from leaf_tasks(index, member)
+    elif entry.kind.name == "GROUP":
+        yield from _group_members(index, entry.cfg.get("task") or [])
+    else:
+        yield name, entry.cfg.get("dataset_path")
+
+
+def _group_members(index: Mapping[str, Any], members: str | Sequence[Any]) -> Iterator[tuple[str, str | None]]:
+    for member in [members] if isinstance(members, str) else members:
+        if isinstance(member, str):
+            yield from leaf_tasks(index, member)
+            continue
+        name = member.get("group") or member["task"]
+        if isinstance(name, str) and name in index:
+            yield from leaf_tasks(index, name)
+        elif "group" in member:
+            yield from _group_members(index, member.get("task") or [])
+        elif "dataset_path" in member:
+            yield name, member["dataset_path"]
+        else:
+            raise KeyError(name)
+
+
+def _explain_missing(
+    error: DatasetUnavailable, name: str, names: Sequence[str], manager: Any, root: Path | None
+) -> str:
+    leaves = [leaf for each in names for leaf in leaf_tasks(manager.task_index, each)]
+    task = next((leaf for leaf, dataset in leaves if dataset == error.dataset), name)
+    place = root or Path("DIR")
+    what = f"The task {task} needs the data set {error.dataset}, which cannot be loaded ({error})."
+    if is_local(root, error.dataset):
+        return f"{what} It was read from {place / error.dataset}: is the download complete?"
+    absent = [dataset for _, dataset in leaves if dataset and not is_local(root, dataset)]
+    absent = list(dict.fromkeys([error.dataset, *absent])) if root else [error.dataset]
+    commands = "; ".join(f"`hf download {each} --repo-type dataset --local-dir {place / each}`" for each in absent[:12])
+    more = f" (and {len(absent) - 12} more)" if len(absent) > 12 else ""
+    where = f"Neither {place / error.dataset} nor the hub has it." if root else "The hub did not give it."
+    return f"{what} {where} Where there is a network, run {commands}{more}, and give --datasets-root {place}."
+
+
+def _set_fewshot(name: str, task: Any, config: EvalConfig) -> None:
+    """Apply lm-eval's rules for `num_fewshot`, then check that there are examples to draw."""
+    own = task.get_config("num_fewshot")
+    shots = own if config.num_fewshot is None or own == 0 else config.num_fewshot
+    task.set_config(key="num_fewshot", value=shots or 0)
+    task.set_fewshot_seed(seed=config.seed)
+    sampler = getattr(task, "sampler", None)
+    if not shots or sampler is None:
+        return
+    settings = task.config
+    split = task.fewshot_cfg.split or settings.training_split or settings.validation_split or settings.test_split
+    needed = shots + (split == settings.test_split)
+    if len(sampler.df) < needed:
+        splits = task.dataset
+        has = f" (it has {', '.join(map(str, splits))})" if isinstance(splits, Splits) else ""
+        raise InputError(
+            f"The task {name} at {shots} shots draws its examples from the split {split!r} of {task.DATASET_PATH}, "
+            f"which holds {len(sampler.df)} here{has}, fewer than the {needed} it needs. Download that split too, or "
+            "lower --num-fewshot."
+        )

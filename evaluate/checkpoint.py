@@ -1,0 +1,117 @@
+"""A checkpoint ready to be measured: model, tokenizer, and logits that are always float32."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.errors import CompressError, UsageError
+from compress.evaluate.config import EvalConfig
+from compress.models import (
+    OutputHead,
+    check_output_head,
+    hidden_states,
+    load_config,
+    load_model,
+    load_tokenizer,
+    output_head,
+    resolve_model,
+)
+from compress.progress import say
+from compress.runtime import default_device
+
+_CHUNK_LOGITS = 1 << 25  # 128 MiB of float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A loaded causal LM.
+
+    `states` and `logits` split the forward pass at the output head, so that the head runs only where a score is
+    needed and in float32 whatever the model's dtype: bf16 logits tie options that differ. `head` is None when the
+    architecture does to its logits what `output_head` cannot express; then `states` are the model's own logits.
+    """
+
+    name: str
+    folder: Path
+    model: Any
+    tokenizer: Any
+    head: OutputHead | None
+    vocab_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> str:
+        """`float32`, `bfloat16`, ..."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Positions whose [tokens, vocab] logits fit the chunk budget."""
+        return max(1, _CHUNK_LOGITS // self.vocab_size)
+
+    def states(self, input_ids: Tensor) -> Tensor:
+        """What the head turns into logits, [B, S, D], for `input_ids` [B, S] (padding, if any, on the right)."""
+        if self.head is None:
+            logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+            return logits
+        return hidden_states(self.model, input_ids)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """float32 logits [N, V] of `states` [N, D]."""
+        return states.float() if self.head is None else self.head.logits(states.float())
+
+
+def load_checkpoint(name: str | Path, config: EvalConfig) -> Checkpoint:
+    """Load a folder or hub id, strictly and without remote code.
+
+    Raises:
+        InputError: the model or its tokenizer cannot be used (see `compress.models`).
+        UsageError: `config.device` is not a device of this machine.
+    """
+    folder = resolve_model(str(name))
+    device = _device(config.device)
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, dtype=_dtype(config.dtype, folder, device), device=device)
+    head: OutputHead | None
+    try:
+        check_output_head(model, str(name))
+        head = output_head(model)
+    except CompressError as error:
+        say(f"{error} Scoring falls back to the model's own logits.")
+        head = None
+    if head is not None:
+        bias = None if head.bias is None else head.bias.detach().float()
+        head = dataclasses.replace(head, weight=head.weight.detach().float(), bias=bias)
+    vocab_size = int(model.get_output_embeddings().weight.shape[0])
+    return Checkpoint(str(name), folder, model, tokenizer, head, vocab_size)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu, or leave it out."
+        ) from error
+    return device
+
+
+def _dtype(name: str, folder: Path, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    stored = getattr(load_config(folder), "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float32

@@ -1,0 +1,55 @@
+"""What to measure, and at what shapes."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compress.config import config
+from compress.units import Count
+
+Positive = Annotated[Count, Field(ge=1)]
+
+
+@config
+class EvalConfig:
+    """Options of `compress eval` and of a recipe's `eval:` section."""
+
+    tasks: list[str] = dataclasses.field(default_factory=list)
+    """lm-eval task, group or tag names, and our `squad_completion_verbatim`."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; None leaves each task's own number (a task that fixes 0 keeps 0)."""
+    limit: Positive | None = None
+    """Items a task, from its first; None takes all."""
+    datasets_root: str | None = None
+    """Folder of benchmark data sets, ORG/NAME inside it as `hf download --local-dir` lays them out."""
+    task_folder: str | None = None
+    """Folder of further lm-eval task YAMLs; a task of a name already known replaces it."""
+    heldout_sequences: Count = 100
+    """Rows of held-out text for loss, perplexity and fidelity."""
+    heldout_seq_len: Annotated[Count, Field(ge=2)] = 1024
+    """Tokens a row when the text is a raw source; a token store has its own row length."""
+    batch_tokens: Positive = 8192
+    """Tokens a forward pass, padding included; at least one sequence always runs."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Weights and activations; `auto` is the checkpoint's own on an accelerator and float32 on the CPU."""
+    device: str | None = None
+    """torch device (`cpu`, `cuda:1`); None takes the accelerator there is, else the CPU."""
+    speed: bool = True
+    """Whether to measure speed, latency and peak memory."""
+    speed_batch: Positive = 1
+    """Sequences side by side in the speed measurement."""
+    speed_prompt_tokens: Positive = 128
+    """Prompt length of the speed measurement, tokens."""
+    speed_decode_tokens: Count = 32
+    """Tokens decoded after the prompt, one at a time through the key-value cache."""
+    speed_repeats: Positive = 7
+    """Measured rounds, after two that only warm up; the figures are medians over them."""
+    samples: Count = 4
+    """Sample continuations to write."""
+    sample_prompt_tokens: Positive = 48
+    """Prompt length, tokens, of a sample cut from held-out text."""
+    sample_tokens: Positive = 64
+    """Longest continuation, tokens."""
+    seed: int = 1234
+    """Seed of few-shot choice (lm-eval's default) and of random prompts."""

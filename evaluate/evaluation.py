@@ -1,0 +1,128 @@
+"""The whole measurement of one checkpoint, and the eval JSON it is written to."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.artifacts import manifest, sha256_file, write_json, write_text
+from compress.config import to_dict
+from compress.errors import UsageError
+from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
+from compress.evaluate.config import EvalConfig
+from compress.evaluate.heldout import Heldout, load_heldout, text_fingerprint
+from compress.evaluate.language import heldout_scores
+from compress.evaluate.samples import continuations, prompts_from_rows
+from compress.evaluate.speed import measure_speed
+from compress.models import count_parameters, model_fingerprint, resolve_model
+from compress.runtime import versions
+
+
+def evaluate_model(
+    model: str | Path,
+    config: EvalConfig | None = None,
+    *,
+    teacher: str | Path | None = None,
+    text: str | Path | None = None,
+    out: Path | None = None,
+    prompts: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure a checkpoint: benchmarks, held-out loss, fidelity to a teacher, speed, sample continuations.
+
+    `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a SOURCE
+    of raw text (both in CONTRACT.md's sense). `prompts` are continued greedily; without them, starts of held-out rows
+    are. With `out`, the result is written there as JSON, and each benchmark item to `<stem>.items.jsonl` beside it
+    (task, groups, doc_id, doc_sha256, metrics, chance), the JSON last: it exists only when all is done.
+
+    Returns:
+        The eval JSON: model, params, bytes (of the weight files), tasks, heldout, fidelity, speed, samples, versions,
+        seconds, manifest. Parts not asked for are empty or null.
+
+    Raises:
+        UsageError: an unknown task, a teacher without text, an output that cannot be written.
+        InputError: a model, a benchmark's data or the text cannot be used.
+    """
+    started = time.monotonic()
+    config = config or EvalConfig()
+    if teacher is not None and text is None:
+        raise UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")
+    if out is not None:
+        _require_writable(out)
+    checkpoint = load_checkpoint(model, config)
+    result: dict[str, Any] = {
+        "model": str(model),
+        "params": count_parameters(checkpoint.model),
+        "bytes": sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")),
+        "tasks": {},
+        "heldout": None,
+        "fidelity": None,
+        "speed": None,
+        "samples": [],
+    }
+    heldout = None if text is None else load_heldout(text, checkpoint, config)
+    if heldout is not None:
+        result["heldout"], result["fidelity"] = _score_text(checkpoint, heldout, teacher, config)
+    items: list[dict[str, Any]] = []
+    if config.tasks:
+        from compress.evaluate.benchmarks import run_benchmarks
+
+        benchmarks = run_benchmarks(checkpoint, config)
+        result["tasks"], items = benchmarks.tasks, benchmarks.items
+    if config.speed:
+        result["speed"] = measure_speed({"model": checkpoint}, config)["model"]
+    result["samples"] = _samples(checkpoint, heldout, prompts, config)
+    seconds = time.monotonic() - started
+    result |= {"versions": versions(), "seconds": round(seconds, 3)}
+    outputs = {} if out is None or not items else _write_items(out.with_name(f"{out.stem}.items.jsonl"), items)
+    inputs = evaluation_inputs(model, teacher=teacher, text=text)
+    result["manifest"] = manifest(config=to_dict(config), inputs=inputs, outputs=outputs, seconds=seconds)
+    if out is not None:
+        write_json(out, result)
+    return result
+
+
+def evaluation_inputs(
+    model: str | Path, *, teacher: str | Path | None = None, text: str | Path | None = None
+) -> dict[str, Any]:
+    """The `inputs` of an evaluation's manifest: fingerprints of the model, the teacher and the text.
+
+    A pipeline compares them (with the config) to know whether an eval JSON is still current.
+    """
+    return {
+        "model": model_fingerprint(resolve_model(str(model))),
+        "teacher": None if teacher is None else model_fingerprint(resolve_model(str(teacher))),
+        "text": None if text is None else text_fingerprint(text),
+    }
+
+
+def _score_text(
+    checkpoint: Checkpoint, heldout: Heldout, teacher: str | Path | None, config: EvalConfig
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    reference = None if teacher is None else load_checkpoint(teacher, config)
+    return heldout_scores(checkpoint, heldout.rows, teacher=reference, batch_tokens=config.batch_tokens)
+
+
+def _samples(
+    checkpoint: Checkpoint, heldout: Heldout | None, prompts: Sequence[str], config: EvalConfig
+) -> list[dict[str, str]]:
+    chosen = list(prompts)[: config.samples]
+    if not chosen and heldout is not None and config.samples:
+        chosen = prompts_from_rows(checkpoint, heldout.rows, config.samples, config.sample_prompt_tokens)
+    return continuations(checkpoint, chosen, config.sample_tokens)
+
+
+def _require_writable(out: Path) -> None:
+    if out.is_dir():
+        raise UsageError(f"The output {out} is a folder; name a JSON file.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out.with_name(f".{out.name}.probe"), "")
+    except OSError as error:
+        raise UsageError(f"The output {out} cannot be written: {error.strerror}.") from error
+    out.with_name(f".{out.name}.probe").unlink()
+
+
+def _write_items(path: Path, items: Sequence[dict[str, Any]]) -> dict[str, str]:
+    write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    return {path.name: sha256_file(path)}

@@ -1,0 +1,160 @@
+"""Prefill and decode speed, latency and peak memory at stated shapes, several models interleaved in one run.
+
+Rounds go model by model, so that a slow minute of the machine falls on all of them and ratios stay fair.
+"""
+
+import ctypes
+import dataclasses
+import inspect
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
+from compress.evaluate.config import EvalConfig
+from compress.progress import progress_bar
+
+_WARM_UP = 2
+
+
+@dataclasses.dataclass
+class _Rounds:
+    """Seconds of each round's prefill, and of each decoded token by round."""
+
+    prefill_s: list[float] = dataclasses.field(default_factory=list)
+    step_s: list[list[float]] = dataclasses.field(default_factory=list)
+
+
+def compare_speed(models: Mapping[str, str | Path], config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """Speed of several checkpoints (name -> folder or hub id), measured interleaved; all are in memory at once.
+
+    Raises:
+        InputError, UsageError: a model cannot be loaded (see `load_checkpoint`).
+    """
+    return measure_speed({name: load_checkpoint(folder, config) for name, folder in models.items()}, config)
+
+
+@torch.inference_mode()
+def measure_speed(checkpoints: Mapping[str, Checkpoint], config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """The eval JSON's `speed` for each checkpoint.
+
+    One round: a prefill of [speed_batch, speed_prompt_tokens] random ids (one forward pass with logits of the last
+    position), then `speed_decode_tokens` greedy steps of one token through the key-value cache. Tokens a second are
+    those of the whole batch over the median round; latency is one decoded token's time over all rounds;
+    `time_to_first_token_ms` is the median prefill. `peak_gib` is the weights plus the most a round adds to the memory
+    in use (device allocations on CUDA, resident memory on Linux CPUs, else null). Decode figures are null for a
+    model without a key-value cache. Memory is taken in a round of its own, after the timed ones.
+    """
+    rounds = {name: _Rounds() for name in checkpoints}
+    with progress_bar("Speed", (_WARM_UP + config.speed_repeats + 1) * len(checkpoints)) as bar:
+        for number in range(_WARM_UP + config.speed_repeats):
+            for name, checkpoint in checkpoints.items():
+                prefill_s, step_s = _run_round(checkpoint, config)
+                if number >= _WARM_UP:
+                    rounds[name].prefill_s.append(prefill_s)
+                    rounds[name].step_s.append(step_s)
+                bar.advance()
+        result = {}
+        for name, checkpoint in checkpoints.items():
+            peak = _peak_bytes(checkpoint, config)
+            result[name] = _summary(checkpoint, config, rounds[name], peak)
+            bar.advance()
+    return result
+
+
+def _run_round(checkpoint: Checkpoint, config: EvalConfig) -> tuple[float, list[float]]:
+    """Seconds of one prefill, and of each greedy step after it."""
+    generator = torch.Generator().manual_seed(config.seed)
+    shape = (config.speed_batch, config.speed_prompt_tokens)
+    ids = torch.randint(0, checkpoint.vocab_size, shape, generator=generator).to(checkpoint.device)
+    # Models without the option compute all positions' logits: so would any user's prefill with them.
+    takes = inspect.signature(checkpoint.model.forward).parameters
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    start = _now(checkpoint.device)
+    out = checkpoint.model(input_ids=ids, use_cache=True, **last_only)
+    token = out.logits[:, -1:].argmax(dim=-1)
+    prefill_s = _now(checkpoint.device) - start
+    return prefill_s, _decode(checkpoint, token, getattr(out, "past_key_values", None), config.speed_decode_tokens)
+
+
+def _decode(checkpoint: Checkpoint, token: Tensor, cache: Any, count: int) -> list[float]:
+    """Seconds of each of `count` greedy steps from `token` [B, 1]; none without a cache."""
+    steps: list[float] = []
+    while cache is not None and len(steps) < count:
+        start = _now(checkpoint.device)
+        out = checkpoint.model(input_ids=token, past_key_values=cache, use_cache=True)
+        cache, token = out.past_key_values, out.logits[:, -1:].argmax(dim=-1)
+        steps.append(_now(checkpoint.device) - start)
+    return steps
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once all that was asked of the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def _summary(checkpoint: Checkpoint, config: EvalConfig, rounds: _Rounds, peak: int | None) -> dict[str, Any]:
+    batch, prompt = config.speed_batch, config.speed_prompt_tokens
+    prefill_s = float(np.median(rounds.prefill_s))
+    latencies = np.concatenate([np.asarray(steps) for steps in rounds.step_s]) * 1000.0
+    decode_s = float(np.median([sum(steps) for steps in rounds.step_s]))
+    decoded = len(rounds.step_s[0])
+    return {
+        "prefill_tokens_per_s": batch * prompt / prefill_s,
+        "decode_tokens_per_s": batch * decoded / decode_s if decoded else None,
+        "latency_ms_p50": float(np.percentile(latencies, 50)) if decoded else None,
+        "latency_ms_p95": float(np.percentile(latencies, 95)) if decoded else None,
+        "time_to_first_token_ms": prefill_s * 1000.0,
+        "peak_gib": None if peak is None else peak / 2**30,
+        "device": _device_name(checkpoint.device),
+        "dtype": checkpoint.dtype,
+        "batch": batch,
+        "prompt_tokens": prompt,
+        "decode_tokens": decoded,
+        "rounds": len(rounds.prefill_s),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _peak_bytes(checkpoint: Checkpoint, config: EvalConfig) -> int | None:
+    """Bytes of the weights and of the most that one round adds to them; None where the platform cannot tell."""
+    tensors = checkpoint.model.state_dict().values()
+    weights = sum({int(tensor.data_ptr()): int(tensor.nbytes) for tensor in tensors}.values())
+    device = checkpoint.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = int(torch.cuda.memory_allocated(device))
+        _run_round(checkpoint, config)
+        return weights + int(torch.cuda.max_memory_allocated(device)) - before
+    if device.type != "cpu" or not _restart_peak_resident():
+        return None
+    before = int(psutil.Process().memory_info().rss)
+    _run_round(checkpoint, config)
+    return weights + max(0, _peak_resident() - before)
+
+
+def _restart_peak_resident() -> bool:
+    """Give free heap pages back, then count the process's peak resident memory afresh (Linux, glibc; `man 5 proc`)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def _peak_resident() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
