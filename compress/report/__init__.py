@@ -1,1 +1,30 @@
 """Results on one page: report.json, report.md and report.html from a run folder."""
+
+from pathlib import Path
+
+from compress.artifacts import write_json, write_text
+from compress.report.build import build_report
+from compress.report.html import html_page
+from compress.report.markdown import markdown_page
+from compress.report.run_files import read_run
+from compress.report.terminal import summary
+
+__all__ = ["summary", "write_report"]
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.json, RUN/report.md and RUN/report.html from the files in RUN; return the HTML page's path.
+
+    Nothing is measured here, and the same files give the same bytes. Steps that have not run are left out and named.
+
+    Raises:
+        InputError: RUN does not exist, holds no evaluation, or one of its files cannot be read.
+        UsageError: RUN/recipe.yaml is no recipe.
+    """
+    files = read_run(run)
+    report = build_report(files)
+    write_json(run / "report.json", report)
+    write_text(run / "report.md", markdown_page(report, files))
+    page = run / "report.html"
+    write_text(page, html_page(report, files))
+    return page

@@ -1,0 +1,106 @@
+"""From the files of a run to report.json: the contract's fields and what the pages need beside them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress.report.run_files import MODELS, Record, RunFiles, number
+from compress.report.scores import STUDENTS, build_retention, build_scores
+from compress.units import format_count
+
+LABELS = {"teacher": "teacher", "student_init": "cut", "student": "healed"}
+"""Model key -> the one word used for it on every page and in every figure."""
+
+
+def build_report(run: RunFiles) -> Record:
+    """Everything a page shows, as plain JSON data.
+
+    Beside the contract's `teacher`, `student_init`, `student`, `retention`, `compression` and `train` it has:
+    `scores` (by task and model, with intervals and chance), `retention_student_init`, `overall` (retention over all
+    tasks), `prune`, `headline` and `left_out` (what this run lacks, in words). What is absent is null.
+    """
+    scores = build_scores(run)
+    retention = {model: build_retention(run, scores, model) for model in STUDENTS}
+    report: Record = {
+        "name": run.name,
+        **{key: run.evals.get(key) for key in MODELS},
+        "scores": scores,
+        "retention": retention["student"][0],
+        "retention_student_init": retention["student_init"][0],
+        "overall": {model: overall for model, (_, overall) in retention.items()},
+        "compression": _compression(run),
+        "train": _train(run.distill),
+        "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
+        "left_out": _left_out(run),
+    }
+    report["headline"] = headline(report)
+    return report
+
+
+def _train(distill: Record | None) -> Record | None:
+    """The training record without its manifest, but with the peak memory that the manifest names."""
+    if distill is None:
+        return None
+    peak = (distill.get("manifest") or {}).get("peak_gib")
+    return {"peak_gib": peak, **{key: value for key, value in distill.items() if key != "manifest"}}
+
+
+def _compression(run: RunFiles) -> Record | None:
+    """Sizes and speeds of the smallest model as a share of the teacher's; speeds only when measured alike."""
+    model = next((key for key in reversed(STUDENTS) if key in run.evals), None)
+    if model is None or "teacher" not in run.evals:
+        return None
+    teacher, student = run.evals["teacher"], run.evals[model]
+    fast, slow = student.get("speed") or {}, teacher.get("speed") or {}
+    alike = all(fast.get(key) == slow.get(key) for key in ("device", "dtype"))
+
+    def of_teacher(key: str, small: Mapping[str, Any], large: Mapping[str, Any]) -> float | None:
+        top, bottom = number(small.get(key)), number(large.get(key))
+        return top / bottom if top is not None and bottom else None
+
+    return {
+        "model": model,
+        "params": of_teacher("params", student, teacher),
+        "bytes": of_teacher("bytes", student, teacher),
+        "speedup_prefill": of_teacher("prefill_tokens_per_s", fast, slow) if alike else None,
+        "speedup_decode": of_teacher("decode_tokens_per_s", fast, slow) if alike else None,
+        "peak_memory": of_teacher("peak_gib", fast, slow) if alike else None,
+    }
+
+
+def _left_out(run: RunFiles) -> list[str]:
+    missing = [f"No evaluation of the {LABELS[key]} model." for key in MODELS if key not in run.evals]
+    if run.prune is None:
+        missing.append("No prune.json: which layers were kept is not shown.")
+    if run.distill is None:
+        missing.append("No distill.json: the student has not been healed, or its training record is elsewhere.")
+    elif not run.train_rows:
+        missing.append("No train/metrics.jsonl: no loss curves.")
+    for key, record in run.evals.items():
+        if not run.items[key] and record["tasks"]:
+            missing.append(f"No per-item scores of the {LABELS[key]} model: no paired intervals with it.")
+        if not record.get("speed"):
+            missing.append(f"The speed of the {LABELS[key]} model was not measured.")
+    return missing
+
+
+def headline(report: Record) -> str:
+    """One sentence: size, what is kept above chance, speed. Only what was measured is said."""
+    compression = report["compression"]
+    if compression is None:
+        return f"{report['name']}: scores of {_and([LABELS[key] for key in MODELS if report[key]])}."
+    model = compression["model"]
+    teacher, student = report["teacher"], report[model]
+    facts = []
+    if compression["params"] is not None:
+        facts.append(f"has {format_count(student['params'])} of {format_count(teacher['params'])} parameters")
+    overall = report["overall"][model]
+    if overall and overall["chance_corrected"] is not None:
+        share = overall["chance_corrected"]
+        facts.append(f"keeps {f'{share:.0%}' if share > 0 else 'none'} of the teacher's score above chance")
+    if compression["speedup_decode"] is not None:
+        facts.append(f"decodes {compression['speedup_decode']:.1f}× as fast")
+    return f"The {LABELS[model]} student {_and(facts)}." if facts else f"{report['name']}: a student and its teacher."
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

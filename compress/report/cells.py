@@ -1,0 +1,52 @@
+"""Numbers as the report writes them: percent, intervals, a dash for what is absent, a true minus sign."""
+
+from collections.abc import Callable, Sequence
+
+from compress.report.run_files import Record, number
+
+NONE = "–"
+_MINUS = "−"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.4831 -> `48.3`."""
+    return NONE if value is None else f"{100 * value:.{digits}f}"
+
+
+def ratio_with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """0.873 in (0.84, 0.90) -> `87% [84, 90]`."""
+    if value is None:
+        return NONE
+    shown = f"{value:.0%}" + (f" [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]" if interval else "")
+    return shown.replace("-", _MINUS)
+
+
+def share_kept(value: float | None) -> str:
+    """Retention above chance in a word: `53%`, `none` at or below chance, a dash when it is undefined."""
+    return NONE if value is None else "none" if value <= 0 else f"{value:.0%}"
+
+
+def plus_minus(score: Record | None) -> str:
+    """A score in percent with its standard error: `48.3 ± 0.5`."""
+    if score is None or score["value"] is None:
+        return NONE
+    return percent(score["value"]) + (f" ± {percent(score['stderr'])}" if score["stderr"] is not None else "")
+
+
+def points(value: float | None, interval: Sequence[float] | None) -> str:
+    """A difference of scores in percentage points: -0.109 in (-0.12, -0.098) -> `−10.9 [−12.0, −9.8]`."""
+    if value is None:
+        return NONE
+    shown = f"{100 * value:+.1f}" + (f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if interval else "")
+    return shown.replace("-", _MINUS)
+
+
+def fixed(digits: int) -> Callable[[float], str]:
+    """A way to show a number: thousands separated, `digits` decimals."""
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def cell(record: Record | None, key: str, show: Callable[[float], str]) -> str:
+    """A number of a record as text, or a dash where the record or the number is absent."""
+    value = number((record or {}).get(key))
+    return NONE if value is None else show(value)

@@ -1,0 +1,66 @@
+"""report.md: the page's words and tables, for a terminal or a repository."""
+
+from collections.abc import Sequence
+
+from compress.report.build import LABELS
+from compress.report.extracts import manifest_blocks, sample_rows
+from compress.report.run_files import Record, RunFiles
+from compress.report.tables import Table, all_tables, models
+
+_FENCE = "````"
+
+
+def markdown_page(report: Record, run: RunFiles) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    parts = [f"# {_escape(report['name'])}", _escape(report["headline"])]
+    if (layers := report["prune"]) and layers.get("kept_layers") is not None:
+        kept, dropped = (_ranges(layers.get(key) or []) for key in ("kept_layers", "dropped_layers"))
+        parts.append(f"Kept layers: {kept or 'none'}. Dropped layers: {dropped or 'none'}.")
+    parts += [_table(table) for table in all_tables(report)]
+    parts += _samples(report)
+    if report["left_out"]:
+        parts.append("## Not in this report\n\n" + "\n".join(f"- {_escape(line)}" for line in report["left_out"]))
+    parts.append("## Manifest\n")
+    for title, body, language in manifest_blocks(run):
+        block = f"{_FENCE}{language}\n{body}\n{_FENCE}"
+        parts.append(f"<details><summary>{_escape(title)}</summary>\n\n{block}\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def _escape(text: str) -> str:
+    for character in "\\`*_[]<>|#&":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """[0, 2, 5, 6, 7] -> `0, 2, 5-7`."""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in parts)
+
+
+def _table(table: Table) -> str:
+    rule = [":--" if index < table.text_columns else "--:" for index in range(len(table.columns))]
+    lines = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
+    body = "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))
+    heading = f"## {table.title}\n\n{table.note}"
+    if table.folded:
+        return f"{heading}\n\n<details><summary>{len(table.rows)} rows</summary>\n\n{body}\n\n</details>"
+    return f"{heading}\n\n{body}"
+
+
+def _samples(report: Record) -> list[str]:
+    rows = sample_rows(report)
+    if not rows:
+        return []
+    keys = models(report)
+    parts = ["## Sample continuations"]
+    for prompt, texts in rows:
+        lines = [f"- **{LABELS[key]}**: {_escape(texts[key])}" for key in keys if key in texts]
+        parts.append(f"> {_escape(prompt)}\n\n" + "\n".join(lines))
+    return parts

@@ -1,0 +1,114 @@
+"""What a run folder holds: its JSON records, the training log and the scored items. Nothing is computed here."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.artifacts import read_json
+from compress.config import load_yaml
+from compress.errors import InputError
+
+Record = dict[str, Any]
+
+MODELS = {"teacher": "teacher", "student_init": "student-init", "student": "student"}
+"""Key in report.json -> stem of the file in RUN/eval/."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFiles:
+    """A run as it lies on disk; what has not been made yet is None or empty.
+
+    Attributes:
+        name: the recipe's name, else the folder's.
+        recipe: text of recipe.yaml.
+        prune, distill: the records of those steps.
+        evals: eval record by model key (`teacher`, `student_init`, `student`), in that order.
+        items: per-item scores by model key.
+        train_rows, heldout_rows: logged steps with a loss, and with a held-out loss; one row a step, by step.
+    """
+
+    name: str
+    recipe: str | None
+    prune: Record | None
+    distill: Record | None
+    evals: dict[str, Record]
+    items: dict[str, list[Record]]
+    train_rows: list[Record]
+    heldout_rows: list[Record]
+
+
+def read_run(run: Path) -> RunFiles:
+    """Read a run folder.
+
+    Raises:
+        InputError: the folder is missing or holds no evaluation, or a file in it cannot be read.
+    """
+    if not run.is_dir():
+        raise InputError(f"The run folder {run} does not exist.")
+    evals = {key: _record(run / "eval" / f"{stem}.json") for key, stem in MODELS.items()}
+    found = {key: record for key, record in evals.items() if record is not None}
+    if not found:
+        names = ", ".join(f"{stem}.json" for stem in MODELS.values())
+        raise InputError(
+            f"{run} has nothing to report: none of {names} is in {run / 'eval'}. Evaluate first, for example "
+            f"`compress eval {run / 'student'} --out {run / 'eval' / 'student.json'}`."
+        )
+    for key, record in found.items():
+        if not isinstance(record.get("tasks"), dict):
+            raise InputError(f"{run / 'eval' / MODELS[key]}.json is not an evaluation: it has no table `tasks`.")
+    recipe = run / "recipe.yaml"
+    name = load_yaml(recipe).data.get("name") if recipe.is_file() else None
+    rows = _jsonl(run / "train" / "metrics.jsonl")
+    return RunFiles(
+        name=str(name or run.resolve().name),
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+        prune=_record(run / "student-init" / "prune.json"),
+        distill=_record(run / "student" / "distill.json"),
+        evals=found,
+        items={key: _jsonl(run / "eval" / f"{MODELS[key]}.items.jsonl") for key in found},
+        train_rows=_by_step(rows, "loss"),
+        heldout_rows=_by_step(rows, "heldout_loss"),
+    )
+
+
+def number(value: Any) -> float | None:
+    """A finite number as a float; anything else (text, null, NaN, a boolean) is None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _record(path: Path) -> Record | None:
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds no JSON object.")
+    return record
+
+
+def _jsonl(path: Path) -> list[Record]:
+    """Rows of a JSON-lines file; a last line that was cut short (a killed run) is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for index, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if index == len(lines) and not line.endswith("\n"):
+                break
+            raise InputError(f"{path}, line {index} is not JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {index} holds no JSON object.")
+        rows.append(row)
+    return rows
+
+
+def _by_step(rows: list[Record], key: str) -> list[Record]:
+    """Rows that have `key`, the last one of each step (a resumed run logs some steps again), in order of step."""
+    latest = {row["step"]: row for row in rows if key in row and "step" in row}
+    return [latest[step] for step in sorted(latest)]

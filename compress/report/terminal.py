@@ -1,0 +1,50 @@
+"""The summary that the command prints when a run ends."""
+
+from collections.abc import Callable
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from compress.report.build import LABELS
+from compress.report.cells import cell, fixed, plus_minus, share_kept
+from compress.report.run_files import Record
+from compress.report.tables import main_tasks, models
+from compress.units import format_bytes, format_count
+
+_MARKS = {"same": " ≈", "below": " ↓"}
+_FACTS: tuple[tuple[str, str | None, str, Callable[[float], str]], ...] = (
+    ("parameters", None, "params", format_count),
+    ("on disk", None, "bytes", format_bytes),
+    ("held-out loss", "heldout", "loss_nats", fixed(3)),
+    ("KL to teacher", "fidelity", "kl_nats", fixed(4)),
+    ("decode tokens/s", "speed", "decode_tokens_per_s", fixed(0)),
+)
+
+
+def summary(report: Record) -> Table:
+    """A column for each model; rows: scores in percent +- one standard error, size, held-out loss, KL, decode speed.
+
+    The last column is what the student keeps above chance. `report` is the content of report.json. `≈` marks a score
+    that cannot be told from chance, `↓` one below it.
+    """
+    keys = models(report)
+    kept = report["retention"] or report["retention_student_init"]
+    tasks = main_tasks(report)
+    verdicts = {task[key]["versus_chance"] for task in tasks.values() for key in keys if key in task}
+    marks = "; ≈ not above chance, ↓ below chance" if verdicts & _MARKS.keys() else ""
+    table = Table(title=Text(report["headline"]), caption=f"percent ± standard error{marks}", box=SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for name in [*(LABELS[key] for key in keys), *(["kept"] if kept else [])]:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for name, entry in tasks.items():
+        scores = [entry.get(key) for key in keys]
+        cells = [plus_minus(score) + _MARKS.get((score or {}).get("versus_chance") or "", "") for score in scores]
+        share = kept.get(name, {})
+        last = [share_kept(share.get("chance_corrected"))] if kept else []
+        table.add_row(*map(Text, [name, *cells, *last]))
+    table.add_section()
+    for label, part, field, show in _FACTS:
+        cells = [cell(report[key].get(part) if part else report[key], field, show) for key in keys]
+        table.add_row(*map(Text, [label, *cells]))
+    return table
