@@ -1,0 +1,208 @@
+"""Weights are copied byte for byte, in bounded memory, and damaged files are named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import save_tiny_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from compress.artifacts import sha256_file
+from compress.errors import InputError
+from compress.models import load_model
+from compress.prune import prune, weights
+
+
+def save_sharded(folder: Path, model_type: str = "llama") -> Path:
+    """A tiny teacher in several shards with an index."""
+    save_tiny_model(folder, model_type)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(state)
+    shards = {f"model-{i + 1:05d}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for file, keys in shards.items():
+        save_file({key: state[key] for key in keys}, folder / file, metadata={"format": "pt"})
+    weight_map = {key: file for file, keys in shards.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def renumbered(state: dict[str, torch.Tensor], kept: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """The expected student, by plain string work on the teacher's keys."""
+    result = {name: tensor for name, tensor in state.items() if ".layers." not in name}
+    for new, old in enumerate(kept):
+        mark = f".layers.{old}."
+        result |= {name.replace(mark, f".layers.{new}."): t for name, t in state.items() if mark in name}
+    return result
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def test_pruning_nothing_changes_no_weight(tmp_path: Path) -> None:
+    teacher = save_tiny_model(tmp_path / "teacher")
+    prune(teacher, tmp_path / "student", "::")
+    assert_same(all_tensors(tmp_path / "student"), all_tensors(teacher))
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000, 1])
+def test_shards_in_shards_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_shard_bytes: int) -> None:
+    teacher = save_sharded(tmp_path / "teacher")
+    monkeypatch.setattr("compress.prune.step.MAX_SHARD_BYTES", max_shard_bytes)
+    student = tmp_path / "student"
+    result = prune(teacher, student, "1,3")
+    assert_same(all_tensors(student), renumbered(all_tensors(teacher), (1, 3)))
+    files = sorted(student.glob("*.safetensors"))
+    if max_shard_bytes == 10**9:
+        assert [file.name for file in files] == ["model.safetensors"]
+    else:
+        index = json.loads((student / "model.safetensors.index.json").read_text())
+        assert set(index["weight_map"].values()) == {file.name for file in files}
+        assert index["metadata"]["total_size"] == sum(t.nbytes for t in all_tensors(student).values())
+        assert all(file.stat().st_size < max(max_shard_bytes, 40_000) + 2_000 for file in files)
+    for file in files:
+        assert result.record["sha256"][file.name] == sha256_file(file)
+        with safe_open(file, framework="pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+
+
+def test_mixed_dtypes_and_odd_sizes_keep_their_bytes(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Any] = {
+        "model.layers.0.a": torch.randn(3, 5, generator=generator, dtype=torch.bfloat16),
+        "model.layers.0.flags": torch.tensor([True, False, True]),
+        "model.layers.1.a": torch.randn(7, generator=generator, dtype=torch.float64),
+        "model.layers.1.scalar": torch.tensor(3.5),
+        "head": torch.randn(9, generator=generator).to(torch.float8_e4m3fn),
+        "empty": torch.empty(0, 4),
+    }
+    save_file(state, tmp_path / "model.safetensors")
+    tensors = weights.select_tensors([tmp_path / "model.safetensors"], ["model.layers"], [1], 2)
+    (tmp_path / "out").mkdir()
+    weights.copy_weights(tensors, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == {"model.layers.0.a", "model.layers.0.scalar", "head", "empty"}
+    assert torch.equal(found["model.layers.0.a"], state["model.layers.1.a"])
+    assert torch.equal(found["head"].view(torch.uint8), state["head"].view(torch.uint8))
+
+
+def test_a_checkpoint_saved_without_its_head_module_and_one_with_extra_layers(tmp_path: Path) -> None:
+    teacher = save_tiny_model(tmp_path / "teacher", "gpt2")
+    file = teacher / "model.safetensors"
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    save_file(bare, file, metadata={"format": "pt"})
+    assert prune(teacher, tmp_path / "student", "0,3").check.passed
+    assert {name.split(".")[1] for name in all_tensors(tmp_path / "student") if name.startswith("h.")} == {"0", "1"}
+
+    extra = {"model.layers.0.w": torch.ones(2), "model.layers.1.w": torch.ones(2)}
+    save_file(extra, tmp_path / "extra.safetensors")
+    chosen = weights.select_tensors([tmp_path / "extra.safetensors"], ["model.layers"], [0], 1)
+    assert [name for name, _ in chosen] == ["model.layers.0.w"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_and_untied_heads_round_trip(tmp_path: Path, tied: bool) -> None:
+    teacher = save_tiny_model(tmp_path / "teacher", tie_word_embeddings=tied)
+    result = prune(teacher, tmp_path / "student", "0,3")
+    student = load_model(tmp_path / "student", dtype=torch.float32)
+    assert (student.lm_head.weight is student.model.embed_tokens.weight) == tied
+    assert ("lm_head.weight" in all_tensors(tmp_path / "student")) != tied
+    assert result.plan.params_after == sum(p.numel() for p in student.parameters())
+
+
+def test_a_contradicting_tie_flag_is_refused(tmp_path: Path) -> None:
+    teacher = save_tiny_model(tmp_path / "teacher", tie_word_embeddings=True)
+    set_config(teacher, tie_word_embeddings=False)
+    with pytest.raises(InputError, match=r"teacher.*lm_head\.weight"):
+        prune(teacher, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_head_beside_a_tie_flag_survives(tmp_path: Path) -> None:
+    teacher = save_tiny_model(tmp_path / "teacher", tie_word_embeddings=False)
+    set_config(teacher, tie_word_embeddings=True)
+    assert prune(teacher, tmp_path / "student").check.passed
+    assert "lm_head.weight" in all_tensors(tmp_path / "student")
+
+
+def set_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "missing"])
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
+    teacher = save_sharded(tmp_path / "teacher")
+    shard = teacher / "model-00002-of-00003.safetensors"
+    data = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes({"truncated": data[:-100], "empty": b"", "garbage": b"\xff" * 64}[damage])
+    with pytest.raises(InputError, match=r"model-00002-of-00003\.safetensors"):
+        prune(teacher, tmp_path / "student")
+    assert list(tmp_path.iterdir()) == [teacher]
+
+
+@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "C:\\evil.safetensors"])
+def test_an_index_that_points_outside_is_refused(tmp_path: Path, name: str) -> None:
+    teacher = save_sharded(tmp_path / "teacher")
+    index = teacher / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**weight_map, "model.norm.weight": name}}))
+    with pytest.raises(InputError, match="plain file name"):
+        prune(teacher, tmp_path / "student")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_in_a_kept_layer_is_named_and_in_a_dropped_one_is_gone(tmp_path: Path, dtype: torch.dtype) -> None:
+    teacher = save_tiny_model(tmp_path / "teacher")
+    file, key = teacher / "model.safetensors", "model.layers.2.mlp.up_proj.weight"
+    state = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    state[key][3, 3] = float("nan")
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"model\.safetensors.*model\.layers\.2\.mlp\.up_proj\.weight"):
+        prune(teacher, tmp_path / "student", "0,2")
+    assert not (tmp_path / "student").exists()
+    prune(teacher, tmp_path / "student", "0,3", check=False)
+
+
+def test_a_layer_without_weights_and_a_tensor_in_two_files_are_named(tmp_path: Path) -> None:
+    save_file({"model.layers.0.w": torch.ones(2)}, tmp_path / "a.safetensors")
+    save_file({"model.layers.0.w": torch.ones(2)}, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match=r"no weights for layer 1 of 2.*model\.layers\.1\."):
+        weights.select_tensors([tmp_path / "a.safetensors"], ["model.layers"], [0], 2)
+    with pytest.raises(InputError, match=r"model\.layers\.0\.w is in several files \(a.*b"):
+        weights.select_tensors([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], ["model.layers"], [0], 1)
+
+
+def test_memory_stays_at_one_buffer(tmp_path: Path) -> None:
+    for i in range(2):
+        save_file({f"model.layers.{i}.w": torch.zeros(24 << 20)}, tmp_path / f"{i}.safetensors")
+    script = """
+import resource, sys
+from pathlib import Path
+from compress.prune.weights import copy_weights, select_tensors
+folder = Path(sys.argv[1])
+tensors = select_tensors([folder / "0.safetensors", folder / "1.safetensors"], ["model.layers"], [0, 1], 2)
+(folder / "out").mkdir()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+copy_weights(tensors, folder / "out")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 192 << 20
+    assert int(done.stdout) < 64 << 10, "more than 64 MiB to copy 192 MiB"
