@@ -100,7 +100,9 @@ def _score_text(
     checkpoint: Checkpoint, heldout: Heldout, teacher: str | Path | None, config: EvalConfig
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     reference = None if teacher is None else load_checkpoint(teacher, config)
-    return heldout_scores(checkpoint, heldout.rows, teacher=reference, batch_tokens=config.batch_tokens)
+    return heldout_scores(
+        checkpoint, heldout.rows, heldout.text_bytes, teacher=reference, batch_tokens=config.batch_tokens
+    )
 
 
 def _samples(

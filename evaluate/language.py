@@ -26,15 +26,20 @@ class _Sums:
 
 
 def heldout_scores(
-    checkpoint: Checkpoint, rows: NDArray[np.int64], *, teacher: Checkpoint | None = None, batch_tokens: int = 8192
+    checkpoint: Checkpoint,
+    rows: NDArray[np.int64],
+    text_bytes: int,
+    *,
+    teacher: Checkpoint | None = None,
+    batch_tokens: int = 8192,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Score `rows` [n, S] of token ids; each row's tokens 1..S-1 are predicted from those before them in the row.
 
     Returns (heldout, fidelity), over the N = n (S - 1) predicted tokens, with p the teacher's and q the model's
     next-token distribution:
 
-    - loss_nats = -mean log q(x); perplexity = exp(loss_nats); bits_per_byte = N loss_nats / (ln 2 * bytes of the
-      predicted tokens, decoded, special tokens left out)
+    - loss_nats = -mean log q(x); perplexity = exp(loss_nats); bits_per_byte = N loss_nats / (ln 2 * text_bytes), with
+      text_bytes the UTF-8 bytes that the predicted tokens stand for
     - kl_nats = mean KL(p || q); js_nats = mean [KL(p || m) + KL(q || m)] / 2 with m = (p + q) / 2, at most ln 2;
       top1_agreement = share of tokens where argmax p = argmax q. Where one vocabulary is padded, p and q are taken
       over the shared ids.
@@ -54,7 +59,6 @@ def heldout_scores(
             _add_batch(sums, checkpoint, teacher, batch)
             bar.advance(len(batch))
     loss = sums.loss / sums.tokens
-    text_bytes = decoded_bytes(checkpoint.tokenizer, rows)
     heldout = {
         "loss_nats": loss,
         "perplexity": math.exp(min(loss, 700.0)),
@@ -69,12 +73,6 @@ def heldout_scores(
         "top1_agreement": sums.agree / sums.tokens,
         "tokens": sums.tokens,
     }
-
-
-def decoded_bytes(tokenizer: Any, rows: NDArray[np.int64]) -> int:
-    """UTF-8 bytes of the predicted tokens of `rows`, as text."""
-    texts = tokenizer.batch_decode(rows[:, 1:].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return sum(len(text.encode("utf-8", errors="replace")) for text in texts)
 
 
 def check_same_tokens(checkpoint: Checkpoint, teacher: Checkpoint) -> None:

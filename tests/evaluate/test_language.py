@@ -1,0 +1,132 @@
+"""Held-out loss and fidelity against a dense float64 computation from `model(...).logits`."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import byte_tokenizer, save_tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compress.errors import InputError
+from compress.evaluate import EvalConfig
+from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
+from compress.evaluate.language import divergences, heldout_scores
+
+CONFIG = EvalConfig(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("language")
+    return {
+        "model": save_tiny_model(folder / "model", seed=1),
+        "teacher": save_tiny_model(folder / "teacher", seed=2),
+        "padded": save_tiny_model(folder / "padded", seed=3, vocab_size=320),
+        "gemma2": save_tiny_model(
+            folder / "gemma2", "gemma2", seed=4, head_dim=8, final_logit_softcapping=5.0, sliding_window=8
+        ),
+        "opt": save_tiny_model(folder / "opt", "opt", seed=5, word_embed_proj_dim=32, ffn_dim=64),
+    }
+
+
+def rows(count: int = 5, length: int = 21) -> np.ndarray:
+    text = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. " * 3
+    ids = byte_tokenizer()(text)["input_ids"][: count * length]
+    return np.array(ids, dtype=np.int64).reshape(count, length)
+
+
+def dense(checkpoint: Checkpoint, ids: np.ndarray) -> torch.Tensor:
+    """float64 logits [n (S - 1), V] of the model itself."""
+    with torch.no_grad():
+        return checkpoint.model(torch.from_numpy(ids)).logits[:, :-1].flatten(0, 1).double()
+
+
+@pytest.mark.parametrize("name", ["model", "gemma2", "opt"])
+def test_loss_perplexity_and_bits_per_byte_are_the_dense_ones(
+    models: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.evaluate.checkpoint._CHUNK_LOGITS", 7 * 257)
+    checkpoint, ids = load_checkpoint(models[name], CONFIG), rows()
+    found, fidelity = heldout_scores(checkpoint, ids, 80, batch_tokens=50)
+    labels = torch.from_numpy(ids[:, 1:]).flatten()
+    loss = torch.nn.functional.cross_entropy(dense(checkpoint, ids), labels).item()
+    assert fidelity is None
+    assert found["tokens"] == 100
+    assert found["loss_nats"] == pytest.approx(loss, rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(loss / math.log(2) * 100 / 80, rel=1e-6)
+
+
+def test_fidelity_is_the_dense_one(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.evaluate.checkpoint._CHUNK_LOGITS", 11 * 257)
+    model, teacher, ids = load_checkpoint(models["model"], CONFIG), load_checkpoint(models["teacher"], CONFIG), rows()
+    _, found = heldout_scores(model, ids, 100, teacher=teacher, batch_tokens=64)
+    p, q = dense(teacher, ids).softmax(-1), dense(model, ids).softmax(-1)
+    m = (p + q) / 2
+    kl = (p * (p / q).log()).sum(-1).mean().item()
+    js = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean().item() / 2
+    assert found is not None
+    assert found["kl_nats"] == pytest.approx(kl, rel=1e-5)
+    assert found["js_nats"] == pytest.approx(js, rel=1e-5)
+    assert found["top1_agreement"] == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
+    assert found["tokens"] == 100
+
+
+def test_a_model_is_perfectly_faithful_to_itself(models: dict[str, Path]) -> None:
+    model = load_checkpoint(models["model"], CONFIG)
+    _, found = heldout_scores(model, rows(), 100, teacher=model)
+    assert found == {"kl_nats": 0.0, "js_nats": pytest.approx(0.0, abs=1e-7), "top1_agreement": 1.0, "tokens": 100}
+
+
+def test_a_padded_vocabulary_is_compared_over_the_shared_ids(models: dict[str, Path]) -> None:
+    model, teacher, ids = load_checkpoint(models["model"], CONFIG), load_checkpoint(models["padded"], CONFIG), rows()
+    _, found = heldout_scores(model, ids, 100, teacher=teacher)
+    p, q = dense(teacher, ids)[:, :257].log_softmax(-1), dense(model, ids).log_softmax(-1)
+    assert found is not None
+    assert found["kl_nats"] == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-5)
+
+
+logits = st.lists(st.floats(-30, 30), min_size=4, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(logits, logits)
+def test_divergences_are_non_negative_js_is_symmetric_and_bounded(a: list[float], b: list[float]) -> None:
+    p, q = torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)
+    kl, js, _ = divergences(p, q)
+    _, js_back, _ = divergences(q, p)
+    assert kl.item() >= -1e-12
+    assert -1e-12 <= js.item() <= math.log(2) + 1e-12
+    assert js.item() == pytest.approx(js_back.item(), abs=1e-12)
+
+
+def test_disjoint_distributions_reach_the_bound_and_masked_ids_do_no_harm() -> None:
+    minus = float("-inf")
+    _, js, agree = divergences(torch.tensor([[0.0, -1e4, minus]]), torch.tensor([[-1e4, 0.0, minus]]))
+    assert js.item() == pytest.approx(math.log(2), rel=1e-6)
+    assert not agree.item()
+
+
+def test_bf16_models_are_scored_from_float32_logits(models: dict[str, Path]) -> None:
+    checkpoint, ids = load_checkpoint(models["model"], dataclasses.replace(CONFIG, dtype="bfloat16")), rows()
+    with torch.no_grad():
+        hidden = checkpoint.model.base_model(torch.from_numpy(ids)).last_hidden_state[:, :-1].flatten(0, 1).double()
+    exact = hidden @ checkpoint.model.get_output_embeddings().weight.double().T
+    loss = torch.nn.functional.cross_entropy(exact, torch.from_numpy(ids[:, 1:]).flatten()).item()
+    assert heldout_scores(checkpoint, ids, 100)[0]["loss_nats"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_text_of_another_vocabulary_and_another_tokenizer_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    model = load_checkpoint(models["model"], CONFIG)
+    with pytest.raises(InputError, match="token id 300"):
+        heldout_scores(model, np.full((2, 5), 300), 8)
+    with pytest.raises(InputError, match="no held-out text"):
+        heldout_scores(model, np.zeros((0, 5), dtype=np.int64), 0)
+    other = load_checkpoint(models["teacher"], CONFIG)
+    other.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(InputError, match="different tokenizers.*<new>"):
+        heldout_scores(model, rows(), 100, teacher=other)

@@ -1,0 +1,118 @@
+"""lm-eval's own tasks on real data, scored by us and by lm-eval's own hf backend: the numbers must be the same."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import SHARED_DATA, save_tiny_model
+
+from compress.errors import InputError
+from compress.evaluate import EvalConfig, evaluate_model
+
+HUB = SHARED_DATA / "hub"
+LIMIT = 12
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HUB.is_dir(), reason=f"needs benchmark data in {HUB}"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("real") / "model", max_position_embeddings=8192)
+
+
+@functools.cache
+def index() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def harness(model: Path, task: str, shots: int | None) -> dict[str, Any]:
+    """lm-eval by itself: its hf backend, its task, its loading of the folder given by path."""
+    from lm_eval import simple_evaluate
+
+    entry = index().task_index[task].cfg
+    overrides: dict[str, Any] = {"task": task, "dataset_path": str(HUB / entry["dataset_path"])}
+    if not any((HUB / entry["dataset_path"]).rglob("train-*")):
+        overrides |= {"training_split": None, "validation_split": None}
+    loaded = index()._factory._build_task(index().task_index[task], overrides)
+    result = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(model), "dtype": "float32"},
+        tasks=[loaded],
+        num_fewshot=shots,
+        device="cpu",
+        batch_size=1,
+        limit=LIMIT,
+        bootstrap_iters=100,
+        task_manager=index(),
+    )
+    assert result is not None
+    return dict(result)
+
+
+@pytest.mark.parametrize(
+    ("task", "shots"),
+    [
+        ("openbookqa", None),
+        ("arc_challenge", None),
+        ("agieval_lsat_lr", None),
+        ("mmlu_anatomy", 5),
+        ("mmlu_us_foreign_policy", None),
+    ],
+)
+def test_scores_and_items_are_those_of_lm_eval(model: Path, tmp_path: Path, task: str, shots: int | None) -> None:
+    reference = harness(model, task, shots)
+    config = EvalConfig(
+        tasks=[task], datasets_root=str(HUB), num_fewshot=shots, limit=LIMIT, speed=False, device="cpu", batch_tokens=4096
+    )
+    ours = evaluate_model(model, config, out=tmp_path / "o.json")["tasks"][task]
+    items = [json.loads(line) for line in (tmp_path / "o.items.jsonl").read_text().splitlines()]
+    assert ours["n"] == LIMIT
+    assert ours["num_fewshot"] == (shots or 0)
+    for key, expected in reference["results"][task].items():
+        metric, comma, _ = key.partition(",")
+        if comma:
+            assert ours[metric] == pytest.approx(expected, abs=1e-9)
+    for sample, item in zip(reference["samples"][task], items, strict=True):
+        assert item["doc_sha256"] == sample["doc_hash"]
+        assert item["metrics"]["acc"] == sample["acc"]
+
+
+def test_mmlu_is_a_group_with_micro_and_macro_averages(model: Path) -> None:
+    config = EvalConfig(tasks=["mmlu_stem"], datasets_root=str(HUB), limit=2, speed=False, device="cpu")
+    scores = evaluate_model(model, config)["tasks"]
+    group = scores["mmlu_stem"]
+    members = [scores[name] for name in group["members"]]
+    assert len(members) == 19
+    assert group["n"] == sum(m["n"] for m in members) == 38
+    assert group["chance"] == pytest.approx(0.25)
+    assert group["acc_macro"] == pytest.approx(sum(m["acc"] for m in members) / 19)
+    for member in members:
+        assert member["acc"] == member["acc_norm"] == member["acc_bytes"]
+
+
+def test_squad_tasks_ours_and_lm_evals(model: Path, tmp_path: Path) -> None:
+    spans = tmp_path / "hazyresearch" / "based-squad"
+    spans.mkdir(parents=True)
+    rows = [{"text": f"Paris is in France. Lyon, no. {i}, is in ", "value": " France "} for i in range(3)]
+    (spans / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, Any] = {"limit": 3, "speed": False, "device": "cpu"}
+    theirs = evaluate_model(model, EvalConfig(tasks=["squad_completion"], datasets_root=str(tmp_path), **options))
+    assert theirs["tasks"]["squad_completion"]["primary"] == "contains"
+    ours = evaluate_model(model, EvalConfig(tasks=["squad_completion_verbatim"], datasets_root=str(HUB), **options))
+    assert {"completion", "em", "f1", "contains"} < set(ours["tasks"]["squad_completion_verbatim"])
+    assert ours["tasks"]["squad_completion_verbatim"]["n"] == 3
+
+
+def test_absent_data_and_absent_few_shot_examples_are_explained(model: Path) -> None:
+    with pytest.raises(InputError, match=r"agieval_aqua_rat .*hf download hails/agieval-aqua-rat .*agieval-math"):
+        evaluate_model(model, EvalConfig(tasks=["agieval_en"], datasets_root=str(HUB), speed=False, device="cpu"))
+    config = EvalConfig(tasks=["arc_challenge"], datasets_root=str(HUB), num_fewshot=25, speed=False, device="cpu")
+    with pytest.raises(InputError, match=r"25 shots .*'train' of allenai/ai2_arc"):
+        evaluate_model(model, config)
