@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from compress.report.run_files import Record, number
+from compress.report.scores import LOWER_IS_BETTER
 
 NONE = "–"
 _MINUS = "−"
@@ -26,11 +27,14 @@ def share_kept(value: float | None) -> str:
     return NONE if value is None else "none" if value <= 0 else f"{value:.0%}"
 
 
-def plus_minus(score: Record | None) -> str:
-    """A score in percent with its standard error: `48.3 ± 0.5`."""
+def plus_minus(score: Record | None, metric: str | None) -> str:
+    """A score with its standard error, in percent: `48.3 ± 0.5`; perplexities and scores above 1 as they are."""
     if score is None or score["value"] is None:
         return NONE
-    return percent(score["value"]) + (f" ± {percent(score['stderr'])}" if score["stderr"] is not None else "")
+    value, stderr = score["value"], score["stderr"]
+    plain = value > 1 or any(word in (metric or "") for word in LOWER_IS_BETTER)
+    show = fixed(3) if plain else percent
+    return show(value) + (f" ± {show(stderr)}" if stderr is not None else "")
 
 
 def points(value: float | None, interval: Sequence[float] | None) -> str:

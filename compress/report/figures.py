@@ -28,7 +28,7 @@ def scores_figure(report: Record) -> str:
     shown = {}
     for name, entry in main_tasks(report).items():
         values = [entry[key]["value"] for key in keys if key in entry]
-        if values and 0 <= min(values) and max(values) <= 1:
+        if values and min(values) >= 0 and max(values) <= 1:
             shown[name] = entry
     if not shown:
         return ""

@@ -13,7 +13,6 @@ from compress.report.run_files import Record, RunFiles, number
 from compress.report.tables import Table, all_tables, models
 from compress.units import format_bytes, format_count, format_seconds
 
-_REMARKS = ("Not above chance", "Measured on")
 _MEANING = {
     "teacher": "the full model",
     "student_init": "layers dropped, not trained",
@@ -143,10 +142,8 @@ def _tables(report: Record) -> str:
 
 
 def _table(table: Table) -> str:
-    words = [i < table.text_columns or name in _REMARKS for i, name in enumerate(table.columns)]
-
     def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="words"' if left else "" for left in words]
+        kinds = [' class="words"' if left else "" for left in table.words]
         made = (f"<{tag}{kind}>{escape(text)}</{tag}>" for text, kind in zip(cells, kinds, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 

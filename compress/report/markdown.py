@@ -1,5 +1,6 @@
 """report.md: the page's words and tables, for a terminal or a repository."""
 
+import re
 from collections.abc import Sequence
 
 from compress.report.build import LABELS
@@ -28,9 +29,8 @@ def markdown_page(report: Record, run: RunFiles) -> str:
 
 
 def _escape(text: str) -> str:
-    for character in "\\`*_[]<>|#&":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
+    """Text that Markdown shows as it is; underscores inside words and lone brackets need no escape and stay legible."""
+    return re.sub(r"[\\`*<>|#&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])", r"\\\g<0>", " ".join(text.split()))
 
 
 def _ranges(layers: Sequence[int]) -> str:
@@ -45,7 +45,7 @@ def _ranges(layers: Sequence[int]) -> str:
 
 
 def _table(table: Table) -> str:
-    rule = [":--" if index < table.text_columns else "--:" for index in range(len(table.columns))]
+    rule = [":--" if words else "--:" for words in table.words]
     lines = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
     body = "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))
     heading = f"## {table.title}\n\n{table.note}"

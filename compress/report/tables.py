@@ -1,7 +1,7 @@
 """The report's tables as plain text cells, made once; html.py and markdown.py only lay them out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from compress.report.build import LABELS
@@ -9,6 +9,8 @@ from compress.report.cells import NONE, cell, fixed, percent, plus_minus, points
 from compress.report.run_files import MODELS, Record, number
 from compress.report.scores import STUDENTS, metric_names
 from compress.units import format_bytes, format_seconds
+
+_REMARKS = ("Not above chance", "Measured on")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +22,12 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     text_columns: int = 1
-    folded: bool = field(default=False)
+    folded: bool = False
+
+    @property
+    def words(self) -> list[bool]:
+        """By column: whether it holds words, set to the left, and not numbers."""
+        return [index < self.text_columns or name in _REMARKS for index, name in enumerate(self.columns)]
 
 
 def all_tables(report: Record) -> list[Table]:
@@ -47,19 +54,15 @@ def scores(report: Record) -> Table:
         found = [key for key in keys if key in entry]
         sample = [entry[key] for key in found]
         shots, items = (_one_or_all([s[field] for s in sample]) for field in ("num_fewshot", "n"))
-        cells = [plus_minus(entry.get(key)) for key in keys]
+        cells = [plus_minus(entry.get(key), entry["metric"]) for key in keys]
         rows.append(
             [name, entry["metric"] or NONE, shots, items, percent(entry["chance"]), *cells, _at_chance(entry, found)]
         )
-    columns = [
-        "Task",
-        "Metric",
-        "Shots",
-        "Items",
-        "Chance",
-        *(LABELS[key].capitalize() for key in keys),
-        "Not above chance",
-    ]
+    columns = ["Task", "Metric", "Shots", "Items", "Chance", *(LABELS[key].capitalize() for key in keys)]
+    if any(row[-1] for row in rows):
+        columns.append("Not above chance")
+    else:
+        rows = [row[:-1] for row in rows]
     note = "Percent ± one standard error. A model is not above chance when its 95% interval reaches down to guessing."
     return Table(title="Scores", note=note, columns=columns, rows=rows, text_columns=2)
 
@@ -210,7 +213,9 @@ def every_metric(report: Record) -> Table:
     for name, metric in names:
         found = [scored.get(name, {}) for scored in tasks]
         pairs = [(number(task.get(metric)), number(task.get(f"{metric}_stderr"))) for task in found]
-        rows.append([name, metric, *(plus_minus({"value": value, "stderr": stderr}) for value, stderr in pairs)])
+        rows.append(
+            [name, metric, *(plus_minus({"value": value, "stderr": stderr}, metric) for value, stderr in pairs)]
+        )
     columns = ["Task", "Metric", *(LABELS[key].capitalize() for key in keys)]
     return Table(
         title="Every metric",

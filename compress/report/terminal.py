@@ -39,7 +39,10 @@ def summary(report: Record) -> Table:
         table.add_column(Text(name), justify="right", no_wrap=True)
     for name, entry in tasks.items():
         scores = [entry.get(key) for key in keys]
-        cells = [plus_minus(score) + _MARKS.get((score or {}).get("versus_chance") or "", "") for score in scores]
+        cells = [
+            plus_minus(score, entry["metric"]) + _MARKS.get((score or {}).get("versus_chance") or "", "")
+            for score in scores
+        ]
         share = kept.get(name, {})
         last = [share_kept(share.get("chance_corrected"))] if kept else []
         table.add_row(*map(Text, [name, *cells, *last]))

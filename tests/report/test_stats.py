@@ -1,5 +1,8 @@
 """Intervals and retention against scipy, against algebra, and by simulation."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,7 +62,7 @@ def test_intervals_are_scipys_paired_bootstrap(graded: bool) -> None:
         teacher, student = teacher * rng.random(600), student * rng.random(600)
     chance = np.where(np.arange(600) % 3, 0.25, 0.2) * (0.2 if graded else 1.0)
     means = stats.paired_means(teacher, student, chance)
-    statistics = {
+    statistics: dict[str, tuple[stats.Estimate, Callable[..., Any]]] = {
         "raw": (stats.raw_retention(means), lambda t, s, c, axis: s.mean(axis) / t.mean(axis)),
         "corrected": (
             stats.chance_corrected_retention([means]),

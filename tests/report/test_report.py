@@ -1,0 +1,248 @@
+"""report.json: the contract's fields, retention from the items, and runs that lack something."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from compress.report import write_report
+
+Task = tuple[Any, ...]
+CHOICE: dict[str, Task] = {"choice": ("acc", 0.25, 0, 300, 0.8, 0.3, 0.7)}
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    assert write_report(run) == run / "report.html"
+    report: dict[str, Any] = json.loads((run / "report.json").read_text())
+    return report
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def items_of(run: Path, stem: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "eval" / f"{stem}.items.jsonl").read_text().splitlines()]
+
+
+def write_items(run: Path, stem: str, items: list[dict[str, Any]]) -> None:
+    (run / "eval" / f"{stem}.items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+
+
+def test_contract_fields(fake_run: Callable[..., Path]) -> None:
+    report = report_of(fake_run())
+    for key, stem in (("teacher", "teacher"), ("student_init", "student-init"), ("student", "student")):
+        assert report[key]["model"].endswith(stem) or key == "teacher"
+    assert set(report["retention"]) == {"demo_choice", "demo_completion"}
+    assert {"raw", "chance_corrected", "ci95"} <= set(report["retention"]["demo_choice"])
+    assert report["compression"]["params"] == pytest.approx(749_242_368 / 1_235_814_400)
+    assert report["compression"]["bytes"] == pytest.approx(1_498_492_984 / 2_471_645_608)
+    assert report["compression"]["speedup_prefill"] == pytest.approx(72060 / 41250)
+    assert report["compression"]["speedup_decode"] == pytest.approx(131.4 / 71.2)
+    assert report["train"]["tokens"] == 2_200_000_000
+    assert report["left_out"] == []
+
+
+def test_retention_is_the_ratio_of_means_over_the_items(fake_run: Callable[..., Path]) -> None:
+    run = fake_run()
+    report = report_of(run)
+    for name, metric, chance in (("demo_choice", "acc", 0.25), ("demo_completion", "completion", 0.0)):
+        means = [
+            np.mean([item["metrics"][metric] for item in items_of(run, stem) if item["task"] == name])
+            for stem in ("teacher", "student-init", "student")
+        ]
+        for key, mean in (("retention_student_init", means[1]), ("retention", means[2])):
+            entry = report[key][name]
+            assert entry["raw"] == pytest.approx(mean / means[0])
+            assert entry["chance_corrected"] == pytest.approx((mean - chance) / (means[0] - chance))
+            assert entry["difference"] == pytest.approx(mean - means[0])
+            for value, interval in (
+                ("raw", "raw_ci95"),
+                ("chance_corrected", "ci95"),
+                ("difference", "difference_ci95"),
+            ):
+                assert entry[interval][0] <= entry[value] <= entry[interval][1]
+    kept = [report["retention"][name]["chance_corrected"] for name in ("demo_choice", "demo_completion")]
+    assert min(kept) <= report["overall"]["student"]["chance_corrected"] <= max(kept)
+
+
+def test_items_are_matched_by_identity_not_by_order(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    before = report_of(run)["retention"]
+    write_items(run, "student", items_of(run, "student")[::-1])
+    assert report_of(run)["retention"] == before
+
+
+def test_only_shared_items_are_compared(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    items = items_of(run, "student")[:200]
+    items[0]["doc_sha256"] = "another document under the same number"
+    write_items(run, "student", items)
+    edit(run / "eval" / "student.json", lambda record: record["tasks"]["choice"].update(n=200))
+    entry = report_of(run)["retention"]["choice"]
+    shared = [item["metrics"]["acc"] for item in items[1:]]
+    teacher = [item["metrics"]["acc"] for item in items_of(run, "teacher")[1:200]]
+    assert entry["paired_items"] == 199
+    assert entry["raw"] == pytest.approx(sum(shared) / sum(teacher))
+
+
+def test_groups_pool_their_members_and_count_once(fake_run: Callable[..., Path]) -> None:
+    run = fake_run({"part_a": ("acc", 0.25, 0, 300, 0.8, 0.3, 0.7), "part_b": ("acc", 0.2, 0, 100, 0.6, 0.3, 0.3)})
+    for stem in ("teacher", "student-init", "student"):
+        items = items_of(run, stem)
+        write_items(run, stem, [{**item, "groups": ["both"]} for item in items])
+        mean = float(np.mean([item["metrics"]["acc"] for item in items]))
+        both: dict[str, Any] = {
+            "acc": mean,
+            "acc_stderr": 0.02,
+            "acc_macro": 0.5,
+            "chance": 0.2375,
+            "n": 400,
+            "num_fewshot": 0,
+        }
+        both |= {"primary": "acc", "members": ["part_a", "part_b"]}
+        path = run / "eval" / f"{stem}.json"
+        record = json.loads(path.read_text())
+        record["tasks"]["both"] = both
+        path.write_text(json.dumps(record))
+    report = report_of(run)
+    assert {name: entry["part_of"] for name, entry in report["scores"].items()} == {
+        "part_a": "both", "part_b": "both", "both": None,
+    }  # fmt: skip
+    assert report["retention"]["both"]["paired_items"] == 400
+    assert report["retention"]["both"]["raw"] == pytest.approx((300 * 0.7 + 100 * 0.3) / (300 * 0.8 + 100 * 0.6))
+    assert report["overall"]["student"]["num_tasks"] == 1
+    expected = (0.6 - 0.2375) / (0.75 - 0.2375)
+    assert report["overall"]["student"]["chance_corrected"] == pytest.approx(expected)
+
+
+def test_what_cannot_be_compared_says_so(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(
+        {
+            **CHOICE,
+            "hard": ("acc", 0.25, 0, 300, 0.26, 0.2, 0.24),
+            "ppl": ("word_perplexity", None, 0, 50, 0.5, 0.5, 0.5),
+        }
+    )
+    edit(run / "eval" / "student.json", lambda record: record["tasks"]["choice"].update(num_fewshot=5))
+    report = report_of(run)
+    shots, chance, perplexity = (report["retention"][name] for name in ("choice", "hard", "ppl"))
+    assert shots["raw"] is None
+    assert "0 and 5 shots" in shots["note"]
+    assert chance["raw"] is not None
+    assert chance["chance_corrected"] is None
+    assert "teacher at chance" in chance["note"]
+    assert perplexity["raw"] is None
+    assert "lower is better" in perplexity["note"]
+    assert "| ppl | word_perplexity | 0 | 50 | – | 0.500 ± 0.071 |" in (run / "report.md").read_text()
+    assert report["scores"]["hard"]["student"]["versus_chance"] == "same"
+
+
+def test_unknown_chance_has_raw_retention_only(fake_run: Callable[..., Path]) -> None:
+    report = report_of(fake_run({"story": ("acc", None, 0, 100, 0.8, 0.3, 0.7)}))
+    entry = report["retention"]["story"]
+    assert entry["raw"] == pytest.approx(0.7 / 0.8)
+    assert (entry["chance_corrected"], entry["note"]) == (None, "chance is not known")
+    assert report["overall"]["student"] is None
+
+
+def test_without_items_retention_has_no_interval(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    (run / "eval" / "student.items.jsonl").unlink()
+    report = report_of(run)
+    entry = report["retention"]["choice"]
+    assert entry["raw"] == pytest.approx(0.7 / 0.8)
+    assert entry["chance_corrected"] == pytest.approx(0.45 / 0.55)
+    assert (entry["raw_ci95"], entry["ci95"]) == (None, None)
+    assert any("per-item" in line for line in report["left_out"])
+
+
+def test_items_that_do_not_make_up_the_score_give_no_interval(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    edit(run / "eval" / "student.json", lambda record: record["tasks"]["choice"].update(acc=0.65))
+    entry = report_of(run)["retention"]["choice"]
+    assert entry["ci95"] is None
+    assert "no mean over its items" in entry["note"]
+
+
+@pytest.mark.parametrize(
+    ("absent", "said"),
+    [
+        (["student/distill.json"], "distill.json"),
+        (["train/metrics.jsonl"], "metrics.jsonl"),
+        (["student-init/prune.json"], "prune.json"),
+        (["recipe.yaml"], None),
+        (["eval/student-init.json"], "cut"),
+        (["eval/student.json", "student/distill.json", "train/metrics.jsonl"], "healed"),
+        (["eval/teacher.json"], "teacher"),
+        (["eval/teacher.json", "eval/student-init.json"], "teacher"),
+    ],
+)
+def test_partial_runs_are_reported(fake_run: Callable[..., Path], absent: list[str], said: str | None) -> None:
+    run = fake_run(CHOICE)
+    for name in absent:
+        (run / name).unlink()
+    report = report_of(run)
+    assert said is None or any(said in line for line in report["left_out"])
+    assert report["name"] == ("run" if "recipe.yaml" in absent else "a run")
+    if "eval/teacher.json" in absent:
+        assert report["retention"] == {}
+        assert report["compression"] is None
+    elif "eval/student.json" in absent:
+        assert report["compression"]["model"] == "student_init"
+        assert "cut student has 749M" in report["headline"]
+
+
+def test_speeds_of_different_devices_are_not_compared(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    edit(run / "eval" / "student.json", lambda record: record["speed"].update(device="cpu"))
+    report = report_of(run)
+    assert report["compression"]["speedup_decode"] is None
+    assert "decodes" not in report["headline"]
+    assert "Decode, tokens/s" not in (run / "report.html").read_text()
+
+
+def test_nothing_to_report_is_refused_and_writes_nothing(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    shutil.rmtree(run / "eval")
+    with pytest.raises(InputError, match=r"teacher\.json.*compress eval"):
+        write_report(run)
+    assert not list(run.glob("report.*"))
+    with pytest.raises(InputError, match="does not exist"):
+        write_report(run / "elsewhere")
+
+
+def test_broken_files_are_named(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    log = run / "train" / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines) + '{"step": 801, "los')
+    write_report(run)
+    log.write_text("".join([*lines[:3], "not json\n", *lines[3:]]))
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 4"):
+        write_report(run)
+    log.write_text("".join(lines))
+    (run / "eval" / "teacher.json").write_text("[]")
+    with pytest.raises(InputError, match=r"teacher\.json"):
+        write_report(run)
+    (run / "eval" / "teacher.json").write_text('{"model": "x"}')
+    with pytest.raises(InputError, match=r"teacher\.json.*tasks"):
+        write_report(run)
+
+
+def test_same_files_same_bytes(fake_run: Callable[..., Path]) -> None:
+    run = fake_run()
+    names = ("report.json", "report.md", "report.html")
+    write_report(run)
+    first = [(run / name).read_bytes() for name in names]
+    for name in names:
+        (run / name).unlink()
+    write_report(run)
+    assert [(run / name).read_bytes() for name in names] == first
