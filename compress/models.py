@@ -21,6 +21,7 @@ _STACKS = (
     "model.layers", "model.language_model.layers", "language_model.model.layers", "transformer.h",
     "transformer.blocks", "transformer.layers", "gpt_neox.layers", "model.decoder.layers", "backbone.layers",
 )  # fmt: skip
+_EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 WEIGHT_FILES = "*.safetensors"
 
 
@@ -77,13 +78,16 @@ def load_config(folder: Path) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer.
+    """The model's tokenizer. A bare tokenizer.json names no EOS token: then the usual names are looked for.
 
     Raises:
         InputError: the folder holds no usable tokenizer.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.eos_token is None:
+            tokenizer.eos_token = next((name for name in _EOS_NAMES if name in tokenizer.get_vocab()), None)
+        return tokenizer
     except Exception as error:
         raise InputError(
             f"{folder} has no usable tokenizer ({' '.join(str(error).split())[:300]}). Copy tokenizer.json and "

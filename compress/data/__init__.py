@@ -1,1 +1,19 @@
 """Text in, a token store out: sources, preparation, reading."""
+
+from compress.data.config import DataConfig
+from compress.data.encode import tokenizer_fingerprint
+from compress.data.hub import HubSource
+from compress.data.prepare import prepare
+from compress.data.sources import LocalSource, Source, find_source
+from compress.data.store import TokenStore
+
+__all__ = [
+    "DataConfig",
+    "HubSource",
+    "LocalSource",
+    "Source",
+    "TokenStore",
+    "find_source",
+    "prepare",
+    "tokenizer_fingerprint",
+]

@@ -1,0 +1,37 @@
+"""Which text to prepare, and how much of it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compress.config import config
+from compress.units import Count
+
+AtLeastOne = Annotated[Count, Field(ge=1)]
+
+
+@config
+class DataConfig:
+    """The text of a run and the shape of its token store."""
+
+    dataset: Annotated[str, Field(min_length=1)]
+    """SOURCE: `hub:ORG/NAME[:CONFIG]`, `ORG/NAME`, or a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst)
+    or txt. A line of txt is a document. A folder is read as a whole, in the order of its file names."""
+    config: str | None = None
+    """Configuration of a hub dataset, `sample-10BT` for one."""
+    split: str = "train"
+    """Split of a hub dataset; local files are all read."""
+    text_column: Annotated[str, Field(min_length=1)] = "text"
+    """Column (or JSON key) that holds the text."""
+    tokens: AtLeastOne | None = None
+    """Training tokens to prepare, rounded up to whole rows; None is all there is, for local files only."""
+    seq_len: Annotated[Count, Field(ge=2)] = 2048
+    """Tokens a row."""
+    heldout_sequences: Count = 100
+    """Rows of `seq_len` tokens from documents that training never sees."""
+    seed: Count = 0
+    """Seed of the choice of held-out documents."""
+    num_proc: AtLeastOne | None = None
+    """Tokenizer processes; None uses threads of this process. The result is the same."""
+    on_bad_row: Literal["skip", "error"] = "skip"
+    """Rows without readable text, and files damaged midway: skip and count them, or stop."""

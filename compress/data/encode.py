@@ -1,0 +1,216 @@
+"""Documents to token ids: in batches, on all cores, the same ids whatever the batching.
+
+`None` processes means the tokenizer's own threads, driven from one thread of ours so that reading goes on meanwhile:
+on two cores as fast as two processes, and nothing to spawn or pickle. With `num_proc`, that many processes are
+spawned (never forked: threads and locks of the parent are not copied), each single-threaded.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.artifacts import sha256_json
+from compress.errors import InputError
+
+B = TypeVar("B")
+Ids = NDArray[np.uint32]
+
+PIECE_CHARS = 2**16
+_CHARS_AT_ONCE = 2**20
+
+
+class TokenizerSpec(NamedTuple):
+    """A tokenizer as data: small enough to hand to a process, exact enough to name in an index."""
+
+    definition: str
+    """The fast tokenizer's JSON."""
+    eos_id: int
+    vocab_size: int
+    """One more than the largest id."""
+    sha256: str
+
+    @property
+    def dtype(self) -> Any:
+        """The narrowest unsigned type that holds every id."""
+        return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of what decides the ids: normalizer, pre-tokenizer, model, added tokens, and the EOS token's id.
+
+    It stays the same when `save_pretrained` writes the tokenizer to another folder in another layout.
+
+    Raises:
+        InputError: the tokenizer is not a fast one, or has no EOS token.
+    """
+    return tokenizer_spec(tokenizer).sha256
+
+
+def tokenizer_spec(tokenizer: Any) -> TokenizerSpec:
+    """Take a transformers tokenizer apart.
+
+    Raises:
+        InputError: it is not a fast one, or has no EOS token to end documents with.
+    """
+    name = getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"The tokenizer {name} has no fast form (tokenizer.json), which preparing text needs.")
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"The tokenizer {name} has no end-of-sequence token to put between documents. Name one as `eos_token` in "
+            "its tokenizer_config.json."
+        )
+    definition = backend.to_str()
+    parts = json.loads(definition)
+    decisive = {k: parts.get(k) for k in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+    return TokenizerSpec(
+        definition,
+        int(tokenizer.eos_token_id),
+        max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        sha256_json({**decisive, "eos_id": tokenizer.eos_token_id}),
+    )
+
+
+def load_spec(folder: str | Path) -> TokenizerSpec:
+    """The tokenizer of a model folder, or of a hub model.
+
+    Raises:
+        InputError: there is none, or it cannot be used.
+    """
+    from compress.models import load_tokenizer, resolve_model
+
+    path = Path(folder).expanduser()
+    return tokenizer_spec(load_tokenizer(path if path.is_dir() else resolve_model(str(folder), weights=False)))
+
+
+class Encoder:
+    """Token ids of documents. Text is only text: a document that spells out a special token gets no such token."""
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(spec.definition)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self._eos_id = spec.eos_id
+
+    def __call__(self, documents: Sequence[str]) -> list[Ids]:
+        """For each document its ids with EOS at the end; memory is bounded however long a document is."""
+        split = [split_pieces(document) for document in documents]
+        encoded = self._encode_pieces([piece for pieces in split for piece in pieces])
+        eos = np.array([self._eos_id], dtype=np.uint32)
+        return [np.concatenate([*itertools.islice(encoded, len(pieces)), eos]) for pieces in split]
+
+    def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[Ids]:
+        """Ids of each piece; the tokenizer's own bulky objects exist for `_CHARS_AT_ONCE` characters at a time."""
+        start = 0
+        while start < len(pieces):
+            stop, chars = start, 0
+            while stop < len(pieces) and chars < _CHARS_AT_ONCE:
+                chars += len(pieces[stop])
+                stop += 1
+            for found in self._tokenizer.encode_batch_fast(pieces[start:stop], add_special_tokens=False):
+                yield np.array(found.ids, dtype=np.uint32)
+            start = stop
+
+    def with_bytes(self, document: str) -> tuple[Ids, NDArray[np.int64]]:
+        """Ids as `__call__` gives them, and for each the UTF-8 bytes of text it stands for.
+
+        The bytes sum to those of the document. A character that is split over tokens counts with the first of them;
+        what a normalizer drops at the end counts with the last; EOS has none.
+        """
+        ids: list[int] = []
+        sizes: list[int] = []
+        for piece in split_pieces(document):
+            encoding = self._tokenizer.encode(piece, add_special_tokens=False)
+            lengths = np.array([len(c.encode()) for c in piece], dtype=np.int64)
+            bytes_before = np.concatenate([[0], np.cumsum(lengths)])
+            ends = np.maximum.accumulate([end for _, end in encoding.offsets]) if encoding.ids else np.zeros(0, int)
+            if len(ends):
+                ends[-1] = len(piece)
+            ids.extend(encoding.ids)
+            sizes.extend(np.diff(bytes_before[ends], prepend=0).tolist())
+        return np.array([*ids, self._eos_id], dtype=np.uint32), np.array([*sizes, 0], dtype=np.int64)
+
+
+def split_pieces(text: str) -> list[str]:
+    """Cut a very long document into pieces of at most `PIECE_CHARS` characters, before a single space if possible.
+
+    Byte-level BPE joins a space to the word after it, so such a cut is one that its pre-tokenizer makes anyway.
+    """
+    pieces = []
+    start = 0
+    while len(text) - start > PIECE_CHARS:
+        cut = start + PIECE_CHARS
+        space = text.rfind(" ", start + PIECE_CHARS // 2, cut)
+        while space > 0 and (text[space - 1].isspace() or text[space + 1].isspace()):
+            space = text.rfind(" ", start + PIECE_CHARS // 2, space)
+        if space > 0:
+            cut = space
+        pieces.append(text[start:cut])
+        start = cut
+    pieces.append(text[start:])
+    return pieces
+
+
+_worker: Encoder | None = None
+
+
+def _start_worker(spec: TokenizerSpec) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker = Encoder(spec)
+
+
+def _work(documents: Sequence[str]) -> list[Ids]:
+    assert _worker is not None
+    return _worker(documents)
+
+
+@contextmanager
+def encoding(spec: TokenizerSpec, num_proc: int | None) -> Iterator[Callable[[Sequence[str]], Future[list[Ids]]]]:
+    """Yield a function that encodes a batch of documents in the background; results are futures."""
+    executor: Executor
+    if num_proc is None:
+        executor, function = ThreadPoolExecutor(1, "encode"), Encoder(spec).__call__
+    else:
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start_worker, initargs=(spec,))
+        function = _work
+    try:
+        yield lambda documents: executor.submit(function, documents)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def in_order(
+    batches: Iterable[B],
+    texts: Callable[[B], Sequence[str]],
+    submit: Callable[[Sequence[str]], Future[list[Ids]]],
+    *,
+    window: int,
+) -> Iterator[tuple[B, list[Ids]]]:
+    """Encode batches with up to `window` of them on the way, and yield them in order."""
+    pending: deque[tuple[B, Future[list[Ids]]]] = deque()
+    for batch in batches:
+        pending.append((batch, submit(texts(batch))))
+        if len(pending) > window:
+            done, future = pending.popleft()
+            yield done, future.result()
+    while pending:
+        done, future = pending.popleft()
+        yield done, future.result()

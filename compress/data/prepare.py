@@ -1,0 +1,70 @@
+"""Text to a token store, or the store that is there already."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from compress.artifacts import require_free
+from compress.config import build_from, to_dict
+from compress.data.config import DataConfig
+from compress.data.encode import TokenizerSpec, load_spec
+from compress.data.partial import owned_folder
+from compress.data.preparation import Preparation, identity
+from compress.data.sources import find_source
+from compress.data.store import TokenStore
+from compress.data.stream import Unavailable
+from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.runtime import stop_on_signal
+
+
+def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bool = True) -> TokenStore:
+    """Make the token store `out`, or go on making it, or open it when it is there and made from the same.
+
+    Documents are tokenized as plain text, each followed by EOS, and packed without gaps into rows of `seq_len` tokens.
+    Held-out documents (see `HeldOutPool`) are packed apart. The files are the same however often the preparation
+    was cut and continued, and whatever the number of processes.
+
+    Args:
+        tokenizer: a model folder (a bare tokenizer.json will do) or a hub model.
+        visible: whether to show a progress bar.
+
+    Raises:
+        UsageError: `out` holds another store (the message says what differs) or something else, or the disk is small.
+        InputError: the source or the tokenizer cannot be used, or there is too little text.
+        InterruptedRun: stopped by a signal after saving; calling again continues.
+    """
+    config = build_from(DataConfig, to_dict(config), "the data options")
+    spec = load_spec(tokenizer)
+    if (out / "index.json").is_file():
+        return _reuse(out, config, spec)
+    require_free(out)
+    with stop_on_signal() as stop, owned_folder(out) as folder:
+        try:
+            Preparation(config, spec, out, folder, stop).run(visible=visible)
+        except (InterruptedRun, Unavailable):
+            raise
+        except CompressError:
+            shutil.rmtree(folder)
+            raise
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise CompressError(
+                f"No space is left on the device of {out}. Free some and run the same command again: what is "
+                "saved is kept."
+            ) from error
+    return TokenStore.open(out)
+
+
+def _reuse(out: Path, config: DataConfig, spec: TokenizerSpec) -> TokenStore:
+    store = TokenStore.open(out)
+    asked, made = identity(config, spec), store.index["identity"]
+    differing = [f"{key} was {made.get(key)!r} and is {asked[key]!r}" for key in asked if made.get(key) != asked[key]]
+    if not find_source(config).matches(store.index["source"]):
+        differing.append("the source has other files, or their content changed")
+    if differing:
+        raise UsageError(
+            f"{out} holds a token store made from something else: {'; '.join(differing)}. Name another folder, or "
+            "remove this one to prepare it anew."
+        )
+    return store
