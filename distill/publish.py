@@ -55,15 +55,19 @@ def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> Dis
     if not path.is_file():
         return None
     record = artifacts.read_json(path)
-    made = record["manifest"]
-    wanted = as_json(config)
-    wanted.update({key: made["config"].get(key) for key in MAY_CHANGE_AT_RESUME})
-    if not artifacts.is_current(out, made, config=wanted, inputs=inputs):
-        changes = describe_changes(made, wanted, inputs) or ["its files were altered"]
+    if not made_from(out, config, inputs):
+        changes = describe_changes(record["manifest"], as_json(config), inputs) or ["its files were altered"]
         raise UsageError(
             f"{out} holds a student made otherwise ({'; '.join(changes)}). Name another output folder, or remove it."
         )
     return DistillResult(out=out, **record)
+
+
+def made_from(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> bool:
+    """Whether the result in `out` is intact, and made from these inputs with options that give the same weights."""
+    made = artifacts.read_json(out / "distill.json")["manifest"]
+    unimportant = {key: made["config"].get(key) for key in MAY_CHANGE_AT_RESUME}
+    return artifacts.is_current(out, made, config={**as_json(config), **unimportant}, inputs=inputs)
 
 
 def as_json(config: DistillConfig) -> dict[str, Any]:

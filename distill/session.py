@@ -190,13 +190,22 @@ def _load_models(
     check_output_head(learner, str(student))
     _check_generation_config(learner, student)
     if config.gradient_checkpointing:
-        learner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _recompute_activations(learner)
     if teacher is None:
         return learner, None
     source = load_model(teacher, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
     source.requires_grad_(False)
     check_output_head(source, str(teacher))
     return learner, source
+
+
+def _recompute_activations(model: Any) -> None:
+    """Turn on gradient checkpointing, under the name this version of transformers has for it."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def _check_generation_config(model: Any, student: Path) -> None:

@@ -91,8 +91,9 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
             losses = s.losses.backward(rows, rows[:, 1:])
             grad_norm = s.accelerator.clip_grad_norm_(s.model.parameters(), config.clip_norm)
 
+            rate = learning_rate(config, step, steps)
             for group in s.optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, steps)
+                group["lr"] = rate
             s.optimizer.found_inf = skips.note(losses, grad_norm)  # type: ignore[attr-defined]
             s.optimizer.step()
             s.optimizer.zero_grad()

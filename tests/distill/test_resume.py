@@ -1,0 +1,194 @@
+"""Runs that are killed, stopped or damaged, and what the next call makes of them."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distill_world import World
+from safetensors.torch import load_file
+
+from compress.config import to_dict
+from compress.distill import DistillConfig, checkpoint, train
+from compress.errors import CompressError, InterruptedRun, UsageError
+
+Options = Callable[..., DistillConfig]
+
+KILLED_RUN = """
+import json, os, signal, sys
+from pathlib import Path
+from compress.config import build_from
+from compress.distill import DistillConfig, checkpoint, distill, train
+
+job = json.loads(sys.argv[1])
+module, name, at = {"train": train, "checkpoint": checkpoint}[job["module"]], job["name"], job["at"]
+original, calls = getattr(module, name), []
+
+def deadly(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+setattr(module, name, deadly)
+distill(build_from(DistillConfig, job["config"]), **{key: Path(value) for key, value in job["arguments"].items()})
+"""
+
+
+def killed(world: World, name: str, config: DistillConfig, module: str, function: str, at: int) -> str:
+    """Run in a process that gets SIGKILL at the `at`-th call of a function; returns its stderr."""
+    arguments = {key: str(value) for key, value in world.arguments(name).items()}
+    job = {"config": to_dict(config), "arguments": arguments, "module": module, "name": function, "at": at}
+    command = [sys.executable, "-c", KILLED_RUN, json.dumps(job)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    return done.stderr
+
+
+def weights(world: World, name: str) -> bytes:
+    return (world.root / name / "student" / "model.safetensors").read_bytes()
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("tokens_per_s", "peak_gib")} for row in rows]
+
+
+def test_a_run_killed_in_a_step_and_in_two_phases_of_a_save_ends_bitwise_equal(
+    world: World, options: Options, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The student has dropout, so random numbers must be the same too."""
+    config = options(epochs=2, tokens=None, heldout_every=3, checkpoint_every=2)
+    world.run("whole", config)
+    killed(world, "cut", config, "train", "learning_rate", at=4)
+    assert sorted(p.name for p in (world.root / "cut/train/checkpoints").iterdir()) == ["step-2"]
+    killed(world, "cut", config, "checkpoint", "save_file", at=4)
+    assert [p.name for p in (world.root / "cut/train/checkpoints").glob("*.partial")] == ["step-6.partial"]
+    capfd.readouterr()
+    killed(world, "cut", config, "checkpoint", "publish_folder", at=1)
+    world.run("cut", config)
+    assert "step-6.partial: it was never finished" in capfd.readouterr().err
+    assert weights(world, "cut") == weights(world, "whole")
+    assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_call_ends_bitwise_equal(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch, signal_number: signal.Signals
+) -> None:
+    config = options(checkpoint_every=0)
+    world.run("whole", config)
+    rate = train.learning_rate
+
+    def signalled(config: DistillConfig, step: int, steps: int) -> float:
+        if step in (2, 4):
+            os.kill(os.getpid(), signal_number)
+            os.kill(os.getpid(), signal_number)
+        return rate(config, step, steps)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "learning_rate", signalled)
+        for step in (3, 5):
+            with pytest.raises(InterruptedRun, match=f"after step {step} of 8.*step-{step}.*again to continue") as stop:
+                world.run("cut", config)
+            assert stop.value.exit_code == 75
+    world.run("cut", config)
+    assert weights(world, "cut") == weights(world, "whole")
+    assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
+
+
+def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = world.run("run", options())
+    monkeypatch.setattr(train, "open_session", None)
+    assert world.run("run", options()) == first
+    assert world.run("run", options(log_every=3, keep_checkpoints=1)) == first
+    with pytest.raises(UsageError, match=r"alpha was 0\.8 and is 0\.5"):
+        world.run("run", options(alpha=0.5))
+    with pytest.raises(UsageError, match="the teacher is another"):
+        world.run("run", options(), teacher=world.student)
+
+
+def cut_run(world: World, config: DistillConfig) -> Path:
+    """A finished run without its result, so that the next call continues from its checkpoints."""
+    world.run("run", config)
+    shutil.rmtree(world.root / "run" / "student")
+    return world.root / "run" / "train" / "checkpoints"
+
+
+def test_other_settings_cannot_continue_a_checkpoint(world: World, options: Options) -> None:
+    cut_run(world, options())
+    with pytest.raises(UsageError, match=r"lr was 0\.003 and is 0\.001; seed was 0 and is 1.*start anew"):
+        world.run("run", options(lr=1e-3, seed=1))
+    with pytest.raises(UsageError, match="the student is another"):
+        world.run("run", options(), student=world.teacher)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    world: World, options: Options, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    checkpoints = cut_run(world, options(checkpoint_every=3, keep_checkpoints=9))
+    last = checkpoints / "step-8"
+    target = last / ("manifest.json" if damage == "manifest" else "optimizer.safetensors")
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content[:-9] if damage == "truncate" else content)
+    if damage in ("remove", "manifest"):
+        target.unlink()
+    before = (world.root / "run/train/checkpoints/step-6/model.safetensors").read_bytes()
+    capfd.readouterr()
+    world.run("run", options(checkpoint_every=3, keep_checkpoints=9))
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"Skipping the checkpoint {last}" in said
+    assert target.name in said
+    assert "step-6: 6 of 8 steps are done" in said
+    assert (world.root / "run/train/checkpoints/step-6/model.safetensors").read_bytes() == before
+
+
+def fake_checkpoint(folder: Path, step: int, loss: float | None, keep: int) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint.save(folder, {"step": step, "heldout_loss": loss}, model, optimizer, keep)
+
+
+def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
+    losses = [5.0, 3.0, 4.0, None, 3.5, 3.2]
+    kept = []
+    for step, loss in enumerate(losses, 1):
+        fake_checkpoint(tmp_path, step, loss, keep=1 + (step > 4))
+        kept.append(sorted(int(path.name[5:]) for path in tmp_path.iterdir()))
+    assert kept == [[1], [2], [2, 3], [2, 4], [2, 4, 5], [2, 5, 6]]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path) -> None:
+    fake_checkpoint(tmp_path, 1, 1.0, keep=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "step-1").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(CompressError, match=r"step-2 could not be written.*untouched"):
+            fake_checkpoint(tmp_path, 2, 0.5, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path: path.read_bytes() for path in (tmp_path / "step-1").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert checkpoint.latest(tmp_path) == (tmp_path / "step-1", {"step": 1, "heldout_loss": 1.0})
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(world: World, options: Options) -> None:
+    folder = cut_run(world, options()) / "step-8"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json",
+    ]  # fmt: skip
+    moments = load_file(folder / "optimizer.safetensors")
+    assert {key.split("/")[0] for key in moments} == {"step", "exp_avg", "exp_avg_sq"}

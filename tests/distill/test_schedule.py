@@ -1,0 +1,90 @@
+"""Arithmetic of a run against hand-worked numbers."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from compress.config import build_from
+from compress.distill import DistillConfig
+from compress.distill.schedule import budget, is_due, learning_rate
+from compress.errors import UsageError
+
+
+def options(**changes: Any) -> DistillConfig:
+    return dataclasses.replace(DistillConfig(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [0.5, 1.0, 1.0, 0.55, 0.1]),
+        ("linear", [0.5, 1.0, 1.0, 0.55, 0.1]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_learning_rate_literals(schedule: str, expected: list[float]) -> None:
+    config = options(lr=1.0, min_lr_fraction=0.1, warmup_fraction=0.4, schedule=schedule)
+    assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx(expected)
+
+
+def test_cosine_quarter_points() -> None:
+    config = options(lr=2.0, min_lr_fraction=0.0, warmup_fraction=0.0)
+    expected = [2.0, 1.7071067811865475, 1.0, 0.2928932188134524, 0.0]
+    assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx(expected)
+    assert learning_rate(config, 0, 1) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_rows", "seq_len", "expected"),
+    [
+        ({"batch_tokens": 400}, 10, 100, (4, 10, 3)),
+        ({"batch_tokens": 450}, 10, 100, (4, 10, 3)),
+        ({"batch_tokens": 400, "tokens": 501}, 10, 100, (4, 6, 2)),
+        ({"batch_tokens": 400, "epochs": 3}, 10, 100, (4, 30, 8)),
+        ({"batch_tokens": 100, "tokens": 1000}, 10, 100, (1, 10, 10)),
+    ],
+)
+def test_budget_literals(changes: dict[str, Any], num_rows: int, seq_len: int, expected: tuple[int, int, int]) -> None:
+    assert budget(options(**changes), num_rows=num_rows, seq_len=seq_len) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_rows", "message"),
+    [
+        ({"batch_tokens": 99}, 10, "less than one sequence of 100"),
+        ({"batch_tokens": 100, "tokens": 1001}, 10, "at most 1000 tokens.*epochs = 2"),
+        ({"batch_tokens": 100}, 0, "no training rows"),
+    ],
+)
+def test_impossible_budgets_are_explained(changes: dict[str, Any], num_rows: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        budget(options(**changes), num_rows=num_rows, seq_len=100)
+
+
+@pytest.mark.parametrize(
+    ("every", "due"),
+    [(3, [3, 6, 9, 10]), (0.5, [5, 10]), (0.05, list(range(1, 11))), (0, [10]), (100, [10])],
+)
+def test_what_is_due_when(every: float, due: list[int]) -> None:
+    assert [done for done in range(1, 11) if is_due(every, done, 10)] == due
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alpha", 1.2), ("alpha", -0.1), ("temperature", 0), ("lr", True), ("lr", "fast"), ("betas", [0.9, 1.0]),
+        ("tokens", 0), ("batch_tokens", "1.5"), ("divergence", "kl"), ("precision", "fp16"), ("epochs", 0),
+        ("trackers", ["tensorbord"]), ("warmup_fraction", 2), ("keep_checkpoints", 0), ("weight_decay", -1),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"\b{key}"):
+        build_from(DistillConfig, {key: value})
+
+
+def test_counts_lists_and_numbers_as_recipes_write_them() -> None:
+    values = {"tokens": "2.2B", "batch_tokens": "512k", "betas": [0.9, 0.99], "trackers": ["tensorboard"], "lr": 1}
+    config = build_from(DistillConfig, values)
+    assert (config.tokens, config.batch_tokens, config.lr) == (2_200_000_000, 512_000, 1.0)
+    assert (config.betas, config.trackers) == ((0.9, 0.99), ("tensorboard",))

@@ -1,0 +1,36 @@
+"""A small world for training tests: two models with one tokenizer, and a token store of made-up text."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from compress.distill import DistillConfig, DistillResult, distill
+
+SEQ_LEN = 32
+HELDOUT = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Folders a run needs; `run` is `distill` on them."""
+
+    root: Path
+    teacher: Path
+    student: Path
+    data: Path
+
+    def arguments(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Arguments of `distill` for a run whose results go to `root / name`."""
+        folder = self.root / name
+        paths = {"student": self.student, "teacher": self.teacher, "data": self.data}
+        return {**paths, "out": folder / "student", "work": folder / "train", **changes}
+
+    def run(self, name: str, config: DistillConfig, **changes: Any) -> DistillResult:
+        """Train, with some of `arguments` changed."""
+        return distill(config, **self.arguments(name, **changes))
+
+    def metrics(self, name: str) -> list[dict[str, Any]]:
+        """Rows of a run's metrics.jsonl."""
+        text = (self.root / name / "train" / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
