@@ -25,10 +25,12 @@ class EvalConfig:
     """Folder of benchmark data sets, ORG/NAME inside it as `hf download --local-dir` lays them out."""
     task_folder: str | None = None
     """Folder of further lm-eval task YAMLs; a task of a name already known replaces it."""
-    heldout_sequences: Count = 100
+    heldout_sequences: Positive = 100
     """Rows of held-out text for loss, perplexity and fidelity."""
     heldout_seq_len: Annotated[Count, Field(ge=2)] = 1024
     """Tokens a row when the text is a raw source; a token store has its own row length."""
+    text_column: str = "text"
+    """Column (or JSON key) of raw held-out text."""
     batch_tokens: Positive = 8192
     """Tokens a forward pass, padding included; at least one sequence always runs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -30,10 +30,10 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Measure a checkpoint: benchmarks, held-out loss, fidelity to a teacher, speed, sample continuations.
 
-    `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a SOURCE
-    of raw text (both in CONTRACT.md's sense). `prompts` are continued greedily; without them, starts of held-out rows
-    are. With `out`, the result is written there as JSON, and each benchmark item to `<stem>.items.jsonl` beside it
-    (task, groups, doc_id, doc_sha256, metrics, chance), the JSON last: it exists only when all is done.
+    `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a source of
+    raw text (a local file, folder or glob, or a hub data set). `prompts` are continued greedily; without them, starts
+    of held-out rows are. With `out`, the result is written there as JSON, and each benchmark item to
+    `<stem>.items.jsonl` beside it (task, groups, doc_id, doc_sha256, metrics, chance), the JSON last.
 
     Returns:
         The eval JSON: model, params, bytes (of the weight files), tasks, heldout, fidelity, speed, samples, versions,
@@ -49,29 +49,10 @@ def evaluate_model(
         raise UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")
     if out is not None:
         _require_writable(out)
+    reference = None if teacher is None else resolve_model(str(teacher))
     checkpoint = load_checkpoint(model, config)
-    result: dict[str, Any] = {
-        "model": str(model),
-        "params": count_parameters(checkpoint.model),
-        "bytes": sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")),
-        "tasks": {},
-        "heldout": None,
-        "fidelity": None,
-        "speed": None,
-        "samples": [],
-    }
     heldout = None if text is None else load_heldout(text, checkpoint, config)
-    if heldout is not None:
-        result["heldout"], result["fidelity"] = _score_text(checkpoint, heldout, teacher, config)
-    items: list[dict[str, Any]] = []
-    if config.tasks:
-        from compress.evaluate.benchmarks import run_benchmarks
-
-        benchmarks = run_benchmarks(checkpoint, config)
-        result["tasks"], items = benchmarks.tasks, benchmarks.items
-    if config.speed:
-        result["speed"] = measure_speed({"model": checkpoint}, config)["model"]
-    result["samples"] = _samples(checkpoint, heldout, prompts, config)
+    result, items = _measure(checkpoint, config, heldout, reference, prompts)
     seconds = time.monotonic() - started
     result |= {"versions": versions(), "seconds": round(seconds, 3)}
     outputs = {} if out is None or not items else _write_items(out.with_name(f"{out.stem}.items.jsonl"), items)
@@ -96,13 +77,38 @@ def evaluation_inputs(
     }
 
 
-def _score_text(
-    checkpoint: Checkpoint, heldout: Heldout, teacher: str | Path | None, config: EvalConfig
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    reference = None if teacher is None else load_checkpoint(teacher, config)
-    return heldout_scores(
-        checkpoint, heldout.rows, heldout.text_bytes, teacher=reference, batch_tokens=config.batch_tokens
-    )
+def _measure(
+    checkpoint: Checkpoint,
+    config: EvalConfig,
+    heldout: Heldout | None,
+    teacher: Path | None,
+    prompts: Sequence[str],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The measured part of the eval JSON, and the benchmark items."""
+    result: dict[str, Any] = {
+        "model": checkpoint.name,
+        "params": count_parameters(checkpoint.model),
+        "bytes": sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")),
+        "tasks": {},
+        "heldout": None,
+        "fidelity": None,
+        "speed": None,
+    }
+    items: list[dict[str, Any]] = []
+    if config.tasks:
+        from compress.evaluate.benchmarks import run_benchmarks
+
+        benchmarks = run_benchmarks(checkpoint, config)
+        result["tasks"], items = benchmarks.tasks, benchmarks.items
+    if heldout is not None:
+        reference = None if teacher is None else load_checkpoint(teacher, config)
+        result["heldout"], result["fidelity"] = heldout_scores(
+            checkpoint, heldout.rows, heldout.text_bytes, teacher=reference, batch_tokens=config.batch_tokens
+        )
+        del reference
+    if config.speed:
+        result["speed"] = measure_speed({"model": checkpoint}, config)["model"]
+    return {**result, "samples": _samples(checkpoint, heldout, prompts, config)}, items
 
 
 def _samples(

@@ -65,8 +65,8 @@ metric_list:
   - {metric: acc_norm, aggregation: mean, higher_is_better: true}
 """
 TASKS = {
-    "quiz.yaml": "task: quiz" + _QUIZ,
-    "quiz_again.yaml": "task: quiz_again" + _QUIZ.replace("Answer:", "The answer:"),
+    "quiz.yaml": "tag: quiz_tag\ntask: quiz" + _QUIZ,
+    "quiz_again.yaml": "tag: quiz_tag\ntask: quiz_again" + _QUIZ.replace("Answer:", "The answer:"),
     "quiz_mass.yaml": "task: quiz_mass" + _QUIZ + "process_results: !function quiz_class.mass\n",
     "quizzes.yaml": "group: quizzes\ntask: [quiz, quiz_again]\n",
     "quiz_class.yaml": "task: quiz_class\nclass: !function quiz_class.Quiz\n",

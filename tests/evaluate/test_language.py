@@ -128,5 +128,5 @@ def test_text_of_another_vocabulary_and_another_tokenizer_are_refused(models: di
         heldout_scores(model, np.zeros((0, 5), dtype=np.int64), 0)
     other = load_checkpoint(models["teacher"], CONFIG)
     other.tokenizer.add_tokens(["<new>"])
-    with pytest.raises(InputError, match="different tokenizers.*<new>"):
+    with pytest.raises(InputError, match=r"different tokenizers.*<new>"):
         heldout_scores(model, rows(), 100, teacher=other)

@@ -69,7 +69,13 @@ def harness(model: Path, task: str, shots: int | None) -> dict[str, Any]:
 def test_scores_and_items_are_those_of_lm_eval(model: Path, tmp_path: Path, task: str, shots: int | None) -> None:
     reference = harness(model, task, shots)
     config = EvalConfig(
-        tasks=[task], datasets_root=str(HUB), num_fewshot=shots, limit=LIMIT, speed=False, device="cpu", batch_tokens=4096
+        tasks=[task],
+        datasets_root=str(HUB),
+        num_fewshot=shots,
+        limit=LIMIT,
+        speed=False,
+        device="cpu",
+        batch_tokens=4096,
     )
     ours = evaluate_model(model, config, out=tmp_path / "o.json")["tasks"][task]
     items = [json.loads(line) for line in (tmp_path / "o.items.jsonl").read_text().splitlines()]

@@ -1,0 +1,120 @@
+"""The whole measurement: text from a store and raw, the JSON, and its errors."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import save_tiny_model
+
+from compress.data import DataConfig, prepare
+from compress.errors import InputError, UsageError
+from compress.evaluate import EvalConfig, evaluate_model, evaluation_inputs
+from compress.evaluate.checkpoint import load_checkpoint
+from compress.evaluate.heldout import load_heldout
+
+DOCUMENTS = [f"Document {i} says that été follows spring, and that {i} times {i} is {i * i}." for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("evaluation")
+    text = folder / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": t}) + "\n" for t in DOCUMENTS))
+    model = save_tiny_model(folder / "model", seed=1)
+    prepare(DataConfig(dataset=str(text), seq_len=32, heldout_sequences=6), model, folder / "store", visible=False)
+    return {"folder": folder, "text": text, "store": folder / "store", "model": model}
+
+
+def config(**options: Any) -> EvalConfig:
+    return EvalConfig(**{"speed": False, "device": "cpu", "samples": 2, "sample_tokens": 3, **options})
+
+
+def test_raw_rows_are_the_documents_joined_by_eos(place: dict[str, Path]) -> None:
+    checkpoint = load_checkpoint(place["model"], config())
+    found = load_heldout(place["text"], checkpoint, config(heldout_sequences=5, heldout_seq_len=50))
+    eos, encode = checkpoint.tokenizer.eos_token_id, checkpoint.tokenizer
+    stream = [i for text in DOCUMENTS for i in [*encode(text)["input_ids"], eos]]
+    assert found.rows.flatten().tolist() == stream[: 5 * 50]
+    # Byte tokens: a predicted token is a byte unless it is EOS or the inside of a character (counted with its first).
+    flat = b"".join(text.encode() + b"\0" for text in DOCUMENTS)[:250]
+    sizes = [0 if b == 0 or 0x80 <= b < 0xC0 else 2 if b >= 0xC0 else 1 for b in flat]
+    assert found.text_bytes == sum(sum(sizes[r * 50 + 1 : (r + 1) * 50]) for r in range(5))
+
+
+def test_a_short_text_gives_one_short_row_and_a_short_context_shorter_rows(place: dict[str, Path]) -> None:
+    checkpoint = load_checkpoint(place["model"], config())
+    (place["folder"] / "short.txt").write_text("Only this.\n")
+    assert load_heldout(place["folder"] / "short.txt", checkpoint, config()).rows.shape == (1, 11)
+    assert load_heldout(place["text"], checkpoint, config(heldout_sequences=2)).rows.shape == (2, 256)
+
+
+def test_the_whole_measurement_on_a_token_store(place: dict[str, Path]) -> None:
+    out = place["folder"] / "eval" / "student.json"
+    teacher = save_tiny_model(place["folder"] / "teacher", seed=2)
+    result = evaluate_model(
+        place["model"], config(heldout_sequences=4, speed=True), teacher=teacher, text=place["store"], out=out
+    )
+    assert json.loads(out.read_text()) == json.loads(json.dumps(result))
+    heldout, fidelity = result["heldout"], result["fidelity"]
+    assert heldout["tokens"] == fidelity["tokens"] == 4 * 31
+    assert heldout["perplexity"] == pytest.approx(math.exp(heldout["loss_nats"]))
+    assert fidelity["kl_nats"] > 0 < fidelity["js_nats"] < math.log(2)
+    assert result["bytes"] == (place["model"] / "model.safetensors").stat().st_size
+    assert result["params"] == 257 * 32 + 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32
+    assert len(result["samples"]) == 2
+    assert result["speed"]["prefill_tokens_per_s"] > 0
+    assert result["tasks"] == {}
+    assert result["manifest"]["config"]["heldout_sequences"] == 4
+    assert result["manifest"]["inputs"] == evaluation_inputs(place["model"], teacher=teacher, text=place["store"])
+    assert not list(out.parent.glob("*.partial"))
+    assert not list(out.parent.glob(".*"))
+
+
+def test_inputs_change_with_the_content_of_the_text_and_the_model(place: dict[str, Path]) -> None:
+    note = place["folder"] / "note.txt"
+    inputs = []
+    for content in ("a b\n", "a b\n", "a c\n"):
+        note.write_text(content)
+        inputs.append(evaluation_inputs(place["model"], text=note))
+    assert inputs[0] == inputs[1] != inputs[2]
+    assert inputs[0] != evaluation_inputs(place["folder"] / "model", text=place["text"])
+
+
+def test_given_prompts_are_continued(place: dict[str, Path]) -> None:
+    result = evaluate_model(place["model"], config(), prompts=["One", "Two", "Three"])
+    assert [sample["prompt"] for sample in result["samples"]] == ["One", "Two"]
+
+
+def test_a_teacher_needs_text_and_the_output_must_be_a_file(place: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="--text"):
+        evaluate_model(place["model"], config(), teacher=place["model"])
+    with pytest.raises(UsageError, match="is a folder"):
+        evaluate_model(place["model"], config(), out=place["folder"])
+    with pytest.raises(UsageError, match="cannot be written"):
+        evaluate_model(place["model"], config(), out=place["text"] / "o.json")
+    with pytest.raises(UsageError, match="device = 'cuda:77'"):
+        evaluate_model(place["model"], config(device="cuda:77"))
+
+
+def test_text_that_cannot_be_used_is_named(place: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="nothing-here"):
+        evaluate_model(place["model"], config(), text="nothing-here")
+    with pytest.raises(InputError, match="'body'"):
+        evaluate_model(place["model"], config(text_column="body"), text=place["text"])
+    (place["folder"] / "empty.txt").write_text("\n")
+    with pytest.raises(InputError, match="no text"):
+        evaluate_model(place["model"], config(), text=place["folder"] / "empty.txt")
+
+
+def test_a_store_of_another_tokenizer_or_of_too_long_rows_is_refused(place: dict[str, Path]) -> None:
+    short = save_tiny_model(place["folder"] / "short", max_position_embeddings=16)
+    with pytest.raises(InputError, match=r"32 tokens.*at most 16"):
+        evaluate_model(short, config(), text=place["store"])
+    other = save_tiny_model(place["folder"] / "other")
+    definition = json.loads((other / "tokenizer.json").read_text())
+    definition["model"]["vocab"] = {t: 255 - i if i < 256 else i for t, i in definition["model"]["vocab"].items()}
+    (other / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(InputError, match="another tokenizer"):
+        evaluate_model(other, config(), text=place["store"])
