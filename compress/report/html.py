@@ -102,7 +102,7 @@ def _losses(report: Record, run: RunFiles) -> str:
 _SIZES: tuple[tuple[str, str, bool, Callable[[float], str]], ...] = (
     ("Parameters", "params", False, format_count),
     ("On disk", "bytes", False, format_bytes),
-    ("Peak memory", "peak_gib", True, lambda v: f"{v:.2f} GiB"),
+    ("Peak memory", "peak_gib", True, lambda gib: format_bytes(gib * 2**30)),
     ("Prefill, tokens/s", "prefill_tokens_per_s", True, lambda v: f"{v:,.0f}"),
     ("Decode, tokens/s", "decode_tokens_per_s", True, lambda v: f"{v:,.0f}"),
     ("Latency, median", "latency_ms_p50", True, lambda v: f"{v:,.1f} ms"),

@@ -151,7 +151,7 @@ def speed(report: Record) -> Table:
         cells += [cell(fast, name, fixed(0)) for name in ("prefill_tokens_per_s", "decode_tokens_per_s")]
         cells += [cell(fast, name, fixed(1)) for name in ("latency_ms_p50", "latency_ms_p95")]
         where = ", ".join(str(fast[name]) for name in ("device", "dtype") if fast.get(name)) if fast else NONE
-        rows.append([LABELS[key], *cells, cell(fast, "peak_gib", fixed(2)), where])
+        rows.append([LABELS[key], *cells, cell(fast, "peak_gib", _gib), where])
     columns = [
         "Model",
         "Parameters",
@@ -160,7 +160,7 @@ def speed(report: Record) -> Table:
         "Decode, tok/s",
         "Latency p50, ms",
         "p95, ms",
-        "Peak, GiB",
+        "Peak memory",
         "Measured on",
     ]
     return Table(
@@ -171,6 +171,10 @@ def speed(report: Record) -> Table:
     )
 
 
+def _gib(value: float) -> str:
+    return format_bytes(value * 2**30)
+
+
 _TRAINING: Sequence[tuple[str, str, Callable[[float], str]]] = (
     ("tokens", "Training tokens", fixed(0)),
     ("steps", "Steps", fixed(0)),
@@ -179,7 +183,7 @@ _TRAINING: Sequence[tuple[str, str, Callable[[float], str]]] = (
     ("tokens_per_s", "Tokens a second", fixed(0)),
     ("flops", "FLOPs", lambda value: f"{value:.2e}"),
     ("mfu", "Share of peak FLOP/s (MFU)", lambda value: f"{value:.1%}"),
-    ("peak_gib", "Peak memory, GiB", fixed(2)),
+    ("peak_gib", "Peak memory", _gib),
 )
 
 
