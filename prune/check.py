@@ -4,8 +4,8 @@
    order, so anything but rounding means that the student's config or weights are wrong.
 2. Student(x) with a key-value cache, one token at a time, against Student(x) without: what generation relies on.
 
-Attention windows longer than the few tokens of the check are made shorter in both models, or a sliding layer that
-became a full one would go unnoticed.
+For the first, attention windows longer than the few tokens of the check are made shorter in both models, or a sliding
+layer that became a full one would go unnoticed.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from compress.errors import CompressError
+from compress.errors import CompressError, InputError
 from compress.models import decoder_layers, load_config, load_model
 from compress.units import format_bytes
 
@@ -68,38 +68,82 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...]) -> Che
     """Compare the model in `student` with the one in `teacher` without its `dropped` layers.
 
     Raises:
-        InputError: one of them does not load strictly.
+        InputError: one of them does not load strictly, or does not run on token ids alone.
         CompressError: they differ, or the student's cached logits differ from its uncached ones.
     """
-    model = _load(teacher)
+    model = _load(teacher, WINDOW)
     ids = _token_ids(model)
     layers = decoder_layers(model)[1]
     for index in dropped:
         _make_identity(layers[index])
-    expected = model(input_ids=ids, use_cache=False).logits
+    expected = _run(model, teacher, ids)
     del model, layers
-    model = _load(student)
-    found = model(input_ids=ids, use_cache=False).logits
-    largest = expected.abs().max().item()
-    identity = _require_near(found, expected, IDENTITY_TOLERANCE, "the teacher with its dropped layers skipped")
-    cached = _require_near(_cached_logits(model, ids), found, CACHE_TOLERANCE, "its own logits without a cache")
+    model = _load(student, WINDOW)
+    identity = _distance(_run(model, student, ids), expected)
+    if not identity.within(IDENTITY_TOLERANCE):
+        raise CompressError(
+            f"The student's logits differ from those of the teacher with its dropped layers skipped {identity}. This "
+            "architecture uses the layers' positions in a way this tool does not know, so nothing was written. Please "
+            "report the model's type and config.json."
+        )
+    del model
+    model = _load(student, None)
+    cached = _distance(_run_cached(model, ids), _run(model, student, ids))
+    if not cached.within(CACHE_TOLERANCE):
+        raise CompressError(
+            f"The student's logits with a key-value cache differ from those without one {cached}, so it would generate "
+            "wrong text; nothing was written. If the teacher does the same, its config.json is at fault (a "
+            "`sliding_window` that the model does not have?)."
+        )
     return CheckResult(
         passed=True,
-        max_abs_difference=identity,
-        max_abs_difference_cached=cached,
-        max_abs_logit=largest,
+        max_abs_difference=identity.difference,
+        max_abs_difference_cached=cached.difference,
+        max_abs_logit=identity.largest,
         tokens=ids.numel(),
     )
 
 
-def _load(folder: Path) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _Distance:
+    difference: float
+    """Largest absolute difference between two sets of logits."""
+    largest: float
+    """Largest absolute logit."""
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the difference is at most `tolerance` of the largest logit (or of 1); never with a NaN."""
+        return self.difference <= tolerance * max(self.largest, 1.0)
+
+    def __str__(self) -> str:
+        return f"by up to {self.difference:.3g} (the largest logit is {self.largest:.3g})"
+
+
+def _distance(found: Tensor, expected: Tensor) -> _Distance:
+    return _Distance((found - expected).abs().max().item(), expected.abs().max().item())
+
+
+def _load(folder: Path, window: int | None) -> Any:
+    """The model in fp32, its attention windows no longer than `window` tokens."""
     config = load_config(folder)
     text = config.get_text_config()
     for name in ("sliding_window", "attention_chunk_size"):
         size = getattr(text, name, None)
-        if isinstance(size, int) and size > WINDOW:
-            setattr(text, name, WINDOW)
+        if window is not None and isinstance(size, int) and size > window:
+            setattr(text, name, window)
     return load_model(folder, dtype=torch.float32, config=config)
+
+
+def _run(model: Any, folder: Path, ids: Tensor) -> Tensor:
+    """Logits [B, S, V] for `ids` [B, S], without a cache."""
+    try:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    except Exception as error:
+        raise InputError(
+            f"{folder} loads but does not run on {ids.shape[1]} tokens ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}). Its config.json contradicts itself, or it needs more than text."
+        ) from error
+    return logits
 
 
 def _token_ids(model: Any) -> Tensor:
@@ -124,26 +168,18 @@ def _make_identity(layer: nn.Module) -> None:
     layer.forward = identity
 
 
-def _cached_logits(model: Any, ids: Tensor) -> Tensor:
+def _run_cached(model: Any, ids: Tensor) -> Tensor:
     """Logits [B, S, V] for `ids` [B, S]: the first half at once, then a token at a time, as generation does."""
     half = ids.shape[1] // 2
     output = model(input_ids=ids[:, :half], use_cache=True)
     pieces = [output.logits]
     for position in range(half, ids.shape[1]):
-        output = model(
-            input_ids=ids[:, position : position + 1], past_key_values=output.past_key_values, use_cache=True
-        )
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            raise CompressError(
+                f"{type(model).__name__} keeps no key-value cache that can be compared with running it anew, so "
+                "whether the student generates rightly cannot be known; nothing was written."
+            )
+        output = model(input_ids=ids[:, position : position + 1], past_key_values=cache, use_cache=True)
         pieces.append(output.logits)
     return torch.cat(pieces, dim=1)
-
-
-def _require_near(found: Tensor, expected: Tensor, tolerance: float, what: str) -> float:
-    difference = (found - expected).abs().max().item()
-    largest = expected.abs().max().item()
-    if not difference <= tolerance * max(largest, 1.0):
-        raise CompressError(
-            f"The student's logits differ from {what} by up to {difference:.3g} (the largest logit is {largest:.3g}; "
-            f"{tolerance * max(largest, 1.0):.1g} is allowed). This architecture uses the layers' positions in a way "
-            "this tool does not know, so nothing was written. Please report the model's type and config.json."
-        )
-    return float(difference)

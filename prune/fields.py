@@ -1,7 +1,7 @@
 """Tables: which config field follows which rule, and which model types we know to the last field.
 
-Made by reading `configuration_*.py` and `modeling_*.py` of transformers 5.23. A field means the same in every model
-type unless `TYPE_RULES` says otherwise.
+Made by reading `configuration_*.py` and `modeling_*.py` of transformers 5.23. A field means the same in every
+model type that has it.
 """
 
 from collections.abc import Mapping
@@ -97,9 +97,6 @@ RULES: Mapping[str, Rule] = {
     "pruned_heads": only({}, why="single heads were pruned by layer index"),
     "quantization_config": only(why="the weights are quantized; give the unquantized model"),
 }
-
-TYPE_RULES: Mapping[str, Mapping[str, Rule]] = {}
-"""By model type, fields that mean something else there than in `RULES`."""
 
 NOT_PER_LAYER = frozenset(
     {

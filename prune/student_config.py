@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compress.errors import InputError
-from compress.prune.fields import NOT_PER_LAYER, REFUSED_TYPES, RULES, TYPE_RULES
+from compress.prune.fields import NOT_PER_LAYER, REFUSED_TYPES, RULES
 from compress.prune.rules import REMOVED, Cut, NotExpressible
 
 _COUNT = "num_hidden_layers"
@@ -64,16 +64,15 @@ def _section_name(config: Any, text: Any) -> str:
 
 
 def _updates(model_type: str, fields: Mapping[str, Any], cut: Cut) -> dict[str, Any]:
-    rules = {**RULES, **TYPE_RULES.get(model_type, {})}
     updates: dict[str, Any] = {}
     for name, value in fields.items():
-        if value is None or name in NOT_PER_LAYER:
+        if value is None:
             continue
-        if name not in rules:
+        if name not in RULES:
             _refuse_if_per_layer(model_type, name, value, cut)
             continue
         try:
-            updates |= rules[name](name, fields, cut)
+            updates |= RULES[name](name, fields, cut)
         except NotExpressible as problem:
             raise InputError(
                 f"This {model_type} model cannot be cut by layers: config.json has {name} = {_short(value)}, and "
@@ -95,7 +94,9 @@ def _refuse_if_per_layer(model_type: str, name: str, value: Any, cut: Cut) -> No
 
 
 def _collections(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every list and mapping of a value with its dotted path."""
+    """Every list and mapping of a value with its dotted path, but for those known not to be about layers."""
+    if path.rpartition(".")[2] in NOT_PER_LAYER:
+        return
     if isinstance(value, list | tuple):
         yield path, value
     elif isinstance(value, Mapping):

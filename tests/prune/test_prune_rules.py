@@ -107,7 +107,7 @@ def test_an_unknown_per_layer_field_is_refused_by_name(extra: dict[str, Any]) ->
 
 
 def test_lists_that_happen_to_be_as_long_as_the_stack_are_left_alone() -> None:
-    config = tiny_config("llama", num_hidden_layers=2, eos_token_id=[3, 4], num_labels=2)
+    config = tiny_config("llama", num_hidden_layers=2, eos_token_id=[3, 4], attn={"id2label": {"0": "a"}})
     assert student_config(config, config.to_dict(), (1,))["eos_token_id"] == [3, 4]
 
 

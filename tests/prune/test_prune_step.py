@@ -161,16 +161,16 @@ def test_a_wrong_student_is_noticed_and_not_written(tmp_path: Path, monkeypatch:
 
     prune(teacher, tmp_path / "right", "0,3")
     monkeypatch.setattr(step, "derive", forgetful)
-    with pytest.raises(CompressError, match=r"differ from the teacher .* by up to [0-9.]+") as caught:
+    with pytest.raises(CompressError, match=r"differ from those of the teacher .* by up to [0-9.]+") as caught:
         prune(teacher, tmp_path / "wrong", "0,3")
     assert not isinstance(caught.value, UsageError | InputError)
     assert {path.name for path in tmp_path.iterdir()} == {"teacher", "right"}
 
 
 def test_a_wrong_cache_is_noticed(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = check._cached_logits
-    monkeypatch.setattr(check, "_cached_logits", lambda model, ids: honest(model, ids).roll(1, dims=1))
-    with pytest.raises(CompressError, match="its own logits without a cache"):
+    honest = check._run_cached
+    monkeypatch.setattr(check, "_run_cached", lambda model, ids: honest(model, ids).roll(1, dims=1))
+    with pytest.raises(CompressError, match="logits with a key-value cache differ"):
         prune(teacher, tmp_path / "student")
     assert list(tmp_path.iterdir()) == []
 
@@ -192,6 +192,16 @@ def test_a_type_we_have_not_verified_needs_the_check(tmp_path: Path, monkeypatch
     monkeypatch.setattr(check, "available_memory", lambda: 1000)
     with pytest.raises(InputError, match="more memory"):
         prune(teacher, tmp_path / "other")
+
+
+def test_what_cannot_be_checked_is_refused(tmp_path: Path) -> None:
+    teacher = save_tiny_model(tmp_path / "mamba", "mamba")
+    with pytest.raises(CompressError, match="MambaForCausalLM keeps no key-value cache"):
+        prune(teacher, tmp_path / "student")
+    teacher = save_tiny_model(tmp_path / "helium", "helium")
+    with pytest.raises(InputError, match="helium loads but does not run"):
+        prune(teacher, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
 
 
 def test_free_memory_is_a_sane_number() -> None:

@@ -167,6 +167,17 @@ def test_an_index_that_points_outside_is_refused(tmp_path: Path, name: str) -> N
         prune(teacher, tmp_path / "student")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_number_that_is_none_is_found_wherever_it_is(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    for position in (0, 1, 517, 1022):
+        state = {"w": torch.randn(1023).to(dtype)}
+        state["w"][position] = value
+        save_file(state, tmp_path / "x.safetensors")
+        with pytest.raises(InputError, match="tensor w holds NaN or infinity"):
+            weights.copy_weights([("w", weights.read_header(tmp_path / "x.safetensors")[0])], tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_in_a_kept_layer_is_named_and_in_a_dropped_one_is_gone(tmp_path: Path, dtype: torch.dtype) -> None:
     teacher = save_tiny_model(tmp_path / "teacher")
