@@ -132,18 +132,19 @@ class Encoder:
         The bytes sum to those of the document. A character that is split over tokens counts with the first of them;
         what a normalizer drops at the end counts with the last; EOS has none.
         """
-        ids: list[int] = []
-        sizes: list[int] = []
+        ids: list[Ids] = []
+        sizes: list[NDArray[np.int64]] = []
         for piece in split_pieces(document):
             encoding = self._tokenizer.encode(piece, add_special_tokens=False)
-            lengths = np.array([len(c.encode()) for c in piece], dtype=np.int64)
-            bytes_before = np.concatenate([[0], np.cumsum(lengths)])
-            ends = np.maximum.accumulate([end for _, end in encoding.offsets]) if encoding.ids else np.zeros(0, int)
-            if len(ends):
-                ends[-1] = len(piece)
-            ids.extend(encoding.ids)
-            sizes.extend(np.diff(bytes_before[ends], prepend=0).tolist())
-        return np.array([*ids, self._eos_id], dtype=np.uint32), np.array([*sizes, 0], dtype=np.int64)
+            if not encoding.ids:
+                continue
+            bytes_before = np.cumsum([0, *(len(character.encode()) for character in piece)])
+            ends = np.maximum.accumulate([end for _, end in encoding.offsets])
+            ends[-1] = len(piece)
+            ids.append(np.array(encoding.ids, dtype=np.uint32))
+            sizes.append(np.diff(bytes_before[ends], prepend=0))
+        eos = np.array([self._eos_id], dtype=np.uint32)
+        return np.concatenate([*ids, eos]), np.concatenate([*sizes, np.zeros(1, dtype=np.int64)])
 
 
 def split_pieces(text: str) -> list[str]:

@@ -98,11 +98,11 @@ class Preparation:
             with closing(self._restore(state)) as self._writer:
                 try:
                     self._read(visible=visible)
+                    if self._stop:
+                        raise Stopped
                 except (Stopped, Unavailable):
                     self._save()
                     raise
-                if self._stop:
-                    raise Stopped
                 self._finish()
         except Stopped:
             raise InterruptedRun(

@@ -47,7 +47,7 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
             shutil.rmtree(folder)
             raise
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise CompressError(
                 f"No space is left on the device of {out}. Free some and run the same command again: what is "

@@ -129,7 +129,7 @@ def _require_text_column(schema: Any, name: str, column: str) -> None:
         )
     kind = schema.field(column).type
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not any(t(value) for t in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+    if str(value) not in ("string", "large_string", "string_view"):
         raise InputError(
             f"{name}: the column {column!r} holds {kind}, not text. Set data.text_column to the one with the text."
         )

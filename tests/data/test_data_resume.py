@@ -1,0 +1,198 @@
+"""Cut anywhere and continued, the files are those of a preparation that was never cut.
+
+Run as a script (FOLDER), this file prepares FOLDER/source in children that kill themselves with SIGKILL at a random
+fsync, rename or document, again and again until one comes to the end.
+"""
+
+import errno
+import fcntl
+import importlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_world import content, data_config, documents, write_source
+
+from compress.data import preparation, prepare, shards
+from compress.data.preparation import Preparation
+from compress.errors import CompressError, InterruptedRun, UsageError
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_small_steps(monkeypatch.setattr)
+
+
+def take_small_steps(set_attribute: Callable[[Any, str, Any], None]) -> None:
+    """Tiny shards and batches, and a saved state after every batch."""
+    set_attribute(shards, "SHARD_TOKENS", 700)
+    set_attribute(preparation, "_BATCH_CHARS", 150)
+    set_attribute(preparation, "SAVE_EVERY_S", 0.0)
+
+
+def write_sources(folder: Path) -> None:
+    texts = documents(160, 5)
+    texts[70] = "long " * 900  # spans several shards
+    for i, name in enumerate(("a.parquet", "b.parquet", "c.parquet")):
+        write_source(folder / "source" / name, texts[i * 50 : (i + 1) * 50])
+
+
+def test_killed_at_random_moments(tmp_path: Path, tokenizer_folder: Path, small_steps: None) -> None:
+    write_sources(tmp_path)
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path), str(tokenizer_folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    kills = list(map(int, done.stdout.split()))
+    assert len(kills) == 3
+    assert sum(kills) >= 15, kills
+    for run in range(3):
+        assert content(tmp_path / f"cut-{run}") == content(tmp_path / "uncut")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_saves_and_the_next_run_continues(
+    tmp_path: Path, tokenizer_folder: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_sources(tmp_path)
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+    read: list[str] = []
+    take = Preparation._take_document
+
+    def note(self: Preparation, text: str, ids: Any) -> None:
+        take(self, text, ids)
+        read.append(text)
+        if len(read) in (33, 90):
+            signal.raise_signal(getattr(signal, name))
+            signal.raise_signal(getattr(signal, name))  # a second one changes nothing
+
+    monkeypatch.setattr(Preparation, "_take_document", note)
+    for _ in range(2):
+        with pytest.raises(InterruptedRun, match=f"Stopped by {name}.*again to continue") as stopped:
+            prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+        assert stopped.value.exit_code == 75
+        assert not (tmp_path / "cut").exists()
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    assert len(read) == 150  # none was read twice
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+    assert not (tmp_path / "cut.partial").exists()
+
+
+def interrupt(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a preparation of `cut` half done."""
+
+    def stop(self: Preparation, text: str, ids: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preparation, "_take_document", stop)
+        with pytest.raises(InterruptedRun):
+            prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    assert (tmp_path / "cut.partial" / "state.json").is_file()
+
+
+def test_other_options_or_data_start_again(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sources(tmp_path)
+    prepare(data_config(tmp_path / "source", seed=1), tokenizer_folder, tmp_path / "seed 1")
+    interrupt(tmp_path, tokenizer_folder, monkeypatch)
+    prepare(data_config(tmp_path / "source", seed=1), tokenizer_folder, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "seed 1")
+    (tmp_path / "cut").rename(tmp_path / "done")
+    interrupt(tmp_path, tokenizer_folder, monkeypatch)
+    write_source(tmp_path / "source" / "a.parquet", documents(20, 9))
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
+def test_only_one_process_prepares_a_store(tmp_path: Path, tokenizer_folder: Path) -> None:
+    write_sources(tmp_path)
+    (tmp_path / "out.partial").mkdir()
+    descriptor = os.open(tmp_path / "out.partial", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="Another process is preparing"):
+            prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "out")
+    finally:
+        os.close(descriptor)
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "out")
+
+
+def test_no_space_while_saving_keeps_what_was_saved(
+    tmp_path: Path, tokenizer_folder: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sources(tmp_path)
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+    calls = 0
+
+    def full(path: Path, state: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, state)
+
+    module = importlib.import_module("compress.data.partial")
+    save = module.save_state
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_state", full)
+        with pytest.raises(CompressError, match="No space is left"):
+            prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
+def kill_at(moment: int) -> None:
+    """SIGKILL this process at its `moment`-th fsync, rename or document, before or after it at random."""
+    count = 0
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == moment and random.random() < 0.5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*arguments, **options)
+            if count == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
+    Preparation._take_document = deadly(Preparation._take_document)  # type: ignore[method-assign]
+
+
+def prepare_until_done(folder: Path, tokenizer: Path, out: Path) -> int:
+    """The number of children that were killed before one finished."""
+    kills = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            random.seed(kills * 1000 + os.getpid())
+            kill_at(random.randint(1, 90))
+            prepare(data_config(folder / "source"), tokenizer, out, visible=False)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        if status == 0:
+            return kills
+        assert os.WIFSIGNALED(status), status
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        kills += 1
+
+
+if __name__ == "__main__":
+    import compress.models  # noqa: F401  (once, before the forks)
+
+    take_small_steps(setattr)
+    for number in range(3):
+        print(prepare_until_done(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[1], f"cut-{number}")))  # noqa: T201

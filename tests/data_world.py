@@ -1,0 +1,123 @@
+"""Small sources of text in every format, and a naive second opinion on what their token store must hold."""
+
+import gzip
+import json
+import random
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from compress.data import DataConfig, TokenStore
+
+EOS = 256  # helpers.byte_tokenizer: ids 0..255 are the bytes in the order of ByteLevel's alphabet
+FORMATS = ("parquet", "arrow", "arrows", "jsonl", "jsonl.gz", "jsonl.zst", "txt", "txt.gz")
+
+
+def documents(count: int, seed: int = 0) -> list[str]:
+    """Lines of 1 to 120 characters, some beyond ASCII, a tenth of them copies of earlier ones."""
+    rng = random.Random(seed)
+    alphabet = "abcdefghij klmnop qrstuv wxyz .,;é€𝄞漢"
+    made: list[str] = []
+    for _ in range(count):
+        if made and rng.random() < 0.1:
+            made.append(rng.choice(made))
+        else:
+            made.append("".join(rng.choices(alphabet, k=rng.randint(1, 120))).strip() or "x")
+    return made
+
+
+def write_source(path: Path, texts: Sequence[str]) -> Path:
+    """Write documents in the format that the name says (`.arrows` is the stream form of `.arrow`)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"id": list(range(len(texts))), "text": list(texts)})
+    lines = "".join(text + "\n" for text in texts)
+    json_lines = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+    name = path.name
+    if name.endswith(".parquet"):
+        pq.write_table(table, path, row_group_size=7)
+    elif name.endswith(".arrow"):
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+    elif name.endswith(".arrows"):
+        path = path.with_suffix(".arrow")
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+    else:
+        raw = (json_lines if ".jsonl" in name else lines).encode()
+        if name.endswith(".gz"):
+            raw = gzip.compress(raw)
+        elif name.endswith(".zst"):
+            half = len(raw) // 2
+            raw = zstandard.compress(raw[:half]) + zstandard.compress(raw[half:])
+        path.write_bytes(raw)
+    return path
+
+
+def data_config(dataset: Path | str, **options: Any) -> DataConfig:
+    """A config of a small store."""
+    return DataConfig(**{"dataset": str(dataset), "seq_len": 32, "heldout_sequences": 4, **options})
+
+
+def naive_split(texts: Sequence[str], wanted_tokens: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    """(training, held out) documents in order, by the definition of the pool, recomputed from scratch at each step.
+
+    One token a byte and an EOS: a document of b bytes has b + 1 tokens.
+    """
+
+    def key(text: str) -> bytes:
+        return blake2b(text.encode(), digest_size=16, key=seed.to_bytes(8, "little")).digest()
+
+    training: list[str] = []
+    pool: list[str] = []
+    for i, text in enumerate(texts):
+        before = pool
+        pool = []
+        for candidate in sorted(set(texts[: i + 1]), key=key):
+            if sum(len(t.encode()) + 1 for t in pool) >= wanted_tokens:
+                break
+            pool.append(candidate)
+        for left in sorted(set(before) - set(pool), key=key, reverse=True):
+            training.extend([left] * texts[:i].count(left))
+        if text not in pool:
+            training.append(text)
+    return training, pool
+
+
+def stream_of(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """The ids of documents with EOS after each."""
+    ids: list[int] = []
+    for text in texts:
+        ids.extend([*tokenizer(text, add_special_tokens=False)["input_ids"], EOS])
+    return ids
+
+
+def all_rows(store: TokenStore) -> list[int]:
+    """Training rows in the order they are stored in, as one list of ids."""
+    return [int(i) for i in store.rows(range(store.num_rows)).reshape(-1)]
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """Everything in a store that must not depend on how often it was cut: all files, and the index but for timings."""
+    found: dict[str, Any] = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix != ".json"}
+    index = json.loads((folder / "index.json").read_text())
+    for volatile in ("seconds", "peak_gib", "command"):
+        index["manifest"].pop(volatile)
+    return {**found, "index": index}
+
+
+def trained_tokenizer(texts: list[str], vocab_size: int) -> Any:
+    """A byte-level BPE with GPT-2's pre-tokenizer, trained on `texts`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<eos>"], show_progress=False)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
