@@ -7,6 +7,9 @@ from typing import Any, BinaryIO, cast
 from compress.data.readers import FORMATS, DataFile, Layout, layout_of
 from compress.errors import InputError, UsageError
 
+BLOCK_BYTES = 8 * 2**20
+"""Bytes asked for in one request."""
+
 
 class HubSource:
     """Data files of one configuration and split of a hub dataset, at one commit, read by ranges and never stored.
@@ -65,11 +68,11 @@ class HubSource:
         from huggingface_hub import HfFileSystem
 
         try:
-            inner = HfFileSystem().open(self._urls[index], "rb")
+            inner = HfFileSystem().open(self._urls[index], "rb", block_size=BLOCK_BYTES)
         except Exception as error:
             self._opening = error
             raise
-        return cast(BinaryIO, io.BufferedReader(_HubFile(inner), 2**18))
+        return cast(BinaryIO, io.BufferedReader(_HubFile(inner)))
 
     def full_name(self, index: int) -> str:
         return f"{self.repository}/{self._path(self._urls[index])}"
