@@ -115,7 +115,7 @@ def distillation_loss(
         chunk_tokens=chunk_tokens,
         with_gradient=torch.is_grad_enabled(),
     )
-    loss, soft, hard = _ChunkedLoss.apply(student_hidden, student.weight, student.bias, task)
+    loss, soft, hard = _ChunkedLoss.apply(student_hidden, student.weight, student.bias, task)  # type: ignore[no-untyped-call]
     return DistillationLoss(loss, soft, hard, len(labels))
 
 

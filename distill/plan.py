@@ -87,7 +87,8 @@ def _activation_bytes_per_token(config: DistillConfig, shape: Any, value: int) -
     With gradient checkpointing one layer holds them and the others keep their input.
     """
     layers: int = shape.num_hidden_layers
-    per_layer = 17 * shape.hidden_size * value
+    width: int = shape.hidden_size
+    per_layer = 17 * width * value
     if config.gradient_checkpointing:
-        return per_layer + layers * shape.hidden_size * value
+        return per_layer + layers * width * value
     return layers * per_layer
