@@ -45,6 +45,16 @@ class TokenizerSpec(NamedTuple):
         """The narrowest unsigned type that holds every id."""
         return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a store's index says of it."""
+        return {
+            "dtype": self.dtype.name,
+            "vocab_size": self.vocab_size,
+            "eos_id": self.eos_id,
+            "tokenizer_sha256": self.sha256,
+        }
+
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 of what decides the ids: normalizer, pre-tokenizer, model, added tokens, and the EOS token's id.

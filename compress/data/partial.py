@@ -62,3 +62,9 @@ def forget_state(folder: Path) -> None:
     """Remove the record: the store is complete."""
     (folder / _STATE).unlink(missing_ok=True)
     fsync_path(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Leave nothing behind when nothing was done."""
+    if not any(folder.iterdir()):
+        folder.rmdir()

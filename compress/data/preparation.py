@@ -4,67 +4,27 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import manifest, publish_folder, read_json, sha256_json, write_json
-from compress.config import to_dict
+from compress.artifacts import publish_folder, read_json, write_json
 from compress.data import partial
 from compress.data.config import DataConfig
 from compress.data.encode import Encoder, Ids, TokenizerSpec, encoding, in_order
 from compress.data.heldout import HeldOutPool
 from compress.data.hub import HubSource
+from compress.data.record import Counts, check_amounts, identity, make_index
 from compress.data.shards import ShardWriter, write_rows
 from compress.data.sources import Source, find_source
-from compress.data.store import FORMAT, fingerprint_of
-from compress.data.stream import Item, Position, Retry, Stopped, Unavailable, read_items
+from compress.data.stream import Item, Position, Retry, Stopped, Unavailable, batches, read_items, texts
 from compress.errors import InputError, InterruptedRun, UsageError
 from compress.progress import Bar, progress_bar, say
 from compress.runtime import StopRequest
 from compress.units import format_bytes, format_count
 
 SAVE_EVERY_S = 30.0
-_BATCH_CHARS = 2**20
-_BATCH_ROWS = 2048
 _BATCHES_AHEAD = 2
-_EXAMPLES = 20
-_NOT_CONTENT = ("dataset", "config", "split", "num_proc")
-
-
-def identity(config: DataConfig, spec: TokenizerSpec) -> dict[str, Any]:
-    """What decides a store's content, besides the source's own content."""
-    options = {key: value for key, value in to_dict(config).items() if key not in _NOT_CONTENT}
-    return {**options, "tokenizer_sha256": spec.sha256}
-
-
-@dataclasses.dataclass
-class Counts:
-    """What was read so far."""
-
-    documents: int = 0
-    text_bytes: int = 0
-    empty: int = 0
-    bad_rows: int = 0
-    damaged_files: int = 0
-    examples: list[str] = dataclasses.field(default_factory=list)
-    """The first few skipped rows: file, row and what was wrong."""
-
-    def skip(self, where: str, fault: str, *, ends_file: bool) -> None:
-        """Count a bad row, or a file that is damaged from here on."""
-        if ends_file:
-            self.damaged_files += 1
-        else:
-            self.bad_rows += 1
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append(f"{where} {fault}")
-
-    def __str__(self) -> str:
-        return (
-            f"{self.documents} documents, {self.empty} empty rows, {self.bad_rows} bad rows and {self.damaged_files} "
-            f"damaged files{', first: ' + self.examples[0] if self.examples else ''}"
-        )
 
 
 class Preparation:
@@ -72,7 +32,7 @@ class Preparation:
 
     def __init__(self, config: DataConfig, spec: TokenizerSpec, out: Path, folder: Path, stop: StopRequest) -> None:
         self._config, self._spec, self._out, self._folder, self._stop = config, spec, out, folder, stop
-        self._identity = identity(config, spec)
+        self._identity = identity(config, spec.sha256)
         self._encoder = Encoder(spec)
         self._retry = Retry(stop)
         self._wanted = None if config.tokens is None else math.ceil(config.tokens / config.seq_len) * config.seq_len
@@ -189,7 +149,7 @@ class Preparation:
             encoding(self._spec, self._config.num_proc) as submit,
         ):
             first = self._writer.tokens
-            for batch, encoded in in_order(_batches(items), _texts, submit, window=ahead):
+            for batch, encoded in in_order(batches(items), texts, submit, window=ahead):
                 num_shards = len(self._writer.shards)
                 finished = self._take_batch(batch, encoded)
                 if finished or self._stop:
@@ -202,7 +162,7 @@ class Preparation:
         """Take in a batch row by row; true once there are enough tokens."""
         ids = iter(encoded)
         for item in batch:
-            if _is_document(item):
+            if item.is_document:
                 self._take_document(item.row.text or "", next(ids))
             elif item.row.fault is None:
                 self._counts.empty += 1
@@ -250,15 +210,18 @@ class Preparation:
         return max(now, done)
 
     def _finish(self) -> None:
-        self._check_amounts()
+        check_amounts(self._config, self._counts, self._pool, self._writer.tokens, self._wanted)
         source = self._source.fingerprint(self._position.file + 1)
         ids, heldout_bytes = self._pool.rows(self._encoder, self._config.seq_len)
         heldout = write_rows(self._folder, "heldout.bin", ids, self._spec.dtype) if len(ids) else {"rows": 0}
-        rows = self._writer.finish()
-        write_json(
-            self._folder / "index.json",
-            self._index(rows, source, {**heldout, "documents": self._pool.documents, "bytes": heldout_bytes}),
-        )
+        content = {
+            "seq_len": self._config.seq_len,
+            **self._spec.description,
+            "train": {"rows": self._writer.finish(), "shards": self._writer.shards},
+            "heldout": {**heldout, "documents": self._pool.documents, "bytes": heldout_bytes},
+        }
+        index = make_index(self._config, content, self._counts, self._pool.copies, source, self._seconds())
+        write_json(self._folder / "index.json", index)
         self._publish()
         if skipped := self._counts.bad_rows + self._counts.damaged_files:
             say(f"Skipped {skipped} while preparing {self._out}: {self._counts}.")
@@ -266,77 +229,3 @@ class Preparation:
     def _publish(self) -> None:
         partial.forget_state(self._folder)
         publish_folder(self._folder, self._out)
-
-    def _check_amounts(self) -> None:
-        """Refuse a store with fewer tokens than asked for."""
-        config, found = self._config, self._writer.tokens
-        if not self._counts.documents:
-            raise InputError(f"{config.dataset} gives no tokens: {self._counts}.")
-        if not self._pool.full:
-            raise InputError(
-                f"{config.dataset} has {self._pool.tokens} tokens altogether, too few to hold out "
-                f"{config.heldout_sequences} sequences of {config.seq_len} ({self._counts}). Lower "
-                "data.heldout_sequences or data.seq_len."
-            )
-        usable = found // config.seq_len * config.seq_len
-        if not usable:
-            raise InputError(
-                f"{config.dataset} leaves {found} training tokens after the held-out documents, fewer than one "
-                f"sequence of {config.seq_len} ({self._counts}). Lower data.heldout_sequences or data.seq_len."
-            )
-        if self._wanted is not None and found < self._wanted:
-            raise InputError(
-                f"{config.dataset} has only {found} training tokens of the {config.tokens} asked for ({self._counts}). "
-                f"Set data.tokens to {usable} or less, or leave it out for everything in a local source."
-            )
-
-    def _index(self, rows: int, source: dict[str, Any], heldout: dict[str, Any]) -> dict[str, Any]:
-        content = {
-            "seq_len": self._config.seq_len,
-            "dtype": {2: "uint16", 4: "uint32"}[self._spec.dtype.itemsize],
-            "vocab_size": self._spec.vocab_size,
-            "eos_id": self._spec.eos_id,
-            "tokenizer_sha256": self._spec.sha256,
-            "train": {"rows": rows, "shards": self._writer.shards},
-            "heldout": heldout,
-        }
-        counts = dataclasses.asdict(self._counts)
-        shards = [*self._writer.shards, *([heldout] if heldout["rows"] else [])]
-        return {
-            "format": FORMAT,
-            "fingerprint": fingerprint_of(content),
-            **content,
-            "documents": counts.pop("documents"),
-            "text_bytes": counts.pop("text_bytes"),
-            "skipped": {**counts, "heldout_copies": self._pool.copies},
-            "identity": self._identity,
-            "source": source,
-            "manifest": manifest(
-                config=to_dict(self._config),
-                inputs={"tokenizer": self._spec.sha256, "source": sha256_json(source)},
-                outputs={shard["file"]: shard["sha256"] for shard in shards},
-                seconds=self._seconds(),
-            ),
-        }
-
-
-def _is_document(item: Item) -> bool:
-    return item.row.text is not None and not item.row.text.isspace() and item.row.text != ""
-
-
-def _texts(batch: list[Item]) -> list[str]:
-    return [item.row.text for item in batch if item.row.text is not None and _is_document(item)]
-
-
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Rows in groups of about a million characters; what a group holds has no influence on the store."""
-    batch: list[Item] = []
-    chars = 0
-    for item in items:
-        batch.append(item)
-        chars += len(item.row.text or "")
-        if chars >= _BATCH_CHARS or len(batch) >= _BATCH_ROWS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch

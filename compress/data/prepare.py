@@ -8,8 +8,9 @@ from compress.artifacts import require_free
 from compress.config import build_from, to_dict
 from compress.data.config import DataConfig
 from compress.data.encode import TokenizerSpec, load_spec
-from compress.data.partial import owned_folder
-from compress.data.preparation import Preparation, identity
+from compress.data.partial import owned_folder, remove_if_empty
+from compress.data.preparation import Preparation
+from compress.data.record import identity
 from compress.data.sources import find_source
 from compress.data.store import TokenStore
 from compress.data.stream import Unavailable
@@ -42,6 +43,7 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
         try:
             Preparation(config, spec, out, folder, stop).run(visible=visible)
         except (InterruptedRun, Unavailable):
+            remove_if_empty(folder)
             raise
         except CompressError:
             shutil.rmtree(folder)
@@ -58,7 +60,7 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
 
 def _reuse(out: Path, config: DataConfig, spec: TokenizerSpec) -> TokenStore:
     store = TokenStore.open(out)
-    asked, made = identity(config, spec), store.index["identity"]
+    asked, made = identity(config, spec.sha256), store.index["identity"]
     differing = [f"{key} was {made.get(key)!r} and is {asked[key]!r}" for key in asked if made.get(key) != asked[key]]
     if not find_source(config).matches(store.index["source"]):
         differing.append("the source has other files, or their content changed")

@@ -5,16 +5,12 @@ A reader never holds more than a batch of rows, or one line of at most `MAX_LINE
 corrupt block) is raised as it is, after the rows before it.
 """
 
-import gzip
-import io
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from compress.data.decompress import decompressed
 from compress.errors import InputError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 FORMATS = "parquet, arrow, jsonl (.jsonl, .ndjson, .json; also .gz and .zst) or txt"
 MAX_LINE_BYTES = 64 * 2**20
@@ -23,7 +19,6 @@ _TABLE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _TABLE_BATCH_ROWS = 256
 _COLUMN_PATIENCE_ROWS = 100
-_ZSTD_INPUT_BYTES = 4096  # a block of zstd expands at most about 32,000 times: 128 MiB at once at the very worst
 
 
 class Layout(NamedTuple):
@@ -158,7 +153,7 @@ def _decode(raw: bytes) -> tuple[str | None, str | None]:
 
 def _lines(file: BinaryIO, compression: str | None, start: int, size: int) -> Iterator[Row]:
     """Non-blank lines from line `start` on, decoded; one longer than `MAX_LINE_BYTES` is read past, not held."""
-    stream = _decompressed(file, compression)
+    stream = decompressed(file, compression)
     index = -1
     while raw := stream.readline(MAX_LINE_BYTES + 1):
         index += 1
@@ -222,49 +217,3 @@ def _json_text(line: str, column: str) -> tuple[str | None, str | None, list[str
     except UnicodeEncodeError:
         return None, "holds half of a surrogate pair, which is not Unicode text", keys
     return text, None, keys
-
-
-def _decompressed(file: BinaryIO, compression: str | None) -> io.BufferedIOBase | BinaryIO:
-    if compression == "gzip":
-        return gzip.GzipFile(fileobj=file)
-    if compression == "zstd":
-        return io.BufferedReader(_ZstdStream(file), 2**18)
-    return file
-
-
-class _ZstdStream(io.RawIOBase):
-    """Concatenated zstd frames, decompressed; unlike zstandard's own reader it notices a truncated last frame."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
-
-        self._file = file
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        self._frame: Any = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        while not self._output:
-            if not self._refill():
-                return 0
-        target = memoryview(buffer).cast("B")
-        count = min(len(target), len(self._output))
-        target[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count
-
-    def _refill(self) -> bool:
-        data = self._input or self._file.read(_ZSTD_INPUT_BYTES)
-        if not data:
-            if self._frame is not None:
-                raise EOFError("the file ends in the middle of a zstd frame")
-            return False
-        frame = self._frame or self._decompressor.decompressobj()
-        self._output = memoryview(frame.decompress(data))
-        self._input = frame.unused_data if frame.eof else b""
-        self._frame = None if frame.eof else frame
-        return True

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from compress.data.readers import Row, read_rows
@@ -13,6 +13,8 @@ from compress.runtime import StopRequest
 
 T = TypeVar("T")
 
+BATCH_CHARS = 2**20
+_BATCH_ROWS = 2048
 RETRIES = 6
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
@@ -34,6 +36,11 @@ class Item(NamedTuple):
     after: Position
     """Where to go on once this item is dealt with."""
     ends_file: bool = False
+
+    @property
+    def is_document(self) -> bool:
+        """Whether there is text to tokenize: anything but white space."""
+        return self.row.text is not None and self.row.text != "" and not self.row.text.isspace()
 
 
 class Unavailable(InputError):
@@ -59,14 +66,13 @@ class Retry:
         """Wait before the next try.
 
         Raises:
-            InputError: trying again would not help (no permission, not found).
-            Unavailable: this was the last try.
+            Unavailable: this was the last try, or trying again would not help (no permission, not found).
             Stopped: a stop was requested meanwhile.
         """
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in _FINAL_STATUS or type(error).__name__ == "OfflineModeIsEnabled":
-            raise InputError(f"{what} cannot be read ({reason}).") from error
+            raise Unavailable(f"{what} cannot be read ({reason}). What was prepared so far is kept.") from error
         self._failures += 1
         if self._failures > RETRIES:
             raise Unavailable(
@@ -125,3 +131,22 @@ def read_items(source: Source, column: str, start: Position, retry: Retry) -> It
             fault = f"is damaged ({' '.join(str(error).split())[:200] or type(error).__name__}); the rest is not read"
             yield Item(index, Row(next_row, None, fault, 1.0), Position(index + 1, 0), ends_file=True)
         index, next_row = index + 1, 0
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Rows in groups of about a million characters; what a group holds has no influence on the store."""
+    batch: list[Item] = []
+    chars = 0
+    for item in items:
+        batch.append(item)
+        chars += len(item.row.text or "")
+        if chars >= BATCH_CHARS or len(batch) >= _BATCH_ROWS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def texts(batch: Iterable[Item]) -> list[str]:
+    """The documents among some rows."""
+    return [item.row.text for item in batch if item.is_document and item.row.text is not None]

@@ -115,6 +115,7 @@ def test_configurations_splits_and_what_is_not_there(tmp_path: Path, tokenizer_f
     ]
     outs = [str(tmp_path / f"store-{i}") for i in range(len(jobs))]
     results = client(hub, tmp_path, tokenizer_folder, *({**j, "out": o} for j, o in zip(jobs, outs, strict=True)))
+    assert not list(tmp_path.glob("*.partial"))
     local = data_config(tmp_path / "data" / "1.parquet", **small)
     expected = {"fingerprint": prepare(local, tokenizer_folder, tmp_path / "local").fingerprint}
     assert results[:2] == [expected, expected]
@@ -143,7 +144,7 @@ def main() -> None:
     time.sleep = lambda seconds: wait(min(seconds, 0.002))
     stream.FIRST_WAIT_S, stream.RETRIES = 0.001, 3
     hub.BLOCK_BYTES = 1500
-    preparation._BATCH_CHARS, preparation.SAVE_EVERY_S = 5000, 0.0
+    stream.BATCH_CHARS, preparation.SAVE_EVERY_S = 5000, 0.0
     results: list[dict[str, Any]] = []
     for job in json.loads(sys.argv[2]):
         out = Path(job.pop("out"))

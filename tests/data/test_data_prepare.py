@@ -86,7 +86,7 @@ def test_batches_shards_and_processes_do_not_show(
     plain = prepare(data_config(source), tokenizer_folder, tmp_path / "plain")
     two = prepare(data_config(source, num_proc=2), tokenizer_folder, tmp_path / "two")
     assert two.fingerprint == plain.fingerprint
-    monkeypatch.setattr("compress.data.preparation._BATCH_CHARS", 50)
+    monkeypatch.setattr("compress.data.stream.BATCH_CHARS", 50)
     monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
     small = prepare(data_config(source), tokenizer_folder, tmp_path / "small")
     assert len(small.index["train"]["shards"]) > 10

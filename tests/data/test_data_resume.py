@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from data_world import content, data_config, documents, write_source
 
-from compress.data import preparation, prepare, shards
+from compress.data import preparation, prepare, shards, stream
 from compress.data.preparation import Preparation
 from compress.errors import CompressError, InterruptedRun, UsageError
 
@@ -32,7 +32,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def take_small_steps(set_attribute: Callable[[Any, str, Any], None]) -> None:
     """Tiny shards and batches, and a saved state after every batch."""
     set_attribute(shards, "SHARD_TOKENS", 700)
-    set_attribute(preparation, "_BATCH_CHARS", 150)
+    set_attribute(stream, "BATCH_CHARS", 150)
     set_attribute(preparation, "SAVE_EVERY_S", 0.0)
 
 
@@ -147,6 +147,24 @@ def test_no_space_while_saving_keeps_what_was_saved(
         patch.setattr(module, "save_state", full)
         with pytest.raises(CompressError, match="No space is left"):
             prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
+def test_a_complete_store_that_was_not_renamed_is_only_renamed(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sources(tmp_path)
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "publish_folder", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    monkeypatch.setattr(Preparation, "_read", fail)
     prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
