@@ -167,6 +167,4 @@ def is_current(
     if [record.get("config"), record.get("inputs")] != as_written:
         return False
     outputs = record.get("outputs") or {}
-    return all(
-        (folder / name).is_file() and sha256_file(folder / name) == sha for name, sha in outputs.items()
-    )
+    return all((folder / name).is_file() and sha256_file(folder / name) == sha for name, sha in outputs.items())

@@ -84,11 +84,13 @@ def distill(
 
     Further settings go through --set: `--set distill.lr=1e-4 --set data.seq_len=1024`.
     """
-    from compress.pipeline import heal
+    from compress.pipeline import distill_text
+    from compress.recipe import DistillOptions, from_flags
 
     flags = {"data": {"dataset": source, "tokens": tokens}, "distill": {"alpha": alpha, "temperature": temperature}}
-    result = heal(_without_none(flags), overrides, student=student, teacher=teacher, out=out)
-    _print(result.record, result.describe(), as_json)
+    options = from_flags(DistillOptions, flags, overrides)
+    result = distill_text(options, student=student, teacher=teacher, run=out)
+    _print(result.to_dict(), result.describe(), as_json)
 
 
 @cli.command("eval")
@@ -117,8 +119,8 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score MODEL (a hub id or a folder): benchmarks, held-out loss, fidelity, speed."""
-    from compress.config import Document, build
-    from compress.evaluate import EvalConfig, evaluate_model
+    from compress.evaluate import evaluate_model
+    from compress.recipe import EvalOptions, from_flags
 
     flags = {
         "tasks": [name.strip() for name in tasks.split(",") if name.strip()],
@@ -126,9 +128,7 @@ def evaluate(
         "limit": limit,
         "datasets_root": datasets_root,
     }
-    document = Document({"eval": _without_none(flags)}, {}, "the command line")
-    document.override(overrides)
-    config = build(EvalConfig, Document(document.data["eval"], {}, document.source))
+    config = from_flags(EvalOptions, {"eval": flags}, overrides).eval
     scores = evaluate_model(model, config, teacher=teacher, text=text, out=out)
     _print(scores, f"Wrote {out}.", as_json)
 
@@ -144,7 +144,8 @@ def run(
     recipe: Path, out: Path | None, overrides: tuple[str, ...], dry_run: bool, flops_per_s: str, as_json: bool
 ) -> None:
     """Do every step of RECIPE and write its report. Run again: what is done is skipped, what was cut goes on."""
-    from compress.pipeline import load_recipe, run_recipe
+    from compress.pipeline import run_recipe
+    from compress.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if dry_run:
@@ -176,7 +177,8 @@ def report(run_dir: Path, as_json: bool) -> None:
 def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """The whole way on this machine in minutes: no network, no GPU, no model of your own."""
     from compress.demo import RECIPE
-    from compress.pipeline import load_recipe, run_recipe
+    from compress.pipeline import run_recipe
+    from compress.recipe import load_recipe
 
     _finish(run_recipe(load_recipe(RECIPE, overrides), out), as_json)
 
@@ -205,10 +207,6 @@ def _count(text: str, option: str) -> int:
         return parse_count(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}.") from error
-
-
-def _without_none(value: dict[str, Any]) -> dict[str, Any]:
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in value.items() if v is not None}
 
 
 def main() -> None:

@@ -119,10 +119,7 @@ def parse_yaml(text: str, source: str) -> Document:
         loader = _Loader(text)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise UsageError(
-                    f"{source}: YAML aliases (*{event.anchor}) are not "
-                    "supported; write the value out."
-                )
+                raise UsageError(f"{source}: YAML aliases (*{event.anchor}) are not supported; write the value out.")
         node = loader.get_single_node()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
@@ -189,9 +186,7 @@ def _explain(fault: Any, cls: type, document: Document) -> str:
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _fields_at(cls, parts[:-1])
         near = difflib.get_close_matches(parts[-1], known, n=1)
-        hint = (
-            f"did you mean {'.'.join([*parts[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}."
-        )
+        hint = f"did you mean {'.'.join([*parts[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}."
         return f"{where}: unknown key {path!r}; {hint}"
     if fault["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{where}: {path!r} is required."

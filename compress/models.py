@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from compress.artifacts import sha256_file
 from compress.errors import CompressError, InputError
@@ -105,6 +106,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
             or of another shape; the message names the file or the keys.
     """
     check_weight_files(folder)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -115,7 +118,11 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
             **kwargs,
         )
     except Exception as error:
-        raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:500]}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise InputError(f"{folder} cannot be loaded ({reason}).") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(map(str, info.get(kind) or [])):
             raise InputError(
@@ -139,9 +146,10 @@ def check_weight_files(folder: Path) -> list[Path]:
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index} has no weight_map.")
+        content = read_json(index)
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map or "metadata" not in content:
+            raise InputError(f"{index} is no shard index: it needs `metadata` and a `weight_map`. Download it again.")
         names = sorted(set(map(str, weight_map.values())))
     elif (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]

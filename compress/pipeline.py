@@ -2,90 +2,33 @@
 
     world (demo only) -> data -> teacher (only when trained from scratch) -> prune -> distill -> eval -> report
 
-This is the one module that knows all three steps. They meet in the run folder; see docs for its layout.
+This module and `compress.plan` alone know all three steps. The steps meet in the run folder.
 """
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import is_current, read_json, sha256_json, write_json, write_text
-from compress.config import build, config, load_yaml, parse_yaml, to_dict
-from compress.data import DataConfig, TokenStore, prepare
-from compress.demo import WorldConfig, write_world
-from compress.distill import DistillConfig, distill
+from compress.artifacts import is_current, manifest, read_json, sha256_tree, staged_folder, write_json, write_text
+from compress.config import build as build_config
+from compress.config import dump_yaml, parse_yaml, to_dict
+from compress.data import TokenStore, prepare
+from compress.demo import write_world
+from compress.distill import DistillConfig, DistillResult, distill
+from compress.distill.publish import RECORD, changes_since
+from compress.distill.session import fingerprints
 from compress.errors import UsageError
-from compress.evaluate import EvalConfig, evaluate_model
-from compress.evaluate.speed import compare_speed
-from compress.models import empty_model, model_fingerprint, resolve_model
+from compress.evaluate import compare_speed, evaluate_model, evaluation_inputs
+from compress.models import load_tokenizer, model_fingerprint, resolve_model
 from compress.progress import say
-from compress.prune import PruneConfig, prune
+from compress.prune import prune
+from compress.recipe import DistillOptions, Recipe, ScratchTeacher, load_recipe, scratch_config
 from compress.report import write_report
 
-EVALUATED = ("teacher", "student-init", "student")
-
-
-@config
-class ScratchTeacher:
-    """A teacher trained here from random weights, for demos and studies with no model at hand."""
-
-    architecture: dict[str, Any]
-    """Fields of its config.json, `model_type` included; the vocabulary comes from the tokenizer."""
-    tokenizer: str
-    """Folder of its tokenizer."""
-    train: DistillConfig
-    """How to train it: the settings of `distill` with `alpha: 0`."""
-
-
-@config
-class TeacherConfig:
-    """Where the teacher comes from: exactly one of `model` and `scratch`."""
-
-    model: str | None = None
-    """Hub id or local folder."""
-    revision: str | None = None
-    """Commit, tag or branch on the hub; the default branch when absent."""
-    scratch: ScratchTeacher | None = None
-    """Train one here instead."""
-
-    def __post_init__(self) -> None:
-        if (self.model is None) == (self.scratch is None):
-            raise ValueError("write exactly one of `model` and `scratch`")
-        if self.scratch is not None and self.scratch.train.alpha != 0:
-            raise ValueError("a teacher from scratch has no teacher of its own: write `train: {alpha: 0}`")
-
-
-@config
-class Recipe:
-    """Everything a run depends on. In paths, `$RUN` stands for the run folder."""
-
-    name: str
-    """Names the run, and its folder runs/NAME by default."""
-    teacher: TeacherConfig
-    """The model to make smaller."""
-    world: WorldConfig | None = None
-    """Generate the demo's world of text into RUN/world first."""
-    prune: PruneConfig = PruneConfig()
-    """Which layers stay."""
-    data: DataConfig
-    """The text to heal on."""
-    distill: DistillConfig = DistillConfig()
-    """How to heal."""
-    eval: EvalConfig = EvalConfig()
-    """What to measure."""
-
-
-def load_recipe(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file, apply `a.b=value` overrides and validate it.
-
-    Raises:
-        UsageError: naming the dotted path, the line and, for an unknown key, the nearest known one.
-    """
-    document = load_yaml(Path(source))
-    document.override(overrides)
-    return build(Recipe, document)
+RUN_PREFIX = "$RUN"
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Path:
@@ -93,33 +36,192 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
 
     Called again, it skips every step whose config, inputs and outputs are as its manifest says, redoes those
     that changed, and continues one that was cut.
+
+    Raises:
+        UsageError: the recipe is wrong, or a training that was cut was started with other settings.
+        InputError: a model, text or benchmark that cannot be used.
+        InterruptedRun: a signal came; what was done is saved.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     run = Path(out) if out is not None else Path("runs") / recipe.name
     run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "recipe.yaml", dump_recipe(recipe))
+    write_text(run / "recipe.yaml", dump_yaml(recipe))
     recipe = resolve_paths(recipe, run)
 
-    if recipe.world is not None:
-        _world(recipe.world, run)
-    teacher = _teacher(recipe, run)
-    _prune(recipe, teacher, run)
-    store = _data(recipe, teacher, run / "data")
-    _heal(recipe, teacher, store, run)
-    _evaluate(recipe, teacher, run)
+    make_world(recipe, run)
+    tokenizer = tokenizer_folder(recipe)
+    say(f"data: {recipe.data.dataset}")
+    prepare(recipe.data, tokenizer, run / "data")
+    teacher = make_teacher(recipe, run)
+    cut(recipe, teacher, run)
+    heal(recipe.distill, student=run / "student-init", teacher=teacher, run=run)
+    evaluate_all(recipe, teacher, run)
     write_report(run)
     return run
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every default written out."""
-    import yaml
-
-    return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
-
-
 def resolve_paths(recipe: Recipe, run: Path) -> Recipe:
-    """The recipe with `$RUN` replaced by the run folder in every path."""
-    text = dump_recipe(recipe).replace("$RUN", run.as_posix())
-    return build(Recipe, parse_yaml(text, "the resolved recipe"))
+    """The recipe with `$RUN` replaced by the run folder, wherever it stands."""
+    text = dump_yaml(recipe).replace(RUN_PREFIX, run.as_posix())
+    return build_config(Recipe, parse_yaml(text, "recipe.yaml"))
+
+
+def make_world(recipe: Recipe, run: Path) -> None:
+    """Write the demo's world of text to RUN/world, when the recipe asks for one."""
+    if recipe.world is None:
+        return
+    world = run / "world"
+    config = to_dict(recipe.world)
+    if _done("world", world, "world.json", config, {}):
+        return
+    started = time.monotonic()
+    with staged_folder(world) as partial:
+        write_world(partial, recipe.world)
+        outputs = sha256_tree(partial)
+        record = manifest(config=config, inputs={}, outputs=outputs, seconds=time.monotonic() - started)
+        write_json(partial / "world.json", {"manifest": record})
+
+
+def tokenizer_folder(recipe: Recipe) -> Path:
+    """Folder of the tokenizer that teacher and student share."""
+    if recipe.teacher.scratch is not None:
+        return Path(recipe.teacher.scratch.tokenizer)
+    return resolve_model(str(recipe.teacher.model), recipe.teacher.revision)
+
+
+def make_teacher(recipe: Recipe, run: Path) -> Path:
+    """The teacher's folder; a teacher from scratch is trained into RUN/teacher first, by the distillation loop."""
+    scratch = recipe.teacher.scratch
+    if scratch is None:
+        return resolve_model(str(recipe.teacher.model), recipe.teacher.revision)
+    start = run / "teacher-init"
+    config = {"architecture": scratch.architecture, "seed": scratch.train.seed}
+    inputs = {"tokenizer": sha256_tree(Path(scratch.tokenizer), "*.json")}
+    if not _done("teacher-init", start, "init.json", config, inputs):
+        with staged_folder(start) as partial:
+            initialise(scratch, partial)
+            outputs = sha256_tree(partial)
+            record = manifest(config=config, inputs=inputs, outputs=outputs, seconds=0.0)
+            write_json(partial / "init.json", {"manifest": record})
+    _train("teacher", scratch.train, student=start, teacher=None, run=run, out=run / "teacher")
+    return run / "teacher"
+
+
+def initialise(scratch: ScratchTeacher, out: Path) -> None:
+    """Write a random model (fp32, seeded) of the given architecture, with its tokenizer.
+
+    Raises:
+        UsageError: the architecture makes no causal LM, or its vocabulary is smaller than the tokenizer's.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(Path(scratch.tokenizer))
+    config = scratch_config(scratch.architecture)
+    if config.vocab_size < len(tokenizer):
+        raise UsageError(
+            f"teacher.scratch.architecture.vocab_size = {config.vocab_size} is too small for the tokenizer in "
+            f"{scratch.tokenizer}, which has {len(tokenizer)} tokens."
+        )
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    torch.manual_seed(scratch.train.seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
+    """Prune the teacher into RUN/student-init."""
+    config, inputs = to_dict(recipe.prune), {"teacher": model_fingerprint(teacher)}
+    if not _done("prune", run / "student-init", "prune.json", config, inputs):
+        result = prune(teacher, run / "student-init", recipe.prune.keep, check=recipe.prune.check)
+        say(f"prune: {result.describe()}")
+
+
+def heal(config: DistillConfig, *, student: str | Path, teacher: str | Path | None, run: Path) -> DistillResult:
+    """Train RUN/student from `student` and `teacher` on RUN/data."""
+    return _train("distill", config, student=student, teacher=teacher, run=run, out=run / "student")
+
+
+def distill_text(options: DistillOptions, *, student: str, teacher: str | None, run: Path) -> DistillResult:
+    """`compress distill`: prepare the text in RUN/data (or take a token store as it is) and train RUN/student on it.
+
+    Called again, it continues or returns the finished result; raises as `distill` and `prepare` do.
+    """
+    store = Path(options.data.dataset)
+    if not (store / "index.json").is_file():
+        store = run / "data"
+        prepare(options.data, resolve_model(student), store)
+    return distill(
+        options.distill, student=student, teacher=teacher, data=store, out=run / "student", work=run / "train"
+    )
+
+
+def _train(
+    name: str, config: DistillConfig, *, student: str | Path, teacher: str | Path | None, run: Path, out: Path
+) -> DistillResult:
+    work = run / ("train" if out.name == "student" else f"{out.name}-train")
+    source = None if teacher is None else resolve_model(str(teacher))
+    inputs = fingerprints(resolve_model(str(student)), source, TokenStore.open(run / "data"))
+    done = (out / RECORD).is_file()
+    if done and (changes := changes_since(out, config, inputs)):
+        say(f"{name}: {'; '.join(changes)}; doing it again.")
+        shutil.rmtree(out)
+        shutil.rmtree(work, ignore_errors=True)
+        done = False
+    say(f"{name}: done, unchanged." if done else f"{name}: {student} -> {out}")
+    return distill(config, student=student, teacher=teacher, data=run / "data", out=out, work=work)
+
+
+def evaluate_all(recipe: Recipe, teacher: Path, run: Path) -> None:
+    """Score teacher, cut and healed student into RUN/eval, then time them side by side in one run."""
+    models = {"teacher": teacher, "student-init": run / "student-init", "student": run / "student"}
+    config = dataclasses.replace(recipe.eval, speed=False)
+    for name, model in models.items():
+        out = run / "eval" / f"{name}.json"
+        reference = None if name == "teacher" else teacher
+        text = run / "data" if recipe.eval.heldout_sequences else None
+        inputs = evaluation_inputs(model, teacher=reference, text=text)
+        if not _done(f"eval {name}", out.parent, out.name, to_dict(config), inputs, [out]):
+            say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
+            evaluate_model(model, config, teacher=reference, text=text, out=out)
+    if recipe.eval.speed:
+        time_all(recipe, models, run / "eval")
+
+
+def time_all(recipe: Recipe, models: Mapping[str, Path], folder: Path) -> None:
+    """Measure the speed of all models interleaved, and write it into their eval JSONs and speed.json."""
+    inputs = {name: model_fingerprint(path) for name, path in models.items()}
+    if not _done("speed", folder, "speed.json", to_dict(recipe.eval), inputs, [folder / "speed.json"]):
+        started = time.monotonic()
+        speed = compare_speed(models, recipe.eval)
+        record = manifest(config=to_dict(recipe.eval), inputs=inputs, outputs={}, seconds=time.monotonic() - started)
+        write_json(folder / "speed.json", {**speed, "manifest": record})
+    speeds = read_json(folder / "speed.json")
+    for name in models:
+        scores = read_json(folder / f"{name}.json")
+        if scores["speed"] != speeds[name]:
+            write_json(folder / f"{name}.json", {**scores, "speed": speeds[name]})
+
+
+def _done(
+    name: str,
+    folder: Path,
+    record: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    remove: Sequence[Path] | None = None,
+) -> bool:
+    """Whether a step's result is there and current; one made otherwise is removed (by default its whole folder)."""
+    path = folder / record
+    if not path.is_file():
+        return False
+    if is_current(folder, read_json(path)["manifest"], config=config, inputs=inputs):
+        say(f"{name}: done, unchanged.")
+        return True
+    say(f"{name}: its settings or inputs changed; doing it again.")
+    for stale in remove or [folder]:
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    return False

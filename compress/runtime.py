@@ -54,9 +54,7 @@ def hardware() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     try:
         text = Path("/proc/cpuinfo").read_text()
-        cpu = next(
-            line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")
-        )
+        cpu = next(line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]

@@ -14,7 +14,9 @@ from compress.config import to_dict
 from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
 from compress.errors import UsageError
 from compress.models import check_weight_files, load_config
+from compress.units import format_count, format_seconds
 
+RECORD = "distill.json"
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _COMPANIONS = (
     "tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "spiece*", "*.model", "*.tiktoken",
@@ -44,6 +46,23 @@ class DistillResult:
     """Fraction of the device's peak FLOP/s; None where the peak is not known."""
     manifest: dict[str, Any]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain JSON data."""
+        return {**dataclasses.asdict(self), "out": str(self.out)}
+
+    def describe(self) -> str:
+        """The result for people, a few lines."""
+        lines = [
+            f"{format_count(self.tokens)} tokens in {self.steps} steps, {format_seconds(self.seconds)}, "
+            f"{self.tokens_per_s:,.0f} tokens/s",
+            f"written to {self.out}",
+        ]
+        if self.heldout_loss is not None:
+            lines.insert(1, f"held-out loss {self.heldout_loss:.4f} (best {self.best_heldout_loss:.4f})")
+        if self.skipped_steps:
+            lines.insert(1, f"{self.skipped_steps} steps were skipped: loss or gradient not finite")
+        return "\n".join(lines)
+
 
 def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> DistillResult | None:
     """The result in `out` if it was made from this config and these inputs; None if `out` holds no result.
@@ -51,23 +70,24 @@ def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> Dis
     Raises:
         UsageError: `out` holds a student made otherwise, or one that was altered since.
     """
-    path = out / "distill.json"
+    path = out / RECORD
     if not path.is_file():
         return None
-    record = artifacts.read_json(path)
-    if not made_from(out, config, inputs):
-        changes = describe_changes(record["manifest"], as_json(config), inputs) or ["its files were altered"]
+    if changes := changes_since(out, config, inputs):
         raise UsageError(
             f"{out} holds a student made otherwise ({'; '.join(changes)}). Name another output folder, or remove it."
         )
-    return DistillResult(out=out, **record)
+    return DistillResult(out=out, **artifacts.read_json(path))
 
 
-def made_from(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> bool:
-    """Whether the result in `out` is intact, and made from these inputs with options that give the same weights."""
-    made = artifacts.read_json(out / "distill.json")["manifest"]
-    unimportant = {key: made["config"].get(key) for key in MAY_CHANGE_AT_RESUME}
-    return artifacts.is_current(out, made, config={**as_json(config), **unimportant}, inputs=inputs)
+def changes_since(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> list[str]:
+    """What differs between the finished student in `out` and one made from this config and these inputs."""
+    made = artifacts.read_json(out / RECORD)["manifest"]
+    wanted = as_json(config)
+    wanted.update({key: made["config"].get(key) for key in MAY_CHANGE_AT_RESUME})
+    if artifacts.is_current(out, made, config=wanted, inputs=inputs):
+        return []
+    return describe_changes(made, wanted, inputs) or ["its files were altered"]
 
 
 def as_json(config: DistillConfig) -> dict[str, Any]:
@@ -106,7 +126,7 @@ def publish(
             seed=config.seed,
         )
         record = {**facts, "manifest": manifest}
-        artifacts.write_json(partial / "distill.json", record)
+        artifacts.write_json(partial / RECORD, record)
     return DistillResult(out=out, **record)
 
 

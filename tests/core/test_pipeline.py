@@ -1,0 +1,179 @@
+"""`compress run`: every step once, nothing twice, what changed again, what was cut continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, byte_tokenizer, run_cli, save_tiny_model
+from transformers import AutoModelForCausalLM
+
+from compress.artifacts import read_json, sha256_tree
+
+RECIPE = """
+name: tiny
+teacher: {{model: {folder}/teacher}}
+prune: {{keep: alternate}}
+data: {{dataset: {folder}/text.jsonl, seq_len: 64, heldout_sequences: 4}}
+distill: {{tokens: 8k, batch_tokens: 512, lr: 1e-3, heldout_sequences: 4, log_every: 1, checkpoint_every: 4}}
+eval:
+  tasks: [tiny_choice]
+  task_folder: {folder}/tasks
+  datasets_root: {folder}/hub
+  heldout_sequences: 4
+  speed_prompt_tokens: 16
+  speed_decode_tokens: 4
+  speed_repeats: 2
+  samples: 2
+"""
+TASK = """
+task: tiny_choice
+dataset_path: org/tiny
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{options}}"
+doc_to_target: answer
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+STEPS = (
+    "student-init/prune.json",
+    "data/index.json",
+    "student/distill.json",
+    "eval/teacher.items.jsonl",
+    "eval/student.items.jsonl",
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    save_tiny_model(folder / "teacher", num_hidden_layers=4)
+    lines = [json.dumps({"text": f"Number {i} comes after number {i - 1}. " * 8}) for i in range(200)]
+    (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
+    items = [{"question": f"After {i} comes", "options": [str(i + 1), str(i - 1), "x"], "answer": 0} for i in range(9)]
+    (folder / "hub" / "org" / "tiny").mkdir(parents=True)
+    (folder / "hub" / "org" / "tiny" / "test.jsonl").write_text("\n".join(json.dumps(item) for item in items))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(world: Path) -> Path:
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(world / "run"))
+    assert done.returncode == 0, done.stderr
+    return world / "run"
+
+
+def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
+    for name in (*STEPS, "recipe.yaml", "report.json", "report.md", "report.html", "train/metrics.jsonl"):
+        assert (run / name).is_file(), name
+    prune = read_json(run / "student-init" / "prune.json")
+    assert (prune["kept_layers"], prune["dropped_layers"]) == ([1, 3], [0, 2])
+    student = AutoModelForCausalLM.from_pretrained(run / "student")
+    teacher = AutoModelForCausalLM.from_pretrained(run.parent / "teacher")
+    report = read_json(run / "report.json")
+    for key, model in (("teacher", teacher), ("student", student)):
+        assert report[key]["params"] == sum(p.numel() for p in model.parameters())
+        assert {"acc", "acc_norm", "chance", "n"} <= set(report[key]["tasks"]["tiny_choice"])
+        assert report[key]["speed"]["decode_tokens_per_s"] > 0
+    assert report["student"]["fidelity"]["kl_nats"] < report["student_init"]["fidelity"]["kl_nats"]
+    assert set(report["retention"]) == {"tiny_choice"}
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "loss" in row]
+    assert {"step", "tokens", "loss", "soft", "hard", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_gib"} <= set(
+        logged[0]
+    )
+    assert [row["step"] for row in logged] == list(range(1, 17))
+    assert {"heldout_loss", "heldout_soft", "heldout_hard"} <= set(next(row for row in rows if "loss" not in row))
+
+
+def test_a_second_run_does_nothing_again(world: Path, run: Path) -> None:
+    before = {name: (run / name).stat().st_mtime_ns for name in STEPS}
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(run))
+    assert done.returncode == 0, done.stderr
+    assert {name: (run / name).stat().st_mtime_ns for name in STEPS} == before
+    for step in ("prune", "distill", "eval teacher", "eval student-init", "eval student", "speed"):
+        assert f"{step}: done, unchanged." in done.stderr
+
+
+def test_what_changed_is_done_again_and_nothing_else(world: Path, run: Path) -> None:
+    before = {name: (run / name).stat().st_mtime_ns for name in STEPS}
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(run), "--set", "distill.lr=2e-3")
+    assert done.returncode == 0, done.stderr
+    assert "lr was 0.001 and is 0.002" in done.stderr
+    changed = {name for name in STEPS if (run / name).stat().st_mtime_ns != before[name]}
+    assert changed == {"student/distill.json", "eval/student.items.jsonl"}
+
+
+def test_a_killed_run_continues_to_the_same_weights(world: Path, run: Path, tmp_path: Path) -> None:
+    """SIGKILL once the first checkpoint is there; the finished student equals the uninterrupted one bit for bit."""
+    reference = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "whole"))
+    assert reference.returncode == 0, reference.stderr
+    command = [sys.executable, "-m", "compress.cli", "run", str(world / "recipe.yaml"), "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not list((tmp_path / "cut" / "train" / "checkpoints").glob("step-[0-9]*")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "cut" / "student").exists()
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "cut"))
+    assert done.returncode == 0, done.stderr
+    assert "Continuing from" in done.stderr
+    weights = [sha256_tree(tmp_path / name / "student", "*.safetensors") for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_the_four_commands_make_the_same_report(world: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    evaluation = ["--tasks", "tiny_choice", "--datasets-root", f"{world}/hub", "--text", f"{out}/data"]
+    evaluation += ["--set", f"eval.task_folder={world}/tasks", "--set", "eval.speed_repeats=1"]
+    training = ["--tokens", "4k", "--alpha", "0.5", "--temperature", "2", "--set", "data.seq_len=64"]
+    training += ["--set", "data.heldout_sequences=4", "--set", "distill.batch_tokens=512"]
+    models = ["--teacher", f"{world}/teacher", "--student", f"{out}/student-init"]
+    steps = [
+        ["prune", f"{world}/teacher", f"{out}/student-init", "--keep", "1::2"],
+        ["distill", *models, "--data", f"{world}/text.jsonl", "--out", str(out), *training],
+        ["eval", f"{world}/teacher", "--out", f"{out}/eval/teacher.json", *evaluation],
+        ["eval", f"{out}/student", "--teacher", f"{world}/teacher", "--out", f"{out}/eval/student.json", *evaluation],
+        ["report", str(out)],
+    ]
+    for step in steps:
+        done = run_cli(*step, "--json")
+        assert done.returncode == 0, done.stderr
+        record = json.loads(done.stdout)
+    assert record["retention"]["tiny_choice"]["paired_items"] == 9
+    assert record["train"]["tokens"] == 4032
+
+
+def test_dry_run_writes_nothing(world: Path, tmp_path: Path) -> None:
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "run"), "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["distill"]["tokens"] == 8000 // 64 * 64
+    assert plan["hours"] * 3600 * plan["flops_per_s"] == pytest.approx(plan["distill"]["flops"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_from_scratch_is_trained_first(world: Path, tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    train = "{alpha: 0, tokens: 4k, batch_tokens: 512, lr: 1e-2, heldout_sequences: 4}"
+    shape = "{model_type: llama, vocab_size: 257, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 4, "
+    shape += "num_attention_heads: 4, max_position_embeddings: 128}"
+    scratch = f"teacher: {{scratch: {{tokenizer: {tmp_path}/tokenizer, architecture: {shape}, train: {train}}}}}"
+    recipe = RECIPE.format(folder=world).replace(f"teacher: {{model: {world}/teacher}}", scratch)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    done = run_cli("run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    record = read_json(tmp_path / "run" / "teacher" / "distill.json")
+    assert record["teacher"] is None
+    rows = (tmp_path / "run" / "teacher-train" / "metrics.jsonl").read_text().splitlines()
+    heldout = [json.loads(row)["heldout_hard"] for row in rows if "heldout_hard" in row]
+    assert heldout[-1] < heldout[0] - 1
+    assert (tmp_path / "run" / "report.html").is_file()
