@@ -6,6 +6,8 @@ exactly.
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,23 +108,19 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
             or of another shape; the message names the file or the keys.
     """
     check_weight_files(folder)
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **kwargs,
-        )
+        with no_transformers_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **kwargs,
+            )
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         raise InputError(f"{folder} cannot be loaded ({reason}).") from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(map(str, info.get(kind) or [])):
             raise InputError(
@@ -130,6 +128,18 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
                 f"{' ...' if len(found) > 5 else ''}. The checkpoint and its config.json do not belong together."
             )
     return model.to(device).eval()
+
+
+@contextmanager
+def no_transformers_bars() -> Iterator[None]:
+    """Keep transformers' own bars for loading and writing weights off the user's screen."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def check_weight_files(folder: Path) -> list[Path]:

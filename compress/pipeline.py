@@ -15,20 +15,19 @@ from typing import Any
 from compress.artifacts import is_current, manifest, read_json, sha256_tree, staged_folder, write_json, write_text
 from compress.config import build as build_config
 from compress.config import dump_yaml, parse_yaml, to_dict
-from compress.data import TokenStore, prepare
-from compress.demo import write_world
+from compress.data import INDEX, TokenStore, changes_since, prepare
+from compress.demo import DEMO, write_world
 from compress.distill import DistillConfig, DistillResult, distill
-from compress.distill.publish import RECORD, changes_since
+from compress.distill.publish import RECORD
+from compress.distill.publish import changes_since as student_changes
 from compress.distill.session import fingerprints
 from compress.errors import UsageError
 from compress.evaluate import compare_speed, evaluate_model, evaluation_inputs
-from compress.models import load_tokenizer, model_fingerprint, resolve_model
+from compress.models import load_tokenizer, model_fingerprint, no_transformers_bars, resolve_model
 from compress.progress import say
 from compress.prune import prune
 from compress.recipe import DistillOptions, Recipe, ScratchTeacher, load_recipe, scratch_config
 from compress.report import write_report
-
-RUN_PREFIX = "$RUN"
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Path:
@@ -51,8 +50,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
 
     make_world(recipe, run)
     tokenizer = tokenizer_folder(recipe)
-    say(f"data: {recipe.data.dataset}")
-    prepare(recipe.data, tokenizer, run / "data")
+    make_data(recipe, tokenizer, run / "data")
     teacher = make_teacher(recipe, run)
     cut(recipe, teacher, run)
     heal(recipe.distill, student=run / "student-init", teacher=teacher, run=run)
@@ -62,8 +60,8 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
 
 
 def resolve_paths(recipe: Recipe, run: Path) -> Recipe:
-    """The recipe with `$RUN` replaced by the run folder, wherever it stands."""
-    text = dump_yaml(recipe).replace(RUN_PREFIX, run.as_posix())
+    """The recipe with `$RUN` replaced by the run folder and `$DEMO` by the folder of `compress.demo`."""
+    text = dump_yaml(recipe).replace("$RUN", run.as_posix()).replace("$DEMO", DEMO.as_posix())
     return build_config(Recipe, parse_yaml(text, "recipe.yaml"))
 
 
@@ -88,6 +86,19 @@ def tokenizer_folder(recipe: Recipe) -> Path:
     if recipe.teacher.scratch is not None:
         return Path(recipe.teacher.scratch.tokenizer)
     return resolve_model(str(recipe.teacher.model), recipe.teacher.revision)
+
+
+def make_data(recipe: Recipe, tokenizer: Path, out: Path) -> None:
+    """Prepare the text into a token store, or continue; a store made from something else is made anew."""
+    if (out / INDEX).is_file():
+        changes = changes_since(out, recipe.data, tokenizer)
+        if not changes:
+            say("data: done, unchanged.")
+            return
+        say(f"data: {'; '.join(changes)}; doing it again.")
+        shutil.rmtree(out)
+    say(f"data: {recipe.data.dataset} -> {out}")
+    prepare(recipe.data, tokenizer, out)
 
 
 def make_teacher(recipe: Recipe, run: Path) -> Path:
@@ -128,7 +139,8 @@ def initialise(scratch: ScratchTeacher, out: Path) -> None:
     config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(scratch.train.seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.save_pretrained(out)
+    with no_transformers_bars():
+        model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
@@ -151,7 +163,7 @@ def distill_text(options: DistillOptions, *, student: str, teacher: str | None, 
     Called again, it continues or returns the finished result; raises as `distill` and `prepare` do.
     """
     store = Path(options.data.dataset)
-    if not (store / "index.json").is_file():
+    if not (store / INDEX).is_file():
         store = run / "data"
         prepare(options.data, resolve_model(student), store)
     return distill(
@@ -166,7 +178,7 @@ def _train(
     source = None if teacher is None else resolve_model(str(teacher))
     inputs = fingerprints(resolve_model(str(student)), source, TokenStore.open(run / "data"))
     done = (out / RECORD).is_file()
-    if done and (changes := changes_since(out, config, inputs)):
+    if done and (changes := student_changes(out, config, inputs)):
         say(f"{name}: {'; '.join(changes)}; doing it again.")
         shutil.rmtree(out)
         shutil.rmtree(work, ignore_errors=True)

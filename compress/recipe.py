@@ -47,7 +47,7 @@ class TeacherConfig:
 
 @config
 class Recipe:
-    """A run. In any value, `$RUN` stands for the run folder."""
+    """A run. In any value, `$RUN` stands for the run folder and `$DEMO` for the installed demo's."""
 
     name: str
     """Names the run, and its folder runs/NAME by default."""

@@ -55,6 +55,8 @@ class DistillConfig:
     """bf16: student's products in bf16 over fp32 master weights, teacher in bf16. auto: bf16 on GPUs that have it."""
     save_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Dtype of the final checkpoint; auto is that of the student it started from."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How both models compute attention; auto is SDPA, and plain products for rows up to 256 tokens on CPUs."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     chunk_tokens: AtLeastOne | None = None
@@ -69,7 +71,7 @@ class DistillConfig:
     heldout_every: NonNegative = 0.05
     """Steps between held-out losses; below 1, a fraction of all steps; 0 only at the start and the end."""
     heldout_sequences: Annotated[int, Field(ge=0)] = 100
-    """Held-out sequences to measure on; 0 measures nothing."""
+    """Held-out sequences to measure on, of those the token store has; 0 measures nothing."""
     checkpoint_every: NonNegative = 0.1
     """Steps between checkpoints; below 1, a fraction of all steps; 0 only at the end."""
     keep_checkpoints: AtLeastOne = 2

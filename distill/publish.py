@@ -13,7 +13,7 @@ from compress import artifacts
 from compress.config import to_dict
 from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
 from compress.errors import UsageError
-from compress.models import check_weight_files, load_config
+from compress.models import check_weight_files, load_config, no_transformers_bars
 from compress.units import format_count, format_seconds
 
 RECORD = "distill.json"
@@ -115,7 +115,8 @@ def publish(
     `facts` are the fields of `DistillResult` but `out` and `manifest`. The model's weights are cast in place.
     """
     with artifacts.staged_folder(out) as partial:
-        model.to(saved_dtype(config, source)).save_pretrained(partial)
+        with no_transformers_bars():
+            model.to(saved_dtype(config, source)).save_pretrained(partial)
         for path in companions(source):
             shutil.copyfile(path, partial / path.name)
         manifest = artifacts.manifest(

@@ -22,6 +22,7 @@ from compress.models import check_output_head, load_config, load_model, model_fi
 from compress.progress import say
 
 _MICRO_BATCH_TOKENS_CPU = 4096
+_EAGER_ROW_TOKENS_CPU = 256
 _MICRO_BATCH_TOKENS_ACCELERATOR = 16384
 
 
@@ -84,14 +85,15 @@ def open_session(
     extent = budget(config, num_rows=store.num_rows, seq_len=store.seq_len)
     shared = shared_ids(student, teacher)
     check_data(store, student, shared)
-    heldout: Ids = store.heldout(config.heldout_sequences)
+    heldout: Ids = store.heldout(min(config.heldout_sequences, store.num_heldout))
     accelerator = make_accelerator(config, work)
     with accelerator.main_process_first():
         found = checkpoint.latest(work / "checkpoints")
     if found is not None:
         _check_same_run(found[1], config, inputs, found[0])
     precision = resolve_precision(config, accelerator.device)
-    learner, source = _load_models(config, student, teacher, precision, accelerator.device)
+    attention = resolve_attention(config, accelerator.device, store.seq_len)
+    learner, source = _load_models(config, student, teacher, precision, attention, accelerator.device)
     model = StudentWithLoss(learner, config, None if source is None else output_head(source), shared)
     optimizer = make_optimizer(model, config)
     progress = Progress()
@@ -183,20 +185,36 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW
 
 
 def _load_models(
-    config: DistillConfig, student: Path, teacher: Path | None, precision: str, device: torch.device
+    config: DistillConfig,
+    student: Path,
+    teacher: Path | None,
+    precision: str,
+    attention: str | None,
+    device: torch.device,
 ) -> tuple[Any, Any | None]:
     """The student with fp32 weights, and the teacher frozen in the run's precision."""
-    learner = load_model(student, dtype=torch.float32, device=device)
+    learner = load_model(student, dtype=torch.float32, device=device, attn_implementation=attention)
     check_output_head(learner, str(student))
     _check_generation_config(learner, student)
     if config.gradient_checkpointing:
         _recompute_activations(learner)
     if teacher is None:
         return learner, None
-    source = load_model(teacher, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    source = load_model(teacher, dtype=dtype, device=device, attn_implementation=attention)
     source.requires_grad_(False)
     check_output_head(source, str(teacher))
     return learner, source
+
+
+def resolve_attention(config: DistillConfig, device: torch.device, seq_len: int) -> str | None:
+    """transformers' `attn_implementation`; None leaves it its choice (SDPA where the model has it).
+
+    On CPUs, SDPA's backward pass costs more than the plain products do while a row's scores are small.
+    """
+    if config.attention != "auto":
+        return config.attention
+    return "eager" if device.type == "cpu" and seq_len <= _EAGER_ROW_TOKENS_CPU else None
 
 
 def _recompute_activations(model: Any) -> None:

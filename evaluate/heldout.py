@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.artifacts import sha256_json
-from compress.data import DataConfig, TokenStore, find_source, tokenizer_fingerprint
+from compress.data import INDEX, DataConfig, TokenStore, find_source, tokenizer_fingerprint
 from compress.data.encode import Encoder, tokenizer_spec
 from compress.data.stream import Position, Retry, read_items
 from compress.errors import InputError
@@ -16,8 +16,6 @@ from compress.evaluate.checkpoint import Checkpoint
 from compress.evaluate.config import EvalConfig
 from compress.progress import say
 from compress.runtime import StopRequest
-
-_INDEX = "index.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +37,7 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig) -
             not exist, has no text column, or holds no text.
     """
     limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
-    if not (Path(text) / _INDEX).is_file():
+    if not (Path(text) / INDEX).is_file():
         length = min(config.heldout_seq_len, limit or config.heldout_seq_len)
         return _raw_rows(str(text), checkpoint, config, length)
     store = TokenStore.open(Path(text))
@@ -50,7 +48,7 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig) -
 
 def text_fingerprint(text: str | Path) -> dict[str, Any]:
     """What identifies the text: a store's content, that of local files, or the name of a hub dataset."""
-    if (Path(text) / _INDEX).is_file():
+    if (Path(text) / INDEX).is_file():
         return {"store": TokenStore.open(text).fingerprint}
     source = find_source(DataConfig(dataset=str(text), tokens=1))
     listing = source.listing()

@@ -3,16 +3,18 @@
 from compress.data.config import DataConfig
 from compress.data.encode import tokenizer_fingerprint
 from compress.data.hub import HubSource
-from compress.data.prepare import prepare
+from compress.data.prepare import changes_since, prepare
 from compress.data.sources import LocalSource, Source, find_source
-from compress.data.store import TokenStore
+from compress.data.store import INDEX, TokenStore
 
 __all__ = [
+    "INDEX",
     "DataConfig",
     "HubSource",
     "LocalSource",
     "Source",
     "TokenStore",
+    "changes_since",
     "find_source",
     "prepare",
     "tokenizer_fingerprint",

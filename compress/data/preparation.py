@@ -17,6 +17,7 @@ from compress.data.hub import HubSource
 from compress.data.record import Counts, check_amounts, identity, make_index
 from compress.data.shards import ShardWriter, write_rows
 from compress.data.sources import Source, find_source
+from compress.data.store import INDEX
 from compress.data.stream import Item, Position, Retry, Stopped, Unavailable, batches, read_items, texts
 from compress.errors import InputError, InterruptedRun, UsageError
 from compress.progress import Bar, progress_bar, say
@@ -72,9 +73,9 @@ class Preparation:
 
     def _publish_complete(self) -> bool:
         """Publish a store that an earlier process completed but did not come to rename."""
-        if not (self._folder / "index.json").is_file():
+        if not (self._folder / INDEX).is_file():
             return False
-        index = read_json(self._folder / "index.json")
+        index = read_json(self._folder / INDEX)
         if index["identity"] != self._identity or not find_source(self._config).matches(index["source"]):
             partial.clear(self._folder)
             return False
@@ -221,7 +222,7 @@ class Preparation:
             "heldout": {**heldout, "documents": self._pool.documents, "bytes": heldout_bytes},
         }
         index = make_index(self._config, content, self._counts, self._pool.copies, source, self._seconds())
-        write_json(self._folder / "index.json", index)
+        write_json(self._folder / INDEX, index)
         self._publish()
         if skipped := self._counts.bad_rows + self._counts.damaged_files:
             say(f"Skipped {skipped} while preparing {self._out}: {self._counts}.")

@@ -7,12 +7,12 @@ from pathlib import Path
 from compress.artifacts import require_free
 from compress.config import build_from, to_dict
 from compress.data.config import DataConfig
-from compress.data.encode import TokenizerSpec, load_spec
+from compress.data.encode import load_spec
 from compress.data.partial import owned_folder, remove_if_empty
 from compress.data.preparation import Preparation
 from compress.data.record import identity
 from compress.data.sources import find_source
-from compress.data.store import TokenStore
+from compress.data.store import INDEX, TokenStore
 from compress.data.stream import Unavailable
 from compress.errors import CompressError, InterruptedRun, UsageError
 from compress.runtime import stop_on_signal
@@ -35,9 +35,14 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
         InterruptedRun: stopped by a signal after saving; calling again continues.
     """
     config = build_from(DataConfig, to_dict(config), "the data options")
+    if (out / INDEX).is_file():
+        if differing := changes_since(out, config, tokenizer):
+            raise UsageError(
+                f"{out} holds a token store made from something else: {'; '.join(differing)}. Name another folder, or "
+                "remove this one to prepare it anew."
+            )
+        return TokenStore.open(out)
     spec = load_spec(tokenizer)
-    if (out / "index.json").is_file():
-        return _reuse(out, config, spec)
     require_free(out)
     with stop_on_signal() as stop, owned_folder(out) as folder:
         try:
@@ -58,15 +63,11 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
     return TokenStore.open(out)
 
 
-def _reuse(out: Path, config: DataConfig, spec: TokenizerSpec) -> TokenStore:
+def changes_since(out: Path, config: DataConfig, tokenizer: Path | str) -> list[str]:
+    """What differs between the finished store `out` and one made from this config, tokenizer and source now."""
     store = TokenStore.open(out)
-    asked, made = identity(config, spec.sha256), store.index["identity"]
+    asked, made = identity(config, load_spec(tokenizer).sha256), store.index["identity"]
     differing = [f"{key} was {made.get(key)!r} and is {asked[key]!r}" for key in asked if made.get(key) != asked[key]]
     if not find_source(config).matches(store.index["source"]):
         differing.append("the source has other files, or their content changed")
-    if differing:
-        raise UsageError(
-            f"{out} holds a token store made from something else: {'; '.join(differing)}. Name another folder, or "
-            "remove this one to prepare it anew."
-        )
-    return store
+    return differing

@@ -12,6 +12,8 @@ from compress.artifacts import read_json, sha256_file, sha256_json
 from compress.data.permutation import permute
 from compress.errors import InputError, UsageError
 
+INDEX = "index.json"
+INDEX = "index.json"
 FORMAT = "compress-token-store-1"
 _CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "train", "heldout")
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -49,19 +51,19 @@ class TokenStore:
             InputError: no store, one of another format, or a file that is missing or has the wrong size.
         """
         folder = Path(path)
-        if not (folder / "index.json").is_file():
+        if not (folder / INDEX).is_file():
             raise InputError(f"{folder} is no token store: it has no index.json. Prepare the data first.")
-        index = read_json(folder / "index.json")
+        index = read_json(folder / INDEX)
         if not isinstance(index, dict) or index.get("format") != FORMAT:
-            raise InputError(f"{folder / 'index.json'} is not the index of a token store of the format {FORMAT}.")
+            raise InputError(f"{folder / INDEX} is not the index of a token store of the format {FORMAT}.")
         try:
             intact = index["fingerprint"] == fingerprint_of(index)
             store = cls(folder, index)
             intact = intact and store.num_rows == sum(shard["rows"] for shard in index["train"]["shards"])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{folder / 'index.json'} is damaged ({error!r}). Prepare the data again.") from error
+            raise InputError(f"{folder / INDEX} is damaged ({error!r}). Prepare the data again.") from error
         if not intact:
-            raise InputError(f"{folder / 'index.json'} was changed after it was written. Prepare the data again.")
+            raise InputError(f"{folder / INDEX} was changed after it was written. Prepare the data again.")
         store._check_sizes()
         return store
 

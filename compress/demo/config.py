@@ -1,0 +1,20 @@
+"""The extent of the demo's world."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from compress.config import config
+from compress.units import Count
+
+
+@config
+class WorldConfig:
+    """How much of the world to write. The same values give the same bytes."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every choice."""
+    documents: Annotated[Count, Field(ge=1)] = 20000
+    """Training documents."""
+    items: Annotated[Count, Field(ge=1)] = 300
+    """Test items, of each of the two tasks."""
