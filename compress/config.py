@@ -185,7 +185,7 @@ def _explain(fault: Any, cls: type, document: Document) -> str:
     where = document.where(path)
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _fields_at(cls, parts[:-1])
-        near = difflib.get_close_matches(parts[-1], known, n=1)
+        near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*parts[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}."
         return f"{where}: unknown key {path!r}; {hint}"
     if fault["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):

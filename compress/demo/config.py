@@ -16,5 +16,7 @@ class WorldConfig:
     """Seed of every choice."""
     documents: Annotated[Count, Field(ge=1)] = 20000
     """Training documents."""
+    tellings: Annotated[int, Field(ge=0)] = 2
+    """How often a training document tells its facts again."""
     items: Annotated[Count, Field(ge=1)] = 300
     """Test items, of each of the two tasks."""

@@ -19,7 +19,6 @@ from compress.demo.lexicon import RELATIONS, all_words, draw_names
 
 NUM_OPTIONS = 4
 EOS = "<|endoftext|>"
-_TELLINGS = 2
 _DATASET_CARD = """---
 configs:
 - config_name: choice
@@ -72,13 +71,13 @@ def make_passage(rng: random.Random, num_facts: int, *, held_out: bool) -> tuple
     return kind, [Fact(person, relation, name) for relation, name in zip(relations, names, strict=True)]
 
 
-def make_documents(seed: int, count: int) -> Iterator[str]:
-    """Training documents: a passage of one to four facts, told again twice in other orders. No held-out name."""
+def make_documents(seed: int, count: int, *, tellings: int = 2) -> Iterator[str]:
+    """Training documents: a passage of one to four facts, told again in other orders. No held-out name."""
     rng = random.Random(f"documents {seed}")
     for _ in range(count):
         _, facts = make_passage(rng, rng.choice((1, 2, 2, 3, 3, 4, 4)), held_out=False)
-        tellings = [rng.sample(facts, len(facts)) for _ in range(_TELLINGS)]
-        yield " ".join(fact.sentence for telling in [facts, *tellings] for fact in telling)
+        told = [facts, *(rng.sample(facts, len(facts)) for _ in range(tellings))]
+        yield " ".join(fact.sentence for telling in told for fact in telling)
 
 
 def make_questions(seed: int, count: int) -> list[Question]:
@@ -99,7 +98,7 @@ def write_world(out: Path, config: WorldConfig) -> None:
 
     The same config gives the same bytes.
     """
-    documents = make_documents(config.seed, config.documents)
+    documents = make_documents(config.seed, config.documents, tellings=config.tellings)
     _write_rows(out / "corpus" / "train.jsonl", ({"id": i, "text": text} for i, text in enumerate(documents)))
     hub = out / "hub" / "compress" / "world"
     _write_rows(hub / "choice" / "test.jsonl", map(_choice_row, make_questions(config.seed, config.items)))
