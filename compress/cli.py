@@ -87,7 +87,8 @@ def distill(
     from compress.pipeline import distill_text
     from compress.recipe import DistillOptions, from_flags
 
-    flags = {"data": {"dataset": source, "tokens": tokens}, "distill": {"alpha": alpha, "temperature": temperature}}
+    training = {"tokens": tokens, "alpha": alpha, "temperature": temperature}
+    flags = {"data": {"dataset": source, "tokens": tokens}, "distill": training}
     options = from_flags(DistillOptions, flags, overrides)
     result = distill_text(options, student=student, teacher=teacher, run=out)
     _print(result.to_dict(), result.describe(), as_json)
