@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 from datasets.utils import are_progress_bars_disabled
 
+from compress.artifacts import sha256_json
 from compress.errors import InputError
 
 _load_dataset = datasets.load_dataset
@@ -81,7 +82,11 @@ def _load(path: str, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
     root = _root.get()
     local = is_local(root, path)
     try:
-        loaded = _load_dataset(str(root / path) if root and local else path, name, *args, **kwargs)
+        if root is not None and local:
+            kwargs["cache_dir"] = _cache_folder(root / path)
+            loaded = _load_dataset(str(root / path), name, *args, **kwargs)
+        else:
+            loaded = _load_dataset(path, name, *args, **kwargs)
     except Exception as error:
         raise DatasetUnavailable(path, " ".join(str(error).split())[:300]) from error
     if not local or not isinstance(loaded, datasets.DatasetDict):
@@ -89,3 +94,14 @@ def _load(path: str, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
     splits = Splits(loaded)
     _last.set((path, splits))
     return splits
+
+
+def _cache_folder(folder: Path) -> str:
+    """A cache of its own for each state of a folder.
+
+    `datasets` keys the tables it keeps by a folder's name and its card, so that two folders of one name, or one whose
+    files changed, would share them.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    state = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "compress" / sha256_json(state))

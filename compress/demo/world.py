@@ -10,7 +10,7 @@ training document contains.
 import dataclasses
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,11 @@ def save_tokenizer(out: Path) -> None:
     tokenizer.train_from_iterator([text for word in all_words() for text in (word, f" {word}", ".")], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, pad_token=EOS)
     fast.save_pretrained(out)
+
+
+def score_completion(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """lm-eval's `process_results` of world_completion: whether the generated span is the gold name verbatim."""
+    return {"completion": float(results[0].strip() == doc["answer"])}
 
 
 def _choice_row(question: Question) -> dict[str, Any]:

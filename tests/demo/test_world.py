@@ -1,5 +1,6 @@
 """The demo's world: the same bytes from a seed, unseen names in its tests, and no way round reading the passage."""
 
+import json
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,9 +11,11 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 
 from compress.artifacts import sha256_tree
-from compress.demo import WorldConfig, write_world
+from compress.demo import DEMO, WorldConfig, write_world
 from compress.demo.lexicon import RELATIONS, VOCABULARIES, is_held_out
 from compress.demo.world import Question, make_documents, make_questions
+from compress.evaluate import EvalConfig, evaluate_model
+from compress.prune import prune
 
 QUESTIONS = make_questions(0, 1200)
 
@@ -111,3 +114,28 @@ def test_the_files_are_what_datasets_and_transformers_read(tmp_path: Path) -> No
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     words = tokenizer.tokenize("Nora lives in Old Field.")
     assert words == ["Nora", "Ġlives", "Ġin", "ĠOld", "ĠField", "."]
+
+
+def test_the_carried_teacher_reads_and_the_cut_one_does_not(tmp_path: Path) -> None:
+    """The demo's own tests, on 60 items: far above chance with the passage, at chance without it."""
+    write_world(tmp_path / "world", WorldConfig(documents=1, items=60))
+    prune(DEMO / "teacher", tmp_path / "cut")
+    config = EvalConfig(
+        tasks=["world_choice", "world_completion"],
+        task_folder=str(DEMO / "tasks"),
+        datasets_root=str(tmp_path / "world" / "hub"),
+        speed=False,
+    )
+    teacher = evaluate_model(DEMO / "teacher", config)["tasks"]
+    cut = evaluate_model(tmp_path / "cut", config)["tasks"]
+    assert teacher["world_choice"]["acc"] >= 0.75
+    assert teacher["world_choice"]["chance"] == 0.25
+    assert teacher["world_completion"]["completion"] >= 0.7
+    assert cut["world_choice"]["acc"] <= teacher["world_choice"]["acc"] - 0.25
+    assert cut["world_completion"]["completion"] <= teacher["world_completion"]["completion"] - 0.25
+    for row in (tmp_path / "world" / "hub" / "compress" / "world").rglob("test.jsonl"):
+        blind = [{**json.loads(line), "passage": ""} for line in row.read_text().splitlines()]
+        row.write_text("".join(json.dumps(item) + "\n" for item in blind))
+    without_passage = evaluate_model(DEMO / "teacher", config)["tasks"]
+    assert without_passage["world_choice"]["acc"] < 0.5
+    assert without_passage["world_completion"]["completion"] < 0.1
