@@ -214,7 +214,7 @@ def main() -> None:
     """Entry point: run the command and turn failures into one paragraph on stderr and an exit code."""
     debug = "--debug" in sys.argv[1:]
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="compress", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

@@ -14,6 +14,8 @@ from compress.prune.plan import derive
 from compress.recipe import Recipe, scratch_config
 from compress.units import format_bytes, format_count
 
+_REMEDY = "does not fit; lower distill.micro_batch_rows or set distill.gradient_checkpointing (same result, slower)"
+
 
 @dataclasses.dataclass(frozen=True)
 class RecipePlan:
@@ -49,7 +51,7 @@ class RecipePlan:
                 f"  memory: {plan.memory_text()}; {format_bytes(plan.total_bytes)} in all",
             ]
             for device, available in self.available_bytes.items():
-                fits = "fits" if plan.total_bytes < 0.9 * available else "DOES NOT FIT"
+                fits = "fits" if plan.total_bytes < 0.9 * available else _REMEDY
                 lines.append(f"  {device} has {format_bytes(available)}: {fits}")
         lines.append(f"eval: {', '.join(self.tasks) or 'no benchmarks'}")
         return "\n".join(lines)

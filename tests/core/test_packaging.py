@@ -122,6 +122,10 @@ def test_a_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     assert [p.name for p in site.iterdir() if p.suffix == "" and p.name != "bin"] == ["compress"]
     (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
     script = f"{PROBE}\nfrom compress.demo import RECIPE\nfrom compress.recipe import load_recipe\nload_recipe(RECIPE)"
+    demo, evaluation = site / "compress" / "demo", site / "compress" / "evaluate"
+    assert (demo / "teacher" / "model.safetensors").is_file()
+    assert list((demo / "tasks").glob("*.yaml"))
+    assert list((evaluation / "tasks").glob("*.yaml"))
     python = str(home / "bin" / "python")
     done = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
