@@ -158,8 +158,8 @@ def check_weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         content = read_json(index)
         weight_map = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map or "metadata" not in content:
-            raise InputError(f"{index} is no shard index: it needs `metadata` and a `weight_map`. Download it again.")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{index} is no shard index: it has no weight_map. Download it again.")
         names = sorted(set(map(str, weight_map.values())))
     elif (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]
