@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 DIM = 256
-CASES = [(512, 32000), (1024, 32000), (2048, 32000), (4096, 32000), (1024, 128256), (2048, 128256)]
+CASES = [(512, 32000), (1024, 32000), (2048, 32000), (4096, 32000), (1024, 128256)]
 
 
 def dense(hidden: torch.Tensor, head: torch.Tensor, teacher: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
