@@ -54,6 +54,7 @@ def measure(name: str, tokens: int, vocabulary: int) -> float:
 
 
 def main() -> None:
+    """Print the table; with three arguments (name, tokens, vocabulary), measure one case and print it as JSON."""
     if len(sys.argv) == 4:
         print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))  # noqa: T201
         return

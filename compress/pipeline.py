@@ -2,7 +2,7 @@
 
     world (demo only) -> data -> teacher (only when trained from scratch) -> prune -> distill -> eval -> report
 
-This module and `compress.plan` alone know all three steps. The steps meet in the run folder.
+This module, `compress.recipe` and `compress.plan` alone know all three steps. The steps meet in the run folder.
 """
 
 import dataclasses
