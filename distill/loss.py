@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from compress.architecture import OutputHead
 from compress.distill.divergences import DIVERGENCES, DivergenceName, sum_dtype, tempered
 from compress.errors import UsageError
-from compress.models import OutputHead
 
 IGNORE_INDEX = -100
 
