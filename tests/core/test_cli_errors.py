@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, byte_tokenizer, save_tiny_model
+from transformers import AutoModelForCausalLM
 
+from compress.artifacts import sha256_tree
 from compress.cli import main
 
 Run = Callable[..., tuple[int, str]]
+SECOND_SHARD = "model-00002-of-00004.safetensors"
 RECIPE = "name: x\nteacher: {{model: {0}/model}}\ndata: {{dataset: {0}/text.jsonl, seq_len: 16}}\n"
 
 
@@ -30,6 +33,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "model", folder / "truncated")
     weights = folder / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    model.save_pretrained(folder / "corrupt", max_shard_size="60KB")
+    (folder / "corrupt" / SECOND_SHARD).write_bytes(b"\xff" * 64)
+    byte_tokenizer().save_pretrained(folder / "corrupt")
     shutil.copytree(folder / "model", folder / "other-words")
     vocabulary = json.loads((folder / "model" / "tokenizer.json").read_text())
     ids = vocabulary["model"]["vocab"]
@@ -37,6 +44,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other-words" / "tokenizer.json").write_text(json.dumps(vocabulary))
     (folder / "full").mkdir()
     (folder / "full" / "something").write_text("")
+    (folder / "taken" / "student").mkdir(parents=True)
+    (folder / "taken" / "student" / "something").write_text("")
+    recipe = RECIPE.format(folder)
+    (folder / "recipe.yaml").write_text(recipe)
+    (folder / "unknown-key.yaml").write_text(recipe + "distill:\n  lrate: 1\n")
+    (folder / "lr-true.yaml").write_text(recipe + "distill: {lr: true}\n")
+    (folder / "no-model.yaml").write_text(recipe.replace("/model}", "/absent}"))
+    (folder / "bad-spec.yaml").write_text(recipe + "prune: {keep: '0,9'}\n")
     return folder
 
 
@@ -51,63 +66,84 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     return command
 
 
-TRAIN = ["--set", "data.seq_len=16", "--set", "data.heldout_sequences=2", "--set", "distill.batch_tokens=64"]
-TEXT = ["--data", "{}/text.jsonl"]
+SMALL = ["--set", "data.seq_len=16", "--set", "data.heldout_sequences=2", "--set", "distill.batch_tokens=64"]
+PLAIN = ["--alpha", "0", *SMALL]
+
+
+def distill(student: str, data: str, *options: str) -> list[str]:
+    return ["distill", "--student", student, "--data", data, "--out", "OUT", *options]
+
+
 CASES = {
-    "no such model": (3, ["prune", "{}/absent", "{}/out"], "{}/absent"),
-    "no such hub model": (3, ["prune", "org/absent", "{}/out"], "org/absent"),
-    "truncated shard": (3, ["prune", "{}/truncated", "{}/out"], "truncated/model.safetensors"),
-    "layer out of range": (2, ["prune", "{}/model", "{}/out", "--keep", "0,9"], "9"),
-    "every layer dropped": (2, ["prune", "{}/model", "{}/out", "--keep", "4::2"], "4::2"),
-    "no SPEC": (2, ["prune", "{}/model", "{}/out", "--keep", "half"], "half"),
+    "no such model": (3, ["prune", "{}/absent", "OUT"], "{}/absent"),
+    "no such student": (3, distill("{}/absent", "{}/text.jsonl", *PLAIN), "{}/absent"),
+    "no such model to score": (3, ["eval", "{}/absent", "--out", "OUT/eval.json"], "{}/absent"),
+    "no such teacher in a recipe": (3, ["run", "{}/no-model.yaml", "--out", "OUT"], "{}/absent"),
+    "no such hub model": (3, ["prune", "org/absent", "OUT"], "org/absent"),
+    "truncated shard": (3, ["prune", "{}/truncated", "OUT"], "{}/truncated/model.safetensors is not a whole"),
+    "truncated shard to train": (
+        3,
+        distill("{}/truncated", "{}/text.jsonl", *PLAIN),
+        "{}/truncated/model.safetensors is not a whole",
+    ),
+    "truncated shard to score": (
+        3,
+        ["eval", "{}/truncated", "--out", "OUT/eval.json"],
+        "{}/truncated/model.safetensors is not a whole",
+    ),
+    "corrupt shard": (3, ["prune", "{}/corrupt", "OUT"], f"{{}}/corrupt/{SECOND_SHARD} is not a whole"),
+    "layer out of range": (2, ["prune", "{}/model", "OUT", "--keep", "0,9"], "9"),
+    "layer out of range in a recipe": (2, ["run", "{}/bad-spec.yaml", "--out", "OUT"], "9"),
+    "every layer dropped": (2, ["prune", "{}/model", "OUT", "--keep", "4::2"], "4::2"),
+    "no SPEC": (2, ["prune", "{}/model", "OUT", "--keep", "half"], "half"),
     "output not empty": (2, ["prune", "{}/model", "{}/full"], "{}/full is not empty"),
-    "no text column": (
-        3,
-        ["distill", "--student", "{}/model", "--alpha", "0", "--data", "{}/no-text.jsonl", "--out", "{}/out", *TRAIN],
-        "no-text.jsonl",
+    "trained output not empty": (
+        2,
+        ["distill", "--student", "{}/model", "--data", "{}/text.jsonl", "--out", "{}/taken", *PLAIN],
+        "{}/taken/student is not empty",
     ),
-    "empty data": (
-        3,
-        ["distill", "--student", "{}/model", "--alpha", "0", "--data", "{}/empty.jsonl", "--out", "{}/out", *TRAIN],
-        "no tokens",
-    ),
-    "no such data": (
-        3,
-        ["distill", "--student", "{}/model", "--alpha", "0", "--data", "{}/absent.jsonl", "--out", "{}/out", *TRAIN],
-        "absent.jsonl",
-    ),
+    "no text column": (3, distill("{}/model", "{}/no-text.jsonl", *PLAIN), "no-text.jsonl"),
+    "empty data": (3, distill("{}/model", "{}/empty.jsonl", *PLAIN), "no tokens"),
+    "no such data": (3, distill("{}/model", "{}/absent.jsonl", *PLAIN), "absent.jsonl"),
     "vocabularies differ": (
         3,
-        ["distill", "--student", "{}/model", "--teacher", "{}/other-words", *TEXT, "--out", "{}/vocabulary", *TRAIN],
+        distill("{}/model", "{}/text.jsonl", "--teacher", "{}/other-words", *SMALL),
         "tokenizers differ",
     ),
-    "alpha without a teacher": (
+    "alpha without a teacher": (2, distill("{}/model", "{}/text.jsonl", *SMALL), "needs a teacher"),
+    "unknown key": (2, ["run", "{}/unknown-key.yaml"], "'distill.lrate'; did you mean"),
+    "unknown key in a flag": (
         2,
-        ["distill", "--student", "{}/model", "--data", "{}/text.jsonl", "--out", "{}/no-teacher", *TRAIN],
-        "needs a teacher",
+        ["run", "{}/recipe.yaml", "--set", "distill.lrate=1"],
+        "'distill.lrate'; did you mean",
     ),
-    "unknown key": (2, ["run", "{}/recipe.yaml", "--set", "distill.lrate=1"], "'distill.lrate'; did you mean"),
-    "lr: true": (2, ["run", "{}/recipe.yaml", "--set", "distill.lr=true"], "distill.lr = true"),
+    "lr: true": (2, ["run", "{}/lr-true.yaml"], "distill.lr = true"),
+    "lr: true in a flag": (2, ["run", "{}/recipe.yaml", "--set", "distill.lr=true"], "distill.lr = true"),
     "no recipe": (2, ["run", "{}/absent.yaml"], "absent.yaml"),
     "bad count": (2, ["run", "{}/recipe.yaml", "--dry-run", "--flops-per-s", "fast"], "--flops-per-s"),
-    "unknown task": (2, ["eval", "{}/model", "--tasks", "hellaswagg", "--out", "{}/eval.json"], "hellaswag"),
+    "unknown task": (2, ["eval", "{}/model", "--tasks", "hellaswagg", "--out", "OUT/eval.json"], "hellaswag"),
     "no run": (3, ["report", "{}/absent"], "{}/absent"),
-    "unknown option": (2, ["prune", "{}/model", "{}/out", "--kep", "0"], "--keep"),
+    "unknown option": (2, ["prune", "{}/model", "OUT", "--kep", "0"], "--keep"),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_paragraph_and_the_right_code(name: str, world: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_paragraph_and_the_right_code(
+    name: str, world: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left are whole results of steps before the fault, and whole records of how far preparation came."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (world / "recipe.yaml").write_text(RECIPE.format(world))
+    monkeypatch.chdir(tmp_path)
+    before = sha256_tree(world)
     code, arguments, expected = CASES[name]
     found, error = run(*(argument.replace("{}", str(world)) for argument in arguments))
     assert expected.replace("{}", str(world)) in error
     assert "Traceback" not in error
     assert found == code, error
-    assert not (world / "out" / "student").exists()
-    assert not (world / "out.partial").exists()
-    assert not (world / "eval.json").exists()
+    sys.stdout.write(
+        f"LEFT {name}: {sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file())}\n"
+    )
+    assert sha256_tree(world) == before
 
 
 def test_debug_shows_the_traceback(world: Path, run: Run) -> None:
