@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from compress.models import forward_flops_per_token
+from compress.architecture import forward_flops_per_token
 
 _PEAK_BF16_FLOPS = {
     "B200": 2.25e15,

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from compress.architecture import OutputHead
 from compress.distill.divergences import DIVERGENCES, DivergenceName, Terms, sum_dtype
 from compress.distill.tiles import at_least_fp32, tile_pass
 from compress.errors import UsageError
-from compress.models import OutputHead
 
 IGNORE_INDEX = -100
 

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
+from compress.architecture import count_parameters, empty_model
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
 from compress.distill.schedule import budget
-from compress.models import count_parameters, empty_model
 from compress.units import format_bytes
 
 _MICRO_BATCH_TOKENS = 16384

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.architecture import check_output_head, output_head
 from compress.artifacts import sha256_json
 from compress.config import to_dict
 from compress.distill import checkpoint
@@ -18,7 +19,7 @@ from compress.distill.schedule import Budget, budget
 from compress.distill.step import Ids, Losses, StudentWithLoss
 from compress.distill.vocabulary import check_data, shared_ids
 from compress.errors import InputError, UsageError
-from compress.models import check_output_head, load_config, load_model, model_fingerprint, output_head
+from compress.models import load_config, load_model, model_fingerprint
 from compress.progress import say
 
 _MICRO_BATCH_TOKENS_CPU = 4096

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from compress.architecture import OutputHead, hidden_states, output_head
 from compress.distill.config import DistillConfig
 from compress.distill.loss import IGNORE_INDEX, DistillationLoss, distillation_loss
-from compress.models import OutputHead, hidden_states, output_head
 
 Ids = npt.NDArray[np.int64]
 
