@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from compress.runtime import environment, keep_freed_memory
+from compress.runtime import environment, fast_fp32_products, keep_freed_memory
 
 ENVIRONMENTS = ("stock", "onednn", "onednn+malloc")
 TUNED = {"cpu": "onednn+malloc", "cuda": "stock"}
@@ -26,6 +27,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEERS = {"trl": "trl", "torchtune": "torchtune", "liger": "liger_kernel"}
 """Packages of peers, and the modules they are imported as."""
 MIB = 2**20
+
+
+_SWITCHES = contextlib.ExitStack()
 
 
 class Shape(NamedTuple):
@@ -42,13 +46,13 @@ class Shape(NamedTuple):
 def set_environment(name: str) -> None:
     """Put this process, before its first large allocation, into one of `ENVIRONMENTS`.
 
-    `onednn`: torch.set_float32_matmul_precision("medium"), which on CPUs hands fp32 products to oneDNN.
-    `onednn+malloc`: and glibc keeps freed memory for the next use.
+    `onednn`: torch.set_float32_matmul_precision("medium"), which on CPUs hands fp32 products to oneDNN; left alone
+    where that is not fp32 (`facts` says so). `onednn+malloc`: and glibc keeps freed memory for the next use.
     """
     if name not in ENVIRONMENTS:
         raise SystemExit(f"No environment {name!r}; there are {', '.join(ENVIRONMENTS)}.")
     if name != "stock":
-        torch.set_float32_matmul_precision("medium")
+        _SWITCHES.enter_context(fast_fp32_products())
     if name == "onednn+malloc" and not keep_freed_memory():
         raise SystemExit("This C library has no mallopt, so the environment onednn+malloc cannot be made.")
 
@@ -56,6 +60,13 @@ def set_environment(name: str) -> None:
 def installed(package: str) -> bool:
     """Whether a peer's package can be imported."""
     return importlib.util.find_spec(PEERS[package]) is not None
+
+
+@functools.cache
+def product_rate(dtype: str) -> float:
+    """FLOP/s of a matrix product on the CPU as torch is set up here: what guesses of time start from."""
+    left, right = (torch.randn(1024, 1024).to(DTYPES[dtype]) for _ in range(2))
+    return 2 * 1024**3 / min(seconds(lambda: left @ right, "cpu") for _ in range(4))
 
 
 def synchronize(device: str) -> None:
@@ -136,6 +147,8 @@ def facts() -> str:
             absent.append(name)
     parts = ["; ".join(devices), ", ".join(f"{name} {version}" for name, version in packages.items())]
     parts += [f"{os.environ.get('OMP_NUM_THREADS') or torch.get_num_threads()} threads"]
+    with fast_fp32_products() as exact:
+        parts += [f"fp32 products through oneDNN: {'exact' if exact else 'not exact, so not used'}"]
     parts += [f"commit {str(found['git_commit'])[:12]}"]
     return ". ".join(parts) + "." + (f" Not installed: {', '.join(absent)}." if absent else "")
 
@@ -150,10 +163,11 @@ class Results:
         self._path, self._script = path, script
         self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text())["entries"] if path.is_file() else {}
 
-    def run(self, cases: dict[str, dict[str, Any]], guesses_s: dict[str, float]) -> None:
+    def run(self, cases: dict[str, dict[str, Any]], guesses_s: dict[str, float], **extra: Any) -> None:
         """Measure in fresh processes what is missing of `cases` (name -> arguments), and say how long is left.
 
-        `guesses_s` are rough times; what was measured scales the estimate of the rest.
+        `guesses_s` are rough times; what was measured scales the estimate of the rest. `extra` arguments are handed to
+        every process and are no part of what a case is.
         """
         left = [name for name, case in cases.items() if not self._has(name, case)]
         guessed, spent, about = 0.0, 0.0, facts()
@@ -161,7 +175,7 @@ class Results:
             rest = sum(guesses_s[other] for other in left[number - 1 :]) * (spent / guessed if guessed > 60 else 1.0)
             say(f"[{number}/{len(left)}] {name}; about {rest / 60:.0f} min left")
             start = time.perf_counter()
-            result = in_fresh_process(self._script, cases[name])
+            result = in_fresh_process(self._script, {**cases[name], **extra})
             self.entries[name] = {"case": cases[name], "result": result, "facts": about}
             spent, guessed = spent + time.perf_counter() - start, guessed + guesses_s[name]
             self._save()

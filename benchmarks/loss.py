@@ -1,6 +1,6 @@
 """The distillation loss against its peers and against its four matrix products: time, memory, error.
 
-    python benchmarks/loss.py                    all of it on the CPU, about two and a half hours on two quiet cores
+    python benchmarks/loss.py                    all of it on the CPU, hours: it prints how many
     python benchmarks/loss.py --smoke            tiny shapes, a minute: does every peer still run and agree?
     python benchmarks/loss.py --device cuda      on a GPU, with Llama-3.2-1B's head
     python benchmarks/loss.py --report           no measuring: the table from what was measured
@@ -20,7 +20,17 @@ from typing import Any
 
 import harness
 import torch
-from harness import DTYPES, ENVIRONMENTS, MIB, Results, Shape, peak_rise_bytes, return_freed_memory, seconds
+from harness import (
+    DTYPES,
+    ENVIRONMENTS,
+    MIB,
+    Results,
+    Shape,
+    peak_rise_bytes,
+    product_rate,
+    return_freed_memory,
+    seconds,
+)
 from loss_peers import PEERS, Inputs, Peer, available, definition
 from loss_report import report
 
@@ -33,7 +43,6 @@ SHAPES = {
 TOKENS = {
     "cpu": [Shape(n, 512, 32000) for n in (512, 1024, 2048, 4096)],
     "cuda": [Shape(n, 2048, 128256) for n in (1024, 2048, 4096, 8192)],
-    "smoke": [Shape(n, 32, 1000) for n in (64, 128)],
 }
 ERROR_SHAPE, ERROR_SEEDS, ERROR_TEMPERATURE, IGNORED = Shape(96, 64, 1000), 5, 2.0, 0.3
 
@@ -176,7 +185,7 @@ def cases(options: argparse.Namespace, peers: list[Peer]) -> tuple[dict[str, dic
                 peers=[name],
                 tokens_series=False,
             )
-    for shape, name in itertools.product(TOKENS[sizes], ("ours", "dense")):
+    for shape, name in itertools.product(() if options.smoke else TOKENS[options.device], ("ours", "dense")):
         case = {"kind": "memory", "dtype": "fp32", "shape": shape, "peers": [name], "tokens_series": True}
         add(f"memory by tokens {shape} {name}", 5, **case)
     for shape, dtype, environment in itertools.product(SHAPES[sizes], options.dtypes, options.environments):
@@ -188,11 +197,10 @@ def cases(options: argparse.Namespace, peers: list[Peer]) -> tuple[dict[str, dic
 
 
 def pass_seconds(shape: Shape, dtype: str, environment: str) -> float:
-    """A guess at one pass over all peers on two cores: their products, and what each does to every logit."""
-    rate = {"fp32": 160e9 if environment == "stock" else 350e9, "bf16": 650e9}[dtype]
+    """A guess at one pass over all peers on a CPU: their products, and what they do to every logit."""
     flops = 8 * shape.tokens * shape.width * shape.vocabulary
     per_logit_s = 2.5e-7 if environment != "onednn+malloc" else 1e-7
-    return 7 * flops / rate + shape.tokens * shape.vocabulary * per_logit_s
+    return 8 * flops / product_rate(dtype) + shape.tokens * shape.vocabulary * per_logit_s
 
 
 def main() -> None:
