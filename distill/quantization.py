@@ -27,7 +27,7 @@ def require_torchao(option: str) -> None:
         raise UsageError(f"{option} needs the package torchao: `pip install 'compress[quant]'`, or leave it out.")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids) -> float:
     """Quantise the linear layers of a teacher in place; returns KL(exact || quantised) in nats a token.
 
