@@ -60,11 +60,11 @@ class StudentOptimizer:
             part.zero_grad()
 
     def _allocate(self) -> None:
-        """Make the state by a step of zero gradients at a rate of 0, which leaves the weights as they are."""
+        """Make the state, all zero, by a skipped step of zero gradients."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.step(0.0, torch.zeros((), device=parameters[0].device))
+        self.step(0.0, torch.ones((), device=parameters[0].device))
         self.zero_grad()
         for parameter, state in self.state.items():
             if "step" in state:  # torchao's is on the CPU: putting it back there would wait for the device
