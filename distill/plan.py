@@ -6,6 +6,7 @@ from typing import Any
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
 from compress.distill.optimizer import state_bytes
+from compress.distill.quantization import teacher_bytes
 from compress.distill.schedule import budget
 from compress.models import count_parameters, empty_model
 from compress.units import format_bytes
@@ -76,7 +77,7 @@ def _memory(config: DistillConfig, student: Any, teacher: Any | None, seq_len: i
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer moments": state_bytes(model, config),
-        "teacher": 0 if teacher is None else value * count_parameters(empty_model(teacher)),
+        "teacher": 0 if teacher is None else teacher_bytes(empty_model(teacher), config, value),
         "activations": tokens * _activation_bytes_per_token(config, shape, value),
         "loss": chunk * (1 if teacher is None else 2) + head_copy,
     }

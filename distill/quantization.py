@@ -61,6 +61,15 @@ def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids) -> float
     return kl
 
 
+def teacher_bytes(teacher: Any, config: DistillConfig, value_bytes: int) -> int:
+    """Bytes of a teacher's weights (it may be on the meta device) with `value_bytes` each where they stay exact."""
+    exact = sum(p.numel() for p in teacher.parameters())
+    if config.teacher_precision == "auto":
+        return value_bytes * exact
+    linear = [m.weight.numel() for m in decoder_layers(teacher)[1].modules() if isinstance(m, nn.Linear)]
+    return value_bytes * (exact - sum(linear)) + sum(linear)
+
+
 def _check_possible(config: DistillConfig, teacher: Any, layers: nn.Module, rows: Tensor, option: str) -> None:
     if not len(rows):
         raise UsageError(f"{option} is measured on held-out rows and there are none; raise heldout_sequences.")

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from distill_world import World
-from helpers import save_tiny_model
+from helpers import save_tiny_model, tiny_config
 from torch.nn.functional import kl_div
 
 from compress.data import TokenStore
 from compress.distill import DistillConfig
-from compress.distill.quantization import quantize_teacher
+from compress.distill.quantization import quantize_teacher, teacher_bytes
 from compress.errors import UsageError
-from compress.models import load_model
+from compress.models import empty_model, load_model
 
 Options = Callable[..., DistillConfig]
 
@@ -70,6 +70,14 @@ def test_what_cannot_be_quantised_or_measured_is_refused(world: World, options: 
     gpt2 = load_model(world.teacher, dtype=torch.float32)
     with pytest.raises(UsageError, match="GPT2LMHeadModel has no linear layers that torchao knows"):
         quantize_teacher(gpt2, options(teacher_precision="int8"), rows)
+
+
+def test_the_plan_counts_a_byte_for_each_quantised_weight(options: Options) -> None:
+    model = empty_model(tiny_config(num_hidden_layers=2))
+    matrices = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)  # q, o; k, v; the three of the MLP
+    rest = 257 * 32 + 5 * 32
+    assert teacher_bytes(model, options(), 4) == 4 * (matrices + rest)
+    assert teacher_bytes(model, options(teacher_precision="int8"), 2) == matrices + 2 * rest
 
 
 @pytest.mark.gpu
