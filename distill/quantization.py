@@ -10,7 +10,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.loss import distillation_loss
 from compress.distill.step import Ids
 from compress.errors import UsageError
-from compress.models import decoder_layers, hidden_states, output_head
+from compress.models import count_parameters, decoder_layers, hidden_states, output_head
 from compress.progress import say
 
 _MEASURED_TOKENS = 16384
@@ -63,11 +63,11 @@ def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids) -> float
 
 def teacher_bytes(teacher: Any, config: DistillConfig, value_bytes: int) -> int:
     """Bytes of a teacher's weights (it may be on the meta device) with `value_bytes` each where they stay exact."""
-    exact = sum(p.numel() for p in teacher.parameters())
+    exact = count_parameters(teacher)
     if config.teacher_precision == "auto":
         return value_bytes * exact
-    linear = [m.weight.numel() for m in decoder_layers(teacher)[1].modules() if isinstance(m, nn.Linear)]
-    return value_bytes * (exact - sum(linear)) + sum(linear)
+    linear = sum(m.weight.numel() for m in decoder_layers(teacher)[1].modules() if isinstance(m, nn.Linear))
+    return value_bytes * (exact - linear) + linear
 
 
 def _check_possible(config: DistillConfig, teacher: Any, layers: nn.Module, rows: Tensor, option: str) -> None:
