@@ -1,6 +1,6 @@
 """Which optimizer and schedule heal a student to a given held-out KL in the fewest tokens.
 
-    python benchmarks/optimizers.py --work runs/optimizers           about 25 minutes on two CPU cores
+    python benchmarks/optimizers.py --work runs/optimizers           about half an hour on two CPU cores
     python benchmarks/optimizers.py --work /tmp/smoke --smoke        a minute: does everything once, measures nothing
 
 A small teacher is trained from scratch on text, cut to half its depth, and healed by each of {adamw, muon} x {cosine,
@@ -52,7 +52,7 @@ class Scale:
     heldout_rows: int = 128
     teacher_tokens: int = 1_500_000
     batch_tokens: int = 2048
-    lengths: tuple[int, ...] = (65_536, 131_072, 262_144)
+    lengths: tuple[int, ...] = (49_152, 98_304, 196_608)
     """Tokens of the runs that are compared; the learning rate is tuned at the middle one."""
     seeds: tuple[int, ...] = (0, 1, 2)
 
