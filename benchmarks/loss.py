@@ -132,6 +132,8 @@ def measure_errors(peers: list[Peer], dtype: torch.dtype, device: str) -> dict[s
             inputs.clear()
             loss = peer.loss(inputs, ERROR_TEMPERATURE)
             loss.backward()
+            assert inputs.hidden.grad is not None
+            assert inputs.head.grad is not None
             pairs = [(loss.detach(), value.detach()), (inputs.hidden.grad, exact.hidden.grad)]
             pairs += [(inputs.head.grad, exact.head.grad)]
             errors = [float((found.double() - true).norm() / true.norm()) for found, true in pairs]

@@ -6,6 +6,7 @@ that all do the same work and return the same gradients; `note` says what was ad
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from harness import Shape, installed
@@ -42,7 +43,7 @@ class Inputs:
     ) -> "Inputs":
         """Logits of standard deviation 2; the teacher is the student plus `distance` times as much noise."""
         make = torch.Generator(device).manual_seed(seed)
-        size = {"device": device, "generator": make}
+        size: dict[str, Any] = {"device": device, "generator": make}
         hidden = torch.randn(shape.tokens, shape.width, **size)
         head = torch.randn(shape.vocabulary, shape.width, **size).mul_(2 / shape.width**0.5)
         teacher_hidden = torch.randn(hidden.shape, **size).mul_(distance).add_(hidden).to(dtype)
