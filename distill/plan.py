@@ -6,6 +6,8 @@ from typing import Any
 from compress.architecture import count_parameters, empty_model
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
+from compress.distill.optimizer import state_bytes
+from compress.distill.quantization import teacher_bytes
 from compress.distill.schedule import budget
 from compress.units import format_bytes
 
@@ -64,7 +66,8 @@ def plan_distill(
 def _memory(config: DistillConfig, student: Any, teacher: Any | None, seq_len: int) -> dict[str, int]:
     value = 4 if config.precision == "fp32" else 2
     shape = student.get_text_config()
-    parameters = count_parameters(empty_model(student))
+    model = empty_model(student)
+    parameters = count_parameters(model)
     tokens = min(config.batch_tokens, seq_len * (config.micro_batch_rows or max(1, _MICRO_BATCH_TOKENS // seq_len)))
     chunk = (config.chunk_tokens or tokens) * shape.vocab_size * value
     if config.chunk_tokens is None:
@@ -73,8 +76,8 @@ def _memory(config: DistillConfig, student: Any, teacher: Any | None, seq_len: i
     parts = {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
-        "optimizer moments": 8 * parameters,
-        "teacher": 0 if teacher is None else value * count_parameters(empty_model(teacher)),
+        "optimizer moments": state_bytes(model, config),
+        "teacher": 0 if teacher is None else teacher_bytes(empty_model(teacher), config, value),
         "activations": tokens * _activation_bytes_per_token(config, shape, value),
         "loss": chunk * (1 if teacher is None else 2) + head_copy,
     }

@@ -40,6 +40,8 @@ class DistillResult:
     mfu: float | None
     """Fraction of the device's peak FLOP/s; None where the peak is not known."""
     manifest: dict[str, Any]
+    teacher_kl: float | None = None
+    """KL(exact || quantised teacher) on held-out rows, nats a token; None where the teacher was exact."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON data."""

@@ -91,11 +91,7 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
             losses = s.losses.backward(rows, rows[:, 1:])
             grad_norm = s.accelerator.clip_grad_norm_(s.model.parameters(), config.clip_norm)
 
-            rate = learning_rate(config, step, steps)
-            for group in s.optimizer.param_groups:
-                group["lr"] = rate
-            s.optimizer.found_inf = skips.note(losses, grad_norm)  # type: ignore[attr-defined]
-            s.optimizer.step()
+            s.optimizer.step(learning_rate(config, step, steps), skip=skips.note(losses, grad_norm))
             s.optimizer.zero_grad()
             run.step, run.position, run.heldout_loss = step + 1, run.position + count, None
 
@@ -136,7 +132,7 @@ def _log(s: Session, config: DistillConfig, metrics: Metrics, clock: Clock, loss
             "loss": loss,
             "soft": soft if s.has_teacher else None,
             "hard": hard,
-            "lr": s.optimizer.param_groups[0]["lr"],
+            "lr": float(s.optimizer.param_groups[0]["lr"]),
             "grad_norm": norm,
             "tokens_per_s": round(rate, 1),
             "mfu": _mfu(s, rate),
@@ -225,6 +221,7 @@ def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None)
         "heldout_loss": run.heldout_loss,
         "best_heldout_loss": run.best_heldout_loss,
         "skipped_steps": run.skipped_steps,
+        "teacher_kl": s.notes["teacher_kl"],
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
         "flops": tokens * s.flops_per_token,

@@ -20,7 +20,8 @@ from compress.artifacts import sha256_tree
 from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.loss import IGNORE_INDEX
-from compress.distill.session import make_accelerator, make_optimizer
+from compress.distill.optimizer import make_optimizer
+from compress.distill.session import make_accelerator
 from compress.distill.step import Losses, StudentWithLoss, micro_batches
 from compress.errors import CompressError
 from compress.models import load_model
