@@ -27,14 +27,18 @@ def cli(debug: bool) -> None:
 
 def _set_option(function: F) -> F:
     return click.option(
-        "--set", "overrides", multiple=True, metavar="A.B=V", help="Override one recipe value; may be repeated."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="A.B=V",
+        help="Override one value, named as in a recipe; may be repeated.",
     )(function)
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 
 
-@cli.command()
+@cli.command(short_help="Drop whole layers of a model.")
 @click.argument("teacher")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -44,7 +48,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
     metavar="SPEC",
     help="alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N.",
 )
-@click.option("--check/--no-check", default=True, help="Reload the student and compare it with the teacher.")
+@click.option(
+    "--check/--no-check", default=True, show_default=True, help="Reload the student and compare it with the teacher."
+)
 @click.option("--dry-run", is_flag=True, help="Plan from config.json alone; write nothing.")
 @_json_option
 def prune(teacher: str, out: Path, keep: str, check: bool, dry_run: bool, as_json: bool) -> None:
@@ -59,12 +65,24 @@ def prune(teacher: str, out: Path, keep: str, check: bool, dry_run: bool, as_jso
     _print(result.record, result.describe(), as_json)
 
 
-@cli.command()
+@cli.command(short_help="Heal a student from its teacher on text.")
 @click.option("--student", required=True, metavar="MODEL", help="Where training starts: a folder or a hub id.")
-@click.option("--teacher", metavar="MODEL", help="The model to learn from; leave it out with --alpha 0.")
-@click.option("--data", "source", required=True, metavar="SOURCE", help="hub:ORG/NAME[:CONFIG], or files of text.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder: OUT/student, OUT/train.")
-@click.option("--tokens", metavar="N", help="Training tokens, e.g. 40M; all of the data when absent.")
+@click.option(
+    "--teacher", metavar="MODEL", help="The model to learn from: a folder or a hub id; not needed with --alpha 0."
+)
+@click.option(
+    "--data",
+    "source",
+    required=True,
+    metavar="SOURCE",
+    help="hub:ORG/NAME[:CONFIG]; a file, folder or glob of parquet, arrow, jsonl(.gz, .zst) or txt; or a run's data/.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Run folder: OUT/data, OUT/train, OUT/student."
+)
+@click.option(
+    "--tokens", metavar="N", help="Training tokens, e.g. 40M; all of the data when absent; needed for hub data."
+)
 @click.option("--alpha", type=float, help="Weight of the soft loss; 1 - alpha is the hard loss's.  [default: 0.8]")
 @click.option("--temperature", type=float, help="Of both softmaxes in the soft loss.  [default: 1.0]")
 @_set_option
@@ -94,17 +112,17 @@ def distill(
     _print(result.to_dict(), result.describe(), as_json)
 
 
-@cli.command("eval")
+@cli.command("eval", short_help="Score a model: benchmarks, held-out loss, fidelity, speed.")
 @click.argument("model")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
-@click.option("--teacher", metavar="MODEL", help="Also measure fidelity to this model on the held-out text.")
+@click.option("--teacher", metavar="MODEL", help="Also measure fidelity to this model on --text.")
 @click.option("--tasks", default="", metavar="A,B", help="lm-eval task names, separated by commas.")
 @click.option("--num-fewshot", type=int, metavar="K", help="Shots for every task; each task's own when absent.")
 @click.option("--limit", metavar="N", help="At most N items a task.")
 @click.option(
     "--datasets-root", metavar="DIR", help="Benchmark data in DIR/ORG/NAME (`hf download` layout); no network."
 )
-@click.option("--text", metavar="SOURCE", help="Held-out text: a token store, or files of text.")
+@click.option("--text", metavar="SOURCE", help="Held-out text: a run's data/, or a SOURCE as in `distill --data`.")
 @_set_option
 @_json_option
 def evaluate(
@@ -134,12 +152,12 @@ def evaluate(
     _print(scores, f"Wrote {out}.", as_json)
 
 
-@cli.command()
+@cli.command(short_help="Do every step of a recipe and write its report.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME when absent.")
 @_set_option
 @click.option("--dry-run", is_flag=True, help="Show the plan: parameters, memory, tokens, FLOPs, hours.")
-@click.option("--flops-per-s", metavar="RATE", default="400T", show_default=True, help="For the estimate of hours.")
+@click.option("--flops-per-s", metavar="RATE", default="400T", show_default=True, help="FLOPs a second, for the hours.")
 @_json_option
 def run(
     recipe: Path, out: Path | None, overrides: tuple[str, ...], dry_run: bool, flops_per_s: str, as_json: bool
@@ -158,7 +176,7 @@ def run(
     _finish(run_recipe(loaded, out), as_json)
 
 
-@cli.command()
+@cli.command(short_help="Write the report of a run again.")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @_json_option
 def report(run_dir: Path, as_json: bool) -> None:
@@ -169,7 +187,7 @@ def report(run_dir: Path, as_json: bool) -> None:
     _finish(run_dir, as_json)
 
 
-@cli.command()
+@cli.command(short_help="The whole way in minutes: no network, no GPU.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
 )

@@ -1,6 +1,9 @@
 """`compress run`: a recipe's steps in order, each skipped when its result is there and unchanged.
 
-    world (demo only) -> data -> teacher (only when trained from scratch) -> prune -> distill -> eval -> report
+    world (demo only) -> prune -> data -> distill -> eval -> report
+
+A teacher to be trained from scratch needs the data, so there: data -> teacher -> prune -> distill. A given one is cut
+first: what is wrong with it shows before hours of preparing text.
 
 This module, `compress.recipe` and `compress.plan` alone know all three steps. The steps meet in the run folder.
 """
@@ -21,6 +24,7 @@ from compress.distill import DistillConfig, DistillResult, distill
 from compress.distill.publish import RECORD
 from compress.distill.publish import changes_since as student_changes
 from compress.distill.session import fingerprints
+from compress.distill.start_up import check_start
 from compress.errors import UsageError
 from compress.evaluate import compare_speed, evaluate_model, evaluation_inputs
 from compress.models import load_tokenizer, model_fingerprint, no_transformers_bars, resolve_model
@@ -49,10 +53,12 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
     recipe = resolve_paths(recipe, run)
 
     make_world(recipe, run)
-    tokenizer = tokenizer_folder(recipe)
-    make_data(recipe, tokenizer, run / "data")
+    if recipe.teacher.scratch is not None:
+        make_data(recipe, run / "data")
     teacher = make_teacher(recipe, run)
     cut(recipe, teacher, run)
+    if recipe.teacher.scratch is None:
+        make_data(recipe, run / "data")
     train("distill", recipe.distill, student=run / "student-init", teacher=teacher, run=run, out=run / "student")
     evaluate_all(recipe, teacher, run)
     write_report(run)
@@ -78,8 +84,9 @@ def tokenizer_folder(recipe: Recipe) -> Path:
     return resolve_model(str(recipe.teacher.model), recipe.teacher.revision)
 
 
-def make_data(recipe: Recipe, tokenizer: Path, out: Path) -> None:
+def make_data(recipe: Recipe, out: Path) -> None:
     """Prepare the text into a token store, or continue; a store made from something else is made anew."""
+    tokenizer = tokenizer_folder(recipe)
     if (out / INDEX).is_file():
         changes = changes_since(out, recipe.data, tokenizer)
         if not changes:
@@ -145,7 +152,8 @@ def distill_text(options: DistillOptions, *, student: str, teacher: str | None, 
     store = Path(options.data.dataset)
     if not (store / INDEX).is_file():
         store = run / "data"
-        prepare(options.data, resolve_model(student), store)
+        start, _ = check_start(options.distill, student=student, teacher=teacher, out=run / "student")
+        prepare(options.data, start, store)
     return distill(
         options.distill, student=student, teacher=teacher, data=store, out=run / "student", work=run / "train"
     )

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.artifacts import require_free
 from compress.config import build_from, to_dict
 from compress.distill import checkpoint
 from compress.distill.config import DistillConfig
@@ -20,8 +19,8 @@ from compress.distill.metrics import Metrics
 from compress.distill.publish import DistillResult, as_json, finished, publish
 from compress.distill.schedule import is_due, learning_rate
 from compress.distill.session import Session, fingerprints, open_session
+from compress.distill.start_up import check_start
 from compress.errors import InterruptedRun, UsageError
-from compress.models import resolve_model
 from compress.progress import progress_bar, say
 from compress.runtime import StopRequest, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
 
@@ -52,17 +51,11 @@ def distill(
     from compress.data import TokenStore
 
     config = build_from(DistillConfig, to_dict(config), "distill")
-    if teacher is None and config.alpha > 0:
-        raise UsageError(
-            f"alpha = {config.alpha} needs a teacher; name one, or set alpha to 0 to train on the text alone."
-        )
-    source = None if teacher is None else resolve_model(str(teacher))
-    start = resolve_model(str(student))
+    start, source = check_start(config, student=student, teacher=teacher, out=out)
     store = TokenStore.open(data)
     inputs = fingerprints(start, source, store)
     if (done := finished(out, config, inputs)) is not None:
         return done
-    require_free(out)
     _make_folder(work)
     with _tuned(config):
         session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)

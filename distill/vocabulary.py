@@ -14,19 +14,28 @@ def shared_ids(student: Path, teacher: Path | None) -> int:
     Embeddings of one model family are padded to different sizes; ids no tokenizer produces are left out, with a notice.
 
     Raises:
-        InputError: an id means different tokens to the two, or a token's id lies beyond the shared ones.
+        InputError: as `common_ids`.
     """
-    student_size = _vocabulary_size(student)
-    if teacher is None:
-        return student_size
-    teacher_size = _vocabulary_size(teacher)
-    shared = min(student_size, teacher_size)
-    compare_tokens(load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab(), shared)
-    if student_size != teacher_size:
+    shared = common_ids(student, teacher)
+    sizes = _vocabulary_size(student), shared if teacher is None else _vocabulary_size(teacher)
+    if sizes[0] != sizes[1]:
         say(
-            f"The student's vocabulary has {student_size} rows and the teacher's {teacher_size}, with the same "
+            f"The student's vocabulary has {sizes[0]} rows and the teacher's {sizes[1]}, with the same "
             f"tokenizer: the soft loss compares the {shared} ids they share."
         )
+    return shared
+
+
+def common_ids(student: Path, teacher: Path | None) -> int:
+    """`shared_ids` without the notice.
+
+    Raises:
+        InputError: an id means different tokens to the two, or a token's id lies beyond the shared ones.
+    """
+    if teacher is None:
+        return _vocabulary_size(student)
+    shared = min(_vocabulary_size(student), _vocabulary_size(teacher))
+    compare_tokens(load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab(), shared)
     return shared
 
 
