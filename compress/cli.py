@@ -163,14 +163,15 @@ def run(
     recipe: Path, out: Path | None, overrides: tuple[str, ...], dry_run: bool, flops_per_s: str, as_json: bool
 ) -> None:
     """Do every step of RECIPE and write its report. Run again: what is done is skipped, what was cut goes on."""
-    from compress.pipeline import run_recipe
+    from compress.pipeline import resolve_paths, run_folder, run_recipe
     from compress.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if dry_run:
         from compress.plan import plan_recipe
 
-        plan = plan_recipe(loaded, flops_per_s=_count(flops_per_s, "--flops-per-s"))
+        resolved = resolve_paths(loaded, run_folder(loaded, out))
+        plan = plan_recipe(resolved, flops_per_s=_count(flops_per_s, "--flops-per-s"))
         _print(plan.to_dict(), plan.describe(), as_json)
         return
     _finish(run_recipe(loaded, out), as_json)

@@ -47,7 +47,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    run = Path(out) if out is not None else Path("runs") / recipe.name
+    run = run_folder(recipe, out)
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.yaml", dump_yaml(recipe))
     recipe = resolve_paths(recipe, run)
@@ -63,6 +63,11 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
     evaluate_all(recipe, teacher, run)
     write_report(run)
     return run
+
+
+def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
+    """Where a recipe runs: `out`, or runs/NAME."""
+    return Path(out) if out is not None else Path("runs") / recipe.name
 
 
 def resolve_paths(recipe: Recipe, run: Path) -> Recipe:

@@ -94,7 +94,10 @@ def plan_recipe(recipe: Recipe, *, flops_per_s: float) -> RecipePlan:
 def _plan(training: DistillConfig, data: DataConfig, student: Any, teacher: Any | None) -> DistillPlan:
     tokens = training.tokens if data.tokens is None else data.tokens
     if tokens is None:
-        raise UsageError("The plan needs to know the number of tokens: write data.tokens or distill.tokens.")
+        raise UsageError(
+            "The plan needs to know the number of tokens, and local text is counted only when it is prepared: give one, "
+            "e.g. --set distill.tokens=4M."
+        )
     return plan_distill(
         training, student=student, teacher=teacher, num_rows=tokens // data.seq_len, seq_len=data.seq_len
     )

@@ -9,10 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from helpers import ROOT, byte_tokenizer, run_cli, save_tiny_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from compress.artifacts import read_json, sha256_tree
+from compress.cli import cli
+from compress.demo import DEMO
+from compress.demo import RECIPE as RECIPE_OF_DEMO
 
 RECIPE = """
 name: tiny
@@ -165,6 +170,17 @@ def test_dry_run_writes_nothing(world: Path, tmp_path: Path) -> None:
     plan = json.loads(done.stdout)
     assert plan["distill"]["tokens"] == 8000 // 64 * 64
     assert plan["hours"] * 3600 * plan["flops_per_s"] == pytest.approx(plan["distill"]["flops"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_can_be_planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its recipe names folders by `$DEMO` and `$RUN`; the parameters are counted in the shards themselves."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["run", str(RECIPE_OF_DEMO), "--set", "distill.tokens=4M", "--dry-run", "--json"])
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    weights = load_file(DEMO / "teacher" / "model.safetensors")
+    assert plan["prune"]["params_before"] == sum(tensor.numel() for tensor in weights.values())
     assert list(tmp_path.iterdir()) == []
 
 
