@@ -10,7 +10,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.loss import distillation_loss
 from compress.distill.step import Ids
 from compress.errors import UsageError
-from compress.models import count_parameters, decoder_layers, hidden_states, output_head
+from compress.architecture import count_parameters, decoder_layers, hidden_states, output_head
 from compress.progress import say
 
 _MEASURED_TOKENS = 16384

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from compress.distill import DistillConfig
 from compress.distill.optimizer import StudentOptimizer, flat_state, hidden_matrices, make_optimizer, state_bytes
 from compress.errors import UsageError
-from compress.models import empty_model, load_model
+from compress.architecture import empty_model
+from compress.models import load_model
 
 Options = Callable[..., DistillConfig]
 

@@ -14,7 +14,8 @@ from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.quantization import quantize_teacher, teacher_bytes
 from compress.errors import UsageError
-from compress.models import empty_model, load_model
+from compress.architecture import empty_model
+from compress.models import load_model
 
 Options = Callable[..., DistillConfig]
 
