@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.architecture import count_parameters, decoder_layers, hidden_states, output_head
 from compress.distill.config import DistillConfig
 from compress.distill.loss import distillation_loss
 from compress.distill.step import Ids
 from compress.errors import UsageError
-from compress.architecture import count_parameters, decoder_layers, hidden_states, output_head
 from compress.progress import say
 
 _MEASURED_TOKENS = 16384

@@ -12,10 +12,10 @@ from helpers import save_tiny_model, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from compress.architecture import empty_model
 from compress.distill import DistillConfig
 from compress.distill.optimizer import StudentOptimizer, flat_state, hidden_matrices, make_optimizer, state_bytes
 from compress.errors import UsageError
-from compress.architecture import empty_model
 from compress.models import load_model
 
 Options = Callable[..., DistillConfig]

@@ -10,11 +10,11 @@ from distill_world import World
 from helpers import save_tiny_model, tiny_config
 from torch.nn.functional import kl_div
 
+from compress.architecture import empty_model
 from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.quantization import quantize_teacher, teacher_bytes
 from compress.errors import UsageError
-from compress.architecture import empty_model
 from compress.models import load_model
 
 Options = Callable[..., DistillConfig]
