@@ -16,7 +16,7 @@ demo: $(INSTALLED)  ## teacher -> pruned -> healed -> report, on this machine, w
 test: $(INSTALLED)  ## the default suite: CPU, no network, warnings are errors
 	$(BIN)/python -m pytest
 
-slow: $(INSTALLED)  ## the long tests; those that need ../shared/data say so and skip without it
+slow: $(INSTALLED)  ## the long tests; those that need ../shared/data or a package index skip without it
 	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)  ## everything a change must pass: format, lint, strict types, tests

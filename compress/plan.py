@@ -95,8 +95,8 @@ def _plan(training: DistillConfig, data: DataConfig, student: Any, teacher: Any 
     tokens = training.tokens if data.tokens is None else data.tokens
     if tokens is None:
         raise UsageError(
-            "The plan needs to know the number of tokens, and local text is counted only when it is prepared: give one, "
-            "e.g. --set distill.tokens=4M."
+            "The plan needs to know the number of tokens, and local text is counted only when it is prepared: "
+            "give it, e.g. --set distill.tokens=4M."
         )
     return plan_distill(
         training, student=student, teacher=teacher, num_rows=tokens // data.seq_len, seq_len=data.seq_len
