@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from compress.distill.flops import peak_flops
 from compress.distill.meters import Clock, SkipCount, step_seed
 from compress.distill.metrics import Metrics
 from compress.distill.publish import DistillResult, as_json, finished, publish
+from compress.distill.read_ahead import read_ahead
 from compress.distill.schedule import is_due, learning_rate
 from compress.distill.session import Session, fingerprints, open_session
+from compress.distill.step import Batch
+from compress.distill.stop_vote import StopVote
 from compress.errors import InterruptedRun, UsageError
 from compress.models import resolve_model
 from compress.progress import progress_bar, say
-from compress.runtime import StopRequest, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
+from compress.runtime import fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
 
 
 def distill(
@@ -75,20 +78,19 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
     """Run the steps that are left; `session.progress` says how far it came."""
     s, run, steps = session, session.progress, session.budget.steps
     skips = SkipCount(run.skipped_steps, run.skipped_in_a_row, s.accelerator.device)
-    clock = Clock(run.seconds, run.position * s.store.seq_len)
+    clock, vote = Clock(run.seconds, run.position * s.store.seq_len), StopVote(s.accelerator)
     main = s.accelerator.is_main_process
     with (
         stop_on_signal() as stop,
+        contextlib.closing(read_ahead(_reads(s, config))) as batches,
         Metrics(work / "metrics.jsonl", s.accelerator, done=run.step) as metrics,
         progress_bar("distill", steps, done=run.step, visible=main) as bar,
     ):
         if run.step == 0:
             _measure_heldout(s, config, metrics)
-        for step in range(run.step, steps):
-            count = min(s.budget.rows_per_step, s.budget.rows - run.position)
-            rows = s.store.batch(run.position, count, config.seed, config.epochs)
+        for step, batch in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
-            losses = s.losses.backward(rows, rows[:, 1:])
+            losses = s.losses.backward(batch)
             grad_norm = s.accelerator.clip_grad_norm_(s.model.parameters(), config.clip_norm)
 
             rate = learning_rate(config, step, steps)
@@ -97,7 +99,7 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
             s.optimizer.found_inf = skips.note(losses, grad_norm)  # type: ignore[attr-defined]
             s.optimizer.step()
             s.optimizer.zero_grad()
-            run.step, run.position, run.heldout_loss = step + 1, run.position + count, None
+            run.step, run.position, run.heldout_loss = step + 1, run.position + batch.num_rows, None
 
             note = None
             if run.step % config.log_every == 0 or run.step == steps:
@@ -105,7 +107,7 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                 skips.give_up_after(config.max_skipped_steps)
             bar.advance(1, note)
 
-            stopping = _any_process(stop, s.accelerator)
+            stopping = vote.agreed(stop)
             save = stopping or is_due(config.checkpoint_every, run.step, steps)
             if not stopping and (save or is_due(config.heldout_every, run.step, steps)):
                 with clock.paused(s.accelerator.device):
@@ -121,6 +123,13 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                         f"Stopped by {stop.signal_name or 'a signal'} after step {run.step} of {steps}; all is in "
                         f"{path}. Run the same command again to continue."
                     )
+
+
+def _reads(s: Session, config: DistillConfig) -> Iterator[Callable[[], Batch]]:
+    """For each step that is left, a function that reads its rows and makes tensors of them."""
+    for position in range(s.progress.position, s.budget.rows, s.budget.rows_per_step):
+        count = min(s.budget.rows_per_step, s.budget.rows - position)
+        yield lambda at=position, n=count: s.losses.batch(s.store.batch(at, n, config.seed, config.epochs))  # type: ignore[misc]
 
 
 def _log(s: Session, config: DistillConfig, metrics: Metrics, clock: Clock, losses: Tensor, grad_norm: Tensor) -> str:
@@ -150,7 +159,7 @@ def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> Non
     """Measure and log the held-out loss of the student as it is."""
     if not len(s.heldout):
         return
-    soft, hard = s.losses.measure(s.heldout, s.heldout[:, 1:])
+    soft, hard = s.losses.measure(s.losses.batch(s.heldout))
     loss = config.alpha * soft + (1 - config.alpha) * hard
     run = s.progress
     run.heldout_loss = loss
@@ -182,14 +191,6 @@ def _make_folder(work: Path) -> None:
         raise UsageError(f"The work folder {work} cannot be made: {error}.") from error
     if not os.access(work, os.W_OK | os.X_OK):
         raise UsageError(f"The work folder {work} cannot be written; name another, or change its permissions.")
-
-
-def _any_process(stop: StopRequest, accelerator: Any) -> bool:
-    """Whether any process was asked to stop; processes must leave the loop at the same step."""
-    if accelerator.num_processes == 1:
-        return bool(stop)
-    asked = torch.tensor(float(bool(stop)), device=accelerator.device)
-    return bool(accelerator.reduce(asked, reduction="sum").item())
 
 
 def _mfu(s: Session, tokens_per_s: float) -> float | None:
