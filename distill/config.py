@@ -58,7 +58,7 @@ class DistillConfig:
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """How both models compute attention; auto is SDPA, and plain products for rows up to 256 tokens on CPUs."""
     document_mask: bool = False
-    """Keep the documents packed into a row apart: attention and positions start anew at each, nothing predicts across."""
+    """Keep documents packed into a row apart: attention and positions start anew, and EOS predicts nothing."""
     compile: bool = False
     """Compile both models with torch.compile, one graph each: a first step of a minute, then about 2% less on CPUs."""
     gradient_checkpointing: bool = False

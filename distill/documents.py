@@ -47,7 +47,7 @@ def packed_hidden_states(model: Any, rows: Tensor, positions: Tensor | None) -> 
     """
     if positions is None:
         return hidden_states(model, rows)
-    if "flash" not in str(model.config._attn_implementation):
+    if not _takes_one_row(model):
         return hidden_states(model, rows, position_ids=positions)
     joined = hidden_states(model, rows.reshape(1, -1), position_ids=positions.reshape(1, -1))
     return joined.view(*rows.shape, -1)
@@ -86,6 +86,10 @@ def check_isolation(model: Any, name: str) -> None:
             f"document_mask: true cannot be had with {name} ({type(model).__name__}): the hidden states of documents "
             f"packed into a row differ from those of each document alone by {error:.1%}. Set it to false."
         )
+
+
+def _takes_one_row(model: Any) -> bool:
+    return "flash" in str(model.config._attn_implementation)
 
 
 def _follows_eos(rows: Ids, eos_id: int) -> npt.NDArray[np.bool_]:
