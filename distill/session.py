@@ -200,7 +200,7 @@ def _load_models(
     if config.document_mask:
         check_isolation(learner, str(student))
     if config.gradient_checkpointing:
-        _recompute_activations(learner)
+        recompute_activations(learner)
     if config.compile:
         compile_backbone(learner)
     if teacher is None:
@@ -226,7 +226,7 @@ def resolve_attention(config: DistillConfig, device: torch.device, seq_len: int)
     return "eager" if device.type == "cpu" and seq_len <= _EAGER_ROW_TOKENS_CPU else None
 
 
-def _recompute_activations(model: Any) -> None:
+def recompute_activations(model: Any) -> None:
     """Turn on gradient checkpointing, under the name this version of transformers has for it."""
     options = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):

@@ -70,9 +70,10 @@ def test_packed_documents_equal_each_alone(
 ) -> None:
     """Losses, gradients and hidden states against dense float64 losses of one document at a time.
 
-    transformers' eager attention takes its softmax in fp32 whatever the model's dtype.
+    Whatever the dtype, transformers takes eager softmax and Gemma norms in fp32.
     """
-    near = {"rtol": 1e-4, "atol": 1e-5} if attention == "eager" else {"rtol": 1e-7, "atol": 1e-10}
+    rounded = attention == "eager" or model_type.startswith("gemma")
+    near = {"rtol": 1e-4, "atol": 1e-5} if rounded else {"rtol": 1e-7, "atol": 1e-10}
     config = options(alpha=0.7, temperature=2.0, micro_batch_rows=2)
     teacher = exact_model(model_type, attention, seed=1, **fields).requires_grad_(False)
     student = exact_model(model_type, attention, seed=2, **fields)
