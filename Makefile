@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/demo
+BENCH_VENV := .venv-bench
+BENCH_BIN := $(BENCH_VENV)/bin
+BENCH_OPTIONS ?=
 
-.PHONY: demo test slow check clean
+.PHONY: demo test slow check bench bench-quick clean
 
 demo: $(INSTALLED)  ## teacher -> pruned -> healed -> report, on this machine, with nothing else
 	$(BIN)/compress demo --out $(RUN)
@@ -20,12 +23,26 @@ check: $(INSTALLED)  ## everything a change must pass: format, lint, strict type
 	$(BIN)/pre-commit run --all-files
 	$(BIN)/python -m pytest
 
-clean:  ## remove the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+bench: $(BENCH_VENV)/.installed  ## loss and training step against the peers: hours, on a quiet machine; goes on if stopped
+	$(BENCH_BIN)/python benchmarks/loss.py $(BENCH_OPTIONS)
+	$(BENCH_BIN)/python benchmarks/step.py $(BENCH_OPTIONS)
+
+bench-quick: $(BENCH_VENV)/.installed  ## the same on tiny models, a few minutes: does every peer still run?
+	$(BENCH_BIN)/python benchmarks/loss.py --smoke $(BENCH_OPTIONS)
+	$(BENCH_BIN)/python benchmarks/step.py --smoke $(BENCH_OPTIONS)
+
+clean:  ## remove the virtual environments and caches; runs/ stays
+	rm -rf $(VENV) $(BENCH_VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 
 # torch goes first and alone: with it in place, no other package pulls another build of it.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@

@@ -8,7 +8,7 @@ This module, `compress.recipe` and `compress.plan` alone know all three steps. T
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
     make_data(recipe, tokenizer, run / "data")
     teacher = make_teacher(recipe, run)
     cut(recipe, teacher, run)
-    heal(recipe.distill, student=run / "student-init", teacher=teacher, run=run)
+    train("distill", recipe.distill, student=run / "student-init", teacher=teacher, run=run, out=run / "student")
     evaluate_all(recipe, teacher, run)
     write_report(run)
     return run
@@ -67,18 +67,8 @@ def resolve_paths(recipe: Recipe, run: Path) -> Recipe:
 
 def make_world(recipe: Recipe, run: Path) -> None:
     """Write the demo's world of text to RUN/world, when the recipe asks for one."""
-    if recipe.world is None:
-        return
-    world = run / "world"
-    config = to_dict(recipe.world)
-    if _done("world", world, "world.json", config, {}):
-        return
-    started = time.monotonic()
-    with staged_folder(world) as partial:
-        write_world(partial, recipe.world)
-        outputs = sha256_tree(partial)
-        record = manifest(config=config, inputs={}, outputs=outputs, seconds=time.monotonic() - started)
-        write_json(partial / "world.json", {"manifest": record})
+    if (world := recipe.world) is not None:
+        _make("world", run / "world", "world.json", to_dict(world), {}, lambda out: write_world(out, world))
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:
@@ -109,13 +99,8 @@ def make_teacher(recipe: Recipe, run: Path) -> Path:
     start = run / "teacher-init"
     config = {"architecture": scratch.architecture, "seed": scratch.train.seed}
     inputs = {"tokenizer": sha256_tree(Path(scratch.tokenizer), "*.json")}
-    if not _done("teacher-init", start, "init.json", config, inputs):
-        with staged_folder(start) as partial:
-            initialise(scratch, partial)
-            outputs = sha256_tree(partial)
-            record = manifest(config=config, inputs=inputs, outputs=outputs, seconds=0.0)
-            write_json(partial / "init.json", {"manifest": record})
-    _train("teacher", scratch.train, student=start, teacher=None, run=run, out=run / "teacher")
+    _make("teacher-init", start, "init.json", config, inputs, lambda out: initialise(scratch, out))
+    train("teacher", scratch.train, student=start, teacher=None, run=run, out=run / "teacher")
     return run / "teacher"
 
 
@@ -152,11 +137,6 @@ def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
         say(f"prune: {result.describe()}")
 
 
-def heal(config: DistillConfig, *, student: str | Path, teacher: str | Path | None, run: Path) -> DistillResult:
-    """Train RUN/student from `student` and `teacher` on RUN/data."""
-    return _train("distill", config, student=student, teacher=teacher, run=run, out=run / "student")
-
-
 def distill_text(options: DistillOptions, *, student: str, teacher: str | None, run: Path) -> DistillResult:
     """`compress distill`: prepare the text in RUN/data (or take a token store as it is) and train RUN/student on it.
 
@@ -171,12 +151,10 @@ def distill_text(options: DistillOptions, *, student: str, teacher: str | None, 
     )
 
 
-def _train(
-    name: str, config: DistillConfig, *, student: str | Path, teacher: str | Path | None, run: Path, out: Path
-) -> DistillResult:
+def train(name: str, config: DistillConfig, *, student: Path, teacher: Path | None, run: Path, out: Path) -> None:
+    """Train `student` into `out` on RUN/data, or continue; a result made from something else is made anew."""
     work = run / ("train" if out.name == "student" else f"{out.name}-train")
-    source = None if teacher is None else resolve_model(str(teacher))
-    inputs = fingerprints(resolve_model(str(student)), source, TokenStore.open(run / "data"))
+    inputs = fingerprints(student, teacher, TokenStore.open(run / "data"))
     done = (out / RECORD).is_file()
     if done and (changes := student_changes(out, config, inputs)):
         say(f"{name}: {'; '.join(changes)}; doing it again.")
@@ -184,7 +162,7 @@ def _train(
         shutil.rmtree(work, ignore_errors=True)
         done = False
     say(f"{name}: done, unchanged." if done else f"{name}: {student} -> {out}")
-    return distill(config, student=student, teacher=teacher, data=run / "data", out=out, work=work)
+    distill(config, student=student, teacher=teacher, data=run / "data", out=out, work=work)
 
 
 def evaluate_all(recipe: Recipe, teacher: Path, run: Path) -> None:
@@ -216,6 +194,25 @@ def time_all(recipe: Recipe, models: Mapping[str, Path], folder: Path) -> None:
         scores = read_json(folder / f"{name}.json")
         if scores["speed"] != speeds[name]:
             write_json(folder / f"{name}.json", {**scores, "speed": speeds[name]})
+
+
+def _make(
+    name: str,
+    out: Path,
+    record: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    write: Callable[[Path], None],
+) -> None:
+    """`write` the folder `out`, with a manifest in its file `record`, unless what is there is current."""
+    if _done(name, out, record, config, inputs):
+        return
+    started = time.monotonic()
+    with staged_folder(out) as partial:
+        write(partial)
+        outputs = sha256_tree(partial)
+        made = manifest(config=config, inputs=inputs, outputs=outputs, seconds=time.monotonic() - started)
+        write_json(partial / record, {"manifest": made})
 
 
 def _done(

@@ -1,8 +1,8 @@
 """Training checkpoints: RUN/train/checkpoints/step-N, complete or absent, checksummed, never a pickle.
 
-A checkpoint is the student's parameters and buffers (`model.safetensors`), AdamW's moments (`optimizer.safetensors`)
-and `state.json`. Nothing else is state: the learning rate and the seed of dropout are arithmetic on the step, and the
-position in the data is one integer.
+A checkpoint is the student's parameters and buffers (`model.safetensors`), the optimizer's state
+(`optimizer.safetensors`) and `state.json`. Nothing else is state: the learning rate and the seed of dropout are
+arithmetic on the step, and the position in the data is one integer.
 """
 
 import json
@@ -12,20 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.artifacts import publish_folder, read_json, sha256_file, sha256_tree, write_json
+from compress.distill.optimizer import StudentOptimizer, flat_state
 from compress.errors import CompressError, InputError
 from compress.progress import say
 
 _NAME = re.compile(r"step-([0-9]+)")
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> Path:
+def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizer: StudentOptimizer, keep: int) -> Path:
     """Write `folder/step-N` (N = `state["step"]`) as a whole, then delete all but the `keep` latest and the best.
 
     Raises:
@@ -36,8 +35,8 @@ def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizer: to
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_file(_tensors(model), partial / "model.safetensors")
-        save_file(_moments(model, optimizer), partial / "optimizer.safetensors")
+        _write(_tensors(model), partial / "model.safetensors")
+        _write(_optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
         write_json(partial / "state.json", dict(state))
         write_json(partial / "manifest.json", {"sha256": sha256_tree(partial)})
         shutil.rmtree(final, ignore_errors=True)
@@ -65,24 +64,27 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(path: Path, model: nn.Module, optimizer: StudentOptimizer) -> None:
     """Put a checkpoint's tensors into a model and its optimizer.
 
     Raises:
         InputError: its tensors are not the model's.
     """
-    device = next(model.parameters()).device
-    tensors = load_file(path / "model.safetensors")
-    targets = _tensors(model)
+    _copy_into(_tensors(model), path / "model.safetensors")
+    _copy_into(_optimizer_tensors(model, optimizer), path / "optimizer.safetensors")
+
+
+def _write(tensors: Mapping[str, Tensor], file: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+
+
+def _copy_into(targets: Mapping[str, Tensor], file: Path) -> None:
+    """Overwrite `targets` by the tensors of a file, which must be the same by name and shape."""
+    tensors = load_file(file)
     if tensors.keys() != targets.keys() or any(tensors[k].shape != targets[k].shape for k in tensors):
-        raise InputError(f"The checkpoint {path} is of another model; remove it, or use another run folder.")
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(tensors[name])
-    moments = load_file(path / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        if f"exp_avg/{name}" in moments:
-            optimizer.state[parameter] = {key: moments[f"{key}/{name}"].to(device) for key in _MOMENTS}
+        raise InputError(f"The checkpoint {file.parent} is of another model; remove it, or use another run folder.")
+    for name, target in targets.items():
+        target.copy_(tensors[name])
 
 
 def _verified_state(path: Path) -> dict[str, Any]:
@@ -129,13 +131,14 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {name: value for name, value in model.state_dict().items() if name not in known}
-    return {name: tensor.contiguous() for name, tensor in {**parameters, **buffers}.items()}
+    return {**parameters, **buffers}
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizer: StudentOptimizer) -> dict[str, Tensor]:
+    """The optimizer's state by `key/parameter`, e.g. `exp_avg/lm_head.weight`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{key}/{names[parameter]}": state[key].contiguous()
+        f"{key}/{names[parameter]}": tensor
         for parameter, state in optimizer.state.items()
-        for key in _MOMENTS
+        for key, tensor in flat_state(state).items()
     }

@@ -30,14 +30,18 @@ class DistillConfig:
     epochs: AtLeastOne = 1
     """How often the store may be gone through, in a new order each time."""
 
+    optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"
+    """muon: Muon for hidden matrices and AdamW for the rest, with one lr. adamw8bit: 8-bit moments (needs torchao)."""
     lr: Positive = 3e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     min_lr_fraction: Fraction = 0.1
     """The learning rate at the last step, as a fraction of the peak."""
     warmup_fraction: Fraction = 0.02
     """Fraction of all steps in which the learning rate rises from 0 to its peak."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape of the learning rate after the warm-up; wsd stays at the peak and falls as 1 - sqrt at the end."""
+    decay_fraction: Fraction = 0.2
+    """Fraction of all steps in which wsd's learning rate falls."""
     batch_tokens: PositiveCount = 524288
     """Tokens a step, over all processes and micro-batches."""
     micro_batch_rows: AtLeastOne | None = None
@@ -45,7 +49,7 @@ class DistillConfig:
     clip_norm: Positive = 1.0
     """Largest 2-norm of the whole gradient; larger ones are scaled down to it."""
     weight_decay: NonNegative = 0.1
-    """AdamW's decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, on matrices only."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     max_skipped_steps: AtLeastOne = 10
@@ -53,6 +57,10 @@ class DistillConfig:
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: student's products in bf16 over fp32 master weights, teacher in bf16. auto: bf16 on GPUs that have it."""
+    teacher_precision: Literal["auto", "int8", "fp8"] = "auto"
+    """auto is the run's. int8: the teacher's weights in 8 bits; fp8: its products too (both need torchao)."""
+    teacher_max_kl: Positive = 0.01
+    """Most that int8 or fp8 may change the teacher: KL(exact || quantised) on held-out rows, nats a token."""
     save_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Dtype of the final checkpoint; auto is that of the student it started from."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -82,6 +90,10 @@ class DistillConfig:
     """How many of the latest checkpoints stay on disk, besides the one with the best held-out loss."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Experiment trackers to log to, through accelerate."""
+
+    def __post_init__(self) -> None:
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError("warmup_fraction and decay_fraction are more than all steps together; lower one")
 
 
 MAY_CHANGE_AT_RESUME = frozenset(

@@ -5,13 +5,30 @@ student's tempered logits. Chunking, temperature factors, the hard loss and the 
 `compress.distill.loss`'s business, once for all divergences.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-DivergenceName = Literal["forward_kl", "cross_entropy"]
+DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What is made of a tile of logits: alpha * T^2 * divergence + (1 - alpha) * cross-entropy of the labels."""
+
+    alpha: float
+    temperature: float
+    divergence: str
+    """A key of `DIVERGENCES`."""
+    student_cap: float | None
+    """c of the soft-capping c tanh(z / c) of the student's logits; None has none."""
+    teacher_cap: float | None
+    gradient: bool
+    """Whether the gradient is wanted, or only the losses."""
 
 
 class Tempered(NamedTuple):
@@ -61,7 +78,38 @@ def cross_entropy(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor]
     return rows, student.probabilities - teacher.probabilities
 
 
+def reverse_kl(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor]:
+    """KL(q || p) of each row; gradient q (log q - log p - KL) (as in MiniLLM, Gu et al., arXiv:2306.08543)."""
+    ratio = _log_probabilities(student) - _log_probabilities(teacher)
+    return _expectation(student.probabilities, ratio)
+
+
+def jensen_shannon(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor]:
+    """JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2, of each row (GKD, Agarwal et al.,
+    arXiv:2306.13649, at beta = 1/2).
+
+    The derivative with respect to q is log(q / m) / 2, and through the softmax q (log(q / m) - KL(q || m)) / 2.
+    """
+    log_p, log_q = _log_probabilities(teacher), _log_probabilities(student)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    of_teacher = (teacher.probabilities * (log_p - log_m)).sum(-1, dtype=teacher.log_normaliser.dtype)
+    of_student, gradient = _expectation(student.probabilities, log_q - log_m)
+    return (of_teacher + of_student) / 2, gradient.mul_(0.5)
+
+
+def _log_probabilities(tile: Tempered) -> Tensor:
+    return tile.logits - tile.log_normaliser.to(tile.logits.dtype)[:, None]
+
+
+def _expectation(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """E = sum w v of each row in float64, and w (v - E)."""
+    mean = (weights * values).sum(-1, dtype=sum_dtype(weights.device))
+    return mean, weights * (values - mean.to(values.dtype)[:, None])
+
+
 DIVERGENCES: dict[str, Callable[[Tempered, Tempered], tuple[Tensor, Tensor]]] = {
     "forward_kl": forward_kl,
     "cross_entropy": cross_entropy,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
 }

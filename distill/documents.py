@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from compress.architecture import hidden_states
 from compress.distill.loss import IGNORE_INDEX
 from compress.errors import UsageError
-from compress.models import hidden_states
 
 Ids = npt.NDArray[np.int64]
 

@@ -2,7 +2,8 @@
 
 No [tokens, vocabulary] tensor of either model ever exists: for each chunk of tokens the logits of both models are
 made in two reused buffers, the student's are overwritten by the loss's gradient with respect to them, and that is
-multiplied at once with the head and with the hidden states. Four products in all, the least there can be.
+multiplied at once with the head and with the hidden states. Four products in all, the least there can be; what lies
+between them is `compress.distill.tiles`'s business.
 """
 
 import dataclasses
@@ -11,14 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compress.distill.divergences import DIVERGENCES, DivergenceName, sum_dtype, tempered
+from compress.architecture import OutputHead
+from compress.distill.divergences import DIVERGENCES, DivergenceName, Terms, sum_dtype
+from compress.distill.tiles import at_least_fp32, tile_pass
 from compress.errors import UsageError
-from compress.models import OutputHead
 
 IGNORE_INDEX = -100
 
-_LOGITS_BYTES = 128 << 20
-_TILE_BYTES = 2 << 20
 _VOCABULARY_BLOCK = 8192
 
 
@@ -43,12 +43,10 @@ class _Task:
     head: OutputHead
     teacher_hidden: Tensor | None
     teacher: OutputHead | None
-    alpha: float
-    temperature: float
-    divergence: str
+    terms: Terms
     divisor: float
     chunk_tokens: int | None
-    with_gradient: bool
+    fused: bool
 
 
 def distillation_loss(
@@ -64,6 +62,7 @@ def distillation_loss(
     ignore_index: int | None = IGNORE_INDEX,
     chunk_tokens: int | None = None,
     num_tokens: float | None = None,
+    fused: bool = True,
 ) -> DistillationLoss:
     """alpha * soft + (1 - alpha) * hard, with its gradients made in the same pass.
 
@@ -78,12 +77,15 @@ def distillation_loss(
         labels: [N] token ids, already shifted.
         alpha: weight of the soft term, 0 to 1.
         temperature: T > 0, of the soft term.
-        divergence: `forward_kl`, or `cross_entropy` against the teacher (the same gradient).
+        divergence: `forward_kl`, `cross_entropy` against the teacher (the same gradient), `reverse_kl` or
+            `jensen_shannon`, both tempered too.
         ignore_index: labels with this value are left out and never reach a head. None promises that there are none,
             and saves the device a synchronisation.
-        chunk_tokens: tokens whose logits exist at once; by default 128 MiB of them.
+        chunk_tokens: tokens whose logits exist at once; by default as many as `logits_bytes` gives room for.
         num_tokens: divisor of the sums; by default the number of valid labels. Micro-batches of one step pass the
             step's global number of valid labels, so that their gradients add up to the whole batch's.
+        fused: take the compiled pass over the logits where there is one: C++ on CPUs, Triton on CUDA devices, for the
+            first two divergences. False takes torch's operations, which differ from it by rounding.
 
     Under autocast the products run in its dtype; else in the promotion of the hidden states' and the head's. Softmax
     is taken in at least fp32, losses are summed in float64, the head's gradient is accumulated in at least fp32.
@@ -103,17 +105,19 @@ def distillation_loss(
         if len(valid) != len(labels):
             student_hidden, labels = student_hidden.index_select(0, valid), labels[valid]
             teacher_hidden = None if teacher_hidden is None else teacher_hidden[valid]
+    differentiable = [student_hidden, student.weight, *([] if student.bias is None else [student.bias])]
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     task = _Task(
         labels=labels,
         head=student,
         teacher_hidden=teacher_hidden,
         teacher=teacher,
-        alpha=alpha,
-        temperature=temperature,
-        divergence=divergence,
+        terms=Terms(
+            alpha, temperature, divergence, student.softcap, None if teacher is None else teacher.softcap, wanted
+        ),
         divisor=float(max(len(labels), 1) if num_tokens is None else num_tokens),
         chunk_tokens=chunk_tokens,
-        with_gradient=torch.is_grad_enabled(),
+        fused=fused,
     )
     loss, soft, hard = _ChunkedLoss.apply(student_hidden, student.weight, student.bias, task)  # type: ignore[no-untyped-call]
     return DistillationLoss(loss, soft, hard, len(labels))
@@ -124,12 +128,12 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: _Task) -> tuple[Tensor, ...]:
-        wanted = [task.with_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        wanted = [task.terms.gradient and needed for needed in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
             soft, hard, gradients = _run(hidden, weight, bias, task, wanted)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(soft, hard)
-        return task.alpha * soft + (1 - task.alpha) * hard, soft, hard
+        return task.terms.alpha * soft + (1 - task.terms.alpha) * hard, soft, hard
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
@@ -148,10 +152,11 @@ def _run(
     chunk = _chunk_length(len(hidden), head.weight, task.chunk_tokens)
     logits = hidden.new_empty(chunk, len(weight))
     teacher_logits = None if task.teacher_hidden is None else task.teacher_hidden.new_empty(chunk, len(weight))
+    losses_then_gradient_ = tile_pass(task.terms, logits, fused=task.fused)
     sums = torch.zeros(2, dtype=sum_dtype(hidden.device), device=hidden.device)
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
-    d_weight = torch.zeros_like(weight, dtype=_at_least_fp32(weight)) if wanted[1] else None
-    d_bias = None if bias is None or not wanted[2] else torch.zeros_like(bias, dtype=_at_least_fp32(bias))
+    d_weight = torch.zeros_like(weight, dtype=at_least_fp32(weight)) if wanted[1] else None
+    d_bias = None if bias is None or not wanted[2] else torch.zeros_like(bias, dtype=at_least_fp32(bias))
     factor = head.scale / task.divisor
     for start in range(0, len(hidden), chunk):
         rows = hidden[start : start + chunk]
@@ -159,7 +164,7 @@ def _run(
         z_teacher = None
         if teacher is not None and teacher_logits is not None and task.teacher_hidden is not None:
             z_teacher = _project(task.teacher_hidden[start : start + chunk], teacher, out=teacher_logits[: len(rows)])
-        sums += _losses_then_gradient_(z, z_teacher, task.labels[start : start + chunk], task, any(wanted))
+        sums += losses_then_gradient_(z, z_teacher, task.labels[start : start + chunk])
         if d_hidden is not None:
             out = d_hidden[start : start + chunk]
             torch.addmm(out, z, head.weight, beta=0.0, alpha=factor, out=out)
@@ -179,60 +184,6 @@ def _run(
     )
 
 
-def _losses_then_gradient_(
-    student: Tensor, teacher: Tensor | None, labels: Tensor, task: _Task, with_gradient: bool
-) -> Tensor:
-    """[soft, hard] sums of one chunk of logits; overwrites `student` [C, V] with d(sum of losses) / d(its logits).
-
-    On the CPU the chunk is taken in tiles of a few rows, which stay in the cache.
-    """
-    rows = len(student)
-    if student.device.type == "cpu":
-        rows = max(1, _TILE_BYTES // (student.shape[1] * 4))
-    sums = torch.zeros(2, dtype=sum_dtype(student.device), device=student.device)
-    for start in range(0, len(student), rows):
-        tile = student[start : start + rows]
-        teacher_tile = None if teacher is None else teacher[start : start + rows]
-        soft, hard, gradient = _tile(tile, teacher_tile, labels[start : start + rows], task, with_gradient)
-        sums[0] += soft
-        sums[1] += hard
-        if gradient is not None:
-            tile.copy_(gradient)
-    return sums
-
-
-def _tile(
-    student: Tensor, teacher: Tensor | None, labels: Tensor, task: _Task, with_gradient: bool
-) -> tuple[Tensor | float, Tensor, Tensor | None]:
-    """Soft and hard sums over one tile [R, V] of uncapped logits, and the gradient with respect to them."""
-    alpha, temperature = task.alpha, task.temperature
-    z, slope = _softcap(student.to(_at_least_fp32(student)), task.head.softcap)
-    plain = tempered(z, 1.0)
-    label_logits = z.gather(1, labels[:, None]).squeeze(1)
-    hard = (plain.log_normaliser - label_logits).sum()
-    if teacher is None or task.teacher is None:
-        soft: Tensor | float = 0.0
-        gradient = plain.probabilities.mul_(1 - alpha)
-    else:
-        z_teacher, _ = _softcap(teacher.to(_at_least_fp32(teacher)), task.teacher.softcap)
-        soft_student = plain if temperature == 1.0 else tempered(z, temperature)
-        row_losses, gradient = DIVERGENCES[task.divergence](soft_student, tempered(z_teacher, temperature))
-        soft = row_losses.sum() * temperature**2
-        gradient.mul_(alpha * temperature).add_(plain.probabilities, alpha=1 - alpha)
-    if not with_gradient:
-        return soft, hard, None
-    gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), alpha - 1))
-    return soft, hard, gradient if slope is None else gradient.mul_(slope)
-
-
-def _softcap(logits: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
-    """c tanh(z / c) and its slope 1 - tanh^2(z / c)."""
-    if cap is None:
-        return logits, None
-    tanh = torch.tanh(logits / cap)
-    return tanh * cap, 1 - tanh.square()
-
-
 def _project(hidden: Tensor, head: OutputHead, *, out: Tensor) -> Tensor:
     """scale * (h W^T + bias), before soft-capping, into `out` [C, V]."""
     if head.bias is None:
@@ -242,18 +193,36 @@ def _project(hidden: Tensor, head: OutputHead, *, out: Tensor) -> Tensor:
 
 
 def _add_outer_(total: Tensor, gradient: Tensor, hidden: Tensor, factor: float) -> None:
-    """total [V, D] += factor * G^T h; products of lower precision are added up in `total`'s, block by block."""
+    """total [V, D] += factor * G^T h; products of lower precision are added up in `total`'s.
+
+    cuBLAS adds them up itself; elsewhere they are made and added block by block.
+    """
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.t(), hidden, alpha=factor)
+        return
+    if total.device.type == "cuda":
+        torch.addmm(total, gradient.t(), hidden, out_dtype=total.dtype, alpha=factor, out=total)  # type: ignore[call-overload]
         return
     for start in range(0, len(total), _VOCABULARY_BLOCK):
         block = slice(start, start + _VOCABULARY_BLOCK)
         total[block].add_(gradient[:, block].t() @ hidden, alpha=factor)
 
 
+def logits_bytes(device: torch.device) -> int:
+    """Bytes of one model's logits in a chunk that uses the device well.
+
+    On CPUs 128 MiB: larger chunks leave the caches, smaller ones make narrow products. On CUDA devices a 256th of
+    their memory, at most 512 MiB. What happens to be free has no say, since the chunks' sums would round otherwise at
+    the next start and a resumed run would not be the same bit for bit.
+    """
+    if device.type != "cuda":
+        return 128 << 20
+    return min(torch.cuda.get_device_properties(device).total_memory // 256, 512 << 20)
+
+
 def _chunk_length(rows: int, weight: Tensor, asked: int | None) -> int:
     """Tokens a chunk, in chunks of even size."""
-    limit = asked or max(32, _LOGITS_BYTES // (len(weight) * weight.element_size()))
+    limit = asked or max(32, logits_bytes(weight.device) // (len(weight) * weight.element_size()))
     chunks = max(1, -(-rows // limit))
     return max(1, -(-rows // chunks))
 
@@ -269,10 +238,6 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return torch.promote_types(hidden.dtype, weight.dtype)
-
-
-def _at_least_fp32(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _check(

@@ -25,7 +25,7 @@ class SkipCount:
         self._counts = torch.tensor([total, in_a_row, in_a_row], dtype=torch.int64, device=device)
 
     def note(self, losses: Tensor, grad_norm: Tensor) -> Tensor:
-        """Count one step; returns AdamW's `found_inf`: 1.0 if the step must be skipped, else 0.0."""
+        """Count one step; returns the optimizer's `skip`: 1.0 if the step must be skipped, else 0.0."""
         bad = ~(torch.isfinite(losses).all() & torch.isfinite(grad_norm))
         in_a_row = (self._counts[1] + 1) * bad
         self._counts = torch.stack([self._counts[0] + bad, in_a_row, torch.maximum(self._counts[2], in_a_row)])

@@ -5,8 +5,11 @@ from typing import Any
 
 import torch
 
+from compress.architecture import count_parameters, empty_model
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
+from compress.distill.optimizer import state_bytes
+from compress.distill.quantization import teacher_bytes
 from compress.distill.schedule import budget
 from compress.distill.session import (
     default_micro_batch_rows,
@@ -15,7 +18,6 @@ from compress.distill.session import (
     resolve_precision,
 )
 from compress.distill.step_memory import StepShape, trace_step
-from compress.models import count_parameters, empty_model
 from compress.units import format_bytes
 
 _LOGITS_BYTES = 128 << 20
@@ -30,8 +32,9 @@ class DistillPlan:
     tokens: int
     flops_per_token: float
     flops: float
+    micro_batch_rows: int
     memory_bytes: dict[str, int]
-    """Bytes of each part at the peak; `activations` and `loss` are what they need beside the gradients."""
+    """Bytes of each part at the peak; `activations` and `temporary` (logits, layers' gradients) are beside the rest."""
 
     @property
     def total_bytes(self) -> int:
@@ -72,12 +75,14 @@ def plan_distill(
         bf16 = device.type == "cuda"
     else:
         bf16 = resolve_precision(config, device) == "bf16"
+    shape = _shape(config, student, seq_len, device, bf16)
     return DistillPlan(
         steps=extent.steps,
         tokens=tokens,
         flops_per_token=per_token,
         flops=per_token * tokens,
-        memory_bytes=_memory(config, student, teacher, _shape(config, student, seq_len, device, bf16)),
+        micro_batch_rows=shape.rows,
+        memory_bytes=_memory(config, student, teacher, shape),
     )
 
 
@@ -97,17 +102,18 @@ def _shape(config: DistillConfig, student: Any, seq_len: int, device: torch.devi
 
 
 def _memory(config: DistillConfig, student: Any, teacher: Any | None, shape: StepShape) -> dict[str, int]:
-    parameters = count_parameters(empty_model(student))
+    model = empty_model(student)
+    parameters = count_parameters(model)
     gradients = 4 * parameters
     activations, peak = _step_memory(student, teacher, shape)
     beside = max(0, peak - gradients)
     parts = {
         "weights": 4 * parameters,
         "gradients": gradients,
-        "optimizer moments": 8 * parameters,
-        "teacher": 0 if teacher is None else (2 if shape.bf16 else 4) * count_parameters(empty_model(teacher)),
+        "optimizer moments": state_bytes(model, config),
+        "teacher": 0 if teacher is None else teacher_bytes(empty_model(teacher), config, 2 if shape.bf16 else 4),
         "activations": min(activations, beside),
-        "loss": max(0, beside - activations),
+        "temporary": max(0, beside - activations),
         "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
     }
     return {name: size for name, size in parts.items() if size}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,11 @@ from compress import artifacts
 from compress.config import to_dict
 from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
 from compress.errors import UsageError
-from compress.models import check_weight_files, load_config, no_transformers_bars
+from compress.models import check_weight_files, copy_side_files, load_config, no_transformers_bars
 from compress.units import format_count, format_seconds
 
 RECORD = "distill.json"
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_COMPANIONS = (
-    "tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "spiece*", "*.model", "*.tiktoken",
-    "*.jinja", "chat_template*", "generation_config.json",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +37,17 @@ class DistillResult:
     seconds: float
     """Wall time of training, over all resumed runs."""
     flops: float
-    mfu: float | None
-    """Fraction of the device's peak FLOP/s; None where the peak is not known."""
+    mfu: float
+    """Fraction of the device's peak FLOP/s."""
+    peak_flops: dict[str, Any]
+    """That peak, `flops_per_s`, and its `source`: the data sheet, or measured at start-up."""
+    memory_plan: dict[str, int]
+    """Bytes of each part at the peak, planned before the start."""
+    peak_memory: int | None
+    """Bytes that training added to the process at its peak, measured; None where the system does not tell."""
     manifest: dict[str, Any]
+    teacher_kl: float | None = None
+    """KL(exact || quantised teacher) on held-out rows, nats a token; None where the teacher was exact."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON data."""
@@ -110,15 +113,14 @@ def describe_changes(made: Mapping[str, Any], config: Mapping[str, Any], inputs:
 def publish(
     out: Path, model: Any, source: Path, config: DistillConfig, inputs: Mapping[str, Any], facts: dict[str, Any]
 ) -> DistillResult:
-    """Write the trained `model`, with the tokenizer of the student it started from, and make it visible as `out`.
+    """Write the trained `model`, with the side files of the student it started from, and make it visible as `out`.
 
     `facts` are the fields of `DistillResult` but `out` and `manifest`. The model's weights are cast in place.
     """
     with artifacts.staged_folder(out) as partial:
         with no_transformers_bars():
             model.to(saved_dtype(config, source)).save_pretrained(partial)
-        for path in companions(source):
-            shutil.copyfile(path, partial / path.name)
+        copy_side_files(source, partial)
         manifest = artifacts.manifest(
             config=as_json(config),
             inputs=inputs,
@@ -129,11 +131,6 @@ def publish(
         record = {**facts, "manifest": manifest}
         artifacts.write_json(partial / RECORD, record)
     return DistillResult(out=out, **record)
-
-
-def companions(folder: Path) -> list[Path]:
-    """The files of a model folder that belong to it besides config and weights: tokenizer, templates, generation."""
-    return sorted({path for pattern in _COMPANIONS for path in folder.glob(pattern) if path.is_file()})
 
 
 def saved_dtype(config: DistillConfig, source: Path) -> torch.dtype:

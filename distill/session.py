@@ -1,25 +1,26 @@
 """Everything a run holds before its first step: checked inputs, models, optimizer, and where it continues from."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from compress.architecture import check_output_head, output_head
 from compress.artifacts import sha256_json
 from compress.config import to_dict
 from compress.distill import checkpoint
 from compress.distill.config import DistillConfig
 from compress.distill.documents import check_isolation
-from compress.distill.flops import training_flops_per_token
+from compress.distill.flops import PeakFlops, peak_flops, training_flops_per_token
+from compress.distill.optimizer import StudentOptimizer, make_optimizer
 from compress.distill.publish import as_json, describe_changes
+from compress.distill.quantization import quantize_teacher
 from compress.distill.schedule import Budget, budget
 from compress.distill.step import Ids, Losses, StudentWithLoss
 from compress.distill.vocabulary import check_data, shared_ids
 from compress.errors import InputError, UsageError
-from compress.models import check_output_head, load_config, load_model, model_fingerprint, output_head
+from compress.models import load_config, load_model, model_fingerprint
 from compress.progress import say
 
 _MICRO_BATCH_TOKENS_CPU = 4096
@@ -52,7 +53,7 @@ class Session:
     student: Any
     """The Hugging Face model; `model` is the same, with its loss, as accelerate prepared it."""
     model: Any
-    optimizer: torch.optim.AdamW
+    optimizer: StudentOptimizer
     losses: Losses
     store: Any
     heldout: Ids
@@ -60,9 +61,11 @@ class Session:
     has_teacher: bool
     budget: Budget
     flops_per_token: float
+    peak: PeakFlops
+    """Of one process's device."""
     progress: Progress
     notes: dict[str, Any]
-    """What was decided for this machine: precision, micro-batch rows, CPU switches."""
+    """What was decided for this machine (precision, micro-batch rows, processes), and the quantised teacher's KL."""
 
 
 def fingerprints(student: Path, teacher: Path | None, store: Any) -> dict[str, Any]:
@@ -95,8 +98,10 @@ def open_session(
     precision = resolve_precision(config, accelerator.device)
     attention = resolve_attention(config, accelerator.device, store.seq_len)
     learner, source = _load_models(config, student, teacher, precision, attention, accelerator.device)
+    quantise = source is not None and config.teacher_precision != "auto"
+    teacher_kl = quantize_teacher(source, config, heldout) if quantise else None
     model = StudentWithLoss(learner, config, None if source is None else output_head(source), shared)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(learner, config)
     progress = Progress()
     if found is not None:
         checkpoint.restore(found[0], learner, optimizer)
@@ -117,8 +122,14 @@ def open_session(
         has_teacher=source is not None,
         budget=extent,
         flops_per_token=flops,
+        peak=peak_flops(accelerator.device, precision),
         progress=progress,
-        notes={"precision": precision, "micro_batch_rows": rows, "processes": accelerator.num_processes},
+        notes={
+            "precision": precision,
+            "micro_batch_rows": rows,
+            "processes": accelerator.num_processes,
+            "teacher_kl": teacher_kl,
+        },
     )
 
 
@@ -170,19 +181,6 @@ def default_micro_batch_rows(device: torch.device, seq_len: int) -> int:
     """Rows of about 4096 tokens on a CPU and 16384 on an accelerator."""
     tokens = _MICRO_BATCH_TOKENS_CPU if device.type == "cpu" else _MICRO_BATCH_TOKENS_ACCELERATOR
     return max(1, tokens // seq_len)
-
-
-def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only (not on norms and biases).
-
-    The fused kernel is used because it can skip a step on the device (`found_inf`) with nothing read back.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: Sequence[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 def _load_models(

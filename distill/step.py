@@ -8,10 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from compress.architecture import OutputHead, output_head
 from compress.distill.config import DistillConfig
 from compress.distill.documents import document_positions, next_tokens, packed_hidden_states
 from compress.distill.loss import IGNORE_INDEX, DistillationLoss, distillation_loss
-from compress.models import OutputHead, output_head
 
 Ids = npt.NDArray[np.int64]
 

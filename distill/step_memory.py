@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoModelForCausalLM
 
-from compress.models import decoder_layers, hidden_states, no_transformers_bars
+from compress.architecture import decoder_layers, hidden_states
+from compress.models import no_transformers_bars
 
 _IN_BF16 = {functional.linear, torch.matmul, Tensor.matmul, torch.addmm, torch.bmm, torch.baddbmm}
 _TEACHER_LAYERS = 2
@@ -92,12 +93,13 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, teacher: Tensor | None, shape: StepShape) -> Tensor:
-        if shape.bf16:
-            hidden, head_copy = hidden.bfloat16(), head.bfloat16()
         models = 1 if teacher is None else 2
-        logits = hidden.new_empty(models * shape.logits_bytes, dtype=torch.uint8)
+        buffers = [hidden.new_empty(models * shape.logits_bytes, dtype=torch.uint8)]
+        if shape.bf16:
+            hidden = hidden.bfloat16()
+            buffers.append(head.bfloat16())
         ctx.save_for_backward(torch.empty_like(hidden), torch.empty_like(head))
-        del logits
+        del buffers
         return hidden.new_empty((), dtype=torch.float32)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from compress.artifacts import require_free
 from compress.config import build_from, to_dict
 from compress.distill import checkpoint
 from compress.distill.config import DistillConfig
-from compress.distill.flops import peak_flops
-from compress.distill.meters import Clock, SkipCount, step_seed
+from compress.distill.fit import check_fit
+from compress.distill.meters import Clock, MemoryMeter, SkipCount, step_seed
 from compress.distill.metrics import Metrics
+from compress.distill.plan import DistillPlan, plan_distill
 from compress.distill.publish import DistillResult, as_json, finished, publish
 from compress.distill.read_ahead import read_ahead
 from compress.distill.schedule import is_due, learning_rate
@@ -24,9 +26,9 @@ from compress.distill.session import Session, fingerprints, open_session
 from compress.distill.step import Batch
 from compress.distill.stop_vote import StopVote
 from compress.errors import InterruptedRun, UsageError
-from compress.models import resolve_model
+from compress.models import load_config, resolve_model
 from compress.progress import progress_bar, say
-from compress.runtime import fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
+from compress.runtime import default_device, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
 
 
 def distill(
@@ -68,10 +70,27 @@ def distill(
     require_free(out)
     _make_folder(work)
     with _tuned(config):
+        plan, meter = _plan(config, start, source, store)
         session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
+        meter.restart()
         _train(session, config, inputs, work)
         facts = _facts(session, config, str(student), None if teacher is None else str(teacher))
+        facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
         return _publish(session, config, inputs, facts, out, start)
+
+
+def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any) -> tuple[DistillPlan, MemoryMeter]:
+    """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
+    device = default_device()
+    plan = functools.partial(
+        plan_distill,
+        student=load_config(student),
+        teacher=None if teacher is None else load_config(teacher),
+        num_rows=store.num_rows,
+        seq_len=store.seq_len,
+        device=device,
+    )
+    return check_fit(config, plan, device), MemoryMeter(device)
 
 
 def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work: Path) -> None:
@@ -93,11 +112,7 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
             losses = s.losses.backward(batch)
             grad_norm = s.accelerator.clip_grad_norm_(s.model.parameters(), config.clip_norm)
 
-            rate = learning_rate(config, step, steps)
-            for group in s.optimizer.param_groups:
-                group["lr"] = rate
-            s.optimizer.found_inf = skips.note(losses, grad_norm)  # type: ignore[attr-defined]
-            s.optimizer.step()
+            s.optimizer.step(learning_rate(config, step, steps), skip=skips.note(losses, grad_norm))
             s.optimizer.zero_grad()
             run.step, run.position, run.heldout_loss = step + 1, run.position + batch.num_rows, None
 
@@ -145,7 +160,7 @@ def _log(s: Session, config: DistillConfig, metrics: Metrics, clock: Clock, loss
             "loss": loss,
             "soft": soft if s.has_teacher else None,
             "hard": hard,
-            "lr": s.optimizer.param_groups[0]["lr"],
+            "lr": float(s.optimizer.param_groups[0]["lr"]),
             "grad_norm": norm,
             "tokens_per_s": round(rate, 1),
             "mfu": _mfu(s, rate),
@@ -193,9 +208,8 @@ def _make_folder(work: Path) -> None:
         raise UsageError(f"The work folder {work} cannot be written; name another, or change its permissions.")
 
 
-def _mfu(s: Session, tokens_per_s: float) -> float | None:
-    peak = peak_flops(s.accelerator.device, s.notes["precision"])
-    return None if peak is None else tokens_per_s * s.flops_per_token / (peak * s.accelerator.num_processes)
+def _mfu(s: Session, tokens_per_s: float) -> float:
+    return tokens_per_s * s.flops_per_token / (s.peak.flops_per_s * s.accelerator.num_processes)
 
 
 @contextlib.contextmanager
@@ -226,10 +240,12 @@ def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None)
         "heldout_loss": run.heldout_loss,
         "best_heldout_loss": run.best_heldout_loss,
         "skipped_steps": run.skipped_steps,
+        "teacher_kl": s.notes["teacher_kl"],
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
         "flops": tokens * s.flops_per_token,
         "mfu": _mfu(s, rate),
+        "peak_flops": s.peak._asdict(),
     }
 
 

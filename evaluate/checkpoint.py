@@ -7,18 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.architecture import OutputHead, check_output_head, hidden_states, output_head
 from compress.errors import CompressError, UsageError
 from compress.evaluate.config import EvalConfig
-from compress.models import (
-    OutputHead,
-    check_output_head,
-    hidden_states,
-    load_config,
-    load_model,
-    load_tokenizer,
-    output_head,
-    resolve_model,
-)
+from compress.models import load_config, load_model, load_tokenizer, resolve_model
 from compress.progress import say
 from compress.runtime import default_device
 

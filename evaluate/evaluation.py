@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.architecture import count_parameters
 from compress.artifacts import manifest, sha256_file, write_json, write_text
 from compress.config import to_dict
 from compress.errors import UsageError
@@ -15,7 +16,7 @@ from compress.evaluate.heldout import Heldout, load_heldout, text_fingerprint
 from compress.evaluate.language import heldout_scores
 from compress.evaluate.samples import continuations, prompts_from_rows
 from compress.evaluate.speed import measure_speed
-from compress.models import count_parameters, model_fingerprint, resolve_model
+from compress.models import model_fingerprint, resolve_model
 from compress.runtime import versions
 
 

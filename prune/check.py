@@ -16,8 +16,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from compress.architecture import decoder_layers
 from compress.errors import CompressError, InputError
-from compress.models import decoder_layers, load_config, load_model
+from compress.models import load_config, load_model
 from compress.units import format_bytes
 
 NUM_SEQUENCES = 2

@@ -8,16 +8,10 @@ from typing import Any
 
 import torch
 
+from compress.architecture import count_parameters, decoder_layers, empty_model, kv_bytes_per_token
 from compress.artifacts import read_json
 from compress.errors import InputError
-from compress.models import (
-    count_parameters,
-    decoder_layers,
-    empty_model,
-    kv_bytes_per_token,
-    load_config,
-    resolve_model,
-)
+from compress.models import load_config, resolve_model
 from compress.prune.mix import count_types, mix_note, require_attention
 from compress.prune.spec import format_layers, parse_spec
 from compress.prune.student_config import num_layers, student_config

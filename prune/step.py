@@ -13,7 +13,14 @@ import torch
 from compress.artifacts import manifest, require_free, sha256_file, staged_folder, write_json
 from compress.config import config
 from compress.errors import CompressError, InputError, UsageError
-from compress.models import WEIGHT_FILES, check_weight_files, load_model, model_fingerprint, resolve_model
+from compress.models import (
+    WEIGHT_FILES,
+    check_weight_files,
+    copy_side_files,
+    load_model,
+    model_fingerprint,
+    resolve_model,
+)
 from compress.prune.check import CheckResult, check_student, reason_to_skip
 from compress.prune.fields import VERIFIED_TYPES
 from compress.prune.plan import PrunePlan, derive
@@ -22,11 +29,6 @@ from compress.prune.weights import MAX_SHARD_BYTES, StoredTensor, copy_weights, 
 from compress.units import format_bytes
 
 RECORD = "prune.json"
-_COPIED = (
-    "generation_config.json", "chat_template*", "additional_chat_templates", "tokenizer*", "vocab*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken", "*.spm", "preprocessor_config.json",
-    "processor_config.json", "LICENSE*", "USE_POLICY*", "NOTICE*",
-)  # fmt: skip
 _ASKED_NOT_TO = "asked not to"
 
 
@@ -119,7 +121,7 @@ def _write_student(
     """Write the student's files into `out`, load it strictly (shapes only) and return each file's SHA-256."""
     sha256 = copy_weights(tensors, out, MAX_SHARD_BYTES)
     write_json(out / "config.json", config_json)
-    _copy_assets(folder, out)
+    copy_side_files(folder, out)
     load_model(out, dtype=torch.float32, device="meta", device_map="meta")
     for path in (path for path in out.rglob("*") if path.is_file()):
         name = path.relative_to(out).as_posix()
@@ -139,16 +141,6 @@ def _reason_to_skip(plan: PrunePlan, check: bool) -> str | None:
     if not check:
         raise UsageError(f"{refusal}. Leave the check on.")
     raise InputError(f"{refusal}, but {reason}. Run it on a machine with more memory.")
-
-
-def _copy_assets(folder: Path, out: Path) -> None:
-    """Copy tokenizer, generation config, chat templates and licence byte for byte."""
-    for source in sorted({path for pattern in _COPIED for path in folder.glob(pattern)}):
-        target = out / source.name
-        if source.is_dir():
-            shutil.copytree(source, target)
-        elif not source.name.endswith((".safetensors", ".bin", ".py")):
-            shutil.copyfile(source, target)
 
 
 def _require_space(out: Path, needed: int) -> None:

@@ -1,16 +1,18 @@
 """However the tool is started, `compress.*` is ours, `import evaluate` is Hugging Face's, and help is quick."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 import venv
 from pathlib import Path
 
+import click
 import pytest
+import torch
 from helpers import ROOT
 
 PROBE = """
@@ -105,14 +107,20 @@ def test_steps_never_import_each_other_and_the_core_never_imports_a_step() -> No
             assert not {n for n in found if n.startswith(tuple(f"compress.{s}" for s in steps))}, path
 
 
-def test_a_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
-    """Built, installed without the checkout, run from elsewhere; its dependencies are lent by path."""
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "*.egg-info")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    shutil.copytree(ROOT, folder / "source", ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*command, str(folder / "source")], check=True, capture_output=True)
+    shutil.rmtree(folder / "source")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_a_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    """Installed without the checkout, run from elsewhere; its dependencies are lent by path."""
     home = tmp_path / "env"
     venv.create(home, with_pip=False)
     site = next(home.glob("lib/python*/site-packages"))
@@ -120,7 +128,7 @@ def test_a_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True
     )
     assert [p.name for p in site.iterdir() if p.suffix == "" and p.name != "bin"] == ["compress"]
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "lent.pth").write_text(str(Path(click.__file__).parents[1]))
     script = f"{PROBE}\nfrom compress.demo import RECIPE\nfrom compress.recipe import load_recipe\nload_recipe(RECIPE)"
     demo, evaluation = site / "compress" / "demo", site / "compress" / "evaluate"
     assert (demo / "teacher" / "model.safetensors").is_file()
@@ -132,3 +140,32 @@ def test_a_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     assert f"OURS {site.resolve()}" in done.stdout
     done = subprocess.run([python, "-m", "compress.cli", "--version"], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("compress, version")
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_its_own_dependencies(wheel: Path, tmp_path: Path) -> None:
+    """Minutes: pip fetches torch, then the wheel with all it asks for; the demo's own teacher is cut from elsewhere."""
+    home, empty = tmp_path / "env", tmp_path / "empty"
+    venv.create(home, with_pip=True)
+    pip = [str(home / "bin" / "pip"), "--quiet", "--disable-pip-version-check"]
+    reachable = [*pip, "--retries", "0", "--timeout", "10", "download", "--no-deps", "--dest", str(tmp_path), "click"]
+    if subprocess.run(reachable, capture_output=True).returncode != 0:
+        pytest.skip("pip reaches no package index")
+    subprocess.run([*pip, "install", f"torch=={torch.__version__.partition('+')[0]}"], check=True)
+    subprocess.run([*pip, "install", str(wheel)], check=True)
+    subprocess.run([*pip, "check"], check=True)
+    empty.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run(name: str, *arguments: str) -> str:
+        command = [str(home / "bin" / name), *arguments]
+        done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "prune" in run("compress", "--help")
+    site = next(home.glob("lib/python*/site-packages")).resolve()
+    assert f"OURS {site}" in run("python", "-c", PROBE)
+    record = json.loads(run("compress", "prune", str(site / "compress" / "demo" / "teacher"), "student", "--json"))
+    assert record["check"]["passed"]
+    assert [path.name for path in empty.iterdir()] == ["student"]

@@ -47,12 +47,16 @@ STEPS = (
     "eval/teacher.items.jsonl",
     "eval/student.items.jsonl",
 )
+SIDE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "LICENSE")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     save_tiny_model(folder / "teacher", num_hidden_layers=4)
+    (folder / "teacher" / "additional_chat_templates").mkdir()
+    for name in SIDE_FILES:
+        (folder / "teacher" / name).write_text("{{ messages }}")
     lines = [json.dumps({"text": f"Number {i} comes after number {i - 1}. " * 8}) for i in range(200)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
     items = [{"question": f"After {i} comes", "options": [str(i + 1), str(i - 1), "x"], "answer": 0} for i in range(9)]
@@ -74,6 +78,9 @@ def run(world: Path) -> Path:
 def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
     for name in (*STEPS, "recipe.yaml", "report.json", "report.md", "report.html", "train/metrics.jsonl"):
         assert (run / name).is_file(), name
+    for model in ("student-init", "student"):
+        for name in (*SIDE_FILES, "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            assert (run / model / name).read_bytes() == (run.parent / "teacher" / name).read_bytes(), name
     prune = read_json(run / "student-init" / "prune.json")
     assert (prune["kept_layers"], prune["dropped_layers"]) == ([1, 3], [0, 2])
     student = AutoModelForCausalLM.from_pretrained(run / "student")

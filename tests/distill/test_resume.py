@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from compress.config import to_dict
 from compress.distill import DistillConfig, checkpoint, train
+from compress.distill.optimizer import StudentOptimizer
 from compress.errors import CompressError, InterruptedRun, UsageError
 
 Options = Callable[..., DistillConfig]
@@ -157,7 +158,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 
 def fake_checkpoint(folder: Path, step: int, loss: float | None, keep: int) -> None:
     model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = StudentOptimizer([torch.optim.AdamW(model.parameters(), fused=True)])
     checkpoint.save(folder, {"step": step, "heldout_loss": loss}, model, optimizer, keep)
 
 

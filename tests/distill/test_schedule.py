@@ -35,6 +35,23 @@ def test_cosine_quarter_points() -> None:
     assert learning_rate(config, 0, 1) == 2.0
 
 
+def test_wsd_is_flat_and_then_falls_as_one_minus_the_root() -> None:
+    config = options(lr=2.0, min_lr_fraction=0.0, warmup_fraction=0.2, schedule="wsd", decay_fraction=0.4)
+    expected = [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 0.5857864376269049, 0.2679491924311228, 0.0]
+    assert [learning_rate(config, step, 10) for step in range(10)] == pytest.approx(expected)
+    config = options(lr=1.0, min_lr_fraction=0.1, warmup_fraction=0.0, schedule="wsd")
+    assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx([1.0, 1.0, 1.0, 1.0, 0.1])
+    config = options(lr=1.0, warmup_fraction=0.0, schedule="wsd", decay_fraction=0.0)
+    assert [learning_rate(config, step, 3) for step in range(3)] == [1.0, 1.0, 1.0]
+
+
+def test_a_decay_that_begins_before_the_warm_up_ends_is_refused() -> None:
+    values = {"schedule": "wsd", "warmup_fraction": 0.5, "decay_fraction": 0.6}
+    with pytest.raises(UsageError, match="warmup_fraction and decay_fraction are more than all steps"):
+        build_from(DistillConfig, values)
+    assert build_from(DistillConfig, {**values, "schedule": "cosine"}).decay_fraction == 0.6
+
+
 @pytest.mark.parametrize(
     ("changes", "num_rows", "seq_len", "expected"),
     [
@@ -75,7 +92,8 @@ def test_what_is_due_when(every: float, due: list[int]) -> None:
     [
         ("alpha", 1.2), ("alpha", -0.1), ("temperature", 0), ("lr", True), ("lr", "fast"), ("betas", [0.9, 1.0]),
         ("tokens", 0), ("batch_tokens", "1.5"), ("divergence", "kl"), ("precision", "fp16"), ("epochs", 0),
-        ("trackers", ["tensorbord"]), ("warmup_fraction", 2), ("keep_checkpoints", 0), ("weight_decay", -1),
+        ("trackers", ["tensorbord"]), ("warmup_fraction", 2), ("optimizer", "adam"), ("decay_fraction", -0.1),
+        ("teacher_max_kl", 0), ("teacher_precision", "int4"), ("keep_checkpoints", 0), ("weight_decay", -1),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(key: str, value: Any) -> None:

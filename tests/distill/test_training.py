@@ -15,14 +15,16 @@ from helpers import save_tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compress.architecture import output_head
 from compress.artifacts import sha256_tree
 from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.loss import IGNORE_INDEX
-from compress.distill.session import make_accelerator, make_optimizer
+from compress.distill.optimizer import make_optimizer
+from compress.distill.session import make_accelerator
 from compress.distill.step import Losses, StudentWithLoss, micro_batches
 from compress.errors import CompressError
-from compress.models import load_model, output_head
+from compress.models import load_model
 
 Options = Callable[..., DistillConfig]
 

@@ -1,0 +1,132 @@
+"""What a causal LM is made of: decoder layers, last hidden states and output head, and what they cost a token."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from compress.errors import CompressError, InputError
+
+_STACKS = (
+    "model.layers", "model.language_model.layers", "language_model.model.layers", "transformer.h",
+    "transformer.blocks", "transformer.layers", "gpt_neox.layers", "model.decoder.layers", "backbone.layers",
+)  # fmt: skip
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The stack of transformer layers and its dotted name, e.g. `("model.layers", ModuleList)`.
+
+    Raises:
+        InputError: the model keeps its layers where we do not know to look.
+    """
+    for name in _STACKS:
+        try:
+            found = model.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(found, nn.ModuleList):
+            return name, found
+    raise InputError(f"{type(model).__name__} keeps its layers in none of {', '.join(_STACKS)}.")
+
+
+def empty_model(config: Any) -> Any:
+    """The architecture of a config on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputHead:
+    """How a causal LM turns last hidden states h [N, D] into logits [N, V].
+
+    z = scale * (h W^T + bias); with a cap c, c * tanh(z / c) (Gemma 2, arXiv:2408.00118, section 2).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] in the dtype of `hidden` [N, D]."""
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        logits = nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def output_head(model: Any) -> OutputHead:
+    """The model's head with its logit scaling (Cohere, Granite, Falcon-H1) and soft-capping (Gemma)."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    if head is None:
+        raise InputError(f"{type(model).__name__} has no output head.")
+    scale = 1.0
+    for name, invert in (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False)):
+        value = getattr(config, name, None)
+        if value is not None:
+            scale *= 1.0 / float(value) if invert else float(value)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return OutputHead(head.weight, getattr(head, "bias", None), scale, None if not softcap else float(softcap))
+
+
+def hidden_states(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    """Last hidden states [B, S, D] after the final norm, without running the head; `input_ids` is [B, S]."""
+    hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def check_output_head(model: Any, name: str) -> None:
+    """Compare head(hidden) with the model's own logits on a few tokens.
+
+    Raises:
+        CompressError: they differ, so this architecture transforms its logits in a way `output_head` does not know.
+    """
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(1, 17, device=device).remainder(vocabulary)[None]
+    expected = model(input_ids=ids, use_cache=False).logits[0].float()
+    hidden = hidden_states(model, ids)[0]
+    found = output_head(model).logits(hidden).float()
+    tolerance = 1e-4 if hidden.dtype == torch.float32 else 0.05
+    error = (found - expected).abs().max().item()
+    if not error <= tolerance * max(1.0, expected.abs().max().item()):
+        raise CompressError(
+            f"{name} ({type(model).__name__}) transforms its logits in a way this tool does not know: hidden states "
+            f"times the output head differ from the model's logits by up to {error:.3g}."
+        )
+
+
+def kv_bytes_per_token(config: Any, bytes_per_value: int = 2) -> int:
+    """Bytes of key-value cache one token takes over all layers (2 bytes a value: bf16)."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * head_dim * bytes_per_value)
+
+
+def forward_flops_per_token(config: Any, seq_len: int) -> float:
+    """FLOPs of one forward pass a token at a mean causal context of `seq_len / 2`.
+
+    2 FLOPs for each weight a token is multiplied with (all but the input embeddings), and 4 * D * context a layer
+    for QK^T and AV (Kaplan et al., arXiv:2001.08361, table 1, halved for the causal mask).
+    """
+    text = config.get_text_config()
+    model = empty_model(config)
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    weights = count_parameters(model) - embedding.numel() + (embedding.numel() if head is embedding else 0)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention = 4 * text.num_hidden_layers * text.num_attention_heads * head_dim * (seq_len / 2)
+    return float(2 * weights + attention)
