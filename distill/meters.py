@@ -1,13 +1,16 @@
-"""What the loop counts: skipped steps, on the device, and time spent in steps."""
+"""What the loop counts: skipped steps, on the device, memory, and time spent in steps."""
 
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from compress.errors import CompressError
+
+_STATUS = Path("/proc/self/status")
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -41,6 +44,36 @@ class SkipCount:
                 f"{longest} steps in a row had a loss or gradient that is not finite ({total} in all). The weights are "
                 "those before them. Lower lr or clip_norm, or use precision fp32; max_skipped_steps sets the limit."
             )
+
+
+class MemoryMeter:
+    """Peak bytes that training adds to what the process held when the meter was made.
+
+    On a CPU resident memory counts, of which Linux alone keeps a peak that can be reset; else what torch allocated.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self.baseline = torch.cuda.memory_allocated() if self._cuda else _status_bytes("VmRSS")
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        elif _STATUS.exists():
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> int | None:
+        """The peak since `restart`, above the baseline; None where the system does not tell."""
+        peak = torch.cuda.max_memory_allocated() if self._cuda else _status_bytes("VmHWM")
+        return None if peak is None or self.baseline is None else peak - self.baseline
+
+
+def _status_bytes(field: str) -> int | None:
+    if not _STATUS.exists():
+        return None
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
 
 
 class Clock:

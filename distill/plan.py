@@ -3,28 +3,38 @@
 import dataclasses
 from typing import Any
 
+import torch
+
 from compress.architecture import count_parameters, empty_model
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
+from compress.distill.loss import logits_bytes
 from compress.distill.optimizer import state_bytes
 from compress.distill.quantization import teacher_bytes
 from compress.distill.schedule import budget
+from compress.distill.session import (
+    default_micro_batch_rows,
+    recompute_activations,
+    resolve_attention,
+    resolve_precision,
+)
+from compress.distill.step_memory import StepShape, trace_step
 from compress.units import format_bytes
 
-_MICRO_BATCH_TOKENS = 16384
-_LOGITS_BYTES = 128 << 20
+_BYTES_READ_PER_TOKEN = 2 * 2 * 8
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillPlan:
-    """Extent and cost of a run on one GPU in mixed precision (bf16), or on a CPU in fp32."""
+    """Extent and cost of a run on one device."""
 
     steps: int
     tokens: int
     flops_per_token: float
     flops: float
+    micro_batch_rows: int
     memory_bytes: dict[str, int]
-    """Peak bytes of each part on one device; activations are an estimate, the rest is counted."""
+    """Bytes of each part at the peak; `activations` and `temporary` (logits, layers' gradients) are beside the rest."""
 
     @property
     def total_bytes(self) -> int:
@@ -41,12 +51,18 @@ class DistillPlan:
 
 
 def plan_distill(
-    config: DistillConfig, *, student: Any, teacher: Any | None, num_rows: int, seq_len: int
+    config: DistillConfig,
+    *,
+    student: Any,
+    teacher: Any | None,
+    num_rows: int,
+    seq_len: int,
+    device: torch.device | None = None,
 ) -> DistillPlan:
-    """Steps, tokens, FLOPs and memory of a run.
+    """Steps, tokens, FLOPs and memory of a run in one process.
 
     `student` and `teacher` are model configs (`PretrainedConfig`); the store has `num_rows` rows of `seq_len` tokens.
-    `precision: auto` counts as bf16, that is, as on a GPU.
+    Without a `device` the plan is for a GPU that has bf16, or for a CPU at `precision: fp32`.
 
     Raises:
         UsageError: more tokens than the store has in `epochs`, or a step shorter than a row.
@@ -54,44 +70,74 @@ def plan_distill(
     extent = budget(config, num_rows=num_rows, seq_len=seq_len)
     tokens = extent.rows * seq_len
     per_token = training_flops_per_token(student, teacher, seq_len)
+    if device is None:
+        device = torch.device("cpu" if config.precision == "fp32" else "cuda")
+        bf16 = device.type == "cuda"
+    else:
+        bf16 = resolve_precision(config, device) == "bf16"
+    shape = _shape(config, student, seq_len, device, bf16)
     return DistillPlan(
         steps=extent.steps,
         tokens=tokens,
         flops_per_token=per_token,
         flops=per_token * tokens,
-        memory_bytes=_memory(config, student, teacher, seq_len),
+        micro_batch_rows=shape.rows,
+        memory_bytes=_memory(config, student, teacher, shape),
     )
 
 
-def _memory(config: DistillConfig, student: Any, teacher: Any | None, seq_len: int) -> dict[str, int]:
-    value = 4 if config.precision == "fp32" else 2
-    shape = student.get_text_config()
+def _shape(config: DistillConfig, student: Any, seq_len: int, device: torch.device, bf16: bool) -> StepShape:
+    step_rows = config.batch_tokens // seq_len
+    rows = min(step_rows, config.micro_batch_rows or default_micro_batch_rows(device, seq_len))
+    logits = (config.chunk_tokens or rows * seq_len) * student.get_text_config().vocab_size * (2 if bf16 else 4)
+    return StepShape(
+        rows=rows,
+        seq_len=seq_len,
+        bf16=bf16,
+        attention=resolve_attention(config, device, seq_len) or "sdpa",
+        recompute=recompute_activations if config.gradient_checkpointing else None,
+        logits_bytes=logits if config.chunk_tokens is not None else min(logits, logits_bytes(device)),
+        accumulates=rows < step_rows,
+    )
+
+
+def _memory(config: DistillConfig, student: Any, teacher: Any | None, shape: StepShape) -> dict[str, int]:
     model = empty_model(student)
     parameters = count_parameters(model)
-    tokens = min(config.batch_tokens, seq_len * (config.micro_batch_rows or max(1, _MICRO_BATCH_TOKENS // seq_len)))
-    chunk = (config.chunk_tokens or tokens) * shape.vocab_size * value
-    if config.chunk_tokens is None:
-        chunk = min(chunk, _LOGITS_BYTES)
-    head_copy = shape.vocab_size * shape.hidden_size * (4 + (2 if value == 2 else 0))
+    gradients = 4 * parameters
+    activations, peak = _step_memory(student, teacher, shape)
+    beside = max(0, peak - gradients)
     parts = {
         "weights": 4 * parameters,
-        "gradients": 4 * parameters,
+        "gradients": gradients,
         "optimizer moments": state_bytes(model, config),
-        "teacher": 0 if teacher is None else teacher_bytes(empty_model(teacher), config, value),
-        "activations": tokens * _activation_bytes_per_token(config, shape, value),
-        "loss": chunk * (1 if teacher is None else 2) + head_copy,
+        "teacher": 0 if teacher is None else teacher_bytes(empty_model(teacher), config, 2 if shape.bf16 else 4),
+        "activations": min(activations, beside),
+        "temporary": max(0, beside - activations),
+        "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
     }
     return {name: size for name, size in parts.items() if size}
 
 
-def _activation_bytes_per_token(config: DistillConfig, shape: Any, value: int) -> int:
-    """About 17 hidden-sized values a layer with a memory-efficient attention (Korthikanti et al., arXiv:2205.05198).
+def _step_memory(student: Any, teacher: Any | None, shape: StepShape) -> tuple[int, int]:
+    """Activations, and the peak with gradients; an estimate for models that cannot be run without values."""
+    try:
+        return trace_step(student, teacher, shape)
+    except Exception:  # whatever a model of any architecture raises on tensors without values
+        config = student.get_text_config()
+        value = 2 if shape.bf16 else 4
+        activations = shape.rows * shape.seq_len * _activation_bytes_per_token(config, shape, value)
+        head = 4 * config.vocab_size * config.hidden_size
+        gradients = 4 * count_parameters(empty_model(student))
+        return activations, activations + gradients + head + (1 if teacher is None else 2) * shape.logits_bytes
+
+
+def _activation_bytes_per_token(config: Any, shape: StepShape, value: int) -> int:
+    """About 27 hidden-sized values a layer with a gated MLP and memory-efficient attention, as measured on Llama.
 
     With gradient checkpointing one layer holds them and the others keep their input.
     """
-    layers: int = shape.num_hidden_layers
-    width: int = shape.hidden_size
-    per_layer = 17 * width * value
-    if config.gradient_checkpointing:
-        return per_layer + layers * width * value
-    return layers * per_layer
+    layers: int = config.num_hidden_layers
+    width: int = config.hidden_size
+    per_layer = 27 * width * value
+    return layers * per_layer if shape.recompute is None else per_layer + layers * width * value

@@ -37,8 +37,14 @@ class DistillResult:
     seconds: float
     """Wall time of training, over all resumed runs."""
     flops: float
-    mfu: float | None
-    """Fraction of the device's peak FLOP/s; None where the peak is not known."""
+    mfu: float
+    """Fraction of the device's peak FLOP/s."""
+    peak_flops: dict[str, Any]
+    """That peak, `flops_per_s`, and its `source`: the data sheet, or measured at start-up."""
+    memory_plan: dict[str, int]
+    """Bytes of each part at the peak, planned before the start."""
+    peak_memory: int | None
+    """Bytes that training added to the process at its peak, measured; None where the system does not tell."""
     manifest: dict[str, Any]
     teacher_kl: float | None = None
     """KL(exact || quantised teacher) on held-out rows, nats a token; None where the teacher was exact."""

@@ -11,7 +11,8 @@ from compress.artifacts import sha256_json
 from compress.config import to_dict
 from compress.distill import checkpoint
 from compress.distill.config import DistillConfig
-from compress.distill.flops import training_flops_per_token
+from compress.distill.documents import check_isolation
+from compress.distill.flops import PeakFlops, peak_flops, training_flops_per_token
 from compress.distill.optimizer import StudentOptimizer, make_optimizer
 from compress.distill.publish import as_json, describe_changes
 from compress.distill.quantization import quantize_teacher
@@ -60,6 +61,8 @@ class Session:
     has_teacher: bool
     budget: Budget
     flops_per_token: float
+    peak: PeakFlops
+    """Of one process's device."""
     progress: Progress
     notes: dict[str, Any]
     """What was decided for this machine (precision, micro-batch rows, processes), and the quantised teacher's KL."""
@@ -113,12 +116,13 @@ def open_session(
         student=learner,
         model=prepared,
         optimizer=optimizer,
-        losses=Losses(accelerator, prepared, source, rows),
+        losses=Losses(accelerator, prepared, source, rows, eos_id=store.eos_id if config.document_mask else None),
         store=store,
         heldout=heldout,
         has_teacher=source is not None,
         budget=extent,
         flops_per_token=flops,
+        peak=peak_flops(accelerator.device, precision),
         progress=progress,
         notes={
             "precision": precision,
@@ -191,14 +195,22 @@ def _load_models(
     learner = load_model(student, dtype=torch.float32, device=device, attn_implementation=attention)
     check_output_head(learner, str(student))
     _check_generation_config(learner, student)
+    if config.document_mask:
+        check_isolation(learner, str(student))
     if config.gradient_checkpointing:
-        _recompute_activations(learner)
+        recompute_activations(learner)
+    if config.compile:
+        compile_backbone(learner)
     if teacher is None:
         return learner, None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     source = load_model(teacher, dtype=dtype, device=device, attn_implementation=attention)
     source.requires_grad_(False)
     check_output_head(source, str(teacher))
+    if config.document_mask:
+        check_isolation(source, str(teacher))
+    if config.compile:
+        compile_backbone(source)
     return learner, source
 
 
@@ -212,13 +224,21 @@ def resolve_attention(config: DistillConfig, device: torch.device, seq_len: int)
     return "eager" if device.type == "cpu" and seq_len <= _EAGER_ROW_TOKENS_CPU else None
 
 
-def _recompute_activations(model: Any) -> None:
+def recompute_activations(model: Any) -> None:
     """Turn on gradient checkpointing, under the name this version of transformers has for it."""
     options = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def compile_backbone(model: Any, backend: str = "inductor") -> None:
+    """Have the model's decoder compiled at its first call, as one graph for each shape of its inputs.
+
+    A graph is made for training and one for held-out rows, and for a smaller last micro-batch one more of each.
+    """
+    model.base_model.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
 def _check_generation_config(model: Any, student: Path) -> None:

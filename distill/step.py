@@ -8,8 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from compress.architecture import OutputHead, hidden_states, output_head
+from compress.architecture import OutputHead, output_head
 from compress.distill.config import DistillConfig
+from compress.distill.documents import document_positions, next_tokens, packed_hidden_states
 from compress.distill.loss import IGNORE_INDEX, DistillationLoss, distillation_loss
 
 Ids = npt.NDArray[np.int64]
@@ -38,6 +39,33 @@ def micro_batches(rows: Ids, labels: Ids, *, size: int, processes: int, rank: in
     return [MicroBatch(rows[i : i + size], labels[i : i + size]) for i in range(0, share, size)]
 
 
+class Inputs(NamedTuple):
+    """A micro-batch as tensors, in pinned memory where they will be copied to an accelerator."""
+
+    rows: Tensor
+    """[B, S] token ids."""
+    positions: Tensor | None
+    """[B, S] positions in the document; None where a row is one sequence."""
+    predicting: Tensor | None
+    """[M] places in the flattened rows that have a label; None if all but the last of each row have one."""
+    labels: Tensor
+    """[M] token ids, one for each place that predicts."""
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The same on a device, without waiting for it."""
+        return Inputs(*(None if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
+
+
+class Batch(NamedTuple):
+    """One process's share of a step's rows."""
+
+    num_rows: int
+    """Rows of the whole batch, over all processes."""
+    pieces: list[Inputs]
+    divisor: float
+    """What sums of losses are divided by, so that the mean over processes is the mean over the batch's labels."""
+
+
 class StudentWithLoss(nn.Module):
     """The student and its loss as one module.
 
@@ -51,24 +79,30 @@ class StudentWithLoss(nn.Module):
         self._config, self._shared = config, shared
         self._teacher_head = None if teacher_head is None else _first_ids(teacher_head, shared)
 
-    def forward(
-        self, rows: Tensor, labels: Tensor, teacher_hidden: Tensor | None, num_tokens: float, ignore_index: int | None
-    ) -> DistillationLoss:
-        """Loss of `rows` [B, S] whose sums are divided by `num_tokens`; `teacher_hidden` is [B, S, Dt]."""
-        hidden = hidden_states(self.student, rows)[:, :-1].flatten(0, 1)
+    def forward(self, inputs: Inputs, teacher_hidden: Tensor | None, num_tokens: float) -> DistillationLoss:
+        """Loss of a micro-batch whose sums are divided by `num_tokens`; `teacher_hidden` is [B, S, Dt]."""
+        hidden = packed_hidden_states(self.student, inputs.rows, inputs.positions)
         return distillation_loss(
-            hidden,
+            _predicting(hidden, inputs),
             _first_ids(output_head(self.student), self._shared),
-            None if teacher_hidden is None else teacher_hidden[:, :-1].flatten(0, 1),
+            None if teacher_hidden is None else _predicting(teacher_hidden, inputs),
             self._teacher_head,
-            labels.flatten(),
+            inputs.labels,
             alpha=self._config.alpha,
             temperature=self._config.temperature,
             divergence=self._config.divergence,
-            ignore_index=ignore_index,
+            ignore_index=None,
             chunk_tokens=self._config.chunk_tokens,
             num_tokens=num_tokens,
+            fused=self._config.fused_loss,
         )
+
+
+def _predicting(hidden: Tensor, inputs: Inputs) -> Tensor:
+    """The hidden states [M, D], of [B, S, D], that have a label."""
+    if inputs.predicting is None:
+        return hidden[:, :-1].flatten(0, 1)
+    return hidden.flatten(0, 1).index_select(0, inputs.predicting)
 
 
 def _first_ids(head: OutputHead, shared: int) -> OutputHead:
@@ -79,57 +113,78 @@ def _first_ids(head: OutputHead, shared: int) -> OutputHead:
 
 
 class Losses:
-    """Runs micro-batches through teacher and student; `model` is a `StudentWithLoss`, prepared by `accelerator`."""
+    """Runs micro-batches through teacher and student; `model` is a `StudentWithLoss`, prepared by `accelerator`.
 
-    def __init__(self, accelerator: Any, model: Any, teacher: Any | None, micro_batch_rows: int) -> None:
+    With `eos_id` the documents of a row, each ended by that token, are kept apart.
+    """
+
+    def __init__(
+        self, accelerator: Any, model: Any, teacher: Any | None, micro_batch_rows: int, *, eos_id: int | None = None
+    ) -> None:
         self._accelerator, self._model, self._teacher = accelerator, model, teacher
-        self._rows = micro_batch_rows
+        self._rows, self._eos_id = micro_batch_rows, eos_id
 
-    def backward(self, rows: Ids, labels: Ids) -> Tensor:
+    def batch(self, rows: Ids, labels: Ids | None = None) -> Batch:
+        """This process's share of a whole batch's rows [N, S] and labels [N, S - 1], by default the next tokens.
+
+        It touches no device, so a thread may do it ahead of the step.
+        """
+        labels = next_tokens(rows, self._eos_id) if labels is None else labels
+        processes, rank = self._accelerator.num_processes, self._accelerator.process_index
+        valid = int(np.count_nonzero(labels != IGNORE_INDEX))
+        pieces = micro_batches(rows, labels, size=self._rows, processes=processes, rank=rank)
+        return Batch(len(rows), [self._inputs(piece) for piece in pieces], max(valid, 1) / processes)
+
+    def backward(self, batch: Batch) -> Tensor:
         """Add the gradient of a whole batch's mean loss to the parameters; returns its [soft, hard] losses, nats.
 
         Sums over micro-batches and processes are divided once, by the batch's number of valid labels.
         """
-        pieces, divisor = self._pieces(rows, labels)
         losses = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
-        for number, piece in enumerate(pieces, 1):
-            last = number == len(pieces)
+        for number, piece in enumerate(batch.pieces, 1):
+            last = number == len(batch.pieces)
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._model):
-                out = self._forward(piece, divisor)
+                out = self._forward(piece, batch.divisor)
                 self._accelerator.backward(out.loss)
             losses += torch.stack([out.soft, out.hard])
         return self._mean_over_processes(losses)
 
     @torch.no_grad()
-    def measure(self, rows: Ids, labels: Ids) -> tuple[float, float]:
-        """Mean soft and hard losses of rows, nats a token, without gradients and without dropout."""
-        pieces, divisor = self._pieces(rows, labels)
+    def measure(self, batch: Batch) -> tuple[float, float]:
+        """Mean soft and hard losses of a batch, nats a token, without gradients and without dropout."""
         losses = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
         self._model.eval()
-        for piece in pieces:
-            out = self._forward(piece, divisor)
+        for piece in batch.pieces:
+            out = self._forward(piece, batch.divisor)
             losses += torch.stack([out.soft, out.hard])
         self._model.train()
         soft, hard = self._mean_over_processes(losses).tolist()
         return soft, hard
 
-    def _pieces(self, rows: Ids, labels: Ids) -> tuple[list[MicroBatch], float]:
-        """This process's micro-batches, and what each divides its sums by so that the mean over processes is right."""
-        processes, rank = self._accelerator.num_processes, self._accelerator.process_index
-        valid = int(np.count_nonzero(labels != IGNORE_INDEX))
-        pieces = micro_batches(rows, labels, size=self._rows, processes=processes, rank=rank)
-        return pieces, max(valid, 1) / processes
+    def _inputs(self, piece: MicroBatch) -> Inputs:
+        valid = (piece.labels != IGNORE_INDEX).ravel()
+        predicting = None
+        if not valid.all():
+            rows, length = piece.rows.shape
+            places = np.arange(rows * length).reshape(rows, length)[:, :-1]
+            predicting = torch.from_numpy(places.ravel()[valid])
+        inputs = Inputs(
+            rows=torch.from_numpy(piece.rows),
+            positions=None if self._eos_id is None else torch.from_numpy(document_positions(piece.rows, self._eos_id)),
+            predicting=predicting,
+            labels=torch.from_numpy(piece.labels.ravel()[valid]),
+        )
+        if self._accelerator.device.type != "cuda":
+            return inputs
+        return Inputs(*(None if t is None else t.pin_memory() for t in inputs))  # type: ignore[arg-type]
 
-    def _forward(self, piece: MicroBatch, divisor: float) -> DistillationLoss:
-        device = self._accelerator.device
-        rows = torch.from_numpy(piece.rows).to(device, non_blocking=True)
-        labels = torch.from_numpy(piece.labels).to(device, non_blocking=True)
+    def _forward(self, piece: Inputs, divisor: float) -> DistillationLoss:
+        inputs = piece.to(self._accelerator.device)
         teacher_hidden = None
         if self._teacher is not None:
             with torch.inference_mode():
-                teacher_hidden = hidden_states(self._teacher, rows)
-        ignore_index = IGNORE_INDEX if (piece.labels == IGNORE_INDEX).any() else None
-        out: DistillationLoss = self._model(rows, labels, teacher_hidden, divisor, ignore_index)
+                teacher_hidden = packed_hidden_states(self._teacher, inputs.rows, inputs.positions)
+        out: DistillationLoss = self._model(inputs, teacher_hidden, divisor)
         return out
 
     def _mean_over_processes(self, losses: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ from torch import Tensor
 from compress.config import build_from, to_dict
 from compress.distill import checkpoint
 from compress.distill.config import DistillConfig
-from compress.distill.flops import peak_flops
-from compress.distill.meters import Clock, SkipCount, step_seed
+from compress.distill.fit import check_fit
+from compress.distill.kernels import cpu
+from compress.distill.meters import Clock, MemoryMeter, SkipCount, step_seed
 from compress.distill.metrics import Metrics
+from compress.distill.plan import DistillPlan, plan_distill
 from compress.distill.publish import DistillResult, as_json, finished, publish
+from compress.distill.read_ahead import read_ahead
 from compress.distill.schedule import is_due, learning_rate
 from compress.distill.session import Session, fingerprints, open_session
 from compress.distill.start_up import check_start
+from compress.distill.step import Batch
+from compress.distill.stop_vote import StopVote
 from compress.errors import InterruptedRun, UsageError
+from compress.models import load_config
 from compress.progress import progress_bar, say
-from compress.runtime import StopRequest, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
+from compress.runtime import default_device, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
 
 
 def distill(
@@ -58,35 +65,51 @@ def distill(
         return done
     _make_folder(work)
     with _tuned(config):
+        plan, meter = _plan(config, start, source, store)
         session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
+        meter.restart()
         _train(session, config, inputs, work)
         facts = _facts(session, config, str(student), None if teacher is None else str(teacher))
+        facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
         return _publish(session, config, inputs, facts, out, start)
+
+
+def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any) -> tuple[DistillPlan, MemoryMeter]:
+    """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
+    device = default_device()
+    plan = functools.partial(
+        plan_distill,
+        student=load_config(student),
+        teacher=None if teacher is None else load_config(teacher),
+        num_rows=store.num_rows,
+        seq_len=store.seq_len,
+        device=device,
+    )
+    return check_fit(config, plan, device), MemoryMeter(device)
 
 
 def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work: Path) -> None:
     """Run the steps that are left; `session.progress` says how far it came."""
     s, run, steps = session, session.progress, session.budget.steps
     skips = SkipCount(run.skipped_steps, run.skipped_in_a_row, s.accelerator.device)
-    clock = Clock(run.seconds, run.position * s.store.seq_len)
+    clock, vote = Clock(run.seconds, run.position * s.store.seq_len), StopVote(s.accelerator)
     main = s.accelerator.is_main_process
     with (
         stop_on_signal() as stop,
+        contextlib.closing(read_ahead(_reads(s, config))) as batches,
         Metrics(work / "metrics.jsonl", s.accelerator, done=run.step) as metrics,
         progress_bar("distill", steps, done=run.step, visible=main) as bar,
     ):
         if run.step == 0:
             _measure_heldout(s, config, metrics)
-        for step in range(run.step, steps):
-            count = min(s.budget.rows_per_step, s.budget.rows - run.position)
-            rows = s.store.batch(run.position, count, config.seed, config.epochs)
+        for step, batch in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
-            losses = s.losses.backward(rows, rows[:, 1:])
+            losses = s.losses.backward(batch)
             grad_norm = s.accelerator.clip_grad_norm_(s.model.parameters(), config.clip_norm)
 
             s.optimizer.step(learning_rate(config, step, steps), skip=skips.note(losses, grad_norm))
             s.optimizer.zero_grad()
-            run.step, run.position, run.heldout_loss = step + 1, run.position + count, None
+            run.step, run.position, run.heldout_loss = step + 1, run.position + batch.num_rows, None
 
             note = None
             if run.step % config.log_every == 0 or run.step == steps:
@@ -94,7 +117,7 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                 skips.give_up_after(config.max_skipped_steps)
             bar.advance(1, note)
 
-            stopping = _any_process(stop, s.accelerator)
+            stopping = vote.agreed(stop)
             save = stopping or is_due(config.checkpoint_every, run.step, steps)
             if not stopping and (save or is_due(config.heldout_every, run.step, steps)):
                 with clock.paused(s.accelerator.device):
@@ -110,6 +133,13 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                         f"Stopped by {stop.signal_name or 'a signal'} after step {run.step} of {steps}; all is in "
                         f"{path}. Run the same command again to continue."
                     )
+
+
+def _reads(s: Session, config: DistillConfig) -> Iterator[Callable[[], Batch]]:
+    """For each step that is left, a function that reads its rows and makes tensors of them."""
+    for position in range(s.progress.position, s.budget.rows, s.budget.rows_per_step):
+        count = min(s.budget.rows_per_step, s.budget.rows - position)
+        yield lambda at=position, n=count: s.losses.batch(s.store.batch(at, n, config.seed, config.epochs))  # type: ignore[misc]
 
 
 def _log(s: Session, config: DistillConfig, metrics: Metrics, clock: Clock, losses: Tensor, grad_norm: Tensor) -> str:
@@ -139,7 +169,7 @@ def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> Non
     """Measure and log the held-out loss of the student as it is."""
     if not len(s.heldout):
         return
-    soft, hard = s.losses.measure(s.heldout, s.heldout[:, 1:])
+    soft, hard = s.losses.measure(s.losses.batch(s.heldout))
     loss = config.alpha * soft + (1 - config.alpha) * hard
     run = s.progress
     run.heldout_loss = loss
@@ -173,17 +203,8 @@ def _make_folder(work: Path) -> None:
         raise UsageError(f"The work folder {work} cannot be written; name another, or change its permissions.")
 
 
-def _any_process(stop: StopRequest, accelerator: Any) -> bool:
-    """Whether any process was asked to stop; processes must leave the loop at the same step."""
-    if accelerator.num_processes == 1:
-        return bool(stop)
-    asked = torch.tensor(float(bool(stop)), device=accelerator.device)
-    return bool(accelerator.reduce(asked, reduction="sum").item())
-
-
-def _mfu(s: Session, tokens_per_s: float) -> float | None:
-    peak = peak_flops(s.accelerator.device, s.notes["precision"])
-    return None if peak is None else tokens_per_s * s.flops_per_token / (peak * s.accelerator.num_processes)
+def _mfu(s: Session, tokens_per_s: float) -> float:
+    return tokens_per_s * s.flops_per_token / (s.peak.flops_per_s * s.accelerator.num_processes)
 
 
 @contextlib.contextmanager
@@ -194,9 +215,11 @@ def _tuned(config: DistillConfig) -> Iterator[None]:
         return
     with fast_fp32_products() as fast:
         kept = keep_freed_memory()
+        compiled = config.fused_loss and cpu.available()
         say(
             f"CPU tuning: fp32 products {'through oneDNN (measured exact)' if fast else 'as they were'}, freed memory "
-            f"{'kept by the process' if kept else 'as it was'}; cpu_tuning: false turns it off."
+            f"{'kept by the process' if kept else 'as it was'} (cpu_tuning: false turns both off), the loss's pass "
+            f"over the logits in {'C++ (fused_loss: false turns it off)' if compiled else 'torch'}."
         )
         yield
 
@@ -219,6 +242,7 @@ def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None)
         "seconds": round(run.seconds, 3),
         "flops": tokens * s.flops_per_token,
         "mfu": _mfu(s, rate),
+        "peak_flops": s.peak._asdict(),
     }
 
 

@@ -37,11 +37,13 @@ def build_report(run: RunFiles) -> Record:
 
 
 def _train(distill: Record | None) -> Record | None:
-    """The training record without its manifest, but with the peak memory that the manifest names."""
+    """The training record without its manifest, but with the peak memory that it names and the sum of the plan."""
     if distill is None:
         return None
     peak = (distill.get("manifest") or {}).get("peak_gib")
-    return {"peak_gib": peak, **{key: value for key, value in distill.items() if key != "manifest"}}
+    planned = sum((distill.get("memory_plan") or {}).values()) or None
+    record = {key: value for key, value in distill.items() if key != "manifest"}
+    return {"peak_gib": peak, "planned_memory": planned, **record}
 
 
 def _compression(run: RunFiles) -> Record | None:

@@ -184,6 +184,8 @@ _TRAINING: Sequence[tuple[str, str, Callable[[float], str]]] = (
     ("flops", "FLOPs", lambda value: f"{value:.2e}"),
     ("mfu", "Share of peak FLOP/s (MFU)", lambda value: f"{value:.1%}"),
     ("peak_gib", "Peak memory", _gib),
+    ("planned_memory", "Memory of training, planned", format_bytes),
+    ("peak_memory", "Memory of training, measured", format_bytes),
 )
 
 

@@ -99,8 +99,9 @@ def gradients(world: World, config: DistillConfig, rows: Any, labels: Any) -> tu
     student, teacher = (load_model(path, dtype=torch.float32) for path in (world.student, world.teacher))
     model = StudentWithLoss(student, config, output_head(teacher), 257)
     assert config.micro_batch_rows is not None
-    losses = Losses(accelerator, model, teacher, config.micro_batch_rows).backward(rows, labels)
-    return [p.grad for p in model.parameters() if p.grad is not None], losses
+    losses = Losses(accelerator, model, teacher, config.micro_batch_rows)
+    loss = losses.backward(losses.batch(rows, labels))
+    return [p.grad for p in model.parameters() if p.grad is not None], loss
 
 
 def test_accumulation_is_exact_with_uneven_ignored_labels(world: World, options: Options) -> None:
@@ -152,8 +153,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the gradients of some 0-based steps NaN."""
     backward, done = Losses.backward, iter(range(10**6))
 
-    def poisoned(self: Losses, rows: Any, labels: Any) -> torch.Tensor:
-        out = backward(self, rows, labels)
+    def poisoned(self: Losses, batch: Any) -> torch.Tensor:
+        out = backward(self, batch)
         if next(done) in steps:
             next(iter(self._model.parameters())).grad[0] = math.nan
         return out

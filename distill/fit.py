@@ -1,0 +1,75 @@
+"""Whether a run fits the device's memory, said before it starts, and what to change when it does not."""
+
+import dataclasses
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from compress.distill.config import DistillConfig
+from compress.distill.plan import DistillPlan
+from compress.errors import UsageError
+from compress.progress import say
+from compress.units import format_bytes
+
+_COUNTED = ("weights", "gradients", "optimizer moments", "teacher")
+
+Planner = Callable[[DistillConfig], DistillPlan]
+
+
+def check_fit(config: DistillConfig, planner: Planner, device: torch.device) -> DistillPlan:
+    """The plan of a run, with a warning if it is more than the device has free.
+
+    Activations are planned, not known, and memory may become free: only what is counted and exceeds all memory the
+    device has is refused.
+
+    Raises:
+        UsageError: weights, gradients, optimizer and teacher alone are more than the device's memory.
+    """
+    plan = planner(config)
+    free, total = _device_memory(device)
+    counted = sum(plan.memory_bytes.get(name, 0) for name in _COUNTED)
+    if counted > total:
+        raise UsageError(
+            f"Weights, gradients, optimizer and teacher take {format_bytes(counted)} and {device} has "
+            f"{format_bytes(total)}: use a smaller student or teacher, or a device with more memory."
+        )
+    if plan.total_bytes > free:
+        say(
+            f"Memory may not suffice: {plan.memory_text()}; {format_bytes(plan.total_bytes)} in all, and "
+            f"{format_bytes(free)} of {device} are free. {advice(config, planner, free)}"
+        )
+    return plan
+
+
+def advice(config: DistillConfig, planner: Planner, free: int) -> str:
+    """The first change, from the cheapest on, with which a run fits into `free` bytes, and what it saves."""
+    before = planner(config)
+    smallest = before
+    for changes in _remedies(config, before.micro_batch_rows):
+        plan = planner(dataclasses.replace(config, **changes))
+        text = ", ".join(f"{name}: {str(value).lower()}" for name, value in changes.items())
+        if plan.total_bytes <= free:
+            return f"{text} would save {format_bytes(before.total_bytes - plan.total_bytes)} and fit (same result)."
+        smallest = min(smallest, plan, key=lambda plan: plan.total_bytes)
+    return f"The least it can do with is {format_bytes(smallest.total_bytes)}: one row at a time, recomputed."
+
+
+def _remedies(config: DistillConfig, rows: int) -> list[dict[str, int | bool]]:
+    """Fewer rows at once cost little, recomputation a third more time."""
+    fewer: list[dict[str, int | bool]] = []
+    while rows > 1:
+        rows //= 2
+        fewer.append({"micro_batch_rows": rows})
+    if config.gradient_checkpointing:
+        return fewer
+    return [*fewer, {"gradient_checkpointing": True}, *({"gradient_checkpointing": True, **less} for less in fewer)]
+
+
+def _device_memory(device: torch.device) -> tuple[int, int]:
+    """Free bytes and all bytes."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free, total
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
