@@ -212,8 +212,8 @@ def logits_bytes(device: torch.device) -> int:
     """Bytes of one model's logits in a chunk that uses the device well.
 
     On CPUs 128 MiB: larger chunks leave the caches, smaller ones make narrow products. On CUDA devices a 256th of
-    their memory, at most 512 MiB (which also stands for a GPU that is only planned for). What happens to be free has no say, since the chunks' sums would round otherwise at
-    the next start and a resumed run would not be the same bit for bit.
+    their memory, at most 512 MiB (also for a GPU that is only planned for). What happens to be free has no say: the
+    chunks' sums would round otherwise at the next start, and a resumed run would not be the same bit for bit.
     """
     if device.type != "cuda":
         return 128 << 20
