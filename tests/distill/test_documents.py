@@ -11,13 +11,13 @@ from distill_world import SEQ_LEN, World
 from helpers import save_tiny_model, tiny_config
 from transformers import AutoModelForCausalLM
 
+from compress.architecture import output_head
 from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.documents import check_isolation, document_positions, next_tokens, packed_hidden_states
 from compress.distill.session import make_accelerator
 from compress.distill.step import Losses, StudentWithLoss
 from compress.errors import UsageError
-from compress.models import output_head
 
 Options = Callable[..., DistillConfig]
 

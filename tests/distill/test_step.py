@@ -14,11 +14,11 @@ from helpers import tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from compress.architecture import hidden_states
 from compress.distill import DistillConfig
 from compress.distill.read_ahead import read_ahead
 from compress.distill.session import compile_backbone
 from compress.distill.stop_vote import StopVote
-from compress.models import hidden_states
 from compress.runtime import StopRequest
 
 
