@@ -201,7 +201,7 @@ def _add_outer_(total: Tensor, gradient: Tensor, hidden: Tensor, factor: float) 
         total.addmm_(gradient.t(), hidden, alpha=factor)
         return
     if total.device.type == "cuda":
-        torch.addmm(total, gradient.t(), hidden, out_dtype=total.dtype, alpha=factor, out=total)  # type: ignore[call-overload]
+        torch.addmm(total, gradient.t(), hidden, out_dtype=total.dtype, alpha=factor, out=total)
         return
     for start in range(0, len(total), _VOCABULARY_BLOCK):
         block = slice(start, start + _VOCABULARY_BLOCK)

@@ -34,13 +34,13 @@ def losses_then_gradient_(student: Tensor, teacher: Tensor | None, labels: Tenso
     return losses.sum(1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _tanh(x):  # type: ignore[no-untyped-def]
+@triton.jit
+def _tanh(x):
     return 1 - 2 / (tl.exp(2 * x) + 1)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _logits(start, inside, cap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+@triton.jit
+def _logits(start, inside, cap, CAPPED: tl.constexpr):  # noqa: N803
     """Soft-capped logits in fp32; past the end of the row -1e15, whose exponential is 0."""
     z = tl.load(start, mask=inside, other=-1e15).to(tl.float32)
     if CAPPED:
@@ -48,8 +48,8 @@ def _logits(start, inside, cap, CAPPED: tl.constexpr):  # type: ignore[no-untype
     return z
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _row(  # type: ignore[no-untyped-def]
+@triton.jit
+def _row(
     student, teacher, labels, soft, hard, width, alpha, temperature, student_cap, teacher_cap,
     HAS_TEACHER: tl.constexpr, UNIT_TEMPERATURE: tl.constexpr, ENTROPY: tl.constexpr, GRADIENT: tl.constexpr,  # noqa: N803
     STUDENT_CAPPED: tl.constexpr, TEACHER_CAPPED: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
@@ -64,8 +64,9 @@ def _row(  # type: ignore[no-untyped-def]
     # Differences of logits are taken from the row's first ones, so that what all share does not cost digits.
     base = _logits(student, True, student_cap, STUDENT_CAPPED)
     base_t = _logits(teacher, True, teacher_cap, TEACHER_CAPPED)
-    top, top_t = -1e15, -1e15
-    total, total_1, total_t, cross = 0.0, 0.0, 0.0, 0.0
+    top = tl.full((), -1e15, tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    top_t, total_1, total_t, cross = top, total, total, total
     for start in range(0, width, BLOCK):
         inside = start + lanes < width
         z = _logits(student + start + lanes, inside, student_cap, STUDENT_CAPPED)
