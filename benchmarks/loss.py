@@ -176,7 +176,8 @@ def cases(options: argparse.Namespace, peers: list[Peer]) -> tuple[dict[str, dic
     exact_environments = [name for name in options.environments if name != "onednn+malloc"]
     for environment, dtype in itertools.product(exact_environments or ["onednn"], options.dtypes):
         add(f"errors {dtype} {environment}", 2, kind="errors", dtype=dtype, environment=environment, peers=names)
-    for shape, dtype in itertools.product(SHAPES[sizes], options.dtypes):
+    shapes = [shape for shape in SHAPES[sizes] if shape.vocabulary in (options.vocabularies or [shape.vocabulary])]
+    for shape, dtype in itertools.product(shapes, options.dtypes):
         for name in names[:2] if options.smoke else names:
             add(
                 f"memory {shape} {dtype} {name}",
@@ -190,7 +191,7 @@ def cases(options: argparse.Namespace, peers: list[Peer]) -> tuple[dict[str, dic
     for shape, name in itertools.product(() if options.smoke else TOKENS[options.device], ("ours", "dense")):
         case = {"kind": "memory", "dtype": "fp32", "shape": shape, "peers": [name], "tokens_series": True}
         add(f"memory by tokens {shape} {name}", 5, **case)
-    for shape, dtype, environment in itertools.product(SHAPES[sizes], options.dtypes, options.environments):
+    for shape, dtype, environment in itertools.product(shapes, options.dtypes, options.environments):
         case = {"kind": "time", "dtype": dtype, "shape": shape, "environment": environment, "peers": names}
         guess = pass_seconds(shape, dtype, environment) if options.device == "cpu" else 1.0
         guess = guess * 2 * (options.samples + 1) + 60 * ("liger_compiled" in names)
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=7, help="samples of each time; 7 at least for a table to keep")
     parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, help="CPU only; all by default")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
+    parser.add_argument("--vocabularies", nargs="+", type=int, help="only the shapes with these V; all by default")
     parser.add_argument("--peers", nargs="+", choices=[peer.name for peer in PEERS], help="besides ours and dense")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, little of each, in OUT/smoke")

@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=3, help="timed windows a round: a step on CPUs, five on GPUs")
     parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, help="CPU only; all by default")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=None)
+    parser.add_argument("--vocabularies", nargs="+", type=int, help="only the models with these V; all by default")
     parser.add_argument("--loops", nargs="+", choices=[loop.name for loop in LOOPS], help="besides ours")
     parser.add_argument("--work", type=Path, help="where to build models for the time of the run (a temporary folder)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -148,6 +149,8 @@ def main() -> None:
     results = Results(options.out / f"{stem}.json", Path(__file__))
     if not options.report:
         for world in worlds:
+            if options.vocabularies and world.vocabulary not in options.vocabularies:
+                continue
             measure(options, results, world)
     page = report(results, options.device)
     (options.out / f"{stem}.md").write_text(page)
