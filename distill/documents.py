@@ -80,11 +80,11 @@ def check_isolation(model: Any, name: str) -> None:
             for row, lengths in zip(rows, _CHECK_DOCUMENTS, strict=True)
         ]
     )
-    error = ((packed - alone).norm() / alone.norm()).item()
-    if not error <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05):
+    gap = ((packed - alone).norm() / alone.norm()).item()
+    if not gap <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05):
         raise UsageError(
             f"document_mask: true cannot be had with {name} ({type(model).__name__}): the hidden states of documents "
-            f"packed into a row differ from those of each document alone by {error:.1%}. Set it to false."
+            f"packed into a row differ from those of each document alone by {gap:.1%}. Set it to false."
         )
 
 

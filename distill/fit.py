@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -55,9 +56,9 @@ def advice(config: DistillConfig, planner: Planner, free: int) -> str:
     return f"The least it can do with is {format_bytes(smallest.total_bytes)}: one row at a time, recomputed."
 
 
-def _remedies(config: DistillConfig, rows: int) -> list[dict[str, int | bool]]:
+def _remedies(config: DistillConfig, rows: int) -> list[dict[str, Any]]:
     """Fewer rows at once cost little, recomputation a third more time."""
-    fewer: list[dict[str, int | bool]] = []
+    fewer: list[dict[str, Any]] = []
     while rows > 1:
         rows //= 2
         fewer.append({"micro_batch_rows": rows})

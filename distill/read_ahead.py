@@ -1,13 +1,13 @@
 """Reading the next batch while a step computes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
+def read_ahead(reads: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
     """What each of `reads` returns, in order; a thread reads one ahead of what was asked for.
 
     An error in a read is raised where its result would have come. Close the iterator (`contextlib.closing`) to wait

@@ -150,11 +150,11 @@ class _AsOnADevice(TorchFunctionMode):
         return self._copies.setdefault(id(value), value.bfloat16())
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operations make, while they live."""
 
     def __init__(self, before: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in before)
 

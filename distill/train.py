@@ -209,7 +209,8 @@ def _make_folder(work: Path) -> None:
 
 
 def _mfu(s: Session, tokens_per_s: float) -> float:
-    return tokens_per_s * s.flops_per_token / (s.peak.flops_per_s * s.accelerator.num_processes)
+    share: float = tokens_per_s * s.flops_per_token / (s.peak.flops_per_s * s.accelerator.num_processes)
+    return share
 
 
 @contextlib.contextmanager
