@@ -75,7 +75,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: there is no home directory
         return None
 
 
