@@ -72,7 +72,7 @@ class DistillConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     chunk_tokens: AtLeastOne | None = None
-    """Tokens whose logits exist at once in the loss; None chooses by the device: 128 MiB of logits on CPUs."""
+    """Tokens whose logits exist at once in the loss; None chooses by the device: 128 MiB of fp32 logits on CPUs."""
     fused_loss: bool = True
     """Make the loss from the logits in one compiled pass: C++ on CPUs with a compiler, Triton on CUDA devices."""
     cpu_tuning: bool = True

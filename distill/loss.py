@@ -81,7 +81,7 @@ def distillation_loss(
             `jensen_shannon`, both tempered too.
         ignore_index: labels with this value are left out and never reach a head. None promises that there are none,
             and saves the device a synchronisation.
-        chunk_tokens: tokens whose logits exist at once; by default as many as `logits_bytes` gives room for.
+        chunk_tokens: tokens whose logits exist at once; by default `default_chunk_tokens`.
         num_tokens: divisor of the sums; by default the number of valid labels. Micro-batches of one step pass the
             step's global number of valid labels, so that their gradients add up to the whole batch's.
         fused: take the compiled pass over the logits where there is one: C++ on CPUs, Triton on CUDA devices, for the
@@ -208,23 +208,25 @@ def _add_outer_(total: Tensor, gradient: Tensor, hidden: Tensor, factor: float) 
         total[block].add_(gradient[:, block].t() @ hidden, alpha=factor)
 
 
-def logits_bytes(device: torch.device) -> int:
-    """Bytes of one model's logits in a chunk that uses the device well.
+def default_chunk_tokens(device: torch.device, vocabulary: int) -> int:
+    """How many tokens' logits make a chunk that uses the device well.
 
-    On CPUs 128 MiB: larger chunks leave the caches, smaller ones make narrow products. On CUDA devices a 256th of
-    their memory, at most 512 MiB (also for a GPU that is only planned for). What happens to be free has no say: the
-    chunks' sums would round otherwise at the next start, and a resumed run would not be the same bit for bit.
+    As many as have 128 MiB of fp32 logits on CPUs: larger chunks leave the caches, smaller ones make narrow products.
+    On CUDA devices a 256th of their memory, at most 512 MiB (also for a GPU that is only planned for). What happens to
+    be free has no say: the chunks' sums would round otherwise at the next start, and a resumed run would not be the
+    same bit for bit.
     """
-    if device.type != "cuda":
-        return 128 << 20
-    if not torch.cuda.is_available():
-        return 512 << 20
-    return min(torch.cuda.get_device_properties(device).total_memory // 256, 512 << 20)
+    room = 128 << 20
+    if device.type == "cuda":
+        room = 512 << 20
+        if torch.cuda.is_available():
+            room = min(room, torch.cuda.get_device_properties(device).total_memory // 256)
+    return max(32, room // (4 * vocabulary))
 
 
 def _chunk_length(rows: int, weight: Tensor, asked: int | None) -> int:
     """Tokens a chunk, in chunks of even size."""
-    limit = asked or max(32, logits_bytes(weight.device) // (len(weight) * weight.element_size()))
+    limit = asked or default_chunk_tokens(weight.device, len(weight))
     chunks = max(1, -(-rows // limit))
     return max(1, -(-rows // chunks))
 

@@ -8,7 +8,7 @@ import torch
 from compress.architecture import count_parameters, empty_model
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
-from compress.distill.loss import logits_bytes
+from compress.distill.loss import default_chunk_tokens
 from compress.distill.optimizer import state_bytes
 from compress.distill.quantization import teacher_bytes
 from compress.distill.schedule import budget
@@ -89,14 +89,15 @@ def plan_distill(
 def _shape(config: DistillConfig, student: Any, seq_len: int, device: torch.device, bf16: bool) -> StepShape:
     step_rows = config.batch_tokens // seq_len
     rows = min(step_rows, config.micro_batch_rows or default_micro_batch_rows(device, seq_len))
-    logits = (config.chunk_tokens or rows * seq_len) * student.get_text_config().vocab_size * (2 if bf16 else 4)
+    vocabulary: int = student.get_text_config().vocab_size
+    chunk = config.chunk_tokens or min(rows * seq_len, default_chunk_tokens(device, vocabulary))
     return StepShape(
         rows=rows,
         seq_len=seq_len,
         bf16=bf16,
         attention=resolve_attention(config, device, seq_len) or "sdpa",
         recompute=recompute_activations if config.gradient_checkpointing else None,
-        logits_bytes=logits if config.chunk_tokens is not None else min(logits, logits_bytes(device)),
+        logits_bytes=chunk * vocabulary * (2 if bf16 else 4),
         accumulates=rows < step_rows,
     )
 
