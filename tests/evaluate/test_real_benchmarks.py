@@ -2,6 +2,8 @@
 
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +34,32 @@ def index() -> Any:
     return TaskManager()
 
 
-def harness(model: Path, task: str, shots: int | None) -> dict[str, Any]:
-    """lm-eval by itself: its hf backend, its task, its loading of the folder given by path."""
+def harness(model: Path, tasks: list[str], shots: int | None, limit: int = LIMIT) -> dict[str, Any]:
+    """lm-eval by itself: its hf backend, its tasks, its loading of the folders given by path."""
     from lm_eval import simple_evaluate
 
-    entry = index().task_index[task].cfg
-    overrides: dict[str, Any] = {"task": task, "dataset_path": str(HUB / entry["dataset_path"])}
-    if not any((HUB / entry["dataset_path"]).rglob("train-*")):
-        overrides |= {"training_split": None, "validation_split": None}
-    loaded = index()._factory._build_task(index().task_index[task], overrides)
     result = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(model), "dtype": "float32"},
-        tasks=[loaded],
+        tasks=[load(task) for task in tasks],
         num_fewshot=shots,
         device="cpu",
         batch_size=1,
-        limit=LIMIT,
+        limit=limit,
         bootstrap_iters=100,
         task_manager=index(),
     )
     assert result is not None
     return dict(result)
+
+
+def load(task: str) -> Any:
+    """lm-eval's task with its data taken from the hub folder."""
+    entry = index().task_index[task].cfg
+    overrides: dict[str, Any] = {"task": task, "dataset_path": str(HUB / entry["dataset_path"])}
+    if not any((HUB / entry["dataset_path"]).rglob("train-*")):
+        overrides |= {"training_split": None, "validation_split": None}
+    return index()._factory._build_task(index().task_index[task], overrides)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,7 @@ def harness(model: Path, task: str, shots: int | None) -> dict[str, Any]:
     ],
 )
 def test_scores_and_items_are_those_of_lm_eval(model: Path, tmp_path: Path, task: str, shots: int | None) -> None:
-    reference = harness(model, task, shots)
+    reference = harness(model, [task], shots)
     config = EvalConfig(
         tasks=[task],
         datasets_root=str(HUB),
@@ -88,6 +94,26 @@ def test_scores_and_items_are_those_of_lm_eval(model: Path, tmp_path: Path, task
     for sample, item in zip(reference["samples"][task], items, strict=True):
         assert item["doc_sha256"] == sample["doc_hash"]
         assert item["metrics"]["acc"] == sample["acc"]
+
+
+def test_one_command_scores_four_benchmarks_and_the_whole_of_mmlu_as_lm_eval_does(model: Path, tmp_path: Path) -> None:
+    names, limit = "openbookqa,arc_challenge,agieval_lsat_lr,mmlu", 3
+    command = [sys.executable, "-m", "compress.cli", "eval", str(model), "--datasets-root", str(HUB), "--tasks", names]
+    command += ["--limit", str(limit), "--out", str(tmp_path / "o.json"), "--set", "speed=false"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    scores = json.loads((tmp_path / "o.json").read_text())["tasks"]
+    subjects = scores["mmlu"]["members"]
+    assert len(subjects) == 57
+    tasks = [*names.split(",")[:3], *subjects]
+    reference = harness(model, tasks, None, limit)["results"]
+    for task in tasks:
+        assert scores[task]["n"] == limit
+        for key, expected in reference[task].items():
+            metric, comma, _ = key.partition(",")
+            if comma:
+                assert scores[task][metric] == pytest.approx(expected, abs=1e-9), (task, metric)
+    right = sum(round(reference[subject]["acc,none"] * limit) for subject in subjects)
+    assert scores["mmlu"]["acc"] == pytest.approx(right / (57 * limit))
 
 
 def test_mmlu_is_a_group_with_micro_and_macro_averages(model: Path) -> None:
