@@ -8,6 +8,7 @@ import torch
 from compress.architecture import count_parameters, empty_model
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
+from compress.distill.loss import logits_bytes
 from compress.distill.optimizer import state_bytes
 from compress.distill.quantization import teacher_bytes
 from compress.distill.schedule import budget
@@ -20,7 +21,7 @@ from compress.distill.session import (
 from compress.distill.step_memory import StepShape, trace_step
 from compress.units import format_bytes
 
-_LOGITS_BYTES = 128 << 20
+_LOGITS_BYTES_OF_A_LARGE_GPU = 512 << 20
 _BYTES_READ_PER_TOKEN = 2 * 2 * 8
 
 
@@ -73,9 +74,10 @@ def plan_distill(
     if device is None:
         device = torch.device("cpu" if config.precision == "fp32" else "cuda")
         bf16 = device.type == "cuda"
+        room = _LOGITS_BYTES_OF_A_LARGE_GPU if bf16 else logits_bytes(device)
     else:
-        bf16 = resolve_precision(config, device) == "bf16"
-    shape = _shape(config, student, seq_len, device, bf16)
+        bf16, room = resolve_precision(config, device) == "bf16", logits_bytes(device)
+    shape = _shape(config, student, seq_len, device, bf16, room)
     return DistillPlan(
         steps=extent.steps,
         tokens=tokens,
@@ -86,7 +88,7 @@ def plan_distill(
     )
 
 
-def _shape(config: DistillConfig, student: Any, seq_len: int, device: torch.device, bf16: bool) -> StepShape:
+def _shape(config: DistillConfig, student: Any, seq_len: int, device: torch.device, bf16: bool, room: int) -> StepShape:
     step_rows = config.batch_tokens // seq_len
     rows = min(step_rows, config.micro_batch_rows or default_micro_batch_rows(device, seq_len))
     logits = (config.chunk_tokens or rows * seq_len) * student.get_text_config().vocab_size * (2 if bf16 else 4)
@@ -96,7 +98,7 @@ def _shape(config: DistillConfig, student: Any, seq_len: int, device: torch.devi
         bf16=bf16,
         attention=resolve_attention(config, device, seq_len) or "sdpa",
         recompute=recompute_activations if config.gradient_checkpointing else None,
-        logits_bytes=logits if config.chunk_tokens is not None else min(logits, _LOGITS_BYTES),
+        logits_bytes=logits if config.chunk_tokens is not None else min(logits, room),
         accumulates=rows < step_rows,
     )
 
