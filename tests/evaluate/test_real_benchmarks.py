@@ -99,7 +99,7 @@ def test_scores_and_items_are_those_of_lm_eval(model: Path, tmp_path: Path, task
 def test_one_command_scores_four_benchmarks_and_the_whole_of_mmlu_as_lm_eval_does(model: Path, tmp_path: Path) -> None:
     names, limit = "openbookqa,arc_challenge,agieval_lsat_lr,mmlu", 3
     command = [sys.executable, "-m", "compress.cli", "eval", str(model), "--datasets-root", str(HUB), "--tasks", names]
-    command += ["--limit", str(limit), "--out", str(tmp_path / "o.json"), "--set", "speed=false"]
+    command += ["--limit", str(limit), "--out", str(tmp_path / "o.json"), "--set", "eval.speed=false"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     scores = json.loads((tmp_path / "o.json").read_text())["tasks"]
     subjects = scores["mmlu"]["members"]
