@@ -1,7 +1,7 @@
 """Which optimizer and schedule heal a student to a given held-out KL in the fewest tokens.
 
     python benchmarks/optimizers.py --work runs/optimizers           about half an hour on two CPU cores
-    python benchmarks/optimizers.py --work /tmp/smoke --smoke        a minute: does everything once, measures nothing
+    python benchmarks/optimizers.py --work runs/smoke --smoke       a minute: does everything once, measures nothing
 
 A small teacher is trained from scratch on text, cut to half its depth, and healed by each of {adamw, muon} x {cosine,
 wsd} with three orders of the data and three lengths of training, each length with its whole schedule. The learning
