@@ -217,10 +217,11 @@ def _tuned(config: DistillConfig) -> Iterator[None]:
     with fast_fp32_products() as fast:
         kept = keep_freed_memory()
         compiled = config.fused_loss and cpu.available()
+        products = "through oneDNN (measured exact)" if fast else "as torch makes them"
         say(
-            f"CPU tuning: fp32 products {'through oneDNN (measured exact)' if fast else 'as they were'}, freed memory "
-            f"{'kept by the process' if kept else 'as it was'} (cpu_tuning: false turns both off), the loss's pass "
-            f"over the logits in {'C++ (fused_loss: false turns it off)' if compiled else 'torch'}."
+            f"CPU tuning: fp32 products {products}, freed memory {'kept by the process' if kept else 'as it was'} "
+            f"(cpu_tuning: false turns both off), the loss's pass over the logits in "
+            f"{'C++ (fused_loss: false turns it off)' if compiled else 'torch'}."
         )
         yield
 

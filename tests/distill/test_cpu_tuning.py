@@ -7,11 +7,13 @@ import torch
 from distill_world import World
 from safetensors.torch import load_file
 
+from compress import runtime
 from compress.distill import DistillConfig, train
 from compress.runtime import fast_fp32_products
 
 
-def test_fast_products_are_fp32_and_the_setting_is_put_back() -> None:
+def test_fast_products_are_fp32_and_the_setting_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_made_by_intel", lambda: False)
     g = torch.Generator().manual_seed(1)
     a, b = torch.randn(300, 700, generator=g), torch.randn(700, 200, generator=g)
     exact = a.double() @ b.double()
@@ -30,11 +32,18 @@ def test_inexact_products_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
             return product(a.bfloat16(), b.bfloat16()).float()
         return product(a, b)
 
+    monkeypatch.setattr(runtime, "_made_by_intel", lambda: False)
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     before = torch.get_float32_matmul_precision()
     with fast_fp32_products() as used:
         assert not used
         assert torch.get_float32_matmul_precision() == before
+
+
+def test_intels_own_processors_keep_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_made_by_intel", lambda: True)
+    with fast_fp32_products() as used:
+        assert not used
 
 
 def test_tuning_is_said_and_can_be_turned_off(

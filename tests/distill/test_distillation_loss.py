@@ -101,8 +101,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**16),
-    n=st.integers(4, 60),
-    v=st.integers(8, 300),
+    n=st.integers(1, 60),
+    v=st.integers(8, 300) | st.integers(8000, 12000),
     d=st.integers(1, 24),
     alpha=st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]),
     temperature=st.sampled_from([0.5, 1.0, 2.0, 3.7]),
@@ -124,11 +124,11 @@ def test_chunked_equals_dense_float64(
     single = case.cast(torch.float32)
     found = chunked(single, alpha=alpha, temperature=temperature, chunk_tokens=chunk, fused=fused)
     rounded = dense(single.cast(torch.float64), alpha, temperature)
-    loss, soft, hard, *gradients = [relative(a, b) for a, b in zip(found, rounded, strict=True)]
-    # A KL of few tokens is a small difference of large numbers: by itself it keeps a digit less than the loss. The
-    # dense loss in fp32 errs up to 1e-5 on such cases.
-    assert max(loss, hard, *gradients) < 1e-6, (loss, hard, gradients)
-    assert soft < 4e-6
+    errors = [relative(a, b) for a, b in zip(found, rounded, strict=True)]
+    assert max(errors[:3]) < 1e-6, errors
+    # A gradient can be a small difference of large terms, of which fp32 products leave fewer digits to any loss.
+    own = [relative(a, b) for a, b in zip(dense(single, alpha, temperature, torch.float32), rounded, strict=True)]
+    assert all(error < max(1e-6, 2 * least) for error, least in zip(errors[3:], own[3:], strict=True)), (errors, own)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -268,7 +268,7 @@ class Allocations(TorchDispatchMode):
 
 def test_no_tensor_grows_with_tokens_times_vocabulary() -> None:
     """The largest tensor is a chunk of logits, whatever the number of tokens."""
-    v, d, chunk = 2000, 4, 16
+    v, d, chunk = 6000, 4, 16
     largest = []
     for n in (64, 640):
         case = make_case(8, n, v, d).cast(torch.float32)

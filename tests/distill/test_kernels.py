@@ -15,7 +15,6 @@ from torch import Tensor
 
 from compress.distill.divergences import Terms
 from compress.distill.kernels import cpu
-from compress.distill.tiles import tile_pass
 
 Pass = Callable[[Tensor, Tensor | None, Tensor, Terms], Tensor]
 
@@ -144,10 +143,12 @@ def test_without_a_compiler_torch_does_the_work(tmp_path: Any) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_triton_kernel_on_a_gpu(case: tuple[Any, ...]) -> None:
+    kernel = importlib.import_module("compress.distill.kernels.cuda")
+
     def on_gpu(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: Terms) -> Tensor:
         device = z.cuda()
         teacher = None if z_teacher is None else z_teacher.cuda()
-        losses = tile_pass(terms, device, fused=True)(device, teacher, labels.cuda())
+        losses = kernel.losses_then_gradient_(device, teacher, labels.cuda(), terms)
         z.copy_(device)
         return losses
 
