@@ -69,9 +69,9 @@ def check_isolation(model: Any, name: str) -> None:
     rows, positions = rows.to(device), positions.to(device)
     try:
         packed = packed_hidden_states(model, rows, positions).float()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"document_mask: true cannot be had with {name} ({type(model).__name__}), which takes no position ids: "
+            f"document_mask: true cannot be had with {name} ({type(model).__name__}), which fails with positions: "
             f"{' '.join(str(error).split())[:200]}. Set it to false."
         ) from error
     alone = torch.stack(
