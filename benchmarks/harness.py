@@ -18,7 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from compress.runtime import environment, fast_fp32_products, keep_freed_memory
+from compress.runtime import (
+    environment,
+    fast_fp32_products,
+    keep_freed_memory,
+    peak_resident_bytes,
+    restart_peak_resident,
+)
 
 ENVIRONMENTS = ("stock", "onednn", "onednn+malloc")
 TUNED = {"cpu": "onednn+malloc", "cuda": "stock"}
@@ -95,7 +101,8 @@ def peak_rise_bytes(function: Callable[[], Any], device: str) -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")
+    if not restart_peak_resident():
+        raise SystemExit("This system keeps no peak of resident memory that can be reset, so none can be measured.")
     before = peak_bytes(device)
     function()
     return peak_bytes(device) - before
@@ -112,7 +119,7 @@ def peak_bytes(device: str) -> int:
     """Peak memory of this process so far: resident on the CPU, allocated on CUDA."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return peak_resident_bytes()
 
 
 def summary(samples: Sequence[float]) -> str:

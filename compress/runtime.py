@@ -104,6 +104,21 @@ def peak_memory_gib() -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def restart_peak_resident() -> bool:
+    """Count the process's peak resident memory afresh (Linux, `man 5 proc`); whether the system allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident memory since `restart_peak_resident`, where that returned true."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
 class StopRequest:
     """Whether a signal asked the process to stop; true from the first SIGINT or SIGTERM on."""
 

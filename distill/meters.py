@@ -3,14 +3,13 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
 from compress.errors import CompressError
-
-_STATUS = Path("/proc/self/status")
+from compress.runtime import peak_resident_bytes, restart_peak_resident
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -53,27 +52,21 @@ class MemoryMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self.baseline = torch.cuda.memory_allocated() if self._cuda else _status_bytes("VmRSS")
+        self._cuda, self._counts = device.type == "cuda", False
+        self.baseline: int = torch.cuda.memory_allocated() if self._cuda else psutil.Process().memory_info().rss
 
     def restart(self) -> None:
         """Forget the peak so far."""
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
-        elif _STATUS.exists():
-            Path("/proc/self/clear_refs").write_text("5")
+        self._counts = self._cuda or restart_peak_resident()
 
     def peak(self) -> int | None:
         """The peak since `restart`, above the baseline; None where the system does not tell."""
-        peak = torch.cuda.max_memory_allocated() if self._cuda else _status_bytes("VmHWM")
-        return None if peak is None or self.baseline is None else peak - self.baseline
-
-
-def _status_bytes(field: str) -> int | None:
-    if not _STATUS.exists():
-        return None
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1]) * 1024
+        if not self._counts:
+            return None
+        peak = torch.cuda.max_memory_allocated() if self._cuda else peak_resident_bytes()
+        return peak - self.baseline
 
 
 class Clock:

@@ -19,6 +19,7 @@ from torch import Tensor
 from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
 from compress.evaluate.config import EvalConfig
 from compress.progress import progress_bar
+from compress.runtime import peak_resident_bytes, restart_peak_resident
 
 _WARM_UP = 2
 
@@ -138,23 +139,17 @@ def _peak_bytes(checkpoint: Checkpoint, config: EvalConfig) -> int | None:
         before = int(torch.cuda.memory_allocated(device))
         _run_round(checkpoint, config)
         return weights + int(torch.cuda.max_memory_allocated(device)) - before
-    if device.type != "cpu" or not _restart_peak_resident():
+    if device.type != "cpu" or not _trim_and_restart_peak():
         return None
     before = int(psutil.Process().memory_info().rss)
     _run_round(checkpoint, config)
-    return weights + max(0, _peak_resident() - before)
+    return weights + max(0, peak_resident_bytes() - before)
 
 
-def _restart_peak_resident() -> bool:
-    """Give free heap pages back, then count the process's peak resident memory afresh (Linux, glibc; `man 5 proc`)."""
+def _trim_and_restart_peak() -> bool:
+    """Give free heap pages back (glibc), then count the process's peak resident memory afresh."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):
         return False
-    return True
-
-
-def _peak_resident() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return restart_peak_resident()

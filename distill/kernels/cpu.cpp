@@ -74,39 +74,33 @@ float maximum(const T *z, int64_t width) {
     return top;
 }
 
-// out <- exp((z - top) * scale); returns the sum.
-template <class T>
-double exponentials(const T *z, float top, float scale, int64_t width, float *out) {
+// Sum of term(k) over a row: in single precision within a block, in double from block to block.
+template <class Term>
+inline double sum_over(int64_t width, Term term) {
     double total = 0;
     for (int64_t start = 0; start < width; start += kBlock) {
         int64_t end = start + kBlock < width ? start + kBlock : width;
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t k = start; k < end; k++) {
-            float e = exp_of_negative((load(z + k) - top) * scale);
-            out[k] = e;
-            sum += e;
-        }
+        for (int64_t k = start; k < end; k++) sum += term(k);
         total += sum;
     }
     return total;
+}
+
+// out <- exp((z - top) * scale); returns the sum.
+template <class T>
+double exponentials(const T *z, float top, float scale, int64_t width, float *out) {
+    return sum_over(width, [=](int64_t k) { return out[k] = exp_of_negative((load(z + k) - top) * scale); });
 }
 
 // Sum of weight * ((zt - top_t) - (zs - top)), or of weight * -(zs - top) with `entropy` 0. Differences of the maxima
 // are left out, so that what all logits share does not cost digits.
 template <class T>
 double expected(const T *zt, const T *zs, float top_t, float top, const float *weight, float entropy, int64_t width) {
-    double total = 0;
-    for (int64_t start = 0; start < width; start += kBlock) {
-        int64_t end = start + kBlock < width ? start + kBlock : width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t k = start; k < end; k++) {
-            sum += weight[k] * (entropy * (load(zt + k) - top_t) - (load(zs + k) - top));
-        }
-        total += sum;
-    }
-    return total;
+    return sum_over(width, [=](int64_t k) {
+        return weight[k] * (entropy * (load(zt + k) - top_t) - (load(zs + k) - top));
+    });
 }
 
 struct Options {
