@@ -41,8 +41,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# torchtune needs an older torchao than the one our own options are tested with.
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	grep -v '^torchao==' constraints.txt >$(BENCH_VENV)/constraints.txt
+	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(BENCH_VENV)/constraints.txt torch
+	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(BENCH_VENV)/constraints.txt --editable '.[bench]'
 	touch $@

@@ -4,6 +4,8 @@ A step writes into `OUT.partial/`, everything is fsynced, the folder is renamed,
 what the rename makes visible. No manifest, no result.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -107,22 +109,57 @@ def require_free(out: Path) -> None:
 
 
 @contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Create a folder if need be, and keep every other process out of it while the block runs.
+
+    The lock goes with the process, however it ends. A file system that knows no locks gives none.
+
+    Raises:
+        UsageError: another process has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"Another process is writing to {folder} now; wait for it, stop it, or name another output."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
     """Yield `OUT.partial/` to write into; on success it becomes `out`, on failure it is removed.
 
     Raises:
-        UsageError: `out` is not free (see `require_free`).
+        UsageError: `out` is not free (see `require_free`), or another process is writing it.
     """
     require_free(out)
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        publish_folder(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with owned(partial):
+        clear_folder(partial)
+        try:
+            yield partial
+            publish_folder(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove everything inside a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def publish_folder(partial: Path, out: Path) -> None:

@@ -6,13 +6,16 @@ Exit codes: 0 done; 2 wrong usage or a bad recipe; 3 bad input data or model; 75
 
 import errno
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import click
 
+from compress import processes
 from compress.errors import CompressError, InterruptedRun, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -61,7 +64,7 @@ def prune(teacher: str, out: Path, keep: str, check: bool, dry_run: bool, as_jso
         plan = step.plan_prune(teacher, keep)
         _print(plan.to_dict(), plan.describe(), as_json)
         return
-    result = step.prune(teacher, out, keep, check=check)
+    result = processes.on_main(lambda: step.prune(teacher, out, keep, check=check))
     _print(result.record, result.describe(), as_json)
 
 
@@ -184,7 +187,7 @@ def report(run_dir: Path, as_json: bool) -> None:
     """Write report.json, report.md and report.html of RUN_DIR from what its steps left there."""
     from compress.report import write_report
 
-    write_report(run_dir)
+    processes.on_main(lambda: write_report(run_dir))
     _finish(run_dir, as_json)
 
 
@@ -208,6 +211,8 @@ def _finish(run_dir: Path, as_json: bool) -> None:
     from compress.progress import console
     from compress.report import summary
 
+    if not processes.is_main():
+        return
     record = read_json(run_dir / "report.json")
     if as_json:
         _print(record, "", as_json)
@@ -217,7 +222,8 @@ def _finish(run_dir: Path, as_json: bool) -> None:
 
 
 def _print(record: Any, text: str, as_json: bool) -> None:
-    click.echo(json.dumps(record, ensure_ascii=False) if as_json else text)
+    if processes.is_main():
+        click.echo(json.dumps(record, ensure_ascii=False) if as_json else text)
 
 
 def _count(text: str, option: str) -> int:
@@ -232,8 +238,10 @@ def _count(text: str, option: str) -> int:
 def main() -> None:
     """Entry point: run the command and turn failures into one paragraph on stderr and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         cli(prog_name="compress", standalone_mode=False)
+        processes.leave()
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -254,6 +262,11 @@ def main() -> None:
         )
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Take SIGTERM as Ctrl-C, so that what is half-written is cleared away; steps with state to save save it first."""
+    raise KeyboardInterrupt
+
+
 def _explain_os_error(error: OSError) -> str:
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -268,7 +281,8 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"Error: {message}", err=True)
+    if not isinstance(sys.exception(), processes.MainProcessFailed):
+        click.echo(f"Error: {message}", err=True)
     sys.stderr.flush()
     sys.exit(code)
 

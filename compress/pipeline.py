@@ -6,16 +6,28 @@ A teacher to be trained from scratch needs the data, so there: data -> teacher -
 first: what is wrong with it shows before hours of preparing text.
 
 This module, `compress.recipe` and `compress.plan` alone know all three steps. The steps meet in the run folder.
+Under a launcher all processes train and evaluate together; the main one does the rest while the others wait.
 """
 
+import contextlib
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import is_current, manifest, read_json, sha256_tree, staged_folder, write_json, write_text
+from compress.artifacts import (
+    is_current,
+    manifest,
+    owned,
+    read_json,
+    sha256_tree,
+    staged_folder,
+    write_json,
+    write_text,
+)
 from compress.config import build as build_config
 from compress.config import dump_yaml, parse_yaml, to_dict
 from compress.data import INDEX, TokenStore, changes_since, prepare
@@ -26,8 +38,9 @@ from compress.distill.publish import changes_since as student_changes
 from compress.distill.session import fingerprints
 from compress.distill.start_up import check_start
 from compress.errors import UsageError
-from compress.evaluate import compare_speed, evaluate_model, evaluation_inputs
+from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs
 from compress.models import load_tokenizer, model_fingerprint, no_transformers_bars, resolve_model
+from compress.processes import on_main
 from compress.progress import say
 from compress.prune import prune
 from compress.recipe import DistillOptions, Recipe, ScratchTeacher, load_recipe, scratch_config
@@ -48,21 +61,26 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     run = run_folder(recipe, out)
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "recipe.yaml", dump_yaml(recipe))
-    recipe = resolve_paths(recipe, run)
+    with contextlib.ExitStack() as lock:
+        on_main(lambda: lock.enter_context(owned(run)))
+        _run(recipe, run)
+    return run
 
-    make_world(recipe, run)
-    if recipe.teacher.scratch is not None:
-        make_data(recipe, run / "data")
+
+def _run(recipe: Recipe, run: Path) -> None:
+    on_main(lambda: write_text(run / "recipe.yaml", dump_yaml(recipe)))
+    recipe = resolve_paths(recipe, run)
+    scratch = recipe.teacher.scratch is not None
+    on_main(lambda: make_world(recipe, run))
+    if scratch:
+        on_main(lambda: make_data(recipe, run / "data"))
     teacher = make_teacher(recipe, run)
-    cut(recipe, teacher, run)
-    if recipe.teacher.scratch is None:
-        make_data(recipe, run / "data")
+    on_main(lambda: cut(recipe, teacher, run))
+    if not scratch:
+        on_main(lambda: make_data(recipe, run / "data"))
     train("distill", recipe.distill, student=run / "student-init", teacher=teacher, run=run, out=run / "student")
     evaluate_all(recipe, teacher, run)
-    write_report(run)
-    return run
+    on_main(lambda: write_report(run))
 
 
 def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
@@ -107,11 +125,11 @@ def make_teacher(recipe: Recipe, run: Path) -> Path:
     """The teacher's folder; a teacher from scratch is trained into RUN/teacher first, by the distillation loop."""
     scratch = recipe.teacher.scratch
     if scratch is None:
-        return resolve_model(str(recipe.teacher.model), recipe.teacher.revision)
+        return on_main(lambda: resolve_model(str(recipe.teacher.model), recipe.teacher.revision))
     start = run / "teacher-init"
     config = {"architecture": scratch.architecture, "seed": scratch.train.seed}
     inputs = {"tokenizer": sha256_tree(Path(scratch.tokenizer), "*.json")}
-    _make("teacher-init", start, "init.json", config, inputs, lambda out: initialise(scratch, out))
+    on_main(lambda: _make("teacher-init", start, "init.json", config, inputs, lambda out: initialise(scratch, out)))
     train("teacher", scratch.train, student=start, teacher=None, run=run, out=run / "teacher")
     return run / "teacher"
 
@@ -154,27 +172,38 @@ def distill_text(options: DistillOptions, *, student: str, teacher: str | None, 
 
     Called again, it continues or returns the finished result; raises as `distill` and `prepare` do.
     """
-    store = Path(options.data.dataset)
-    if not (store / INDEX).is_file():
-        store = run / "data"
-        start, _ = check_start(options.distill, student=student, teacher=teacher, out=run / "student")
-        prepare(options.data, start, store)
-    return distill(
-        options.distill, student=student, teacher=teacher, data=store, out=run / "student", work=run / "train"
-    )
+    with contextlib.ExitStack() as lock:
+        on_main(lambda: lock.enter_context(owned(run)))
+        store = on_main(lambda: _store_of(options, student=student, teacher=teacher, run=run))
+        return distill(
+            options.distill, student=student, teacher=teacher, data=store, out=run / "student", work=run / "train"
+        )
+
+
+def _store_of(options: DistillOptions, *, student: str, teacher: str | None, run: Path) -> Path:
+    given = Path(options.data.dataset)
+    if (given / INDEX).is_file():
+        return given
+    start, _ = check_start(options.distill, student=student, teacher=teacher, out=run / "student")
+    prepare(options.data, start, run / "data")
+    return run / "data"
 
 
 def train(name: str, config: DistillConfig, *, student: Path, teacher: Path | None, run: Path, out: Path) -> None:
     """Train `student` into `out` on RUN/data, or continue; a result made from something else is made anew."""
     work = run / ("train" if out.name == "student" else f"{out.name}-train")
     inputs = fingerprints(student, teacher, TokenStore.open(run / "data"))
-    done = (out / RECORD).is_file()
-    if done and (changes := student_changes(out, config, inputs)):
-        say(f"{name}: {'; '.join(changes)}; doing it again.")
-        shutil.rmtree(out)
-        shutil.rmtree(work, ignore_errors=True)
-        done = False
-    say(f"{name}: done, unchanged." if done else f"{name}: {student} -> {out}")
+
+    def keep_only_current() -> None:
+        done = (out / RECORD).is_file()
+        if done and (changes := student_changes(out, config, inputs)):
+            say(f"{name}: {'; '.join(changes)}; doing it again.")
+            shutil.rmtree(out)
+            shutil.rmtree(work, ignore_errors=True)
+            done = False
+        say(f"{name}: done, unchanged." if done else f"{name}: {student} -> {out}")
+
+    on_main(keep_only_current)
     distill(config, student=student, teacher=teacher, data=run / "data", out=out, work=work)
 
 
@@ -186,12 +215,16 @@ def evaluate_all(recipe: Recipe, teacher: Path, run: Path) -> None:
         out = run / "eval" / f"{name}.json"
         reference = None if name == "teacher" else teacher
         text = run / "data" if recipe.eval.heldout_sequences else None
-        inputs = evaluation_inputs(model, teacher=reference, text=text)
-        if not _done(f"eval {name}", out.parent, out.name, to_dict(config), inputs, [out]):
+        if not on_main(functools.partial(_evaluated, name, config, model, reference, text, out)):
             say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
             evaluate_model(model, config, teacher=reference, text=text, out=out)
     if recipe.eval.speed:
-        time_all(recipe, models, run / "eval")
+        on_main(lambda: time_all(recipe, models, run / "eval"))
+
+
+def _evaluated(name: str, config: EvalConfig, model: Path, teacher: Path | None, text: Path | None, out: Path) -> bool:
+    inputs = evaluation_inputs(model, teacher=teacher, text=text)
+    return _done(f"eval {name}", out.parent, out.name, to_dict(config), inputs, [out])
 
 
 def time_all(recipe: Recipe, models: Mapping[str, Path], folder: Path) -> None:

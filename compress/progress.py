@@ -17,14 +17,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from compress.processes import is_main
+
 _PLAIN_EVERY_S = 15.0
 
 console = Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
-    """One line for the user, on stderr. Square brackets are printed as they are."""
-    console.print(message, markup=False, soft_wrap=True)
+    """One line for the user, on stderr, from the main process. Square brackets are printed as they are."""
+    if is_main():
+        console.print(message, markup=False, soft_wrap=True)
 
 
 class Bar:
@@ -58,8 +61,10 @@ class Bar:
 def progress_bar(label: str, total: int, *, done: int = 0, visible: bool = True) -> Iterator[Bar]:
     """Show a bar with counts, elapsed time, time left and a note while the block runs.
 
-    `done` units were finished by an earlier run. With `visible=False` (other ranks, `--quiet`) nothing is shown.
+    `done` units were finished by an earlier run. With `visible=False`, and in all but the main process, nothing is
+    shown.
     """
+    visible = visible and is_main()
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),

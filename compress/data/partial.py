@@ -1,38 +1,27 @@
 """`OUT.partial/`: a preparation that is under way, owned by one process, and the record that lets another go on."""
 
-import fcntl
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import fsync_path, read_json, write_text
-from compress.errors import InputError, UsageError
+from compress.artifacts import fsync_path, owned, read_json, write_text
+from compress.errors import InputError
 
 _STATE = "state.json"
 
 
 @contextmanager
 def owned_folder(out: Path) -> Iterator[Path]:
-    """Create or find `OUT.partial/` and lock it for this process; the lock goes with the process, however it ends.
+    """Create or find `OUT.partial/` and keep other processes out of it.
 
     Raises:
         UsageError: another process is preparing the same store.
     """
     folder = out.with_name(out.name + ".partial")
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"Another process is preparing {out} now; wait for it, or name another folder.") from None
+    with owned(folder):
         yield folder
-    finally:
-        os.close(descriptor)
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -47,15 +36,6 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     except InputError:
         return None
     return state if isinstance(state, dict) else None
-
-
-def clear(folder: Path) -> None:
-    """Remove everything inside the folder."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def forget_state(folder: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import publish_folder, read_json, write_json
+from compress.artifacts import clear_folder, publish_folder, read_json, write_json
 from compress.data import partial
 from compress.data.config import DataConfig
 from compress.data.encode import Encoder, Ids, TokenizerSpec, encoding, in_order
@@ -77,7 +77,7 @@ class Preparation:
             return False
         index = read_json(self._folder / INDEX)
         if index["identity"] != self._identity or not find_source(self._config).matches(index["source"]):
-            partial.clear(self._folder)
+            clear_folder(self._folder)
             return False
         self._publish()
         return True
@@ -106,7 +106,7 @@ class Preparation:
                 self._seconds_before = state["seconds"]
                 say(f"Continuing {self._out}: {format_count(writer.tokens)} tokens are prepared already.")
                 return writer
-        partial.clear(self._folder)
+        clear_folder(self._folder)
         self._check_space()
         return ShardWriter(self._folder, self._spec.dtype, self._config.seq_len, None)
 

@@ -120,7 +120,7 @@ def test_only_one_process_prepares_a_store(tmp_path: Path, tokenizer_folder: Pat
     descriptor = os.open(tmp_path / "out.partial", os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="Another process is preparing"):
+        with pytest.raises(UsageError, match="Another process is writing to"):
             prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "out")
     finally:
         os.close(descriptor)
