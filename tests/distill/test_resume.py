@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 def fake_checkpoint(folder: Path, step: int, loss: float | None, keep: int) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = StudentOptimizer([torch.optim.AdamW(model.parameters(), fused=True)])
-    checkpoint.save(folder, {"step": step, "heldout_loss": loss}, model, optimizer, keep)
+    checkpoint.write(folder, {"step": step, "heldout_loss": loss}, checkpoint.snapshot(model, optimizer), keep)
 
 
 def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
