@@ -18,6 +18,8 @@ import click
 from compress import processes
 from compress.errors import CompressError, InterruptedRun, UsageError
 
+_TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -281,8 +283,11 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    if not isinstance(sys.exception(), processes.MainProcessFailed):
+    told = isinstance(sys.exception(), _TOLD_BY_MAIN)
+    if processes.is_main():
         click.echo(f"Error: {message}", err=True)
+    elif not told:
+        click.echo(f"Error in process {processes.rank()}: {message}", err=True)
     sys.stderr.flush()
     sys.exit(code)
 

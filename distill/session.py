@@ -1,6 +1,7 @@
 """Everything a run holds before its first step: checked inputs, models, optimizer, and where it continues from."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,10 @@ def open_session(
         progress = Progress(**{f.name: found[1][f.name] for f in dataclasses.fields(Progress)})
         say(f"Continuing from {found[0]}: {progress.step} of {extent.steps} steps are done.")
     model.train()
-    prepared = accelerator.prepare_model(model) if sharding == "none" else model
+    with warnings.catch_warnings():
+        # accelerate says that torch will rename `broadcast_buffers`, and that False has no new name yet.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        prepared = accelerator.prepare_model(model) if sharding == "none" else model
     rows = config.micro_batch_rows or default_micro_batch_rows(accelerator.device, store.seq_len)
     flops = training_flops_per_token(load_config(student), load_config(teacher) if teacher else None, store.seq_len)
     return Session(

@@ -34,7 +34,7 @@ from compress.distill.step import Batch
 from compress.distill.stop_vote import StopVote
 from compress.errors import CompressError, InterruptedRun, UsageError
 from compress.models import load_config
-from compress.processes import join, on_main
+from compress.processes import count, join, on_main
 from compress.progress import progress_bar, say
 from compress.runtime import default_device, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
 
@@ -97,6 +97,7 @@ def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any
         num_rows=store.num_rows,
         seq_len=store.seq_len,
         device=device,
+        processes=count(),
     )
     return check_fit(config, plan, device), MemoryMeter(device)
 
