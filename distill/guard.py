@@ -1,12 +1,17 @@
 """Steps that must not change the weights: those whose loss or gradient is not finite, and spikes of the loss."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from compress.distill.config import DistillConfig
+from compress.errors import CompressError
+from compress.progress import say
+
+_ROWS_NAMED = 32
 
 
 class Skips(NamedTuple):
@@ -62,3 +67,30 @@ class StepGuard:
         if self._config.spike_sigma is None:
             return []
         return [loss for loss in self._recent.tolist() if math.isfinite(loss)]
+
+
+def tell_skips(skips: Skips, told: int, config: DistillConfig, rows_of: Callable[[int], list[int]]) -> None:
+    """Tell the user of steps skipped beyond the `told` first ones; `rows_of` gives the row ids of a 0-based step.
+
+    Raises:
+        CompressError: `max_skipped_steps` steps in a row were skipped; the message has the ids of their rows.
+    """
+    reason = "loss or gradient not finite" + ("" if config.spike_sigma is None else ", or a spike of the loss")
+    if skips.longest >= config.max_skipped_steps and skips.longest_end:
+        first = max(skips.longest_end - skips.longest, 0)
+        rows = [row for step in range(first, skips.longest_end) for row in rows_of(step)]
+        raise CompressError(
+            f"{skips.longest} steps in a row were skipped ({skips.total} in all), steps {first + 1} to "
+            f"{skips.longest_end}: {reason}. The weights are those before them. They read the rows {_listed(rows)} of "
+            "the token store. Lower lr or clip_norm, or use precision fp32; max_skipped_steps sets the limit."
+        )
+    new = skips.total - told
+    if new > 0:
+        say(
+            f"{new} step{'s' if new > 1 else ''} changed nothing: {reason} ({skips.total} in all). The last was step "
+            f"{skips.last}, with the rows {_listed(rows_of(skips.last - 1))}."
+        )
+
+
+def _listed(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:_ROWS_NAMED])) + (" ..." if len(ids) > _ROWS_NAMED else "")

@@ -19,7 +19,7 @@ from compress.data import order
 from compress.distill.checkpoint import Checkpointer
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_fit
-from compress.distill.guard import StepGuard
+from compress.distill.guard import StepGuard, tell_skips
 from compress.distill.kernels import cpu
 from compress.distill.meters import Clock, MemoryMeter, step_seed
 from compress.distill.metrics import Metrics
@@ -32,15 +32,13 @@ from compress.distill.sharding import clip_gradients, whole_model
 from compress.distill.start_up import check_start
 from compress.distill.step import Batch
 from compress.distill.stop_vote import StopVote
-from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.errors import InterruptedRun, UsageError
 from compress.models import load_config
 from compress.processes import count, join, on_main
 from compress.progress import progress_bar, say
 from compress.runtime import default_device, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
 
 RowIds = NDArray[np.int64]
-
-_ROWS_NAMED = 32
 
 
 def distill(
@@ -178,38 +176,16 @@ def _row_ids(s: Session, config: DistillConfig, position: int) -> RowIds:
 
 
 def _count_skips(s: Session, config: DistillConfig, guard: StepGuard) -> int:
-    """Put the number of skipped steps into the run's progress, tell of new ones, and give up after too many in a row.
-
-    Raises:
-        CompressError: `max_skipped_steps` steps in a row were skipped; the message has the ids of their rows.
-    """
+    """Put the number of skipped steps into the run's progress, and tell of them; raises as `tell_skips`."""
     skips, run = guard.read(), s.progress
-    new = skips.total - run.skipped_steps
-    run.skipped_steps, run.skipped_in_a_row = skips.total, skips.in_a_row
-    if skips.longest >= config.max_skipped_steps and skips.longest_end:
-        first = max(skips.longest_end - skips.longest, 0)
-        rows = [_row_ids(s, config, step * s.budget.rows_per_step) for step in range(first, skips.longest_end)]
-        raise CompressError(
-            f"{skips.longest} steps in a row were skipped ({skips.total} in all), steps {first + 1} to "
-            f"{skips.longest_end}: {_reason(config)}. The weights are those before them. They read the rows "
-            f"{_listed(np.concatenate(rows).tolist())} of {s.store.path}. Lower lr or clip_norm, or use precision "
-            "fp32; max_skipped_steps sets the limit."
-        )
-    if new > 0:
-        ids = _row_ids(s, config, (skips.last - 1) * s.budget.rows_per_step).tolist()
-        say(
-            f"{new} step{'s' if new > 1 else ''} up to step {run.step} changed nothing: {_reason(config)} "
-            f"({skips.total} in all). The last was step {skips.last}, with the rows {_listed(ids)}."
-        )
+    before, run.skipped_steps, run.skipped_in_a_row = run.skipped_steps, skips.total, skips.in_a_row
+
+    def rows_of(step: int) -> list[int]:
+        ids: list[int] = _row_ids(s, config, step * s.budget.rows_per_step).tolist()
+        return ids
+
+    tell_skips(skips, before, config, rows_of)
     return skips.total
-
-
-def _reason(config: DistillConfig) -> str:
-    return "loss or gradient not finite" + ("" if config.spike_sigma is None else ", or a spike of the loss")
-
-
-def _listed(ids: list[int]) -> str:
-    return ", ".join(map(str, ids[:_ROWS_NAMED])) + (" ..." if len(ids) > _ROWS_NAMED else "")
 
 
 def _log(
