@@ -55,7 +55,7 @@ def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal)
     seed_everything(config.seed)
     with _quiet_harness(), local_datasets(root):
         loaded = main_first(lambda: build_tasks(config))
-        seed_everything(config.seed)  # what `datasets` had in its cache used no random numbers
+        seed_everything(config.seed)  # building draws fewer numbers where `datasets` has a table cached
         results = evaluator.evaluate(
             lm=Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed),
             task_dict=loaded,

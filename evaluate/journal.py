@@ -106,9 +106,8 @@ def open_journal(out: Path | None, header: Header) -> Iterator[Journal]:
     folder = out.with_name(f"{out.name}.journal")
     with contextlib.ExitStack() as lock:
         on_main(lambda: lock.enter_context(owned(folder)))
-        found = on_main(lambda: _begin(folder, json.loads(json.dumps(header))))
         try:
-            yield Journal(folder, header, found)
+            yield Journal(folder, header, on_main(lambda: _begin(folder, json.loads(json.dumps(header)))))
         finally:
             if is_main() and not any(folder.glob(_LINES)):
                 shutil.rmtree(folder, ignore_errors=True)

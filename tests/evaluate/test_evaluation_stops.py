@@ -46,15 +46,14 @@ class Job:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
         environment["CUDA_VISIBLE_DEVICES"] = ""
         command = [*launch, sys.executable, "-m", "compress.cli", *self.arguments]
-        process = subprocess.Popen(
+        with subprocess.Popen(
             command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        ) as process:
+            try:
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def lines(self) -> int:
         """Finished batches in the journal."""
@@ -132,7 +131,11 @@ def test_stopped_ten_times_at_any_time_by_any_signal(
     for number in [signal.SIGTERM, signal.SIGINT, signal.SIGKILL] * 3 + [signal.SIGTERM]:
         before = job.lines()
         with job.start() as process:
-            time.sleep(rng.uniform(0.15, 1.3) * until_scoring)
+            if rng.random() < 0.4:
+                time.sleep(rng.uniform(0.2, 1.0) * until_scoring)
+            else:
+                job.wait_for(process, before + rng.randrange(1, 15))
+                time.sleep(rng.uniform(0.0, 0.1))
             asked = time.monotonic()
             process.send_signal(number)
             error = process.communicate(timeout=120)[1]
