@@ -6,17 +6,16 @@ Exit codes: 0 done; 2 wrong usage or a bad recipe; 3 bad input data or model; 75
 
 import errno
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import click
 
 from compress import processes
 from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.runtime import ignore_signals, interrupt_on_signal
 
 _TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
 
@@ -240,7 +239,7 @@ def _count(text: str, option: str) -> int:
 def main() -> None:
     """Entry point: run the command and turn failures into one paragraph on stderr and an exit code."""
     debug = "--debug" in sys.argv[1:]
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_signal()
     try:
         cli(prog_name="compress", standalone_mode=False)
         processes.leave()
@@ -264,11 +263,6 @@ def main() -> None:
         )
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Take SIGTERM as Ctrl-C, so that what is half-written is cleared away; steps with state to save save it first."""
-    raise KeyboardInterrupt
-
-
 def _explain_os_error(error: OSError) -> str:
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -279,6 +273,7 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
+    ignore_signals()
     if debug:
         import traceback
 
