@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from distill_world import SEQ_LEN, World
-from helpers import save_tiny_model
+from helpers import ROOT, run_cli, save_tiny_model
 from launch import TORCHRUN, distill_arguments, launch, start
 from safetensors.torch import load_file
 
@@ -148,3 +149,39 @@ def test_weights_are_split_in_halves_and_made_whole_again_bit_for_bit(tmp_path: 
     (tmp_path / "split.py").write_text(SPLIT)
     done = launch(2, [str(tmp_path / "split.py"), str(model)], command=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+RUN = """
+name: whole
+teacher: {{model: {teacher}}}
+data: {{dataset: {text}, seq_len: 32, heldout_sequences: 8}}
+distill: {{batch_tokens: 256, lr: 1e-3, log_every: 5, heldout_sequences: 8}}
+eval: {{heldout_sequences: 8, samples: 1, sample_tokens: 8, sample_prompt_tokens: 8, speed: false}}
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_run_under_accelerate_with_fsdp_equals_one_process(tmp_path: Path, text_file: Path) -> None:
+    """With the launch configuration of recipes/, cut down to two processes on a CPU."""
+    teacher = save_tiny_model(tmp_path / "teacher", num_hidden_layers=4, scale=0.1)
+    (tmp_path / "recipe.yaml").write_text(RUN.format(teacher=teacher, text=text_file))
+    given = (ROOT / "recipes/launch/eight-gpus-fsdp2.yaml").read_text()
+    assert "num_processes: 8" in given
+    config = given.replace("num_processes: 8", "num_processes: 2\nuse_cpu: true\nmain_process_port: 0")
+    (tmp_path / "launch.yaml").write_text(config)
+    done = run_cli("run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "one"))
+    assert done.returncode == 0, done.stderr
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "launch.yaml")]
+    arguments = ["-m", "compress.cli", "run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "two")]
+    process = start([*accelerate, *arguments])
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    record = json.loads((tmp_path / "two" / "student" / "distill.json").read_text())
+    assert (record["processes"], record["shard"]) == (2, "both")
+    for name in ("teacher", "student-init", "student"):
+        one, two = (json.loads((tmp_path / run / "eval" / f"{name}.json").read_text()) for run in ("one", "two"))
+        rel = 1e-6 if name == "student" else 0
+        assert two["heldout"] == pytest.approx(one["heldout"], rel=rel)
+        if one["fidelity"] is not None:
+            assert two["fidelity"] == pytest.approx(one["fidelity"], rel=max(rel, 1e-4) if rel else 0)
+    assert (tmp_path / "two" / "report.html").is_file()
