@@ -155,7 +155,7 @@ def facts() -> str:
     parts = ["; ".join(devices), ", ".join(f"{name} {version}" for name, version in packages.items())]
     parts += [f"{os.environ.get('OMP_NUM_THREADS') or torch.get_num_threads()} threads"]
     with fast_fp32_products() as exact:
-        parts += [f"fp32 products through oneDNN: {'exact' if exact else 'not exact, so not used'}"]
+        parts += [f"fp32 products through oneDNN: {'exact' if exact else 'left to torch'}"]
     parts += [f"commit {str(found['git_commit'])[:12]}"]
     return ". ".join(parts) + "." + (f" Not installed: {', '.join(absent)}." if absent else "")
 
