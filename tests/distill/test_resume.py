@@ -1,12 +1,9 @@
 """Runs that are killed, stopped or damaged, and what the next call makes of them."""
 
-import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,45 +11,20 @@ from typing import Any
 import pytest
 import torch
 from distill_world import World
+from fault_injection import Signal, run_with
 from safetensors.torch import load_file
 
-from compress.config import to_dict
 from compress.distill import DistillConfig, checkpoint, train
 from compress.distill.optimizer import StudentOptimizer
 from compress.errors import CompressError, InterruptedRun, UsageError
 
 Options = Callable[..., DistillConfig]
 
-KILLED_RUN = """
-import json, os, signal, sys
-from pathlib import Path
-from compress.config import build_from
-from compress.distill import DistillConfig, checkpoint, distill, train
 
-job = json.loads(sys.argv[1])
-module, name, at = {"train": train, "checkpoint": checkpoint}[job["module"]], job["name"], job["at"]
-original, calls = getattr(module, name), []
-
-def deadly(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
-
-setattr(module, name, deadly)
-distill(build_from(DistillConfig, job["config"]), **{key: Path(value) for key, value in job["arguments"].items()})
-"""
-
-
-def killed(world: World, name: str, config: DistillConfig, module: str, function: str, at: int) -> str:
-    """Run in a process that gets SIGKILL at the `at`-th call of a function; returns its stderr."""
-    arguments = {key: str(value) for key, value in world.arguments(name).items()}
-    job = {"config": to_dict(config), "arguments": arguments, "module": module, "name": function, "at": at}
-    command = [sys.executable, "-c", KILLED_RUN, json.dumps(job)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+def killed(world: World, name: str, config: DistillConfig, at: str, call: int) -> None:
+    """`compress distill` in a process that gets SIGKILL at a call of a function."""
+    done = run_with([Signal(at=(at,), call=call)], *world.command(name, config))
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    return done.stderr
 
 
 def weights(world: World, name: str) -> bytes:
@@ -69,12 +41,12 @@ def test_a_run_killed_in_a_step_and_in_two_phases_of_a_save_ends_bitwise_equal(
     """The student has dropout, so random numbers must be the same too."""
     config = options(epochs=2, tokens=None, heldout_every=3, checkpoint_every=2)
     world.run("whole", config)
-    killed(world, "cut", config, "train", "learning_rate", at=4)
+    killed(world, "cut", config, "compress.distill.train:learning_rate", 4)
     assert sorted(p.name for p in (world.root / "cut/train/checkpoints").iterdir()) == ["step-2"]
-    killed(world, "cut", config, "checkpoint", "save_file", at=4)
+    killed(world, "cut", config, "compress.distill.checkpoint:save_file", 4)
     assert [p.name for p in (world.root / "cut/train/checkpoints").glob("*.partial")] == ["step-6.partial"]
     capfd.readouterr()
-    killed(world, "cut", config, "checkpoint", "publish_folder", at=1)
+    killed(world, "cut", config, "compress.distill.checkpoint:publish_folder", 1)
     world.run("cut", config)
     assert "step-6.partial: it was never finished" in capfd.readouterr().err
     assert weights(world, "cut") == weights(world, "whole")
