@@ -17,6 +17,7 @@ import click
 
 from compress import processes
 from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.redact import redact
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -242,6 +243,7 @@ def main() -> None:
     try:
         cli(prog_name="compress", standalone_mode=False)
         processes.leave()
+        _ignore_signals()
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -267,6 +269,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _ignore_signals() -> None:
+    """The outcome is settled: a signal that comes while the process ends must not change its exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _explain_os_error(error: OSError) -> str:
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -277,12 +285,13 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
+    _ignore_signals()
     if debug:
         import traceback
 
-        traceback.print_exc()
+        click.echo(redact(traceback.format_exc()), err=True)
     if not isinstance(sys.exception(), processes.MainProcessFailed):
-        click.echo(f"Error: {message}", err=True)
+        click.echo(f"Error: {redact(message)}", err=True)
     sys.stderr.flush()
     sys.exit(code)
 

@@ -100,8 +100,8 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
         Metrics(work / "metrics.jsonl", s.accelerator, done=run.step) as metrics,
         progress_bar("distill", steps, done=run.step, visible=main) as bar,
     ):
-        if run.step == 0:
-            _measure_heldout(s, config, metrics)
+        if run.step == 0 or (run.heldout_loss is None and _measured_after(config, run.step, steps)):
+            _measure_heldout(s, config, metrics)  # of a run that was stopped: now, what it had no time for
         for step, batch in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             losses = s.losses.backward(batch)
@@ -117,9 +117,9 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                 skips.give_up_after(config.max_skipped_steps)
             bar.advance(1, note)
 
-            stopping = vote.agreed(stop)
+            stopping = vote.agreed(stop) and run.step < steps
             save = stopping or is_due(config.checkpoint_every, run.step, steps)
-            if not stopping and (save or is_due(config.heldout_every, run.step, steps)):
+            if not stopping and _measured_after(config, run.step, steps):
                 with clock.paused(s.accelerator.device):
                     _measure_heldout(s, config, metrics)
             if save:
@@ -128,7 +128,7 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                     run.seconds = clock.seconds()
                     metrics.sync()
                     path = _save(s, config, inputs, work)
-                if stopping and run.step < steps:
+                if stopping:
                     raise InterruptedRun(
                         f"Stopped by {stop.signal_name or 'a signal'} after step {run.step} of {steps}; all is in "
                         f"{path}. Run the same command again to continue."
@@ -163,6 +163,11 @@ def _log(s: Session, config: DistillConfig, metrics: Metrics, clock: Clock, loss
         }
     )
     return f"loss {loss:.3f}, {rate:,.0f} tokens/s"
+
+
+def _measured_after(config: DistillConfig, step: int, steps: int) -> bool:
+    """Whether the held-out loss is measured after a step: before each regular save, and in between."""
+    return is_due(config.checkpoint_every, step, steps) or is_due(config.heldout_every, step, steps)
 
 
 def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> None:

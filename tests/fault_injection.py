@@ -27,6 +27,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_IMPORTED_ONCE = (
+    "compress.pipeline", "compress.evaluate.evaluation", "compress.evaluate.benchmarks",
+    "compress.distill.kernels.cpu", "accelerate", "torch._dynamo", "transformers.conversion_mapping",
+    "transformers.generation.utils", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
 _STRUCK = "fault_injection: struck at "
 
 
@@ -45,9 +50,11 @@ class Signal:
 
     def install(self) -> None:
         """Set the trap in this process."""
-        _at_call(
-            self.at, self.call, self.after, lambda: [os.kill(os.getpid(), getattr(signal, s)) for s in self.signals]
-        )
+        _at_call(self.at, self.path, self.call, self.after, self._strike)
+
+    def _strike(self) -> None:
+        for name in self.signals:
+            os.kill(os.getpid(), getattr(signal, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +126,25 @@ class _Guarded:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Crash:
+    """Functions raise a RuntimeError instead of running; in `message` $NAME stands for an environment variable."""
+
+    at: tuple[str, ...]
+    message: str
+
+    def install(self) -> None:
+        """Set the trap in this process."""
+
+        def crash(*arguments: Any, **options: Any) -> None:
+            _note_strike()
+            raise RuntimeError(os.path.expandvars(self.message))
+
+        for name in self.at:
+            owner, last = _find(name)
+            setattr(owner, last, crash)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
     """A constant of a module is another: smaller shards, more frequent saves."""
 
@@ -131,7 +157,7 @@ class Setting:
         setattr(owner, last, self.value)
 
 
-Fault = Signal | FullDisk | FailWrite | Setting
+Fault = Signal | FullDisk | FailWrite | Crash | Setting
 
 
 def _find(name: str) -> tuple[Any, str]:
@@ -228,13 +254,18 @@ class Commands:
     """
 
     def __init__(self, server: "subprocess.Popen[str]", folder: Path) -> None:
-        self._server, self._folder, self._started = server, folder, 0
+        self._server, self.folder, self._started = server, folder.absolute(), 0
 
-    def start(self, faults: Sequence[Fault], *arguments: str, stdin: str = "") -> int:
-        """Start `compress ARGUMENTS`; returns its process id."""
+    def start(self, faults: Sequence[Fault], *arguments: str, stdin: str = "", **changes: str) -> int:
+        """Start `compress ARGUMENTS`; returns its process id. `changes` are environment variables."""
         self._started += 1
         self._output(".in").write_text(stdin)
-        request = {"faults": _to_json(faults), "arguments": arguments, "output": str(self._output())}
+        request = {
+            "faults": _to_json(faults),
+            "arguments": arguments,
+            "output": str(self._output()),
+            "environment": changes,
+        }
         return int(self._ask(json.dumps(request)))
 
     def wait(self) -> Outcome:
@@ -243,13 +274,18 @@ class Commands:
         stdout, stderr = (self._output(suffix).read_text(errors="replace") for suffix in (".out", ".err"))
         return Outcome(os.waitstatus_to_exitcode(int(status)), stdout, stderr, float(ended))
 
-    def run(self, faults: Sequence[Fault], *arguments: str, stdin: str = "") -> Outcome:
+    def run(self, faults: Sequence[Fault], *arguments: str, stdin: str = "", **changes: str) -> Outcome:
         """`start` and `wait`."""
-        self.start(faults, *arguments, stdin=stdin)
+        self.start(faults, *arguments, stdin=stdin, **changes)
         return self.wait()
 
+    @property
+    def stderr(self) -> Path:
+        """What the command started last has said so far."""
+        return self._output(".err")
+
     def _output(self, suffix: str = "") -> Path:
-        return self._folder.absolute() / f"command-{self._started}{suffix}"
+        return self.folder / f"command-{self._started}{suffix}"
 
     def _ask(self, line: str) -> str:
         assert self._server.stdin is not None
@@ -262,15 +298,19 @@ class Commands:
 
 
 @contextmanager
-def warm_commands(folder: Path) -> Iterator[Commands]:
+def warm_commands(folder: Path, *, mode: str = "warm") -> Iterator[Commands]:
     """A warm process while the block runs; what commands print goes to files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", __file__, "serve"]
+    command = [sys.executable, "-P", __file__, "serve", mode]
     server = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with server:
         yield Commands(server, folder)
+
+
+fresh_commands = functools.partial(warm_commands, mode="fresh")
+"""The same for commands that import everything themselves: the process they are forked from has imported nothing."""
 
 
 def _to_json(faults: Sequence[Fault]) -> str:
@@ -279,7 +319,7 @@ def _to_json(faults: Sequence[Fault]) -> str:
 
 def install(faults: str) -> None:
     """Set the traps of some faults, given as JSON, in this process."""
-    kinds: dict[str, type[Fault]] = {kind.__name__: kind for kind in (Signal, FullDisk, FailWrite, Setting)}
+    kinds: dict[str, type[Fault]] = {kind.__name__: kind for kind in (Signal, FullDisk, FailWrite, Crash, Setting)}
     for fields in json.loads(faults):
         kinds[fields.pop("kind")](**fields).install()
 
@@ -292,9 +332,9 @@ def _command(faults: str, arguments: Sequence[str]) -> None:
     main()
 
 
-def _serve() -> None:
+def _serve(mode: str) -> None:
     """Fork a command for each line of stdin; in the child this returns once its command has."""
-    for name in ("compress.pipeline", "compress.evaluate.evaluation", "compress.evaluate.benchmarks"):
+    for name in _IMPORTED_ONCE if mode == "warm" else ():
         importlib.import_module(name)
     answers, child = os.fdopen(os.dup(1), "w"), 0
     for line in sys.stdin:
@@ -308,6 +348,7 @@ def _serve() -> None:
             os.dup2(os.open(request["output"] + ".in", os.O_RDONLY), 0)
             for number, suffix in ((1, ".out"), (2, ".err")):
                 os.dup2(os.open(request["output"] + suffix, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+            os.environ.update(request["environment"])
             _command(request["faults"], request["arguments"])
             return
         print(child, file=answers, flush=True)
@@ -315,6 +356,6 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        _serve()
+        _serve(sys.argv[2])
     else:
         _command(sys.argv[1], sys.argv[2:])

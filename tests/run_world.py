@@ -9,6 +9,8 @@ from data_world import content
 from fault_injection import Setting
 from helpers import save_tiny_model
 
+from compress.data import TokenStore, order
+
 SMALL_STEPS = (
     Setting(name="compress.data.shards:SHARD_TOKENS", value=1024),
     Setting(name="compress.data.stream:BATCH_CHARS", value=2000),
@@ -74,11 +76,15 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def lasting(run: Path) -> dict[str, Any]:
     """Everything in a finished run that must not depend on what happened to it on the way."""
-    prune, trained = (json.loads((run / name).read_text()) for name in ("student-init/prune.json", "student/distill.json"))
+    prune, trained = (
+        json.loads((run / name).read_text()) for name in ("student-init/prune.json", "student/distill.json")
+    )
     found = {
         "student-init": prune["sha256"],
         "student": {path.name: path.read_bytes() for path in sorted((run / "student").glob("*.safetensors"))},
-        "distill.json": {k: trained[k] for k in ("steps", "tokens", "heldout_loss", "best_heldout_loss", "skipped_steps")},
+        "distill.json": {
+            k: trained[k] for k in ("steps", "tokens", "heldout_loss", "best_heldout_loss", "skipped_steps")
+        },
         "metrics": metrics(run),
     }
     for path in sorted((run / "eval").glob("*.items.jsonl")):
@@ -87,3 +93,35 @@ def lasting(run: Path) -> dict[str, Any]:
         scores = json.loads((run / "eval" / f"{name}.json").read_text())
         found[f"eval of {name}"] = {k: scores[k] for k in ("params", "tasks", "heldout", "fidelity", "samples")}
     return found | {f"data/{name}": value for name, value in content(run / "data").items()}
+
+
+def differences(found: Any, expected: Any, at: str = "") -> list[str]:
+    """The places at which two values, nested in dicts and lists, differ."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        pairs = [(key, found.get(key), expected.get(key)) for key in sorted(found.keys() | expected.keys())]
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = [(str(i), *pair) for i, pair in enumerate(zip(found, expected, strict=True))]
+    else:
+        return [] if found == expected else [f"{at} is {str(found)[:60]} and not {str(expected)[:60]}"]
+    return [place for key, *pair in pairs for place in differences(*pair, f"{at}/{key}")]
+
+
+def rows_out_of_order(run: Path) -> tuple[int, list[str]]:
+    """How many rows a finished run read, and the first step after which its own hash of them is not as it should be.
+
+    The hash is recomputed from the order of the data alone, of which every epoch is checked to be a permutation.
+    """
+    record = json.loads((run / "student" / "distill.json").read_text())["manifest"]["config"]
+    store, seed, epochs = TokenStore.open(run / "data"), record["seed"], record["epochs"]
+    for epoch in range(epochs):
+        if sorted(store.order(seed, epoch)) != list(range(store.num_rows)):
+            return 0, [f"epoch {epoch} is no permutation of the rows"]
+    batch, position, digest = record["batch_tokens"] // store.seq_len, 0, order.START
+    hashed = [row for row in metrics(run) if "rows_sha256" in row]
+    for row in hashed:
+        count = min(batch, store.num_rows * epochs - position)
+        digest = order.extend(digest, store.row_ids(position, count, seed=seed, epochs=epochs))
+        position += count
+        if row["rows_sha256"] != digest or row["tokens"] != position * store.seq_len:
+            return position, [f"the rows of step {row['step']} are others, or in another order"]
+    return position, []

@@ -44,6 +44,7 @@ def write_sources(folder: Path) -> None:
         write_source(folder / "source" / name, texts[i * 50 : (i + 1) * 50])
 
 
+@pytest.mark.faults(2)
 def test_killed_at_random_moments(tmp_path: Path, tokenizer_folder: Path, small_steps: None) -> None:
     write_sources(tmp_path)
     prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
@@ -58,6 +59,7 @@ def test_killed_at_random_moments(tmp_path: Path, tokenizer_folder: Path, small_
         assert content(tmp_path / f"cut-{run}") == content(tmp_path / "uncut")
 
 
+@pytest.mark.faults(8)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_saves_and_the_next_run_continues(
     tmp_path: Path, tokenizer_folder: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch, name: str

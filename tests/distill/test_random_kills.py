@@ -49,6 +49,7 @@ def kill_after(process: subprocess.Popen[bytes], metrics: Path, step: int, delay
     return last_step(metrics), process.returncode
 
 
+@pytest.mark.faults(1)
 @pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.slow)])
 def test_killed_at_random_the_command_ends_bitwise_equal(world: World, options: Options, kills: int) -> None:
     """Random steps, and a random part of a step or of a save after them; the student has dropout.

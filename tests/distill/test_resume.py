@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 from distill_world import World
 from fault_injection import Signal, run_with
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from compress.distill import DistillConfig, checkpoint, train
@@ -35,6 +38,7 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("tokens_per_s", "peak_gib", "mfu")} for row in rows]
 
 
+@pytest.mark.faults(1, 3)
 def test_a_run_killed_in_a_step_and_in_two_phases_of_a_save_ends_bitwise_equal(
     world: World, options: Options, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +57,7 @@ def test_a_run_killed_in_a_step_and_in_two_phases_of_a_save_ends_bitwise_equal(
     assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
 
 
+@pytest.mark.faults(8)
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_next_call_ends_bitwise_equal(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch, signal_number: signal.Signals
@@ -98,6 +103,7 @@ def cut_run(world: World, config: DistillConfig) -> Path:
     return world.root / "run" / "train" / "checkpoints"
 
 
+@pytest.mark.faults(24)
 def test_other_settings_cannot_continue_a_checkpoint(world: World, options: Options) -> None:
     cut_run(world, options())
     with pytest.raises(UsageError, match=r"lr was 0\.003 and is 0\.001; seed was 0 and is 1.*start anew"):
@@ -106,6 +112,7 @@ def test_other_settings_cannot_continue_a_checkpoint(world: World, options: Opti
         world.run("run", options(), student=world.teacher)
 
 
+@pytest.mark.faults(3)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     world: World, options: Options, capfd: pytest.CaptureFixture[str], damage: str
@@ -134,6 +141,7 @@ def fake_checkpoint(folder: Path, step: int, loss: float | None, keep: int) -> N
     checkpoint.save(folder, {"step": step, "heldout_loss": loss}, model, optimizer, keep)
 
 
+@pytest.mark.faults(23)
 def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
     losses = [5.0, 3.0, 4.0, None, 3.5, 3.2]
     kept = []
@@ -143,6 +151,23 @@ def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
     assert kept == [[1], [2], [2, 3], [2, 4], [2, 4, 5], [2, 5, 6]]
 
 
+@pytest.mark.faults(23)
+@given(st.lists(st.none() | st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_rotation_never_deletes_the_best_or_the_latest(losses: list[int | None], keep: int) -> None:
+    """So there is always one that is whole; a tie goes to the later one, and no more are kept than that."""
+    with tempfile.TemporaryDirectory() as folder:
+        for step, loss in enumerate(losses, 1):
+            fake_checkpoint(Path(folder), step, loss, keep)
+            measured = [(value, -at) for at, value in enumerate(losses[:step], 1) if value is not None]
+            expected = {*range(max(1, step - keep + 1), step + 1), *(-at for _, at in sorted(measured)[:1])}
+            assert {int(path.name.removeprefix("step-")) for path in Path(folder).iterdir()} == expected
+            found = checkpoint.latest(Path(folder))
+            assert found is not None
+            assert found[1]["step"] == step
+
+
+@pytest.mark.faults(4)
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path) -> None:
     fake_checkpoint(tmp_path, 1, 1.0, keep=1)
     before = {path: path.read_bytes() for path in (tmp_path / "step-1").iterdir()}
