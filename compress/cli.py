@@ -15,6 +15,7 @@ import click
 
 from compress import processes
 from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.redact import redact
 from compress.runtime import ignore_signals, interrupt_on_signal
 
 _TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
@@ -243,6 +244,7 @@ def main() -> None:
     try:
         cli(prog_name="compress", standalone_mode=False)
         processes.leave()
+        ignore_signals()
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -277,12 +279,12 @@ def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         import traceback
 
-        traceback.print_exc()
+        click.echo(redact(traceback.format_exc()), err=True)
     told = isinstance(sys.exception(), _TOLD_BY_MAIN)
     if processes.is_main():
-        click.echo(f"Error: {message}", err=True)
+        click.echo(f"Error: {redact(message)}", err=True)
     elif not told:
-        click.echo(f"Error in process {processes.rank()}: {message}", err=True)
+        click.echo(f"Error in process {processes.rank()}: {redact(message)}", err=True)
     sys.stderr.flush()
     sys.exit(code)
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from compress.artifacts import sha256_file
+from compress.artifacts import read_json, sha256_file
 from compress.errors import InputError
 
 _SIDE_FILES = (
@@ -78,7 +78,15 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise InputError(f"{folder / 'config.json'} cannot be used: {' '.join(str(error).split())[:400]}") from error
+        raise InputError(f"{folder / 'config.json'} cannot be used: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why transformers could not use a folder; its advice to trust the folder's code is not ours."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "it needs code of its own, which this tool never runs"
+    return text[:400].rstrip(".")
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -94,7 +102,7 @@ def load_tokenizer(folder: Path) -> Any:
         return tokenizer
     except Exception as error:
         raise InputError(
-            f"{folder} has no usable tokenizer ({' '.join(str(error).split())[:300]}). Copy tokenizer.json and "
+            f"{folder} has no usable tokenizer ({_reason(error)}). Copy tokenizer.json and "
             "tokenizer_config.json of the original model into it."
         ) from error
 
@@ -105,10 +113,10 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
     Further `kwargs` go to `from_pretrained` (`attn_implementation`).
 
     Raises:
-        InputError: a shard is missing, truncated or corrupt, escapes the folder, or a key is missing, unexpected
-            or of another shape; the message names the file or the keys.
+        InputError: a shard is missing, truncated or corrupt, escapes the folder or differs from what one of our steps
+            recorded, or a key is missing, unexpected or of another shape; the message names the file or the keys.
     """
-    check_weight_files(folder)
+    _check_recorded(folder, check_weight_files(folder))
     try:
         with no_transformers_bars():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -116,6 +124,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # transformers' own error names no key; ours, below, does
                 output_loading_info=True,
                 **kwargs,
             )
@@ -153,8 +162,6 @@ def check_weight_files(folder: Path) -> list[Path]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from compress.artifacts import read_json
-
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         content = read_json(index)
@@ -175,6 +182,7 @@ def check_weight_files(folder: Path) -> list[Path]:
             raise InputError(f"{index} names the shard {name!r}, which is not a plain file name inside the folder.")
         if not path.is_file():
             raise InputError(f"{path} is missing, though {index.name} names it. Download the model again.")
+        _require_inside(path, folder)
         try:
             with safe_open(path, framework="pt") as file:
                 file.keys()
@@ -184,6 +192,30 @@ def check_weight_files(folder: Path) -> list[Path]:
             ) from error
         shards.append(path)
     return shards
+
+
+def _require_inside(path: Path, folder: Path) -> None:
+    """Refuse a link that leads anywhere but into the folder or, from the hub cache's snapshots, into its blobs."""
+    target, home = path.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    if not target.is_relative_to(home) and not (home.parent.name == "snapshots" and target.parent == blobs):
+        raise InputError(f"{path} is a link to {target}, outside the model folder. Put the file itself there.")
+
+
+def _check_recorded(folder: Path, shards: list[Path]) -> None:
+    """Compare weights that one of our steps wrote with the SHA-256 it recorded beside them."""
+    for name in ("prune.json", "distill.json"):
+        if not (folder / name).is_file():
+            continue
+        record = read_json(folder / name)
+        manifest = record.get("manifest") if isinstance(record, dict) else None
+        recorded = (manifest.get("outputs") if isinstance(manifest, dict) else None) or {}
+        for path in shards:
+            if path.name in recorded and sha256_file(path) != recorded[path.name]:
+                raise InputError(
+                    f"{path} does not match its SHA-256 in {name}: it is damaged, or was changed after it was written. "
+                    f"Make it again, or remove {name} if the change is meant."
+                )
 
 
 def side_files(folder: Path) -> list[Path]:

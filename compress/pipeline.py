@@ -153,7 +153,7 @@ def initialise(scratch: ScratchTeacher, out: Path) -> None:
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(scratch.train.seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     with no_transformers_bars():
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from compress.processes import is_main
+from compress.redact import redact
 
 _PLAIN_EVERY_S = 15.0
 
@@ -27,7 +28,7 @@ console = Console(stderr=True, highlight=False)
 def say(message: str) -> None:
     """One line for the user, on stderr, from the main process. Square brackets are printed as they are."""
     if is_main():
-        console.print(message, markup=False, soft_wrap=True)
+        console.print(redact(message), markup=False, soft_wrap=True)
 
 
 class Bar:

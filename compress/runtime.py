@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from compress.redact import redact
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,7 +71,8 @@ def hardware() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """The part of a manifest that says where it was made."""
-    return {"versions": versions(), "git_commit": git_commit(), "hardware": hardware(), "command": sys.argv}
+    command = [redact(argument) for argument in sys.argv]
+    return {"versions": versions(), "git_commit": git_commit(), "hardware": hardware(), "command": command}
 
 
 def seed_everything(seed: int) -> None:
@@ -170,7 +173,8 @@ def ignore_signals() -> None:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turn SIGINT and SIGTERM into a flag that a loop checks between units of work; a second one changes nothing.
 
-    Outside the main thread, where Python delivers no signals, the flag simply stays false.
+    A signal that the block did not act on, since it came to its end all the same, is raised again after it. Outside the
+    main thread, where Python delivers no signals, the flag simply stays false.
     """
     request = StopRequest()
 
@@ -188,6 +192,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+    if request.signal_name is not None:
+        signal.raise_signal(signal.Signals[request.signal_name])
 
 
 @contextmanager

@@ -175,9 +175,13 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _model(config: Any, dtype: torch.dtype, shape: StepShape) -> Any:
     attention = "eager" if shape.attention == "eager" else "sdpa"
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
     except ValueError:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
     as_on_a_device = _AsOnADevice(shape.bf16)
     # the parts of each layer too: recomputation in the backward pass calls them outside of the model
     parts = [part for layer in decoder_layers(model)[1] for part in layer.children()]

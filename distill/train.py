@@ -120,8 +120,8 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
         ) as checkpoints,
         progress_bar("distill", steps, done=run.step) as bar,
     ):
-        if run.step == 0:
-            _measure_heldout(s, config, metrics)
+        if run.step == 0 or (run.heldout_loss is None and _measured_after(config, run.step, steps)):
+            _measure_heldout(s, config, metrics)  # of a run that was stopped: now, what it had no time for
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             losses = s.losses.backward(batch)
@@ -137,9 +137,9 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                 note = _log(s, config, metrics, clock, losses, grad_norm, _count_skips(s, config, guard))
             bar.advance(1, note)
 
-            stopping = vote.agreed(stop)
+            stopping = vote.agreed(stop) and run.step < steps
             save = stopping or is_due(config.checkpoint_every, run.step, steps)
-            if not stopping and (save or is_due(config.heldout_every, run.step, steps)):
+            if not stopping and _measured_after(config, run.step, steps):
                 with clock.paused(s.accelerator.device):
                     _measure_heldout(s, config, metrics)
             if save:
@@ -149,7 +149,7 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                     metrics.sync()
                     state = {**dataclasses.asdict(run), "config": as_json(config), "inputs": inputs}
                     path = checkpoints.save(state, s.student, s.optimizer)
-                if stopping and run.step < steps:
+                if stopping:
                     checkpoints.wait()
                     raise InterruptedRun(
                         f"Stopped by {stop.signal_name or 'a signal'} after step {run.step} of {steps}; all is in "
@@ -219,6 +219,11 @@ def _log(
         }
     )
     return f"loss {loss:.3f}, {rate:,.0f} tokens/s"
+
+
+def _measured_after(config: DistillConfig, step: int, steps: int) -> bool:
+    """Whether the held-out loss is measured after a step: before each regular save, and in between."""
+    return is_due(config.checkpoint_every, step, steps) or is_due(config.heldout_every, step, steps)
 
 
 def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> None:

@@ -105,7 +105,7 @@ def content(folder: Path) -> dict[str, Any]:
     """Everything in a store that must not depend on how often it was cut: all files, and the index but for timings."""
     found: dict[str, Any] = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix != ".json"}
     index = json.loads((folder / "index.json").read_text())
-    for volatile in ("seconds", "peak_gib", "command"):
+    for volatile in ("seconds", "peak_gib", "command", "git_commit"):
         index["manifest"].pop(volatile)
     return {**found, "index": index}
 

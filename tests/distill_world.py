@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.config import to_dict
 from compress.distill import DistillConfig, DistillResult, distill
 
 SEQ_LEN = 32
@@ -29,6 +30,12 @@ class World:
     def run(self, name: str, config: DistillConfig, **changes: Any) -> DistillResult:
         """Train, with some of `arguments` changed."""
         return distill(config, **self.arguments(name, **changes))
+
+    def command(self, name: str, config: DistillConfig) -> list[str]:
+        """Arguments of `compress` for the same run."""
+        models = ["--student", str(self.student), "--teacher", str(self.teacher), "--data", str(self.data)]
+        options = [f"--set=distill.{key}={json.dumps(value)}" for key, value in to_dict(config).items()]
+        return ["distill", *models, "--out", str(self.root / name), *options]
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """Rows of a run's metrics.jsonl."""

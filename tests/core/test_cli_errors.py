@@ -59,8 +59,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     def command(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["compress", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return int(stop.value.code or 0), capfd.readouterr().err
 
     return command
@@ -127,6 +132,7 @@ CASES = {
 }
 
 
+@pytest.mark.faults(13, 14, 17, 18, 20, 24)
 @pytest.mark.parametrize("name", CASES)
 def test_one_paragraph_and_the_right_code(
     name: str, world: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +164,7 @@ FULL_DISK = {
 }
 
 
+@pytest.mark.faults(4)
 @pytest.mark.parametrize("name", FULL_DISK)
 def test_a_full_disk_says_so_and_leaves_what_can_be_continued(name: str, world: Path, tmp_path: Path) -> None:
     """No file may grow beyond a size. `data.partial` and `data` are what the same command goes on from."""

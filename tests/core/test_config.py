@@ -28,6 +28,7 @@ def read(text: str) -> Outer:
     return build(Outer, parse_yaml(text, "recipe.yaml"))
 
 
+@pytest.mark.faults(17)
 def test_scalars_follow_yaml_1_2() -> None:
     outer = read("name: no\ninner: {lr: 1e-4, tokens: 2.2B, tags: [on, 12:30:45, 2020-01-01], flag: true}\nmaybe: ~")
     assert outer == Outer(
@@ -36,6 +37,7 @@ def test_scalars_follow_yaml_1_2() -> None:
     )
 
 
+@pytest.mark.faults(17)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -125,6 +125,7 @@ def test_what_changed_is_done_again_and_nothing_else(world: Path, run: Path) -> 
     assert changed == {"student/distill.json", "eval/student.items.jsonl"}
 
 
+@pytest.mark.faults(1)
 def test_a_killed_run_continues_to_the_same_weights(world: Path, run: Path, tmp_path: Path) -> None:
     """SIGKILL once the first checkpoint is there; the finished student equals the uninterrupted one bit for bit."""
     reference = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "whole"))

@@ -30,6 +30,7 @@ def lines(*rows: object) -> bytes:
     return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
 
 
+@pytest.mark.faults(18, 19)
 @pytest.mark.parametrize(
     ("bad", "fault"),
     [
@@ -57,6 +58,7 @@ def test_a_bad_line_is_skipped_and_counted_or_an_error(
     assert not (tmp_path / "strict" / "store.partial").exists()
 
 
+@pytest.mark.faults(18, 19)
 def test_bad_values_of_a_table(tmp_path: Path, tokenizer_folder: Path) -> None:
     path = tmp_path / "a.parquet"
     raw = pa.array([b"one", None, b"\xff\xfe", b"two", b""], pa.binary())
@@ -71,6 +73,7 @@ def test_bad_values_of_a_table(tmp_path: Path, tokenizer_folder: Path) -> None:
     ]
 
 
+@pytest.mark.faults(19)
 def test_a_file_damaged_midway_is_read_up_to_there(tmp_path: Path, tokenizer_folder: Path) -> None:
     texts = documents(5000)
     plain = lines(*({"text": text} for text in texts))
@@ -90,6 +93,7 @@ def test_a_file_damaged_midway_is_read_up_to_there(tmp_path: Path, tokenizer_fol
             make(path.parent / "strict", tokenizer_folder, path.parent, on_bad_row="error")
 
 
+@pytest.mark.faults(19)
 def test_a_parquet_file_that_is_cut_or_corrupt(tmp_path: Path, tokenizer_folder: Path) -> None:
     whole = write_source(tmp_path / "whole" / "a.parquet", documents(400)).read_bytes()
     corrupt = bytearray(whole)
@@ -106,6 +110,7 @@ def test_a_parquet_file_that_is_cut_or_corrupt(tmp_path: Path, tokenizer_folder:
             make(folder / "strict", tokenizer_folder, folder, on_bad_row="error")
 
 
+@pytest.mark.faults(18)
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl"])
 def test_a_missing_text_column_names_the_columns(tmp_path: Path, tokenizer_folder: Path, name: str) -> None:
     path = write_source(tmp_path / name, GOOD)
@@ -115,6 +120,7 @@ def test_a_missing_text_column_names_the_columns(tmp_path: Path, tokenizer_folde
     assert not (tmp_path / "store.partial").exists()
 
 
+@pytest.mark.faults(18)
 def test_a_column_of_numbers_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
     path = write_source(tmp_path / "a.parquet", GOOD)
     with pytest.raises(InputError, match=r"a\.parquet: the column 'id' holds int64, not text"):
@@ -130,6 +136,7 @@ def test_every_arrow_type_of_text_is_read(tmp_path: Path, tokenizer_folder: Path
     assert all_rows(store) == stream_of(["one", "two", "one"], byte_tokenizer())
 
 
+@pytest.mark.faults(20)
 @pytest.mark.parametrize("rows", [[], [{"text": ""}, {"text": "  \n"}], [{"text": None}]])
 def test_nothing_to_read_is_no_tokens(tmp_path: Path, tokenizer_folder: Path, rows: list[object]) -> None:
     path = tmp_path / "a.jsonl"
@@ -176,6 +183,7 @@ def test_sources_that_are_not_there_or_unclear(tmp_path: Path, tokenizer_folder:
         make(tmp_path, tokenizer_folder, "hub:a/b:c", config="d", tokens=5)
 
 
+@pytest.mark.faults(21)
 def test_a_line_beyond_the_limit_is_passed_over(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +205,7 @@ for name in ("small", "large"):
 """
 
 
+@pytest.mark.faults(21)
 def test_a_10_mb_line_takes_bounded_memory(tmp_path: Path) -> None:
     trained_tokenizer(["long word after word"] * 10, 300).save_pretrained(tmp_path / "tokenizer")
     for name, length in (("small", 10_000), ("large", 10_000_000)):

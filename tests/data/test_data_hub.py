@@ -15,7 +15,8 @@ import pytest
 from data_world import data_config, documents, write_source
 from loopback_hub import REPOSITORY, Hub, serving
 
-from compress.data import TokenStore, prepare
+from compress.data import TokenStore, prepare, stream
+from compress.runtime import StopRequest
 
 CARD = b"""---
 configs:
@@ -62,6 +63,7 @@ def local_fingerprint(tmp_path: Path, tokenizer: Path) -> str:
     return prepare(config, tokenizer, tmp_path / "local").fingerprint
 
 
+@pytest.mark.faults(12)
 def test_a_flaky_hub_gives_the_local_store(tmp_path: Path, tokenizer_folder: Path, hub: Hub) -> None:
     hub.fault_paths = ("/resolve/", "/tree/", "/revision/")
     singles = [fault for kind in (503, "reset", 429, "drop", "stall", 500, 504) for fault in (kind, None, None)]
@@ -80,6 +82,7 @@ def test_a_flaky_hub_gives_the_local_store(tmp_path: Path, tokenizer_folder: Pat
     assert hub.requests == []  # a finished store needs no network
 
 
+@pytest.mark.faults(12)
 def test_an_outage_is_an_error_and_the_next_run_goes_on_at_the_same_commit(
     tmp_path: Path, tokenizer_folder: Path, hub: Hub
 ) -> None:
@@ -132,6 +135,33 @@ def test_configurations_splits_and_what_is_not_there(tmp_path: Path, tokenizer_f
     ):
         assert result["error"] == error, result
         assert words in result["message"], result
+
+
+@pytest.mark.faults(12)
+def test_waits_double_and_begin_anew_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited, now = [0.0], [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        waited[-1] += seconds
+
+    monkeypatch.setattr(stream.time, "sleep", sleep)
+    monkeypatch.setattr(stream.time, "monotonic", lambda: now[0])
+    retry = stream.Retry(StopRequest())
+    for failures in (3, stream.RETRIES):
+        for _ in range(failures):
+            waited.append(0.0)
+            retry.failed("a file", TimeoutError("no answer"))
+        if failures == 3:
+            retry.succeeded()
+    expected = [2.0**n for n in (*range(3), *range(stream.RETRIES))]
+    assert waited[1:] == [pytest.approx(wait, rel=0.2501) for wait in expected]
+    with pytest.raises(stream.Unavailable, match=rf"could not be read in {stream.RETRIES + 1} tries.*no answer"):
+        retry.failed("a file", TimeoutError("no answer"))
+    forbidden = Exception("no")
+    forbidden.response = type("Response", (), {"status_code": 403})  # type: ignore[attr-defined]
+    with pytest.raises(stream.Unavailable, match="cannot be read"):  # at once: trying again would not help
+        stream.Retry(StopRequest()).failed("a file", forbidden)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from data_world import content, data_config, documents, write_source
+from fault_injection import Signal
 
 from compress.data import preparation, prepare, shards, stream
 from compress.data.preparation import Preparation
@@ -43,6 +44,7 @@ def write_sources(folder: Path) -> None:
         write_source(folder / "source" / name, texts[i * 50 : (i + 1) * 50])
 
 
+@pytest.mark.faults(2)
 def test_killed_at_random_moments(tmp_path: Path, tokenizer_folder: Path, small_steps: None) -> None:
     write_sources(tmp_path)
     prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
@@ -57,6 +59,7 @@ def test_killed_at_random_moments(tmp_path: Path, tokenizer_folder: Path, small_
         assert content(tmp_path / f"cut-{run}") == content(tmp_path / "uncut")
 
 
+@pytest.mark.faults(8)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_saves_and_the_next_run_continues(
     tmp_path: Path, tokenizer_folder: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch, name: str
@@ -169,25 +172,7 @@ def test_a_complete_store_that_was_not_renamed_is_only_renamed(
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
-def kill_at(moment: int) -> None:
-    """SIGKILL this process at its `moment`-th fsync, rename or document, before or after it at random."""
-    count = 0
-
-    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == moment and random.random() < 0.5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = function(*arguments, **options)
-            if count == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return call
-
-    os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
-    Preparation._take_document = deadly(Preparation._take_document)  # type: ignore[method-assign]
+MOMENTS = ("os:fsync", "os:replace", "compress.data.preparation:Preparation._take_document")
 
 
 def prepare_until_done(folder: Path, tokenizer: Path, out: Path) -> int:
@@ -197,7 +182,7 @@ def prepare_until_done(folder: Path, tokenizer: Path, out: Path) -> int:
         child = os.fork()
         if child == 0:
             random.seed(kills * 1000 + os.getpid())
-            kill_at(random.randint(1, 90))
+            Signal(at=MOMENTS, call=random.randint(1, 90), after=random.random() < 0.5).install()
             prepare(data_config(folder / "source"), tokenizer, out, visible=False)
             os._exit(0)
         status = os.waitpid(child, 0)[1]

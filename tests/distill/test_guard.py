@@ -81,6 +81,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
     monkeypatch.setattr(Losses, "backward", spoilt)
 
 
+@pytest.mark.faults(9)
 def test_a_spike_changes_nothing_and_is_told(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_spike_changes_nothing_and_is_told(
     assert [row["skipped"] for row in world.metrics("run") if "loss" in row] == [0, 0, 0, 0, 0, 1, 1]
 
 
+@pytest.mark.faults(9)
 def test_giving_up_names_the_rows(world: World, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, dict.fromkeys((1, 3, 4, 5), math.nan))
     rows = TokenStore.open(world.data).row_ids(12, 12, seed=0)

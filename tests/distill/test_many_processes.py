@@ -12,7 +12,7 @@ import pytest
 import torch
 from distill_world import SEQ_LEN, World
 from helpers import ROOT, run_cli, save_tiny_model
-from launch import TORCHRUN, distill_arguments, launch, start
+from launch import TORCHRUN, launch, start
 from safetensors.torch import load_file
 
 from compress.distill import DistillConfig
@@ -52,7 +52,7 @@ def test_two_processes_equal_one(world: World, options: Options, shard: str, tie
     config = options(batch_tokens=5 * SEQ_LEN, tokens=28 * SEQ_LEN, micro_batch_rows=2)
     world = dataclasses.replace(world, student=student)
     world.run("one", config)
-    done = launch(2, distill_arguments(world, "two", dataclasses.replace(config, shard=shard)))
+    done = launch(2, world.command("two", dataclasses.replace(config, shard=shard)))
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(world, "one", "two")
     record = json.loads((world.root / "two" / "student" / "distill.json").read_text())
@@ -61,18 +61,19 @@ def test_two_processes_equal_one(world: World, options: Options, shard: str, tie
     assert {key: tensor.shape for key, tensor in two.items()} == {key: tensor.shape for key, tensor in one.items()}
 
 
+@pytest.mark.faults(10)
 def test_a_run_goes_on_with_another_number_of_processes(world: World, options: Options) -> None:
     """Two processes with split weights, then one, then two with whole ones: as one that was never stopped."""
     config = options(batch_tokens=5 * SEQ_LEN, tokens=28 * SEQ_LEN, keep_checkpoints=9)
     student = save_tiny_model(world.root / "student", scale=0.1, num_hidden_layers=2)
     world = dataclasses.replace(world, student=student)
     world.run("one", config)
-    done = launch(2, distill_arguments(world, "changing", dataclasses.replace(config, shard="both")))
+    done = launch(2, world.command("changing", dataclasses.replace(config, shard="both")))
     assert done.returncode == 0, done.stderr[-3000:]
     go_back(world, "changing", 2)
     world.run("changing", config)
     go_back(world, "changing", 4)
-    done = launch(2, distill_arguments(world, "changing", config))
+    done = launch(2, world.command("changing", config))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Continuing from") == 1
     assert "4 of 6 steps are done" in " ".join(done.stderr.split())
@@ -92,9 +93,9 @@ def go_back(world: World, name: str, step: int) -> None:
 def test_a_signal_to_the_launcher_saves_and_the_run_goes_on(world: World, options: Options, shard: str) -> None:
     """SIGTERM to torchrun reaches both processes, which save the same step; resumed, the result is the same bits."""
     config = options(batch_tokens=2 * SEQ_LEN, epochs=6, tokens=None, checkpoint_every=0, heldout_every=0, shard=shard)
-    whole = launch(2, distill_arguments(world, "whole", config))
+    whole = launch(2, world.command("whole", config))
     assert whole.returncode == 0, whole.stderr[-3000:]
-    process = start([*TORCHRUN, "-m", "compress.cli", *distill_arguments(world, "cut", config)])
+    process = start([*TORCHRUN, "-m", "compress.cli", *world.command("cut", config)])
     metrics = world.root / "cut" / "train" / "metrics.jsonl"
     while process.poll() is None and (not metrics.is_file() or metrics.read_text().count("\n") < 5):
         time.sleep(0.01)
@@ -103,7 +104,7 @@ def test_a_signal_to_the_launcher_saves_and_the_run_goes_on(world: World, option
     assert process.returncode != 0
     assert "Stopped by SIGTERM after step" in " ".join(said.split()), said[-3000:]
     assert len(list(checkpoints(world, "cut").iterdir())) == 1
-    done = launch(2, distill_arguments(world, "cut", config))
+    done = launch(2, world.command("cut", config))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Continuing from" in done.stderr
     one, two = (world.root / name / "student" / "model.safetensors" for name in ("whole", "cut"))

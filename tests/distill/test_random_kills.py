@@ -16,7 +16,6 @@ from distill_world import World
 from helpers import ROOT
 from safetensors.torch import load_file
 
-from compress.config import to_dict
 from compress.distill import DistillConfig
 
 Options = Callable[..., DistillConfig]
@@ -24,9 +23,7 @@ Options = Callable[..., DistillConfig]
 
 def start(world: World, config: DistillConfig) -> subprocess.Popen[bytes]:
     """`compress distill` as a user starts it, into `world.root / "cut"`."""
-    models = ["--student", str(world.student), "--teacher", str(world.teacher), "--data", str(world.data)]
-    options = [f"--set=distill.{key}={json.dumps(value)}" for key, value in to_dict(config).items()]
-    command = [sys.executable, "-m", "compress.cli", "distill", *models, "--out", str(world.root / "cut"), *options]
+    command = [sys.executable, "-m", "compress.cli", *world.command("cut", config)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 
@@ -52,6 +49,7 @@ def kill_after(process: subprocess.Popen[bytes], metrics: Path, step: int, delay
     return last_step(metrics), process.returncode
 
 
+@pytest.mark.faults(1)
 @pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.slow)])
 def test_killed_at_random_the_command_ends_bitwise_equal(world: World, options: Options, kills: int) -> None:
     """Random steps, and a random part of a step or of a save after them; the student has dropout.

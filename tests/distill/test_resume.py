@@ -1,13 +1,11 @@
 """Runs that are killed, stopped or damaged, and what the next call makes of them."""
 
 import dataclasses
-import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,45 +14,22 @@ from typing import Any
 import pytest
 import torch
 from distill_world import World
+from fault_injection import Signal, run_with
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from compress.config import to_dict
 from compress.distill import DistillConfig, checkpoint, train
 from compress.distill.optimizer import StudentOptimizer
 from compress.errors import CompressError, InterruptedRun, UsageError
 
 Options = Callable[..., DistillConfig]
 
-KILLED_RUN = """
-import json, os, signal, sys
-from pathlib import Path
-from compress.config import build_from
-from compress.distill import DistillConfig, checkpoint, distill, train
 
-job = json.loads(sys.argv[1])
-module, name, at = {"train": train, "checkpoint": checkpoint}[job["module"]], job["name"], job["at"]
-original, calls = getattr(module, name), []
-
-def deadly(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
-
-setattr(module, name, deadly)
-distill(build_from(DistillConfig, job["config"]), **{key: Path(value) for key, value in job["arguments"].items()})
-"""
-
-
-def killed(world: World, name: str, config: DistillConfig, module: str, function: str, at: int) -> str:
-    """Run in a process that gets SIGKILL at the `at`-th call of a function; returns its stderr."""
-    arguments = {key: str(value) for key, value in world.arguments(name).items()}
-    job = {"config": to_dict(config), "arguments": arguments, "module": module, "name": function, "at": at}
-    command = [sys.executable, "-c", KILLED_RUN, json.dumps(job)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+def killed(world: World, name: str, config: DistillConfig, at: str, call: int) -> None:
+    """`compress distill` in a process that gets SIGKILL at a call of a function."""
+    done = run_with([Signal(at=(at,), call=call)], *world.command(name, config))
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    return done.stderr
 
 
 def weights(world: World, name: str) -> bytes:
@@ -65,24 +40,26 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("tokens_per_s", "peak_gib", "mfu")} for row in rows]
 
 
+@pytest.mark.faults(1, 3)
 def test_a_run_killed_in_a_step_and_in_two_phases_of_a_save_ends_bitwise_equal(
     world: World, options: Options, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The student has dropout, so random numbers must be the same too."""
     config = options(epochs=2, tokens=None, heldout_every=3, checkpoint_every=2)
     world.run("whole", config)
-    killed(world, "cut", config, "train", "learning_rate", at=4)
+    killed(world, "cut", config, "compress.distill.train:learning_rate", 4)
     assert sorted(p.name for p in (world.root / "cut/train/checkpoints").iterdir()) == ["step-2"]
-    killed(world, "cut", config, "checkpoint", "save_file", at=4)
+    killed(world, "cut", config, "compress.distill.checkpoint:save_file", 4)
     assert [p.name for p in (world.root / "cut/train/checkpoints").glob("*.partial")] == ["step-6.partial"]
     capfd.readouterr()
-    killed(world, "cut", config, "checkpoint", "publish_folder", at=1)
+    killed(world, "cut", config, "compress.distill.checkpoint:publish_folder", 1)
     world.run("cut", config)
     assert "step-6.partial: it was never finished" in capfd.readouterr().err
     assert weights(world, "cut") == weights(world, "whole")
     assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
 
 
+@pytest.mark.faults(8)
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_next_call_ends_bitwise_equal(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch, signal_number: signal.Signals
@@ -128,6 +105,7 @@ def cut_run(world: World, config: DistillConfig) -> Path:
     return world.root / "run" / "train" / "checkpoints"
 
 
+@pytest.mark.faults(24)
 def test_other_settings_cannot_continue_a_checkpoint(world: World, options: Options) -> None:
     cut_run(world, options())
     with pytest.raises(UsageError, match=r"lr was 0\.003 and is 0\.001; seed was 0 and is 1.*start anew"):
@@ -136,6 +114,7 @@ def test_other_settings_cannot_continue_a_checkpoint(world: World, options: Opti
         world.run("run", options(), student=world.teacher)
 
 
+@pytest.mark.faults(3)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     world: World, options: Options, capfd: pytest.CaptureFixture[str], damage: str
@@ -164,6 +143,7 @@ def fake_checkpoint(folder: Path, step: int, loss: float | None, keep: int) -> N
     checkpoint.write(folder, {"step": step, "heldout_loss": loss}, checkpoint.snapshot(model, optimizer), keep)
 
 
+@pytest.mark.faults(23)
 def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
     losses = [5.0, 3.0, 4.0, None, 3.5, 3.2]
     kept = []
@@ -173,6 +153,23 @@ def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
     assert kept == [[1], [2], [2, 3], [2, 4], [2, 4, 5], [2, 5, 6]]
 
 
+@pytest.mark.faults(23)
+@given(st.lists(st.none() | st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_rotation_never_deletes_the_best_or_the_latest(losses: list[int | None], keep: int) -> None:
+    """So there is always one that is whole; a tie goes to the later one, and no more are kept than that."""
+    with tempfile.TemporaryDirectory() as folder:
+        for step, loss in enumerate(losses, 1):
+            fake_checkpoint(Path(folder), step, loss, keep)
+            measured = [(value, -at) for at, value in enumerate(losses[:step], 1) if value is not None]
+            expected = {*range(max(1, step - keep + 1), step + 1), *(-at for _, at in sorted(measured)[:1])}
+            assert {int(path.name.removeprefix("step-")) for path in Path(folder).iterdir()} == expected
+            found = checkpoint.latest(Path(folder))
+            assert found is not None
+            assert found[1]["step"] == step
+
+
+@pytest.mark.faults(4)
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path) -> None:
     fake_checkpoint(tmp_path, 1, 1.0, keep=1)
     before = {path: path.read_bytes() for path in (tmp_path / "step-1").iterdir()}
@@ -220,6 +217,7 @@ def test_a_checkpoint_written_on_a_thread_is_that_of_its_step(
     assert weights(world, "async") == weights(world, "sync")
 
 
+@pytest.mark.faults(4)
 def test_a_thread_that_cannot_write_ends_the_run(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,9 +241,10 @@ def test_a_thread_that_cannot_write_ends_the_run(
     assert weights(world, "cut") == weights(world, "whole")
 
 
+@pytest.mark.faults(1, 3)
 def test_killed_while_a_thread_writes(world: World, options: Options) -> None:
     config = options(checkpoint_every=2, async_checkpoints=True)
-    killed(world, "cut", config, "checkpoint", "save_file", at=4)
+    killed(world, "cut", config, "compress.distill.checkpoint:save_file", 4)
     names = sorted(path.name for path in (world.root / "cut/train/checkpoints").iterdir())
     assert names == ["step-2", "step-4.partial"]
     world.run("whole", config)

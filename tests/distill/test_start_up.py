@@ -46,6 +46,7 @@ def test_a_missing_teacher_is_refused(world: World, options: Options) -> None:
         world.run("run", options(), teacher=None)
 
 
+@pytest.mark.faults(24)
 def test_an_output_that_is_not_free_is_refused_and_kept(world: World, options: Options) -> None:
     out = world.root / "mine"
     out.mkdir()
@@ -57,6 +58,7 @@ def test_an_output_that_is_not_free_is_refused_and_kept(world: World, options: O
         world.run("run", options(), work=out / "thesis.txt" / "train")
 
 
+@pytest.mark.faults(24)
 def test_a_generation_config_that_could_not_be_saved_again_is_refused(world: World, options: Options) -> None:
     student = world.root / "student"
     shutil.copytree(world.student, student)
@@ -66,6 +68,7 @@ def test_a_generation_config_that_could_not_be_saved_again_is_refused(world: Wor
     assert nothing_was_written(world)
 
 
+@pytest.mark.faults(13)
 def test_data_of_another_tokenizer_is_refused(world: World, options: Options) -> None:
     data = world.root / "data"
     shutil.copytree(world.data, data)
@@ -81,6 +84,7 @@ def test_data_of_another_tokenizer_is_refused(world: World, options: Options) ->
         world.run("run", options(alpha=0.0), student=student, teacher=None)
 
 
+@pytest.mark.faults(14)
 def test_an_unreadable_teacher_is_named(world: World, options: Options) -> None:
     teacher = world.root / "teacher"
     shutil.copytree(world.teacher, teacher)
@@ -107,6 +111,7 @@ def test_logits_transformed_in_an_unknown_way_are_refused(
         world.run("run", options())
 
 
+@pytest.mark.faults(13)
 def test_a_padded_vocabulary_is_compared_on_the_shared_ids(
     world: World, options: Options, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +138,7 @@ def test_the_students_padding_rows_get_no_gradient(world: World, options: Option
     assert not torch.equal(before[:257], after[:257])
 
 
+@pytest.mark.faults(13)
 @pytest.mark.parametrize(
     ("student", "teacher", "shared", "message"),
     [

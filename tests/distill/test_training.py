@@ -104,15 +104,20 @@ def gradients(world: World, config: DistillConfig, rows: Any, labels: Any) -> tu
     return [p.grad for p in model.parameters() if p.grad is not None], loss
 
 
-def test_accumulation_is_exact_with_uneven_ignored_labels(world: World, options: Options) -> None:
-    rows = TokenStore.open(world.data).batch(0, 8, 0, 1)
+@pytest.mark.faults(11)
+@pytest.mark.parametrize(("alpha", "count"), [(0.8, 8), (1.0, 8), (0.0, 8), (0.8, 5)])
+def test_accumulation_is_exact_with_uneven_ignored_labels(
+    world: World, options: Options, alpha: float, count: int
+) -> None:
+    """Soft and hard terms together and alone; the last micro-batch is a partial one, and so may be the batch."""
+    rows = TokenStore.open(world.data).batch(0, count, 0, 1)
     labels = rows[:, 1:].copy()
-    for row in range(8):
+    for row in range(count):
         labels[row, : 4 * row] = IGNORE_INDEX
-    labels[5] = IGNORE_INDEX
-    whole, loss = gradients(world, options(micro_batch_rows=8, temperature=2.0), rows, labels)
+    labels[2] = IGNORE_INDEX
+    whole, loss = gradients(world, options(micro_batch_rows=8, temperature=2.0, alpha=alpha), rows, labels)
     for size in (1, 3):
-        pieces, same = gradients(world, options(micro_batch_rows=size, temperature=2.0), rows, labels)
+        pieces, same = gradients(world, options(micro_batch_rows=size, temperature=2.0, alpha=alpha), rows, labels)
         torch.testing.assert_close(same, loss, rtol=1e-6, atol=0)
         for a, b in zip(pieces, whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
@@ -162,6 +167,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     monkeypatch.setattr(Losses, "backward", poisoned)
 
 
+@pytest.mark.faults(9)
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:

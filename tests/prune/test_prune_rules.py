@@ -53,6 +53,7 @@ def test_a_rule_rewrites_its_field(name: str, fields: dict[str, Any], expected: 
     assert RULES[name](name, fields, CUT) == expected
 
 
+@pytest.mark.faults(6)
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -89,6 +90,7 @@ def test_keeping_every_layer_says_the_same(model_type: str) -> None:
     assert getattr(again, "layer_types", None) == getattr(config, "layer_types", None)
 
 
+@pytest.mark.faults(6)
 @pytest.mark.parametrize(
     "extra",
     [

@@ -113,6 +113,7 @@ def test_a_checkpoint_saved_without_its_head_module_and_one_with_extra_layers(tm
     assert [name for name, _ in chosen] == ["model.layers.0.w"]
 
 
+@pytest.mark.faults(22)
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_and_untied_heads_round_trip(tmp_path: Path, tied: bool) -> None:
     teacher = save_tiny_model(tmp_path / "teacher", tie_word_embeddings=tied)
@@ -123,6 +124,7 @@ def test_tied_and_untied_heads_round_trip(tmp_path: Path, tied: bool) -> None:
     assert result.plan.params_after == sum(p.numel() for p in student.parameters())
 
 
+@pytest.mark.faults(7, 22)
 def test_a_contradicting_tie_flag_is_refused(tmp_path: Path) -> None:
     teacher = save_tiny_model(tmp_path / "teacher", tie_word_embeddings=True)
     set_config(teacher, tie_word_embeddings=False)
@@ -131,6 +133,7 @@ def test_a_contradicting_tie_flag_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "student").exists()
 
 
+@pytest.mark.faults(22)
 def test_a_head_beside_a_tie_flag_survives(tmp_path: Path) -> None:
     teacher = save_tiny_model(tmp_path / "teacher", tie_word_embeddings=False)
     set_config(teacher, tie_word_embeddings=True)
@@ -143,6 +146,7 @@ def set_config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+@pytest.mark.faults(14)
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "missing"])
 def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
     teacher = save_sharded(tmp_path / "teacher")
@@ -157,6 +161,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
     assert list(tmp_path.iterdir()) == [teacher]
 
 
+@pytest.mark.faults(15)
 @pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/passwd", "C:\\evil.safetensors"])
 def test_an_index_that_points_outside_is_refused(tmp_path: Path, name: str) -> None:
     teacher = save_sharded(tmp_path / "teacher")
