@@ -129,8 +129,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
                 **kwargs,
             )
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        raise InputError(f"{folder} cannot be loaded ({reason}).") from error
+        raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {_reason(error)}).") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(map(str, info.get(kind) or [])):
             raise InputError(
