@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from compress import processes
-from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -189,6 +189,30 @@ def report(run_dir: Path, as_json: bool) -> None:
 
     processes.on_main(lambda: write_report(run_dir))
     _finish(run_dir, as_json)
+
+
+@cli.command(short_help="Check a run's files, inputs and data order.")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Its token store, if not RUN_DIR/data.")
+@_json_option
+def verify(run_dir: Path, data: Path | None, as_json: bool) -> None:
+    """Check RUN_DIR against its own records: hashes, inputs, settings, checkpoints, data order, weights.
+
+    One line a check: ok, FAILED or not checked, and why. Exits 3 if one failed. Nothing is written or downloaded.
+    """
+    from compress.verify import verify_run
+
+    checks = []
+    for check in verify_run(run_dir, data):
+        checks.append(check)
+        if not as_json:
+            click.echo(check.describe())
+    failed = [check.name for check in checks if check.status == "FAILED"]
+    if as_json:
+        record = {"run": str(run_dir), "ok": not failed, "checks": [check.to_dict() for check in checks]}
+        _print(record, "", as_json)
+    if failed:
+        raise InputError(f"{run_dir}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
 @cli.command(short_help="The whole way in minutes: no network, no GPU.")
