@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 wrong usage or a bad recipe; 3 bad input data or model; 75
 """
 
 import errno
+import io
 import json
 import signal
 import sys
@@ -19,6 +20,9 @@ from compress import processes
 from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""What the system says of a path that the user gave and that cannot be one."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -262,6 +266,8 @@ def _count(text: str, option: str) -> int:
 def main() -> None:
     """Entry point: run the command and turn failures into one paragraph on stderr and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         cli(prog_name="compress", standalone_mode=False)
@@ -276,7 +282,8 @@ def main() -> None:
     except CompressError as error:
         _fail(str(error), error.exit_code, debug)
     except OSError as error:
-        _fail(_explain_os_error(error), 1, debug)
+        code = InputError.exit_code if error.errno in UNUSABLE_PATH else 1
+        _fail(_explain_os_error(error), code, debug)
     except Exception as error:
         _fail(
             f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}. "
