@@ -32,4 +32,6 @@ def check_model(folder: Path) -> str:
 def _finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
-    return all(bool(part.float().isfinite().all()) for part in tensor.flatten().split(_SCAN_ELEMENTS))
+    flat = tensor.flatten()
+    parts = (flat[start : start + _SCAN_ELEMENTS] for start in range(0, flat.numel(), _SCAN_ELEMENTS))
+    return all(bool(part.float().isfinite().all()) for part in parts)
