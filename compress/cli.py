@@ -7,17 +7,18 @@ Exit codes: 0 done; 2 wrong usage or a bad recipe; 3 bad input data or model; 75
 import errno
 import io
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import click
 
 from compress import processes
 from compress.errors import CompressError, InputError, InterruptedRun, UsageError
+from compress.runtime import ignore_signals, interrupt_on_signal
+
+_TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -268,7 +269,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_signal()
     try:
         cli(prog_name="compress", standalone_mode=False)
         processes.leave()
@@ -293,11 +294,6 @@ def main() -> None:
         )
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Take SIGTERM as Ctrl-C, so that what is half-written is cleared away; steps with state to save save it first."""
-    raise KeyboardInterrupt
-
-
 def _explain_os_error(error: OSError) -> str:
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -308,12 +304,16 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
+    ignore_signals()
     if debug:
         import traceback
 
         traceback.print_exc()
-    if not isinstance(sys.exception(), processes.MainProcessFailed):
+    told = isinstance(sys.exception(), _TOLD_BY_MAIN)
+    if processes.is_main():
         click.echo(f"Error: {message}", err=True)
+    elif not told:
+        click.echo(f"Error in process {processes.rank()}: {message}", err=True)
     sys.stderr.flush()
     sys.exit(code)
 

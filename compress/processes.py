@@ -8,14 +8,18 @@ All processes see the same files.
 import datetime
 import functools
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from compress.errors import CompressError
+from compress.runtime import check_interrupt
 
 T = TypeVar("T")
 
 _PATIENCE = datetime.timedelta(days=7)
+_LOOK_EVERY_S = 0.005
 
 
 class MainProcessFailed(CompressError):
@@ -24,6 +28,10 @@ class MainProcessFailed(CompressError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("The main process failed.")
         self.exit_code = exit_code
+
+
+class ProcessLost(CompressError):
+    """Another process of this launch ended before the work was done."""
 
 
 def count() -> int:
@@ -46,6 +54,7 @@ def on_main(work: Callable[[], T]) -> T:
 
     Raises:
         MainProcessFailed: in the other processes, when the main one raised something.
+        ProcessLost: another process ended before it came here.
     """
     if count() == 1:
         return work()
@@ -56,30 +65,67 @@ def on_main(work: Callable[[], T]) -> T:
         return cast(T, result)
     try:
         result = work()
-    except BaseException as error:
+    except Exception as error:
         _broadcast((None, getattr(error, "exit_code", 1)))
         raise
     _broadcast((result, None))
     return result
 
 
+def main_first(work: Callable[[], T]) -> T:
+    """What `work` returns in this process; the main one runs it before the others, which find what it downloaded.
+
+    Raises:
+        MainProcessFailed, ProcessLost: see `on_main`.
+    """
+    made: list[T] = []
+    on_main(lambda: made.append(work()))
+    return made[0] if made else work()
+
+
 def all_gather(value: T) -> list[T]:
-    """Every process's `value`, by rank."""
+    """Every process's `value`, by rank.
+
+    Raises:
+        ProcessLost: another process ended before it came here.
+    """
     if count() == 1:
         return [value]
     import torch.distributed as dist
 
-    group, values = _group(), [None] * count()
-    dist.all_gather_object(values, value, group=group)
+    values = [None] * count()
+    with _met() as group:
+        dist.all_gather_object(values, value, group=group)
     return cast(list[T], values)
 
 
 def _broadcast(value: Any) -> Any:
     import torch.distributed as dist
 
-    group, box = _group(), [value]
-    dist.broadcast_object_list(box, src=0, group=group, device=None)
+    box = [value]
+    with _met() as group:
+        dist.broadcast_object_list(box, src=0, group=group, device=None)
     return box[0]
+
+
+@contextmanager
+def _met() -> Iterator[Any]:
+    """The group, once all processes are here. A signal ends the waiting, as it cannot end that of a collective."""
+    import torch.distributed as dist
+
+    group = _group()
+    try:
+        arrival = dist.barrier(group=group, async_op=True)
+        while not arrival.is_completed():
+            check_interrupt()
+            time.sleep(_LOOK_EVERY_S)
+        arrival.wait()
+        yield group
+    except RuntimeError as error:
+        raise ProcessLost(
+            "Another process of this launch ended early; its own message, or the launcher's, says why. What is saved "
+            "is kept: run the same command again to go on."
+        ) from error
 
 
 @functools.cache

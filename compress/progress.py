@@ -33,16 +33,10 @@ def say(message: str) -> None:
 class Bar:
     """A running progress bar: `advance(n, note)` moves it, and `note` is shown at its end (loss, tokens/s)."""
 
-    def __init__(self, label: str, total: int, progress: Progress, task: TaskID, plain: bool) -> None:
-        self._label, self._total, self._progress, self._task, self._plain = (
-            label,
-            total,
-            progress,
-            task,
-            plain,
-        )
-        self._done, self._started = 0, time.monotonic()
-        self._printed = self._started
+    def __init__(self, label: str, total: int, done: int, progress: Progress, task: TaskID, plain: bool) -> None:
+        self._label, self._total, self._first, self._done = label, total, done, done
+        self._progress, self._task, self._plain = progress, task, plain
+        self._printed = self._started = time.monotonic()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Move by `count` units; in a log file (no terminal) a line is printed every 15 seconds instead."""
@@ -53,7 +47,8 @@ class Bar:
         now = time.monotonic()
         if self._plain and now - self._printed >= _PLAIN_EVERY_S:
             self._printed = now
-            left = (now - self._started) / max(self._done, 1) * max(self._total - self._done, 0)
+            each = (now - self._started) / max(self._done - self._first, 1)
+            left = each * max(self._total - self._done, 0)
             say(f"{self._label}: {self._done}/{self._total}, {left:.0f} s left{', ' + note if note else ''}")
 
 
@@ -77,5 +72,5 @@ def progress_bar(label: str, total: int, *, done: int = 0, visible: bool = True)
     disable = not (visible and console.is_terminal)
     with Progress(*columns, console=console, disable=disable, refresh_per_second=4) as progress:
         task = progress.add_task(label, total=total, completed=done, note="")
-        yield Bar(label, total - done, progress, task, plain=visible and not console.is_terminal)
+        yield Bar(label, total, done, progress, task, plain=visible and not console.is_terminal)
         sys.stderr.flush()

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -127,6 +128,42 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
+
+
+_asked_at: float | None = None
+_ONE_REQUEST_S = 5.0
+
+
+def interrupt_on_signal() -> None:
+    """Let SIGTERM raise KeyboardInterrupt as SIGINT (Ctrl-C) does; those that follow at once do nothing.
+
+    What the first one started, which is leaving and tidying up, is not itself interrupted.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _asked_at
+    now = time.monotonic()
+    if _asked_at is None or now - _asked_at > _ONE_REQUEST_S:
+        _asked_at = now
+        raise KeyboardInterrupt
+
+
+def check_interrupt() -> None:
+    """Raise again the KeyboardInterrupt of a signal that something swallowed: for loops, between units of work.
+
+    Finalizers and callbacks from C do that, and `datasets` does while it hashes a function.
+    """
+    if _asked_at is not None:
+        raise KeyboardInterrupt
+
+
+def ignore_signals() -> None:
+    """Let SIGINT and SIGTERM do nothing: the process is ending, and has its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -2,29 +2,96 @@
 
 A checkpoint is the student's parameters and buffers (`model.safetensors`), the optimizer's state
 (`optimizer.safetensors`) and `state.json`. Nothing else is state: the learning rate and the seed of dropout are
-arithmetic on the step, and the position in the data is one integer.
+arithmetic on the step, and the position in the data is one integer. Weights that are split over processes are saved
+whole, so a run may go on with any number of them.
 """
 
 import json
 import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.artifacts import publish_folder, read_json, sha256_file, sha256_tree, write_json
 from compress.distill.optimizer import StudentOptimizer, flat_state
+from compress.distill.sharding import local, part_of, whole
 from compress.errors import CompressError, InputError
+from compress.processes import is_main
 from compress.progress import say
 
 _NAME = re.compile(r"step-([0-9]+)")
 
 
-def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizer: StudentOptimizer, keep: int) -> Path:
+Snapshot = dict[str, dict[str, Tensor]]
+"""Tensors by name, by the file they go to."""
+
+
+class Checkpointer:
+    """Writes checkpoints into `folder`, on a thread if `background`; what a thread failed at is raised later.
+
+    Every process calls `save`; the main one writes. Use it as a context: at its end the last checkpoint is complete.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, background: bool) -> None:
+        self._folder, self._keep, self._background = folder, keep, background
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: Mapping[str, Any], model: nn.Module, optimizer: StudentOptimizer) -> Path:
+        """Save as `folder/step-N` (N = `state["step"]`), or see to it that it will be; returns that path.
+
+        Raises:
+            CompressError: this checkpoint, or the one before it, could not be written.
+        """
+        self.wait()
+        tensors = snapshot(model, optimizer, copy=self._background)
+        if is_main() and self._background:
+            self._pending = self._writer.submit(write, self._folder, dict(state), tensors, self._keep)
+        elif is_main():
+            write(self._folder, state, tensors, self._keep)
+        return self._folder / f"step-{state['step']}"
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is complete; raises as `save`."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.shutdown()
+        if error is None:
+            self.wait()
+
+
+def snapshot(model: nn.Module, optimizer: StudentOptimizer, *, copy: bool = False) -> Snapshot:
+    """A run's tensors in the host's memory; with `copy`, ones that training no longer changes.
+
+    Every process must call it; where weights are split over processes, all but the main one get nothing.
+    """
+    groups = {"model.safetensors": _tensors(model), "optimizer.safetensors": _optimizer_tensors(model, optimizer)}
+    found: Snapshot = {file: {} for file in groups}
+    for file, tensors in groups.items():
+        for name, (part, like) in tensors.items():
+            full = whole(part, like)
+            if is_main():
+                host = full.to("cpu")
+                found[file][name] = host.clone() if copy and host.data_ptr() == part.data_ptr() else host
+    return found
+
+
+def write(folder: Path, state: Mapping[str, Any], tensors: Snapshot, keep: int) -> None:
     """Write `folder/step-N` (N = `state["step"]`) as a whole, then delete all but the `keep` latest and the best.
 
     Raises:
@@ -35,8 +102,8 @@ def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizer: St
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write(_tensors(model), partial / "model.safetensors")
-        _write(_optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
+        for file, content in tensors.items():
+            save_file({name: tensor.contiguous() for name, tensor in content.items()}, partial / file)
         write_json(partial / "state.json", dict(state))
         write_json(partial / "manifest.json", {"sha256": sha256_tree(partial)})
         shutil.rmtree(final, ignore_errors=True)
@@ -48,7 +115,6 @@ def save(folder: Path, state: Mapping[str, Any], model: nn.Module, optimizer: St
             "space and run the same command again to continue from the last."
         ) from error
     _rotate(folder, keep)
-    return final
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -79,17 +145,20 @@ def restore(path: Path, model: nn.Module, optimizer: StudentOptimizer) -> None:
         ) from error
 
 
-def _write(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-
-
-def _copy_into(targets: Mapping[str, Tensor], file: Path) -> None:
+def _copy_into(targets: Mapping[str, "_Part"], file: Path) -> None:
     """Overwrite `targets` by the tensors of a file, which must be the same by name and shape."""
-    tensors = load_file(file)
-    if tensors.keys() != targets.keys() or any(tensors[k].shape != targets[k].shape for k in tensors):
-        raise InputError(f"The checkpoint {file.parent} is of another model; remove it, or use another run folder.")
-    for name, target in targets.items():
-        target.copy_(tensors[name])
+    with safe_open(file, framework="pt") as tensors:
+        if set(tensors.keys()) != targets.keys():
+            raise _other_model(file)
+        for name, (target, like) in targets.items():
+            found = part_of(tensors.get_tensor(name), like)
+            if found.shape != target.shape:
+                raise _other_model(file)
+            target.copy_(found)
+
+
+def _other_model(file: Path) -> InputError:
+    return InputError(f"The checkpoint {file.parent} is of another model; remove it, or use another run folder.")
 
 
 def _verified_state(path: Path) -> dict[str, Any]:
@@ -136,19 +205,26 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+class _Part(NamedTuple):
+    """A tensor of this process, and the parameter it is split like."""
+
+    tensor: Tensor
+    like: Tensor
+
+
+def _tensors(model: nn.Module) -> dict[str, _Part]:
     """Parameters (tied ones once) and persistent buffers by name."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = {name: _Part(local(parameter.detach()), parameter) for name, parameter in model.named_parameters()}
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = {name: value for name, value in model.state_dict().items() if name not in known}
+    buffers = {name: _Part(value, value) for name, value in model.state_dict().items() if name not in known}
     return {**parameters, **buffers}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: StudentOptimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizer: StudentOptimizer) -> dict[str, _Part]:
     """The optimizer's state by `key/parameter`, e.g. `exp_avg/lm_head.weight`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{key}/{names[parameter]}": tensor
+        f"{key}/{names[parameter]}": _Part(tensor, parameter)
         for parameter, state in optimizer.state.items()
         for key, tensor in flat_state(state).items()
     }

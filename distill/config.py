@@ -53,7 +53,12 @@ class DistillConfig:
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     max_skipped_steps: AtLeastOne = 10
-    """Give up after this many steps in a row were skipped because a loss or gradient was not finite."""
+    """Give up after this many steps in a row were skipped."""
+    spike_sigma: Positive | None = None
+    """Skip a step, too, whose loss is this many standard deviations above the mean of the `spike_window` before it.
+    None skips only steps whose loss or gradient is not finite."""
+    spike_window: Annotated[int, Field(ge=8)] = 64
+    """Steps whose losses `spike_sigma` is measured against; skipped steps are left out."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: student's products in bf16 over fp32 master weights, teacher in bf16. auto: bf16 on GPUs that have it."""
@@ -69,6 +74,9 @@ class DistillConfig:
     """Keep documents packed into a row apart: attention and positions start anew, and EOS predicts nothing."""
     compile: bool = False
     """Compile both models with torch.compile, one graph each: a first step of a minute, then about 2% less on CPUs."""
+    shard: Literal["auto", "none", "student", "both"] = "auto"
+    """Split the weights over the processes (FSDP2): the student's, its gradients and moments, or the teacher's too.
+    auto: both where `accelerate launch` is configured for FSDP, else none. The result is the same."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     chunk_tokens: AtLeastOne | None = None
@@ -90,6 +98,8 @@ class DistillConfig:
     """Steps between checkpoints; below 1, a fraction of all steps; 0 only at the end."""
     keep_checkpoints: AtLeastOne = 2
     """How many of the latest checkpoints stay on disk, besides the one with the best held-out loss."""
+    async_checkpoints: bool = False
+    """Write checkpoints on a thread while training goes on, from a copy of the state in the host's memory."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Experiment trackers to log to, through accelerate."""
 
@@ -99,6 +109,16 @@ class DistillConfig:
 
 
 MAY_CHANGE_AT_RESUME = frozenset(
-    {"log_every", "heldout_every", "checkpoint_every", "keep_checkpoints", "trackers", "max_skipped_steps"}
+    {
+        "async_checkpoints",
+        "checkpoint_every",
+        "heldout_every",
+        "keep_checkpoints",
+        "log_every",
+        "max_skipped_steps",
+        "micro_batch_rows",
+        "shard",
+        "trackers",
+    }
 )
 """Options that do not touch the weights, so a run may be resumed with other values of them."""

@@ -10,10 +10,11 @@ import torch
 from compress.distill.config import DistillConfig
 from compress.distill.plan import DistillPlan
 from compress.errors import UsageError
+from compress.processes import count
 from compress.progress import say
 from compress.units import format_bytes
 
-_COUNTED = ("weights", "gradients", "optimizer moments", "teacher")
+_COUNTED = ("weights", "gradients", "optimizer moments", "teacher", "gathered weights")
 
 Planner = Callable[[DistillConfig], DistillPlan]
 
@@ -33,7 +34,8 @@ def check_fit(config: DistillConfig, planner: Planner, device: torch.device) -> 
     if counted > total:
         raise UsageError(
             f"Weights, gradients, optimizer and teacher take {format_bytes(counted)} and {device} has "
-            f"{format_bytes(total)}: use a smaller student or teacher, or a device with more memory."
+            f"{format_bytes(total)}: use a smaller student or teacher, a device with more memory, or several devices "
+            "with shard: both."
         )
     if plan.total_bytes > free:
         say(
@@ -57,14 +59,16 @@ def advice(config: DistillConfig, planner: Planner, free: int) -> str:
 
 
 def _remedies(config: DistillConfig, rows: int) -> list[dict[str, Any]]:
-    """Fewer rows at once cost little, recomputation a third more time."""
+    """Fewer rows at once cost little, recomputation a third more time, split weights what the network is slow at."""
     fewer: list[dict[str, Any]] = []
     while rows > 1:
         rows //= 2
         fewer.append({"micro_batch_rows": rows})
+    split = [{"shard": "both"}] if count() > 1 and config.optimizer == "adamw" and config.shard != "both" else []
     if config.gradient_checkpointing:
-        return fewer
-    return [*fewer, {"gradient_checkpointing": True}, *({"gradient_checkpointing": True, **less} for less in fewer)]
+        return [*fewer, *split]
+    recomputed = [{"gradient_checkpointing": True, **less} for less in ({}, *fewer)]
+    return [*fewer, *recomputed, *split, *({**split[0], **changes} for changes in recomputed if split)]
 
 
 def _device_memory(device: torch.device) -> tuple[int, int]:

@@ -155,7 +155,8 @@ def _run(
     losses_then_gradient_ = tile_pass(task.terms, logits, fused=task.fused)
     sums = torch.zeros(2, dtype=sum_dtype(hidden.device), device=hidden.device)
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
-    d_weight = torch.zeros_like(weight, dtype=at_least_fp32(weight)) if wanted[1] else None
+    make = torch.empty_like if len(hidden) else torch.zeros_like
+    d_weight = make(weight, dtype=at_least_fp32(weight)) if wanted[1] else None
     d_bias = None if bias is None or not wanted[2] else torch.zeros_like(bias, dtype=at_least_fp32(bias))
     factor = head.scale / task.divisor
     for start in range(0, len(hidden), chunk):
@@ -169,7 +170,7 @@ def _run(
             out = d_hidden[start : start + chunk]
             torch.addmm(out, z, head.weight, beta=0.0, alpha=factor, out=out)
         if d_weight is not None:
-            _add_outer_(d_weight, z, rows, factor)
+            _add_outer_(d_weight, z, rows, factor, beta=float(start > 0))
         if d_bias is not None:
             d_bias.add_(z.sum(0, dtype=d_bias.dtype), alpha=factor)
     soft, hard = (sums / task.divisor).unbind()
@@ -192,20 +193,25 @@ def _project(hidden: Tensor, head: OutputHead, *, out: Tensor) -> Tensor:
     return torch.addmm(bias, hidden, head.weight.t(), beta=head.scale, alpha=head.scale, out=out)
 
 
-def _add_outer_(total: Tensor, gradient: Tensor, hidden: Tensor, factor: float) -> None:
-    """total [V, D] += factor * G^T h; products of lower precision are added up in `total`'s.
+def _add_outer_(total: Tensor, gradient: Tensor, hidden: Tensor, factor: float, *, beta: float) -> None:
+    """total [V, D] = beta * total + factor * G^T h; products of lower precision are added up in `total`'s.
 
-    cuBLAS adds them up itself; elsewhere they are made and added block by block.
+    At beta = 0 what `total` holds is not read. cuBLAS adds up itself; elsewhere products of lower precision are made
+    and added block by block.
     """
     if total.dtype == gradient.dtype:
-        total.addmm_(gradient.t(), hidden, alpha=factor)
+        torch.addmm(total, gradient.t(), hidden, beta=beta, alpha=factor, out=total)
         return
     if total.device.type == "cuda":
-        torch.addmm(total, gradient.t(), hidden, out_dtype=total.dtype, alpha=factor, out=total)
+        torch.addmm(total, gradient.t(), hidden, out_dtype=total.dtype, beta=beta, alpha=factor, out=total)
         return
     for start in range(0, len(total), _VOCABULARY_BLOCK):
         block = slice(start, start + _VOCABULARY_BLOCK)
-        total[block].add_(gradient[:, block].t() @ hidden, alpha=factor)
+        product = gradient[:, block].t() @ hidden
+        if beta:
+            total[block].add_(product, alpha=factor)
+        else:
+            torch.mul(product, factor, out=total[block])
 
 
 def default_chunk_tokens(device: torch.device, vocabulary: int) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compress.distill.config import DistillConfig
 from compress.distill.quantization import require_torchao
+from compress.distill.sharding import local
 from compress.errors import UsageError
 
 _BLOCK_VALUES_8BIT = 256
@@ -18,11 +19,13 @@ class StudentOptimizer:
     """torch optimizers over disjoint parts of a model's parameters, stepped as one.
 
     Their state exists from the start, at zero, so a checkpoint is put back by copying into it and memory does not grow
-    at the first step.
+    at the first step. Of a parameter that is split over processes they are given this process's part: `shards` maps
+    those to their parameters.
     """
 
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+    def __init__(self, parts: Sequence[torch.optim.Optimizer], shards: Mapping[Tensor, Tensor] | None = None) -> None:
         self._parts = parts
+        self._shards = dict(shards or {})
         self._allocate()
 
     @property
@@ -32,8 +35,9 @@ class StudentOptimizer:
 
     @property
     def state(self) -> dict[Tensor, dict[str, Tensor]]:
-        """Each parameter's state tensors by name."""
-        return {parameter: state for part in self._parts for parameter, state in part.state.items()}
+        """Each parameter's state tensors by name; of a split parameter, those of this process's part."""
+        states = {parameter: state for part in self._parts for parameter, state in part.state.items()}
+        return {self._shards.get(parameter, parameter): state for parameter, state in states.items()}
 
     @torch.no_grad()
     def step(self, lr: float, skip: Tensor) -> None:
@@ -42,6 +46,8 @@ class StudentOptimizer:
         Where `skip` (a float 0-dimensional tensor on the weights' device) is 1, no bit of any weight or state changes,
         whatever is in the gradients. It is never read back, so the host does not wait for the device.
         """
+        for shard, parameter in self._shards.items():
+            shard.grad = None if parameter.grad is None else local(parameter.grad)
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
@@ -58,10 +64,12 @@ class StudentOptimizer:
         """Drop all gradients."""
         for part in self._parts:
             part.zero_grad()
+        for parameter in self._shards.values():
+            parameter.grad = None
 
     def _allocate(self) -> None:
         """Make the state, all zero, by a skipped step of zero gradients."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        parameters = [self._shards.get(p, p) for group in self.param_groups for p in group["params"]]
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         self.step(0.0, torch.ones((), device=parameters[0].device))
@@ -87,7 +95,9 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> StudentOptimizer:
     Raises:
         UsageError: `adamw8bit` without torchao, or where its update cannot be compiled.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    owners = [p for p in model.parameters() if p.requires_grad]
+    parameters = [local(p) for p in owners]
+    shards = {part: owner for part, owner in zip(parameters, owners, strict=True) if part is not owner}
     if config.optimizer == "muon":
         hidden = hidden_matrices(model)
         muon = torch.optim.Muon(
@@ -99,7 +109,7 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> StudentOptimizer:
         return StudentOptimizer([muon, _fused_adamw([p for p in parameters if p not in hidden], config)])
     if config.optimizer == "adamw8bit":
         return _adamw_8bit(parameters, config)
-    return StudentOptimizer([_fused_adamw(parameters, config)])
+    return StudentOptimizer([_fused_adamw(parameters, config)], shards)
 
 
 def hidden_matrices(model: nn.Module) -> set[Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from compress.architecture import count_parameters, empty_model
+from compress.architecture import count_parameters, decoder_layers, empty_model
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
 from compress.distill.loss import default_chunk_tokens
@@ -18,6 +18,7 @@ from compress.distill.session import (
     resolve_attention,
     resolve_precision,
 )
+from compress.distill.sharding import resolve_sharding
 from compress.distill.step_memory import StepShape, trace_step
 from compress.units import format_bytes
 
@@ -58,8 +59,9 @@ def plan_distill(
     num_rows: int,
     seq_len: int,
     device: torch.device | None = None,
+    processes: int = 1,
 ) -> DistillPlan:
-    """Steps, tokens, FLOPs and memory of a run in one process.
+    """Steps, tokens and FLOPs of a run, and the memory of one of its processes.
 
     `student` and `teacher` are model configs (`PretrainedConfig`); the store has `num_rows` rows of `seq_len` tokens.
     Without a `device` the plan is for a GPU that has bf16, or for a CPU at `precision: fp32`.
@@ -75,19 +77,21 @@ def plan_distill(
         bf16 = device.type == "cuda"
     else:
         bf16 = resolve_precision(config, device) == "bf16"
-    shape = _shape(config, student, seq_len, device, bf16)
+    shape = _shape(config, student, seq_len, device, bf16, processes)
     return DistillPlan(
         steps=extent.steps,
         tokens=tokens,
         flops_per_token=per_token,
         flops=per_token * tokens,
         micro_batch_rows=shape.rows,
-        memory_bytes=_memory(config, student, teacher, shape),
+        memory_bytes=_memory(config, student, teacher, shape, processes),
     )
 
 
-def _shape(config: DistillConfig, student: Any, seq_len: int, device: torch.device, bf16: bool) -> StepShape:
-    step_rows = config.batch_tokens // seq_len
+def _shape(
+    config: DistillConfig, student: Any, seq_len: int, device: torch.device, bf16: bool, processes: int
+) -> StepShape:
+    step_rows = -(-(config.batch_tokens // seq_len) // processes)
     rows = min(step_rows, config.micro_batch_rows or default_micro_batch_rows(device, seq_len))
     vocabulary: int = student.get_text_config().vocab_size
     chunk = config.chunk_tokens or min(rows * seq_len, default_chunk_tokens(device, vocabulary))
@@ -102,22 +106,38 @@ def _shape(config: DistillConfig, student: Any, seq_len: int, device: torch.devi
     )
 
 
-def _memory(config: DistillConfig, student: Any, teacher: Any | None, shape: StepShape) -> dict[str, int]:
-    model = empty_model(student)
+def _memory(
+    config: DistillConfig, student: Any, teacher: Any | None, shape: StepShape, processes: int
+) -> dict[str, int]:
+    model, guide = empty_model(student), None if teacher is None else empty_model(teacher)
     parameters = count_parameters(model)
     gradients = 4 * parameters
     activations, peak = _step_memory(student, teacher, shape)
     beside = max(0, peak - gradients)
+    sharding = "none" if processes == 1 else resolve_sharding(config, processes)
+    own = 1 if sharding == "none" else processes
+    value = 2 if shape.bf16 else 4
     parts = {
-        "weights": 4 * parameters,
-        "gradients": gradients,
-        "optimizer moments": state_bytes(model, config),
-        "teacher": 0 if teacher is None else teacher_bytes(empty_model(teacher), config, 2 if shape.bf16 else 4),
+        "weights": 4 * parameters // own,
+        "gradients": gradients // own,
+        "optimizer moments": state_bytes(model, config) // own,
+        "teacher": 0
+        if guide is None
+        else teacher_bytes(guide, config, value) // (processes if sharding == "both" else 1),
+        "gathered weights": 0 if own == 1 else 2 * value * _gathered_parameters(model),
         "activations": min(activations, beside),
         "temporary": max(0, beside - activations),
         "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
     }
+    if guide is not None and sharding == "both":
+        parts["gathered weights"] += value * _gathered_parameters(guide)
     return {name: size for name, size in parts.items() if size}
+
+
+def _gathered_parameters(model: Any) -> int:
+    """Parameters of a split model that are whole at one time: all but the layers', and those of two layers."""
+    layers = [count_parameters(layer) for layer in decoder_layers(model)[1]]
+    return count_parameters(model) - sum(layers) + 2 * max(layers)
 
 
 def _step_memory(student: Any, teacher: Any | None, shape: StepShape) -> tuple[int, int]:

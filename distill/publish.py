@@ -48,6 +48,10 @@ class DistillResult:
     manifest: dict[str, Any]
     teacher_kl: float | None = None
     """KL(exact || quantised teacher) on held-out rows, nats a token; None where the teacher was exact."""
+    processes: int = 1
+    """In the last of its runs."""
+    shard: str = "none"
+    """Whose weights were split over them."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON data."""
@@ -115,11 +119,11 @@ def publish(
 ) -> DistillResult:
     """Write the trained `model`, with the side files of the student it started from, and make it visible as `out`.
 
-    `facts` are the fields of `DistillResult` but `out` and `manifest`. The model's weights are cast in place.
+    `facts` are the fields of `DistillResult` but `out` and `manifest`.
     """
     with artifacts.staged_folder(out) as partial:
         with no_transformers_bars():
-            model.to(saved_dtype(config, source)).save_pretrained(partial)
+            model.save_pretrained(partial)
         copy_side_files(source, partial)
         manifest = artifacts.manifest(
             config=as_json(config),

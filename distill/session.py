@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from compress.architecture import check_output_head, output_head
+from compress.architecture import check_output_head
 from compress.artifacts import sha256_json
 from compress.config import to_dict
+from compress.data import order
 from compress.distill import checkpoint
 from compress.distill.config import DistillConfig
 from compress.distill.documents import check_isolation
@@ -20,10 +22,12 @@ from compress.distill.optimizer import StudentOptimizer, make_optimizer
 from compress.distill.publish import as_json, describe_changes
 from compress.distill.quantization import quantize_teacher
 from compress.distill.schedule import Budget, budget
-from compress.distill.step import Ids, Losses, StudentWithLoss
+from compress.distill.sharding import Sharding, launched_without_fsdp, resolve_sharding, shard_model
+from compress.distill.step import Ids, Losses, StudentWithLoss, Teacher
 from compress.distill.vocabulary import check_data, shared_ids
 from compress.errors import InputError, UsageError
 from compress.models import load_config, load_model, model_fingerprint
+from compress.processes import on_main
 from compress.progress import say
 
 _MICRO_BATCH_TOKENS_CPU = 4096
@@ -46,6 +50,10 @@ class Progress:
     best_heldout_loss: float | None = None
     seconds: float = 0.0
     """Wall time of training so far, over all resumed runs."""
+    rows_sha256: str = order.START
+    """Hash of the ids of all rows read so far; see `compress.data.order`."""
+    recent_losses: list[float] = dataclasses.field(default_factory=list)
+    """What a spike of the loss is measured against; see `StepGuard`."""
 
 
 @dataclasses.dataclass
@@ -94,16 +102,22 @@ def open_session(
     check_data(store, student, shared)
     heldout: Ids = store.heldout(min(config.heldout_sequences, store.num_heldout))
     accelerator = make_accelerator(config, work)
-    with accelerator.main_process_first():
-        found = checkpoint.latest(work / "checkpoints")
+    found = on_main(lambda: checkpoint.latest(work / "checkpoints"))
     if found is not None:
         _check_same_run(found[1], config, inputs, found[0])
     precision = resolve_precision(config, accelerator.device)
     attention = resolve_attention(config, accelerator.device, store.seq_len)
-    learner, source = _load_models(config, student, teacher, precision, attention, accelerator.device)
+    sharding = resolve_sharding(config, accelerator.num_processes)
+    learner, source = _load_models(config, student, teacher, precision, attention, sharding, accelerator.device)
     quantise = source is not None and config.teacher_precision != "auto"
     teacher_kl = quantize_teacher(source, config, heldout) if quantise else None
-    model = StudentWithLoss(learner, config, None if source is None else output_head(source), shared)
+    guide = None if source is None else Teacher(source)
+    model = StudentWithLoss(learner, config, None if guide is None else guide.head, shared)
+    bf16 = precision == "bf16"
+    if guide is not None and sharding == "both":
+        shard_model(guide, source, device=accelerator.device, bf16=bf16)
+    if sharding != "none":
+        shard_model(model, learner, device=accelerator.device, bf16=bf16)
     optimizer = make_optimizer(learner, config)
     progress = Progress()
     if found is not None:
@@ -111,7 +125,10 @@ def open_session(
         progress = _progress(found[1], found[0])
         say(f"Continuing from {found[0]}: {progress.step} of {extent.steps} steps are done.")
     model.train()
-    prepared = accelerator.prepare_model(model)
+    with warnings.catch_warnings():
+        # accelerate says that torch will rename `broadcast_buffers`, and that False has no new name yet.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        prepared = accelerator.prepare_model(model) if sharding == "none" else model
     rows = config.micro_batch_rows or default_micro_batch_rows(accelerator.device, store.seq_len)
     flops = training_flops_per_token(load_config(student), load_config(teacher) if teacher else None, store.seq_len)
     return Session(
@@ -119,7 +136,7 @@ def open_session(
         student=learner,
         model=prepared,
         optimizer=optimizer,
-        losses=Losses(accelerator, prepared, source, rows, eos_id=store.eos_id if config.document_mask else None),
+        losses=Losses(accelerator, prepared, guide, rows, eos_id=store.eos_id if config.document_mask else None),
         store=store,
         heldout=heldout,
         has_teacher=source is not None,
@@ -131,6 +148,7 @@ def open_session(
             "precision": precision,
             "micro_batch_rows": rows,
             "processes": accelerator.num_processes,
+            "shard": sharding,
             "teacher_kl": teacher_kl,
         },
     )
@@ -140,7 +158,7 @@ def make_accelerator(config: DistillConfig, work: Path) -> Any:
     """An `Accelerator` for one process or for data parallelism over several.
 
     Raises:
-        UsageError: a tracker whose package is missing, or a launcher configured for sharded models.
+        UsageError: a tracker whose package is missing, or a launcher configured for DeepSpeed or Megatron-LM.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
     from accelerate.state import AcceleratorState
@@ -153,17 +171,18 @@ def make_accelerator(config: DistillConfig, work: Path) -> Any:
     AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
     on_cpu = not torch.accelerator.is_available()
     bf16 = resolve_precision(config, torch.device("cpu" if on_cpu else "cuda")) == "bf16"
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision="bf16" if bf16 else "no",
-        log_with=list(config.trackers) or None,
-        project_dir=str(work),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-    )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    with launched_without_fsdp():
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="bf16" if bf16 else "no",
+            log_with=list(config.trackers) or None,
+            project_dir=str(work),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UsageError(
-            f"The launcher asks for {accelerator.distributed_type.value}; distillation runs on one process or under "
-            "data parallelism (DDP). Start it with torchrun, or with `accelerate launch --multi_gpu`."
+            f"The launcher asks for {accelerator.distributed_type.value}; distillation runs under data parallelism "
+            "(DDP) or FSDP. Start it with torchrun, or with `accelerate launch --multi_gpu` or `--use_fsdp`."
         )
     if config.trackers:
         options = {
@@ -192,10 +211,15 @@ def _load_models(
     teacher: Path | None,
     precision: str,
     attention: str | None,
+    sharding: Sharding,
     device: torch.device,
 ) -> tuple[Any, Any | None]:
-    """The student with fp32 weights, and the teacher frozen in the run's precision."""
-    learner = load_model(student, dtype=torch.float32, device=device, attn_implementation=attention)
+    """The student with fp32 weights, and the teacher frozen in the run's precision.
+
+    What will be split over processes stays in the host's memory until then.
+    """
+    place = device if sharding == "none" else torch.device("cpu")
+    learner = load_model(student, dtype=torch.float32, device=place, attn_implementation=attention)
     check_output_head(learner, str(student))
     _check_generation_config(learner, student)
     if config.document_mask:
@@ -207,7 +231,8 @@ def _load_models(
     if teacher is None:
         return learner, None
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    source = load_model(teacher, dtype=dtype, device=device, attn_implementation=attention)
+    place = torch.device("cpu") if sharding == "both" else device
+    source = load_model(teacher, dtype=dtype, device=place, attn_implementation=attention)
     source.requires_grad_(False)
     check_output_head(source, str(teacher))
     if config.document_mask:

@@ -1,6 +1,7 @@
 """One optimizer step's gradients: micro-batches on every process whose sum is the whole batch's gradient."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from compress.architecture import OutputHead, output_head
 from compress.distill.config import DistillConfig
 from compress.distill.documents import document_positions, next_tokens, packed_hidden_states
 from compress.distill.loss import IGNORE_INDEX, DistillationLoss, distillation_loss
+from compress.distill.sharding import free_gathered, is_sharded
 
 Ids = npt.NDArray[np.int64]
 
@@ -70,14 +72,16 @@ class StudentWithLoss(nn.Module):
     """The student and its loss as one module.
 
     Data-parallel wrappers synchronise the gradients of what runs inside `forward`; with the loss in it, that
-    includes the output head, whose weight the loss multiplies itself.
+    includes the output head, whose weight the loss multiplies itself. `teacher_head` is asked each time: the weights
+    of a teacher that is split over processes exist only around its forward pass.
     """
 
-    def __init__(self, student: Any, config: DistillConfig, teacher_head: OutputHead | None, shared: int) -> None:
+    def __init__(
+        self, student: Any, config: DistillConfig, teacher_head: Callable[[], OutputHead] | None, shared: int
+    ) -> None:
         super().__init__()
         self.student = student
-        self._config, self._shared = config, shared
-        self._teacher_head = None if teacher_head is None else _first_ids(teacher_head, shared)
+        self._config, self._shared, self._teacher_head = config, shared, teacher_head
 
     def forward(self, inputs: Inputs, teacher_hidden: Tensor | None, num_tokens: float) -> DistillationLoss:
         """Loss of a micro-batch whose sums are divided by `num_tokens`; `teacher_hidden` is [B, S, Dt]."""
@@ -86,7 +90,7 @@ class StudentWithLoss(nn.Module):
             _predicting(hidden, inputs),
             _first_ids(output_head(self.student), self._shared),
             None if teacher_hidden is None else _predicting(teacher_hidden, inputs),
-            self._teacher_head,
+            None if self._teacher_head is None else _first_ids(self._teacher_head(), self._shared),
             inputs.labels,
             alpha=self._config.alpha,
             temperature=self._config.temperature,
@@ -112,6 +116,22 @@ def _first_ids(head: OutputHead, shared: int) -> OutputHead:
     return OutputHead(head.weight[:shared], bias, head.scale, head.softcap)
 
 
+class Teacher(nn.Module):
+    """The teacher as a module whose forward pass gives hidden states: what can be split over processes as a whole."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Last hidden states [B, S, Dt] of `inputs.rows`."""
+        return packed_hidden_states(self.model, inputs.rows, inputs.positions)
+
+    def head(self) -> OutputHead:
+        """What makes its logits of them; where it is split, only between its forward passes and `free_gathered`."""
+        return output_head(self.model)
+
+
 class Losses:
     """Runs micro-batches through teacher and student; `model` is a `StudentWithLoss`, prepared by `accelerator`.
 
@@ -119,10 +139,17 @@ class Losses:
     """
 
     def __init__(
-        self, accelerator: Any, model: Any, teacher: Any | None, micro_batch_rows: int, *, eos_id: int | None = None
+        self,
+        accelerator: Any,
+        model: Any,
+        teacher: Teacher | None,
+        micro_batch_rows: int,
+        *,
+        eos_id: int | None = None,
     ) -> None:
         self._accelerator, self._model, self._teacher = accelerator, model, teacher
         self._rows, self._eos_id = micro_batch_rows, eos_id
+        self._sharded = is_sharded(model)
 
     def batch(self, rows: Ids, labels: Ids | None = None) -> Batch:
         """This process's share of a whole batch's rows [N, S] and labels [N, S - 1], by default the next tokens.
@@ -138,12 +165,13 @@ class Losses:
     def backward(self, batch: Batch) -> Tensor:
         """Add the gradient of a whole batch's mean loss to the parameters; returns its [soft, hard] losses, nats.
 
-        Sums over micro-batches and processes are divided once, by the batch's number of valid labels.
+        Sums over micro-batches and processes are divided once, by the batch's number of valid labels. Processes add
+        their gradients at the last micro-batch; split ones at each, since whole gradients would not fit.
         """
         losses = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
         for number, piece in enumerate(batch.pieces, 1):
-            last = number == len(batch.pieces)
-            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._model):
+            adds = self._sharded or number == len(batch.pieces)
+            with contextlib.nullcontext() if adds else self._accelerator.no_sync(self._model):
                 out = self._forward(piece, batch.divisor)
                 self._accelerator.backward(out.loss)
             losses += torch.stack([out.soft, out.hard])
@@ -158,6 +186,7 @@ class Losses:
             out = self._forward(piece, batch.divisor)
             losses += torch.stack([out.soft, out.hard])
         self._model.train()
+        free_gathered(self._model)
         soft, hard = self._mean_over_processes(losses).tolist()
         return soft, hard
 
@@ -182,8 +211,8 @@ class Losses:
         inputs = piece.to(self._accelerator.device)
         teacher_hidden = None
         if self._teacher is not None:
-            with torch.inference_mode():
-                teacher_hidden = packed_hidden_states(self._teacher, inputs.rows, inputs.positions)
+            with torch.no_grad() if is_sharded(self._teacher) else torch.inference_mode():
+                teacher_hidden = self._teacher(inputs)
         out: DistillationLoss = self._model(inputs, teacher_hidden, divisor)
         return out
 

@@ -8,28 +8,37 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.artifacts import owned
 from compress.config import build_from, to_dict
-from compress.distill import checkpoint
+from compress.data import order
+from compress.distill.checkpoint import Checkpointer
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_fit
+from compress.distill.guard import StepGuard, tell_skips
 from compress.distill.kernels import cpu
-from compress.distill.meters import Clock, MemoryMeter, SkipCount, step_seed
+from compress.distill.meters import Clock, MemoryMeter, step_seed
 from compress.distill.metrics import Metrics
 from compress.distill.plan import DistillPlan, plan_distill
-from compress.distill.publish import DistillResult, as_json, finished, publish
+from compress.distill.publish import DistillResult, as_json, finished, publish, saved_dtype
 from compress.distill.read_ahead import read_ahead
 from compress.distill.schedule import is_due, learning_rate
 from compress.distill.session import Session, fingerprints, open_session
+from compress.distill.sharding import clip_gradients, whole_model
 from compress.distill.start_up import check_start
 from compress.distill.step import Batch
 from compress.distill.stop_vote import StopVote
 from compress.errors import InterruptedRun, UsageError
 from compress.models import load_config
+from compress.processes import count, join, on_main
 from compress.progress import progress_bar, say
 from compress.runtime import default_device, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
+
+RowIds = NDArray[np.int64]
 
 
 def distill(
@@ -58,13 +67,15 @@ def distill(
     from compress.data import TokenStore
 
     config = build_from(DistillConfig, to_dict(config), "distill")
-    start, source = check_start(config, student=student, teacher=teacher, out=out)
+    join()
+    start, source = on_main(lambda: check_start(config, student=student, teacher=teacher, out=out))
     store = TokenStore.open(data)
-    inputs = fingerprints(start, source, store)
-    if (done := finished(out, config, inputs)) is not None:
+    inputs = on_main(lambda: fingerprints(start, source, store))
+    if (done := on_main(lambda: finished(out, config, inputs))) is not None:
         return done
-    _make_folder(work)
-    with _tuned(config):
+    with contextlib.ExitStack() as resources:
+        on_main(lambda: resources.enter_context(_work_folder(work)))
+        resources.enter_context(_tuned(config))
         plan, meter = _plan(config, start, source, store)
         session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
         meter.restart()
@@ -84,6 +95,7 @@ def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any
         num_rows=store.num_rows,
         seq_len=store.seq_len,
         device=device,
+        processes=count(),
     )
     return check_fit(config, plan, device), MemoryMeter(device)
 
@@ -91,30 +103,38 @@ def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any
 def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work: Path) -> None:
     """Run the steps that are left; `session.progress` says how far it came."""
     s, run, steps = session, session.progress, session.budget.steps
-    skips = SkipCount(run.skipped_steps, run.skipped_in_a_row, s.accelerator.device)
+    guard = StepGuard(
+        config,
+        s.accelerator.device,
+        total=run.skipped_steps,
+        in_a_row=run.skipped_in_a_row,
+        recent=run.recent_losses,
+    )
     clock, vote = Clock(run.seconds, run.position * s.store.seq_len), StopVote(s.accelerator)
-    main = s.accelerator.is_main_process
     with (
         stop_on_signal() as stop,
         contextlib.closing(read_ahead(_reads(s, config))) as batches,
         Metrics(work / "metrics.jsonl", s.accelerator, done=run.step) as metrics,
-        progress_bar("distill", steps, done=run.step, visible=main) as bar,
+        Checkpointer(
+            work / "checkpoints", keep=config.keep_checkpoints, background=config.async_checkpoints
+        ) as checkpoints,
+        progress_bar("distill", steps, done=run.step) as bar,
     ):
         if run.step == 0:
             _measure_heldout(s, config, metrics)
-        for step, batch in enumerate(batches, run.step):
+        for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             losses = s.losses.backward(batch)
-            grad_norm = s.accelerator.clip_grad_norm_(s.model.parameters(), config.clip_norm)
+            grad_norm = clip_gradients(s.accelerator, s.model, config.clip_norm)
 
-            s.optimizer.step(learning_rate(config, step, steps), skip=skips.note(losses, grad_norm))
+            s.optimizer.step(learning_rate(config, step, steps), skip=guard.note(step, losses, grad_norm))
             s.optimizer.zero_grad()
             run.step, run.position, run.heldout_loss = step + 1, run.position + batch.num_rows, None
+            run.rows_sha256 = order.extend(run.rows_sha256, row_ids)
 
             note = None
             if run.step % config.log_every == 0 or run.step == steps:
-                note = _log(s, config, metrics, clock, losses, grad_norm)
-                skips.give_up_after(config.max_skipped_steps)
+                note = _log(s, config, metrics, clock, losses, grad_norm, _count_skips(s, config, guard))
             bar.advance(1, note)
 
             stopping = vote.agreed(stop)
@@ -124,25 +144,59 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
                     _measure_heldout(s, config, metrics)
             if save:
                 with clock.paused(s.accelerator.device):
-                    run.skipped_steps, run.skipped_in_a_row = skips.read()
-                    run.seconds = clock.seconds()
+                    _count_skips(s, config, guard)
+                    run.recent_losses, run.seconds = guard.recent(), clock.seconds()
                     metrics.sync()
-                    path = _save(s, config, inputs, work)
+                    state = {**dataclasses.asdict(run), "config": as_json(config), "inputs": inputs}
+                    path = checkpoints.save(state, s.student, s.optimizer)
                 if stopping and run.step < steps:
+                    checkpoints.wait()
                     raise InterruptedRun(
                         f"Stopped by {stop.signal_name or 'a signal'} after step {run.step} of {steps}; all is in "
                         f"{path}. Run the same command again to continue."
                     )
 
 
-def _reads(s: Session, config: DistillConfig) -> Iterator[Callable[[], Batch]]:
+def _reads(s: Session, config: DistillConfig) -> Iterator[Callable[[], tuple[RowIds, Batch]]]:
     """For each step that is left, a function that reads its rows and makes tensors of them."""
+
+    def read(position: int) -> tuple[RowIds, Batch]:
+        row_ids = _row_ids(s, config, position)
+        return row_ids, s.losses.batch(s.store.rows(row_ids))
+
     for position in range(s.progress.position, s.budget.rows, s.budget.rows_per_step):
-        count = min(s.budget.rows_per_step, s.budget.rows - position)
-        yield lambda at=position, n=count: s.losses.batch(s.store.batch(at, n, config.seed, config.epochs))  # type: ignore[misc]
+        yield functools.partial(read, position)
 
 
-def _log(s: Session, config: DistillConfig, metrics: Metrics, clock: Clock, losses: Tensor, grad_norm: Tensor) -> str:
+def _row_ids(s: Session, config: DistillConfig, position: int) -> RowIds:
+    """Which rows of the store the step reads that begins after `position` rows."""
+    count = min(s.budget.rows_per_step, s.budget.rows - position)
+    ids: RowIds = s.store.row_ids(position, count, seed=config.seed, epochs=config.epochs)
+    return ids
+
+
+def _count_skips(s: Session, config: DistillConfig, guard: StepGuard) -> int:
+    """Put the number of skipped steps into the run's progress, and tell of them; raises as `tell_skips`."""
+    skips, run = guard.read(), s.progress
+    before, run.skipped_steps, run.skipped_in_a_row = run.skipped_steps, skips.total, skips.in_a_row
+
+    def rows_of(step: int) -> list[int]:
+        ids: list[int] = _row_ids(s, config, step * s.budget.rows_per_step).tolist()
+        return ids
+
+    tell_skips(skips, before, config, rows_of)
+    return skips.total
+
+
+def _log(
+    s: Session,
+    config: DistillConfig,
+    metrics: Metrics,
+    clock: Clock,
+    losses: Tensor,
+    grad_norm: Tensor,
+    skipped: int,
+) -> str:
     """Write the step's row of metrics; returns the note for the progress bar."""
     soft, hard, norm = torch.cat([losses, grad_norm[None].to(losses)]).tolist()
     loss = config.alpha * soft + (1 - config.alpha) * hard
@@ -160,6 +214,8 @@ def _log(s: Session, config: DistillConfig, metrics: Metrics, clock: Clock, loss
             "tokens_per_s": round(rate, 1),
             "mfu": _mfu(s, rate),
             "peak_gib": round(peak_memory_gib(), 3),
+            "skipped": skipped,
+            "rows_sha256": s.progress.rows_sha256,
         }
     )
     return f"loss {loss:.3f}, {rate:,.0f} tokens/s"
@@ -185,22 +241,14 @@ def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> Non
     )
 
 
-def _save(s: Session, config: DistillConfig, inputs: dict[str, Any], work: Path) -> Path:
-    folder = work / "checkpoints"
-    state = {**dataclasses.asdict(s.progress), "config": as_json(config), "inputs": inputs}
-    if s.accelerator.is_main_process:
-        checkpoint.save(folder, state, s.student, s.optimizer, config.keep_checkpoints)
-    s.accelerator.wait_for_everyone()
-    return folder / f"step-{s.progress.step}"
-
-
-def _make_folder(work: Path) -> None:
+def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"The work folder {work} cannot be made: {error}.") from error
     if not os.access(work, os.W_OK | os.X_OK):
         raise UsageError(f"The work folder {work} cannot be written; name another, or change its permissions.")
+    return owned(work)
 
 
 def _mfu(s: Session, tokens_per_s: float) -> float:
@@ -239,7 +287,7 @@ def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None)
         "heldout_loss": run.heldout_loss,
         "best_heldout_loss": run.best_heldout_loss,
         "skipped_steps": run.skipped_steps,
-        "teacher_kl": s.notes["teacher_kl"],
+        **{name: s.notes[name] for name in ("teacher_kl", "processes", "shard")},
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
         "flops": tokens * s.flops_per_token,
@@ -251,9 +299,5 @@ def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None)
 def _publish(
     s: Session, config: DistillConfig, inputs: dict[str, Any], facts: dict[str, Any], out: Path, start: Path
 ) -> DistillResult:
-    from accelerate.utils import broadcast_object_list
-
-    result = [publish(out, s.student, start, config, inputs, facts) if s.accelerator.is_main_process else None]
-    broadcast_object_list(result)
-    assert result[0] is not None
-    return result[0]
+    student = whole_model(s.student, saved_dtype(config, start))
+    return on_main(lambda: publish(out, student, start, config, inputs, facts))

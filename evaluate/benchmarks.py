@@ -1,10 +1,12 @@
 """Running lm-eval's tasks on a checkpoint, and reading its samples into scores and items."""
 
 import dataclasses
+import io
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from compress.artifacts import sha256_json
 from compress.evaluate.catalog import build_tasks
 from compress.evaluate.checkpoint import Checkpoint
 from compress.evaluate.config import EvalConfig
+from compress.evaluate.journal import Journal
 from compress.evaluate.local_data import local_datasets
 from compress.evaluate.scorer import Scorer
 from compress.evaluate.scores import (
@@ -25,11 +28,13 @@ from compress.evaluate.scores import (
     mean_and_stderr,
     primary_metric,
 )
+from compress.processes import main_first
 from compress.progress import progress_bar
-from compress.runtime import seed_everything
+from compress.runtime import check_interrupt, seed_everything
 
 _BOOTSTRAP = 1000
 _BAR_FROM_ITEMS = 200
+_ALONE = "DISABLE_MULTIPROC"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +45,8 @@ class Benchmarks:
     items: list[dict[str, Any]]
 
 
-def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig) -> Benchmarks:
-    """Score `config.tasks`.
+def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal) -> Benchmarks:
+    """Score `config.tasks`; finished batches go into `journal`, and those found there are not scored again.
 
     Raises:
         UsageError, InputError: see `build_tasks`; InputError also when the model's context is too short.
@@ -49,9 +54,10 @@ def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig) -> Benchmarks:
     root = None if config.datasets_root is None else Path(config.datasets_root)
     seed_everything(config.seed)
     with _quiet_harness(), local_datasets(root):
-        loaded = build_tasks(config)
+        loaded = main_first(lambda: build_tasks(config))
+        seed_everything(config.seed)  # building draws fewer numbers where `datasets` has a table cached
         results = evaluator.evaluate(
-            lm=Scorer(checkpoint, config.batch_tokens),
+            lm=Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed),
             task_dict=loaded,
             limit=config.limit,
             bootstrap_iters=_BOOTSTRAP,
@@ -169,21 +175,29 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """Show our bars instead of lm-eval's, and nothing of its log below errors."""
+    """Show our bars instead of lm-eval's, and nothing of its log below errors; its bootstrap starts no processes.
+
+    It has one chunk for them, and what they would print belongs neither on stdout nor to the user.
+    """
     logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, lm_eval.api.task.tqdm
+    level, bar, alone = logger.level, lm_eval.api.task.tqdm, os.environ.get(_ALONE)
     logger.setLevel(logging.ERROR)
     lm_eval.api.task.tqdm = _preparation_bar
+    os.environ[_ALONE] = "1"
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
         lm_eval.api.task.tqdm = bar
+        if alone is None:
+            del os.environ[_ALONE]
 
 
 def _preparation_bar(documents: Iterable[Any], total: int = 0, **_: Any) -> Iterator[Any]:
     """Stands in for tqdm where lm-eval builds a task's prompts."""
     with progress_bar("Preparing prompts", total, visible=total >= _BAR_FROM_ITEMS) as bar:
         for document in documents:
+            check_interrupt()
             yield document
             bar.advance()

@@ -69,7 +69,7 @@ def load_checkpoint(name: str | Path, config: EvalConfig) -> Checkpoint:
         UsageError: `config.device` is not a device of this machine.
     """
     folder = resolve_model(str(name))
-    device = _device(config.device)
+    device = find_device(config.device)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=_dtype(config.dtype, folder, device), device=device)
     head: OutputHead | None
@@ -86,7 +86,12 @@ def load_checkpoint(name: str | Path, config: EvalConfig) -> Checkpoint:
     return Checkpoint(str(name), folder, model, tokenizer, head, vocab_size)
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """The device of that name, or by default the accelerator (this process's own, under a launcher), else the CPU.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
     if name is None:
         return default_device()
     try:

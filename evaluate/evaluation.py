@@ -10,14 +10,16 @@ from compress.architecture import count_parameters
 from compress.artifacts import manifest, sha256_file, write_json, write_text
 from compress.config import to_dict
 from compress.errors import UsageError
-from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
+from compress.evaluate.checkpoint import Checkpoint, find_device, load_checkpoint
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.heldout import Heldout, load_heldout, text_fingerprint
+from compress.evaluate.journal import Header, Journal, open_journal
 from compress.evaluate.language import heldout_scores
 from compress.evaluate.samples import continuations, prompts_from_rows
-from compress.evaluate.speed import measure_speed
+from compress.evaluate.speed import device_name, measure_speed
 from compress.models import model_fingerprint, resolve_model
-from compress.runtime import versions
+from compress.processes import join, on_main
+from compress.runtime import git_commit, versions
 
 
 def evaluate_model(
@@ -36,9 +38,14 @@ def evaluate_model(
     of held-out rows are. With `out`, the result is written there as JSON, and each benchmark item to
     `<stem>.items.jsonl` beside it (task, groups, doc_id, doc_sha256, metrics, chance), the JSON last.
 
+    With `out`, finished batches are kept beside it (see `compress.evaluate.journal`): stopped in any way and called
+    again, it goes on, and the numbers are bit for bit those of a call that nothing stopped, on the same device with the
+    same number of threads. The same holds for the processes of a launch, which all call this, share the batches, and
+    get the same result; the main one alone measures speed and writes.
+
     Returns:
         The eval JSON: model, params, bytes (of the weight files), tasks, heldout, fidelity, speed, samples, versions,
-        seconds, manifest. Parts not asked for are empty or null.
+        seconds (of this call), manifest. Parts not asked for are empty or null.
 
     Raises:
         UsageError: an unknown task, a teacher without text, an output that cannot be written.
@@ -46,22 +53,25 @@ def evaluate_model(
     """
     started = time.monotonic()
     config = config or EvalConfig()
-    if teacher is not None and text is None:
-        raise UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")
-    if out is not None:
-        _require_writable(out)
+    join()
+    inputs = on_main(lambda: _check(model, teacher, text, out))
     reference = None if teacher is None else resolve_model(str(teacher))
-    checkpoint = load_checkpoint(model, config)
-    heldout = None if text is None else load_heldout(text, checkpoint, config)
-    result, items = _measure(checkpoint, config, heldout, reference, prompts)
-    seconds = time.monotonic() - started
-    result |= {"versions": versions(), "seconds": round(seconds, 3)}
-    outputs = {} if out is None or not items else _write_items(out.with_name(f"{out.stem}.items.jsonl"), items)
-    inputs = evaluation_inputs(model, teacher=teacher, text=text)
-    result["manifest"] = manifest(config=to_dict(config), inputs=inputs, outputs=outputs, seconds=seconds)
-    if out is not None:
-        write_json(out, result)
-    return result
+    with open_journal(out, _header(config, inputs)) as journal:
+        checkpoint = load_checkpoint(model, config)
+        heldout = None if text is None else on_main(lambda: load_heldout(text, checkpoint, config))
+        result, items = _measure(checkpoint, config, heldout, reference, prompts, journal)
+
+        def publish() -> dict[str, Any]:
+            seconds = time.monotonic() - started
+            made: dict[str, Any] = {"versions": versions(), "seconds": round(seconds, 3)}
+            outputs = {} if out is None or not items else _write_items(out.with_name(f"{out.stem}.items.jsonl"), items)
+            made["manifest"] = manifest(config=to_dict(config), inputs=inputs, outputs=outputs, seconds=seconds)
+            if out is not None:
+                write_json(out, result | made)
+            journal.remove()
+            return result | made
+
+        return on_main(publish)
 
 
 def evaluation_inputs(
@@ -78,12 +88,29 @@ def evaluation_inputs(
     }
 
 
+def _check(model: str | Path, teacher: str | Path | None, text: str | Path | None, out: Path | None) -> dict[str, Any]:
+    """Refuse what cannot be done before anything is, download the models, and fingerprint what goes in."""
+    if teacher is not None and text is None:
+        raise UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")
+    if out is not None:
+        _require_writable(out)
+    return evaluation_inputs(model, teacher=teacher, text=text)
+
+
+def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:
+    """What decides every result but the speed, which is never kept."""
+    options = {name: value for name, value in to_dict(config).items() if not name.startswith("speed")}
+    place = {"device": device_name(find_device(config.device)), "commit": git_commit(), **versions()}
+    return {"config": options, "inputs": inputs, "environment": place}
+
+
 def _measure(
     checkpoint: Checkpoint,
     config: EvalConfig,
     heldout: Heldout | None,
     teacher: Path | None,
     prompts: Sequence[str],
+    journal: Journal,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The measured part of the eval JSON, and the benchmark items."""
     result: dict[str, Any] = {
@@ -99,26 +126,31 @@ def _measure(
     if config.tasks:
         from compress.evaluate.benchmarks import run_benchmarks
 
-        benchmarks = run_benchmarks(checkpoint, config)
+        benchmarks = run_benchmarks(checkpoint, config, journal)
         result["tasks"], items = benchmarks.tasks, benchmarks.items
     if heldout is not None:
         reference = None if teacher is None else load_checkpoint(teacher, config)
         result["heldout"], result["fidelity"] = heldout_scores(
-            checkpoint, heldout.rows, heldout.text_bytes, teacher=reference, batch_tokens=config.batch_tokens
+            checkpoint,
+            heldout.rows,
+            heldout.text_bytes,
+            teacher=reference,
+            batch_tokens=config.batch_tokens,
+            journal=journal,
         )
         del reference
     if config.speed:
-        result["speed"] = measure_speed({"model": checkpoint}, config)["model"]
-    return {**result, "samples": _samples(checkpoint, heldout, prompts, config)}, items
+        result["speed"] = on_main(lambda: measure_speed({"model": checkpoint}, config)["model"])
+    return {**result, "samples": _samples(checkpoint, heldout, prompts, config, journal)}, items
 
 
 def _samples(
-    checkpoint: Checkpoint, heldout: Heldout | None, prompts: Sequence[str], config: EvalConfig
+    checkpoint: Checkpoint, heldout: Heldout | None, prompts: Sequence[str], config: EvalConfig, journal: Journal
 ) -> list[dict[str, str]]:
     chosen = list(prompts)[: config.samples]
     if not chosen and heldout is not None and config.samples:
         chosen = prompts_from_rows(checkpoint, heldout.rows, config.samples, config.sample_prompt_tokens)
-    return continuations(checkpoint, chosen, config.sample_tokens)
+    return continuations(checkpoint, chosen, config.sample_tokens, journal)
 
 
 def _require_writable(out: Path) -> None:

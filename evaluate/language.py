@@ -11,18 +11,18 @@ from torch import Tensor
 
 from compress.errors import InputError
 from compress.evaluate.checkpoint import Checkpoint
-from compress.progress import progress_bar, say
+from compress.evaluate.journal import Batch, Journal
+from compress.progress import say
 
 
 @dataclasses.dataclass
 class _Sums:
-    """Float64 sums over scored tokens, nats."""
+    """Float64 sums over a batch's scored tokens, nats."""
 
     loss: float = 0.0
     kl: float = 0.0
     js: float = 0.0
     agree: float = 0.0
-    tokens: int = 0
 
 
 def heldout_scores(
@@ -32,6 +32,7 @@ def heldout_scores(
     *,
     teacher: Checkpoint | None = None,
     batch_tokens: int = 8192,
+    journal: Journal | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Score `rows` [n, S] of token ids; each row's tokens 1..S-1 are predicted from those before them in the row.
 
@@ -51,27 +52,29 @@ def heldout_scores(
     if teacher is not None:
         _check_rows(teacher, rows)
         check_same_tokens(checkpoint, teacher)
-    sums = _Sums()
     step = max(1, batch_tokens // rows.shape[1])
-    with progress_bar("Held-out text", len(rows)) as bar, torch.inference_mode():
-        for start in range(0, len(rows), step):
-            batch = torch.from_numpy(np.ascontiguousarray(rows[start : start + step]))
-            _add_batch(sums, checkpoint, teacher, batch)
-            bar.advance(len(batch))
-    loss = sums.loss / sums.tokens
+    parts = [np.ascontiguousarray(rows[start : start + step]) for start in range(0, len(rows), step)]
+    found = (journal or Journal()).measure(
+        "Held-out text",
+        [Batch(part.tolist(), len(part)) for part in parts],
+        lambda i: dataclasses.asdict(_batch_sums(checkpoint, teacher, torch.from_numpy(parts[i]))),
+    )
+    sums = _Sums(**{field.name: math.fsum(part[field.name] for part in found) for field in dataclasses.fields(_Sums)})
+    tokens = rows.shape[0] * (rows.shape[1] - 1)
+    loss = sums.loss / tokens
     heldout = {
         "loss_nats": loss,
         "perplexity": math.exp(min(loss, 700.0)),
         "bits_per_byte": sums.loss / math.log(2) / text_bytes if text_bytes else None,
-        "tokens": sums.tokens,
+        "tokens": tokens,
     }
     if teacher is None:
         return heldout, None
     return heldout, {
-        "kl_nats": sums.kl / sums.tokens,
-        "js_nats": sums.js / sums.tokens,
-        "top1_agreement": sums.agree / sums.tokens,
-        "tokens": sums.tokens,
+        "kl_nats": sums.kl / tokens,
+        "js_nats": sums.js / tokens,
+        "top1_agreement": sums.agree / tokens,
+        "tokens": tokens,
     }
 
 
@@ -108,8 +111,10 @@ def _expectation(p: Tensor, values: Tensor) -> Tensor:
     return torch.where(p > 0, p * values, torch.zeros_like(p)).sum(dim=-1)
 
 
-def _add_batch(sums: _Sums, checkpoint: Checkpoint, teacher: Checkpoint | None, rows: Tensor) -> None:
-    """Add the scores of `rows` [B, S]; no [B S, V] tensor exists, only chunks of positions."""
+@torch.inference_mode()
+def _batch_sums(checkpoint: Checkpoint, teacher: Checkpoint | None, rows: Tensor) -> _Sums:
+    """The scores of `rows` [B, S]; no [B S, V] tensor exists, only chunks of positions."""
+    sums = _Sums()
     states = checkpoint.states(rows.to(checkpoint.device))[:, :-1].flatten(0, 1)
     labels = rows[:, 1:].flatten().to(checkpoint.device)
     teacher_states = None
@@ -122,12 +127,12 @@ def _add_batch(sums: _Sums, checkpoint: Checkpoint, teacher: Checkpoint | None, 
         target = labels[start : start + step]
         loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
         sums.loss += _sum(loss)
-        sums.tokens += len(target)
         if teacher is not None and teacher_states is not None:
             teacher_logits = teacher.logits(teacher_states[start : start + step]).to(logits.device)
             shared = min(checkpoint.vocab_size, teacher.vocab_size)
             kl, js, agree = divergences(teacher_logits[:, :shared], logits[:, :shared])
             sums.kl, sums.js, sums.agree = sums.kl + _sum(kl), sums.js + _sum(js), sums.agree + _sum(agree)
+    return sums
 
 
 def _sum(values: Tensor) -> float:

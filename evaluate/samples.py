@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from compress.evaluate.checkpoint import Checkpoint
+from compress.evaluate.journal import Batch, Journal
 
 
 def prompts_from_rows(checkpoint: Checkpoint, rows: NDArray[np.int64], count: int, prompt_tokens: int) -> list[str]:
@@ -16,13 +17,16 @@ def prompts_from_rows(checkpoint: Checkpoint, rows: NDArray[np.int64], count: in
 
 
 @torch.inference_mode()
-def continuations(checkpoint: Checkpoint, prompts: Sequence[str], new_tokens: int) -> list[dict[str, str]]:
+def continuations(
+    checkpoint: Checkpoint, prompts: Sequence[str], new_tokens: int, journal: Journal | None = None
+) -> list[dict[str, str]]:
     """`[{prompt, continuation}]`: at most `new_tokens` greedy tokens after each prompt, up to the end of the text."""
-    tokenizer, samples = checkpoint.tokenizer, []
-    for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    tokenizer = checkpoint.tokenizer
+
+    def continuation(i: int) -> str | None:
+        ids = tokenizer(prompts[i], return_tensors="pt")["input_ids"]
         if ids.shape[1] == 0:
-            continue
+            return None
         out = checkpoint.model.generate(
             input_ids=ids.to(checkpoint.device),
             attention_mask=torch.ones_like(ids).to(checkpoint.device),
@@ -33,6 +37,10 @@ def continuations(checkpoint: Checkpoint, prompts: Sequence[str], new_tokens: in
             top_k=None,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
-        text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        samples.append({"prompt": prompt, "continuation": text})
-    return samples
+        text: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return text
+
+    batches = [Batch([prompt, new_tokens]) for prompt in prompts]
+    texts = (journal or Journal()).measure("Samples", batches, continuation, visible=False)
+    pairs = zip(prompts, texts, strict=True)
+    return [{"prompt": prompt, "continuation": text} for prompt, text in pairs if text is not None]

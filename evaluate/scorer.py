@@ -5,6 +5,7 @@ in every dtype, and requests that end up as one token sequence share a forward p
 (lm-eval's shared gather mixes them up when the splits differ).
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,16 +15,23 @@ from torch import Tensor
 
 from compress.errors import InputError
 from compress.evaluate.checkpoint import Checkpoint
-from compress.progress import progress_bar, say
+from compress.evaluate.journal import Batch, Journal
+from compress.progress import say
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """lm-eval's token request: ((context, continuation) as text, context ids, continuation ids)."""
 
 
 class Scorer(HFLM):  # type: ignore[misc]
-    """lm-eval's `LM` interface over a `Checkpoint`."""
+    """lm-eval's `LM` interface over a `Checkpoint`; batches go through a journal, which shares them out and keeps them.
 
-    def __init__(self, checkpoint: Checkpoint, batch_tokens: int) -> None:
+    Each batch of generated answers starts from `seed` and its number: where a task samples, neither an interruption nor
+    the number of processes shows.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, batch_tokens: int, journal: Journal | None = None, *, seed: int = 0
+    ) -> None:
         super().__init__(
             pretrained=checkpoint.model,
             tokenizer=checkpoint.tokenizer,
@@ -33,6 +41,8 @@ class Scorer(HFLM):  # type: ignore[misc]
         )
         self._checkpoint = checkpoint
         self._batch_tokens = batch_tokens
+        self._journal = journal or Journal()
+        self._seed = seed
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p(continuation | context) in nats, whether greedy decoding gives it) for each request."""
@@ -41,15 +51,14 @@ class Scorer(HFLM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """log p(text) in nats of each whole text."""
-        self.batch_size_per_gpu = max(1, self._batch_tokens // self.max_length)
+        self.batch_size_per_gpu = sys.maxsize  # all windows in one call: the batches are made there
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
         return scores
 
-    @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Scores in the order of `requests`; `override_bs` marks lm-eval's inner calls, which show no bar."""
+        """Scores in the order of `requests`; `override_bs` is lm-eval's, and of no use here."""
         rows: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
             self._require_room(len(continuation), "an answer option of {} tokens")
@@ -57,18 +66,25 @@ class Scorer(HFLM):  # type: ignore[misc]
         cut = sum(len(c) + len(t) > self.max_length + 1 for _, c, t in requests)
         if cut:
             say(f"{cut} of {len(requests)} prompts are longer than {self.max_length} tokens; their start is cut off.")
+        batches = list(token_batches(list(rows), self._batch_tokens))
+        wanted = [[(row, index) for row, ids in enumerate(batch) for index in rows[ids]] for batch in batches]
+        jobs = [
+            (batch, [row for row, _ in pairs], [requests[index][2] for _, index in pairs])
+            for batch, pairs in zip(batches, wanted, strict=True)
+        ]
+        found = self._journal.measure(
+            "Scoring answers",
+            [Batch(job, len(job[1])) for job in jobs],
+            lambda i: self._score(*jobs[i]),
+            visible=not disable_tqdm,
+        )
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        visible = not disable_tqdm and override_bs is None
-        with progress_bar("Scoring answers", len(requests), visible=visible) as bar:
-            for batch in token_batches(list(rows), self._batch_tokens):
-                wanted = [(row, index) for row, ids in enumerate(batch) for index in rows[ids]]
-                targets = [requests[index][2] for _, index in wanted]
-                found = self._score(batch, [row for row, _ in wanted], targets)
-                for (_, index), score in zip(wanted, found, strict=True):
-                    scores[index] = score
-                bar.advance(len(wanted))
+        for pairs, results in zip(wanted, found, strict=True):
+            for (_, index), (log_p, greedy) in zip(pairs, results, strict=True):
+                scores[index] = (log_p, greedy)
         return scores
 
+    @torch.inference_mode()
     def _score(
         self, batch: Sequence[tuple[int, ...]], rows: Sequence[int], targets: Sequence[list[int]]
     ) -> list[tuple[float, bool]]:
@@ -112,17 +128,29 @@ class Scorer(HFLM):  # type: ignore[misc]
         self._require_room(max(map(self._new_tokens, requests)) + 1, "a prompt and its answer ({} tokens or more)")
         lengths = [len(self.tok_encode(request.args[0])) for request in requests]
         order = sorted(range(len(requests)), key=lambda i: -lengths[i])
+        batches = []
+        while order:
+            room = lengths[order[0]] + self._new_tokens(requests[order[0]])
+            count = max(1, self._batch_tokens // room)
+            batches.append(order[:count])
+            order = order[count:]
+        found = self._journal.measure(
+            "Generating answers",
+            [Batch([requests[i].args for i in batch], len(batch)) for batch in batches],
+            lambda number: self._generate([requests[i] for i in batches[number]], self._seed + number),
+            visible=not disable_tqdm,
+        )
         texts = [""] * len(requests)
-        with progress_bar("Generating answers", len(requests), visible=not disable_tqdm) as bar:
-            while order:
-                room = lengths[order[0]] + self._new_tokens(requests[order[0]])
-                count = max(1, self._batch_tokens // room)
-                batch, order = order[:count], order[count:]
-                self.batch_size_per_gpu = len(batch)
-                found = super().generate_until([requests[i] for i in batch], disable_tqdm=True)
-                for index, text in zip(batch, found, strict=True):
-                    texts[index] = text
-                bar.advance(len(batch))
+        for batch, answers in zip(batches, found, strict=True):
+            for index, text in zip(batch, answers, strict=True):
+                texts[index] = text
+        return texts
+
+    def _generate(self, requests: list[Any], seed: int) -> list[str]:
+        """lm-eval's own generation of one batch."""
+        torch.manual_seed(seed)
+        self.batch_size_per_gpu = len(requests)
+        texts: list[str] = super().generate_until(requests, disable_tqdm=True)
         return texts
 
     def _require_room(self, tokens: int, what: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
 from compress.evaluate.config import EvalConfig
 from compress.progress import progress_bar
-from compress.runtime import peak_resident_bytes, restart_peak_resident
+from compress.runtime import check_interrupt, peak_resident_bytes, restart_peak_resident
 
 _WARM_UP = 2
 
@@ -56,6 +56,7 @@ def measure_speed(checkpoints: Mapping[str, Checkpoint], config: EvalConfig) -> 
     with progress_bar("Speed", (_WARM_UP + config.speed_repeats + 1) * len(checkpoints)) as bar:
         for number in range(_WARM_UP + config.speed_repeats):
             for name, checkpoint in checkpoints.items():
+                check_interrupt()
                 prefill_s, step_s = _run_round(checkpoint, config)
                 if number >= _WARM_UP:
                     rounds[name].prefill_s.append(prefill_s)
@@ -115,7 +116,7 @@ def _summary(checkpoint: Checkpoint, config: EvalConfig, rounds: _Rounds, peak: 
         "latency_ms_p95": float(np.percentile(latencies, 95)) if decoded else None,
         "time_to_first_token_ms": prefill_s * 1000.0,
         "peak_gib": None if peak is None else peak / 2**30,
-        "device": _device_name(checkpoint.device),
+        "device": device_name(checkpoint.device),
         "dtype": checkpoint.dtype,
         "batch": batch,
         "prompt_tokens": prompt,
@@ -125,7 +126,8 @@ def _summary(checkpoint: Checkpoint, config: EvalConfig, rounds: _Rounds, peak: 
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """`cpu`, or what the maker calls the accelerator."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

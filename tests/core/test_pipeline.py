@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,37 @@ def test_a_killed_run_continues_to_the_same_weights(world: Path, run: Path, tmp_
     assert "Continuing from" in done.stderr
     weights = [sha256_tree(tmp_path / name / "student", "*.safetensors") for name in ("whole", "cut")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_run_stopped_while_it_evaluates_goes_on_there(world: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "cut")
+    command = ["run", str(world / "recipe.yaml"), "--set", "eval.batch_tokens=8", "--out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compress.cli", *command, str(tmp_path / "cut")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    journal = tmp_path / "cut" / "eval" / "student-init.json.journal"
+    while not (journal / "0.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[1].endswith("Stopped. Run the same command again to go on.\n")
+    assert process.returncode == 75
+    assert journal.is_dir()
+    done = run_cli(*command, str(tmp_path / "cut"))
+    assert done.returncode == 0, done.stderr
+    assert "eval teacher: done, unchanged." in done.stderr
+    assert "Continuing" in done.stderr
+    whole = run_cli(*command, str(run))
+    assert whole.returncode == 0, whole.stderr
+    for name in ("teacher", "student-init", "student"):
+        cut, uncut = (read_json(folder / "eval" / f"{name}.json") for folder in (tmp_path / "cut", run))
+        for part in ("tasks", "heldout", "fidelity", "samples"):
+            assert cut[part] == uncut[part]
+    assert not list((tmp_path / "cut" / "eval").glob("*.journal"))
 
 
 def test_the_four_commands_make_the_same_report(world: Path, run: Path, tmp_path: Path) -> None:

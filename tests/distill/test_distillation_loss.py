@@ -127,9 +127,10 @@ def test_chunked_equals_dense_float64(
     errors = [relative(a, b) for a, b in zip(found, rounded, strict=True)]
     compiled = fused and softcap is None
     assert max(errors[:3]) < (1e-6 if compiled else 2e-6), errors
-    # A gradient can be a small difference of large terms, of which fp32 products leave fewer digits to any loss.
+    # A gradient can be a small difference of large terms, of which fp32 products leave fewer digits to any loss,
+    # fewer still where a chunk is one row and its product is a matrix by a vector.
     own = [relative(a, b) for a, b in zip(dense(single, alpha, temperature, torch.float32), rounded, strict=True)]
-    assert all(error < max(1e-6, 4 * least) for error, least in zip(errors[3:], own[3:], strict=True)), (errors, own)
+    assert all(error < max(1e-6, 8 * least) for error, least in zip(errors[3:], own[3:], strict=True)), (errors, own)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

@@ -11,12 +11,11 @@ from distill_world import SEQ_LEN, World
 from helpers import save_tiny_model, tiny_config
 from transformers import AutoModelForCausalLM
 
-from compress.architecture import output_head
 from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.documents import check_isolation, document_positions, next_tokens, packed_hidden_states
 from compress.distill.session import make_accelerator
-from compress.distill.step import Losses, StudentWithLoss
+from compress.distill.step import Losses, StudentWithLoss, Teacher
 from compress.errors import UsageError
 
 Options = Callable[..., DistillConfig]
@@ -77,8 +76,9 @@ def test_packed_documents_equal_each_alone(
     config = options(alpha=0.7, temperature=2.0, micro_batch_rows=2)
     teacher = exact_model(model_type, attention, seed=1, **fields).requires_grad_(False)
     student = exact_model(model_type, attention, seed=2, **fields)
-    model = StudentWithLoss(student, config, output_head(teacher), 257)
-    losses = Losses(make_accelerator(config, tmp_path), model, teacher, 2, eos_id=EOS)
+    guide = Teacher(teacher)
+    model = StudentWithLoss(student, config, guide.head, 257)
+    losses = Losses(make_accelerator(config, tmp_path), model, guide, 2, eos_id=EOS)
     found = losses.backward(losses.batch(ROWS))
     gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
 

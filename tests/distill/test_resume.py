@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or damaged, and what the next call makes of them."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,7 +161,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 def fake_checkpoint(folder: Path, step: int, loss: float | None, keep: int) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = StudentOptimizer([torch.optim.AdamW(model.parameters(), fused=True)])
-    checkpoint.save(folder, {"step": step, "heldout_loss": loss}, model, optimizer, keep)
+    checkpoint.write(folder, {"step": step, "heldout_loss": loss}, checkpoint.snapshot(model, optimizer), keep)
 
 
 def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
@@ -193,3 +195,59 @@ def test_nothing_in_a_checkpoint_is_a_pickle(world: World, options: Options) -> 
     ]  # fmt: skip
     moments = load_file(folder / "optimizer.safetensors")
     assert {key.split("/")[0] for key in moments} == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_a_checkpoint_written_on_a_thread_is_that_of_its_step(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread is held up while training goes on; what it writes must be the weights of when it was asked to."""
+    config = options(checkpoint_every=2, keep_checkpoints=9, heldout_every=0)
+    world.run("sync", config)
+    write_file, steps = checkpoint.save_file, []
+
+    def slow(tensors: Any, file: Path) -> None:
+        steps.append(1)
+        time.sleep(0.3)
+        write_file(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    world.run("async", dataclasses.replace(config, async_checkpoints=True))
+    assert len(steps) == 8
+    for step in (2, 4, 6, 8):
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            one, two = (world.root / name / f"train/checkpoints/step-{step}" / file for name in ("sync", "async"))
+            assert one.read_bytes() == two.read_bytes(), (step, file)
+    assert weights(world, "async") == weights(world, "sync")
+
+
+def test_a_thread_that_cannot_write_ends_the_run(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = options(checkpoint_every=2, async_checkpoints=True)
+    publish, calls = checkpoint.publish_folder, []
+
+    def full(partial: Path, out: Path) -> None:
+        calls.append(out.name)
+        if out.name == "step-4":
+            raise OSError(28, "No space left on device")
+        publish(partial, out)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "publish_folder", full)
+        with pytest.raises(CompressError, match="step-4 could not be written"):
+            world.run("cut", config)
+    assert calls == ["step-2", "step-4"]
+    assert [path.name for path in (world.root / "cut/train/checkpoints").iterdir()] == ["step-2"]
+    world.run("whole", config)
+    world.run("cut", config)
+    assert weights(world, "cut") == weights(world, "whole")
+
+
+def test_killed_while_a_thread_writes(world: World, options: Options) -> None:
+    config = options(checkpoint_every=2, async_checkpoints=True)
+    killed(world, "cut", config, "checkpoint", "save_file", at=4)
+    names = sorted(path.name for path in (world.root / "cut/train/checkpoints").iterdir())
+    assert names == ["step-2", "step-4.partial"]
+    world.run("whole", config)
+    world.run("cut", config)
+    assert weights(world, "cut") == weights(world, "whole")

@@ -64,10 +64,31 @@ metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
   - {metric: acc_norm, aggregation: mean, higher_is_better: true}
 """
+_SAMPLED = """
+task: quiz_sampled
+dataset_path: acme/spans
+output_type: generate_until
+validation_split: validation
+doc_to_text: "{{text}}"
+doc_to_target: "{{value}}"
+generation_kwargs: {until: ["zz"], max_gen_toks: 3, do_sample: true, temperature: 1.0}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+_ROLLING = """
+task: quiz_rolling
+dataset_path: acme/quiz
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{question}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+"""
 TASKS = {
     "quiz.yaml": "tag: quiz_tag\ntask: quiz" + _QUIZ,
     "quiz_again.yaml": "tag: quiz_tag\ntask: quiz_again" + _QUIZ.replace("Answer:", "The answer:"),
     "quiz_mass.yaml": "task: quiz_mass" + _QUIZ + "process_results: !function quiz_class.mass\n",
+    "quiz_sampled.yaml": _SAMPLED,
+    "quiz_rolling.yaml": _ROLLING,
     "quizzes.yaml": "group: quizzes\ntask: [quiz, quiz_again]\n",
     "quiz_class.yaml": "task: quiz_class\nclass: !function quiz_class.Quiz\n",
     "quiz_lost.yaml": "task: quiz_lost" + _QUIZ.replace("acme/quiz", "acme/lost"),

@@ -43,8 +43,12 @@ def harness_scores(world: dict[str, Path], tasks: list[str]) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_numbers_are_those_of_lm_evals_hf_backend(world: dict[str, Path]) -> None:
-    reference = harness_scores(world, ["quiz", "quiz_mass"])
-    ours = evaluate_model(world["model"], settings(world, "quiz", "quiz_mass", batch_tokens=200))["tasks"]
+    reference = harness_scores(world, ["quiz", "quiz_mass", "quiz_rolling"])
+    tasks = settings(world, "quiz", "quiz_mass", "quiz_rolling", batch_tokens=200)
+    ours = evaluate_model(world["model"], tasks)["tasks"]
+    for metric in ("word_perplexity", "bits_per_byte"):
+        expected = reference["results"]["quiz_rolling"][f"{metric},none"]
+        assert ours["quiz_rolling"][metric] == pytest.approx(expected, rel=1e-4)
     for task, metrics in (("quiz", ("acc", "acc_norm")), ("quiz_mass", ("acc",))):
         for metric in metrics:
             expected = reference["results"][task]

@@ -100,7 +100,8 @@ def command(*arguments: str) -> None:
         InputError: it refused the arguments or the files, as it should.
         AssertionError: another exit code than 0, 2 or 3, a traceback, or a fault of the tool.
     """
-    before, argv, error, output = signal.getsignal(signal.SIGTERM), sys.argv, io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    argv, error, output = sys.argv, io.StringIO(), io.StringIO()
     sys.argv = ["compress", *arguments]
     code: Any = 0
     try:
@@ -110,7 +111,8 @@ def command(*arguments: str) -> None:
         code = stop.code or 0
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     said = error.getvalue()
     assert code in (0, 2, 3), f"exit code {code}: {said}"
     assert "Traceback" not in said, said

@@ -1,0 +1,73 @@
+"""Signals outside the loops that save: one is enough, and it is not lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from compress import runtime
+from compress.runtime import check_interrupt, interrupt_on_signal
+
+
+@pytest.fixture(autouse=True)
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(runtime, "_asked_at", None)
+    interrupt_on_signal()
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+def send(number: signal.Signals) -> None:
+    """Send this process a signal, and give Python the moment it needs to handle it."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_swallowed_signal_is_raised_again_and_a_second_one_does_nothing(number: signal.Signals) -> None:
+    check_interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        send(number)
+    for second in (signal.SIGINT, signal.SIGTERM):
+        send(second)
+    with pytest.raises(KeyboardInterrupt):
+        check_interrupt()
+
+
+def test_a_signal_later_is_a_new_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    monkeypatch.setattr(runtime, "_ONE_REQUEST_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGTERM)
+
+
+def test_the_command_line_ends_with_75_whatever_follows_the_first_signal() -> None:
+    """A command whose clean-up is hit by two more signals."""
+    script = """
+import os, signal, sys
+from compress import cli
+@cli.cli.command()
+def wait():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        sys.stderr.write("tidied\\n")
+sys.argv = ["compress", "wait"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.split("\n", 1)[0] == "tidied"
+    assert done.stderr.endswith("Stopped. Run the same command again to go on.\n")
+    assert "Traceback" not in done.stderr
