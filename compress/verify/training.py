@@ -179,7 +179,10 @@ def check_order(training: Training, store: TokenStore) -> str:
     due: dict[int, list[Claim]] = {}
     for claim in claims:
         due.setdefault(claim.step, []).append(claim)
-    digest, faults, compared = START, [], 0
+    faults = [
+        f"{claim.where} is none of the {extent.steps} steps" for claim in claims if not 0 < claim.step <= extent.steps
+    ]
+    digest, compared = START, 0
     for step, ids in enumerate(_reads(store, config, extent, max(due)), 1):
         digest = extend(digest, ids)
         for claim in due.get(step, []):
@@ -223,8 +226,12 @@ def _claims(training: Training) -> list[Claim]:
     """The hashes of logged steps and of checkpoints, None where a logged step has none."""
     rows = [row for row in training.rows() if "heldout_loss" not in row and row["step"] > 0]
     claims = [Claim(row["step"], f"step {row['step']}", row.get(_HASH)) for row in rows]
-    states = [(path, _state(path)) for path in training.checkpoints()]
-    return claims + [Claim(_step(path), path.name, state[_HASH]) for path, state in states if state.get(_HASH)]
+    states = [(path.name, _state(path)) for path in training.checkpoints()]
+    return claims + [
+        Claim(typed(state.get("step"), int, f"{name}/state.json: step"), name, state[_HASH])
+        for name, state in states
+        if state.get(_HASH)
+    ]
 
 
 def _reads(store: TokenStore, config: DistillConfig, extent: Budget, steps: int) -> Iterator[NDArray[np.int64]]:
