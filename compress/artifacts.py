@@ -59,11 +59,14 @@ def fsync_tree(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: readers, and a full disk, see the old content or the new, never a mixture."""
+    """Replace a file as a whole: readers, and a full disk, see the old content or the new, never a mixture.
+
+    What is no Unicode (half a surrogate pair, from a broken record or a file name) is written as its escape.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -89,7 +92,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 wrong usage or a bad recipe; 3 bad input data or model; 75
 """
 
 import errno
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -14,13 +15,16 @@ from typing import Any, TypeVar
 import click
 
 from compress import processes
-from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 from compress.redact import redact
 from compress.runtime import ignore_signals, interrupt_on_signal
 
 _TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""What the system says of a path that the user gave and that cannot be one."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -193,6 +197,30 @@ def report(run_dir: Path, as_json: bool) -> None:
     _finish(run_dir, as_json)
 
 
+@cli.command(short_help="Check a run's files, inputs and data order.")
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Its token store, if not RUN_DIR/data.")
+@_json_option
+def verify(run_dir: Path, data: Path | None, as_json: bool) -> None:
+    """Check RUN_DIR against its own records: hashes, inputs, settings, checkpoints, data order, weights.
+
+    One line a check: ok, FAILED or not checked, and why. Exits 3 if one failed. Nothing is written or downloaded.
+    """
+    from compress.verify import verify_run
+
+    checks = []
+    for check in verify_run(run_dir, data):
+        checks.append(check)
+        if not as_json:
+            click.echo(check.describe())
+    failed = [check.name for check in checks if check.status == "FAILED"]
+    if as_json:
+        record = {"run": str(run_dir), "ok": not failed, "checks": [check.to_dict() for check in checks]}
+        _print(record, "", as_json)
+    if failed:
+        raise InputError(f"{run_dir}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+
+
 @cli.command(short_help="The whole way in minutes: no network, no GPU.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
@@ -240,6 +268,8 @@ def _count(text: str, option: str) -> int:
 def main() -> None:
     """Entry point: run the command and turn failures into one paragraph on stderr and an exit code."""
     debug = "--debug" in sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     interrupt_on_signal()
     try:
         cli(prog_name="compress", standalone_mode=False)
@@ -255,7 +285,8 @@ def main() -> None:
     except CompressError as error:
         _fail(str(error), error.exit_code, debug)
     except OSError as error:
-        _fail(_explain_os_error(error), 1, debug)
+        code = InputError.exit_code if error.errno in UNUSABLE_PATH else 1
+        _fail(_explain_os_error(error), code, debug)
     except Exception as error:
         _fail(
             f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}. "

@@ -5,8 +5,8 @@
 A teacher to be trained from scratch needs the data, so there: data -> teacher -> prune -> distill. A given one is cut
 first: what is wrong with it shows before hours of preparing text.
 
-This module, `compress.recipe` and `compress.plan` alone know all three steps. The steps meet in the run folder.
-Under a launcher all processes train and evaluate together; the main one does the rest while the others wait.
+This module, `compress.recipe`, `compress.plan` and `compress.verify` alone know all three steps. The steps meet in the
+run folder. Under a launcher all processes train and evaluate together; the main one does the rest while others wait.
 """
 
 import contextlib

@@ -116,5 +116,5 @@ def scratch_config(architecture: dict[str, Any]) -> Any:
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     except KeyError as error:
         raise UsageError("teacher.scratch.architecture needs a `model_type`, e.g. llama.") from error
-    except (ValueError, TypeError) as error:
+    except Exception as error:
         raise UsageError(f"teacher.scratch.architecture: {' '.join(str(error).split())[:300]}") from error

@@ -136,8 +136,13 @@ def restore(path: Path, model: nn.Module, optimizer: StudentOptimizer) -> None:
     Raises:
         InputError: its tensors are not the model's.
     """
-    _copy_into(_tensors(model), path / "model.safetensors")
-    _copy_into(_optimizer_tensors(model, optimizer), path / "optimizer.safetensors")
+    try:
+        _copy_into(_tensors(model), path / "model.safetensors")
+        _copy_into(_optimizer_tensors(model, optimizer), path / "optimizer.safetensors")
+    except SafetensorError as error:
+        raise InputError(
+            f"The checkpoint {path} cannot be read ({error}); remove it to go on from an earlier."
+        ) from error
 
 
 def _copy_into(targets: Mapping[str, "_Part"], file: Path) -> None:
@@ -157,13 +162,18 @@ def _other_model(file: Path) -> InputError:
 
 
 def _verified_state(path: Path) -> dict[str, Any]:
-    hashes = read_json(path / "manifest.json").get("sha256") or {}
-    if set(hashes) != {"model.safetensors", "optimizer.safetensors", "state.json"}:
+    manifest = read_json(path / "manifest.json")
+    hashes = manifest.get("sha256") if isinstance(manifest, dict) else None
+    if not isinstance(hashes, dict) or set(hashes) != {"model.safetensors", "optimizer.safetensors", "state.json"}:
         raise InputError("its manifest does not name its three files.")
     for name, expected in hashes.items():
         if not (path / name).is_file() or sha256_file(path / name) != expected:
             raise InputError(f"{name} is missing or does not match its SHA-256.")
-    state: dict[str, Any] = read_json(path / "state.json")
+    state = read_json(path / "state.json")
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in ("config", "inputs")):
+        raise InputError("its state.json does not say what the run was.")
+    if state.get("step") != _step(path):
+        raise InputError(f"its state.json is of step {state.get('step')!r}.")
     return state
 
 
@@ -182,7 +192,7 @@ def _rotate(folder: Path, keep: int) -> None:
 def _heldout_loss(path: Path) -> float | None:
     try:
         loss = json.loads((path / "state.json").read_text())["heldout_loss"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
     return None if loss is None else float(loss)
 

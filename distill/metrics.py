@@ -55,12 +55,12 @@ def _lines_up_to(path: Path, done: int) -> list[str]:
     kept: list[str] = []
     if done == 0 or not path.is_file():
         return kept
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except ValueError:
+            step = json.loads(line)["step"]
+        except (ValueError, LookupError, TypeError, RecursionError):
             break
-        if row["step"] <= done:
+        if isinstance(step, int) and step <= done:
             kept.append(line)
     return kept
 

@@ -1,11 +1,14 @@
 """Everything a run holds before its first step: checked inputs, models, optimizer, and where it continues from."""
 
 import dataclasses
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from compress.architecture import check_output_head
 from compress.artifacts import sha256_json
@@ -119,7 +122,7 @@ def open_session(
     progress = Progress()
     if found is not None:
         checkpoint.restore(found[0], learner, optimizer)
-        progress = Progress(**{f.name: found[1][f.name] for f in dataclasses.fields(Progress)})
+        progress = _progress(found[1], found[0])
         say(f"Continuing from {found[0]}: {progress.step} of {extent.steps} steps are done.")
     model.train()
     with warnings.catch_warnings():
@@ -277,6 +280,18 @@ def _check_generation_config(model: Any, student: Path) -> None:
         raise InputError(
             f"{student / 'generation_config.json'} contradicts itself, so the trained student could not be saved: "
             f'{" ".join(str(error).split())[:300]} Mend it (often: add "do_sample": true, or remove the temperature).'
+        ) from error
+
+
+def _progress(state: Mapping[str, Any], path: Path) -> Progress:
+    """Where a checkpoint's run stood."""
+    try:
+        found = {field.name: state[field.name] for field in dataclasses.fields(Progress)}
+        return TypeAdapter(Progress).validate_json(json.dumps(found), strict=True)
+    except (KeyError, ValidationError) as error:
+        raise InputError(
+            f"{path / 'state.json'} is not as this version writes it ({' '.join(str(error).split())[:200]}). Go on "
+            f"with the version that wrote it, or remove {path.parent} to start anew."
         ) from error
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from data_world import content
 from fault_injection import Setting
 from helpers import save_tiny_model
+from recipe_world import TASK
 
 from compress.data import TokenStore, order
 
@@ -35,16 +36,6 @@ eval:
   speed_repeats: 1
   samples: 1
   sample_tokens: 4
-"""
-TASK = """
-task: tiny_choice
-dataset_path: org/tiny
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{question}}"
-doc_to_choice: "{{options}}"
-doc_to_target: answer
-metric_list: [{metric: acc}, {metric: acc_norm}]
 """
 _TIMES = frozenset({"tokens_per_s", "mfu", "peak_gib"})
 

@@ -89,7 +89,7 @@ def _parquet_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterato
         if first + rows > start:
             index = first
             for batch in table.iter_batches(_TABLE_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False):
-                yield from _column_rows(batch.column(0), index, start, total)
+                yield from _column_rows(_as_bytes(batch.column(0)), index, start, total)
                 index += batch.num_rows
         first += rows
 
@@ -108,8 +108,9 @@ def _arrow_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterator[
     _require_text_column(reader.schema, name, column)
     index = 0
     for batch in batches:
-        for offset in range(0, batch.num_rows, _TABLE_BATCH_ROWS):
-            values = batch.column(column).slice(offset, _TABLE_BATCH_ROWS)
+        raw = _as_bytes(batch.column(column))
+        for offset in range(0, len(raw), _TABLE_BATCH_ROWS):
+            values = raw.slice(offset, _TABLE_BATCH_ROWS)
             yield from _column_rows(values, index, start, None)
             index += len(values)
 
@@ -130,14 +131,27 @@ def _require_text_column(schema: Any, name: str, column: str) -> None:
         )
 
 
-def _column_rows(values: Any, first: int, start: int, total: int | None) -> Iterator[Row]:
-    """Rows of a string array whose first value is row `first`; decoded one by one, so that one bad value is one row."""
+def _as_bytes(values: Any) -> Any:
+    """A column of text as binary values, none decoded yet.
+
+    An Arrow file's buffers are taken as they are: offsets that a damaged one has are checked before they are followed.
+
+    Raises:
+        pyarrow.ArrowInvalid: they lead outside of the data.
+    """
     import pyarrow as pa
 
     if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    raw = values.cast(pa.large_binary())
-    for index, value in enumerate(raw.to_pylist(), first):
+        return pa.DictionaryArray.from_arrays(values.indices, _as_bytes(values.dictionary)).dictionary_decode()
+    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(values.type, pa.binary_view())
+    raw = values.view(binary)
+    raw.validate(full=True)
+    return raw
+
+
+def _column_rows(values: Any, first: int, start: int, total: int | None) -> Iterator[Row]:
+    """Rows of a binary array whose first value is row `first`; decoded one by one, so that one bad value is one row."""
+    for index, value in enumerate(values.to_pylist(), first):
         if index < start:
             continue
         text, fault = (None, "is null") if value is None else _decode(value)

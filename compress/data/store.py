@@ -73,7 +73,7 @@ class TokenStore:
         Raises:
             InputError: a file's content changed; the message names it.
         """
-        for shard in self._shards():
+        for shard in self.shards():
             if sha256_file(self.path / shard["file"]) != shard["sha256"]:
                 raise InputError(f"{self.path / shard['file']} is not as it was written. Prepare the data again.")
 
@@ -154,11 +154,12 @@ class TokenStore:
         mapped: NDArray[Any] = np.memmap(self.path / shard["file"], dtype=self._dtype, mode="r", shape=shape)
         return mapped
 
-    def _shards(self) -> list[dict[str, Any]]:
+    def shards(self) -> list[dict[str, Any]]:
+        """The index's entry of each file: {"file", "rows", "sha256"}."""
         return [*self.index["train"]["shards"], *([self.index["heldout"]] if self.num_heldout else [])]
 
     def _check_sizes(self) -> None:
-        for shard in self._shards():
+        for shard in self.shards():
             path = self.path / shard["file"]
             if path.parent != self.path or not path.is_file():
                 raise InputError(f"{path} is missing, though the index names it. Prepare the data again.")

@@ -9,6 +9,7 @@ from typing import Any
 from compress.artifacts import read_json
 from compress.config import load_yaml
 from compress.errors import InputError
+from compress.report import shapes
 
 Record = dict[str, Any]
 
@@ -47,7 +48,7 @@ def read_run(run: Path) -> RunFiles:
     """
     if not run.is_dir():
         raise InputError(f"The run folder {run} does not exist.")
-    evals = {key: _record(run / "eval" / f"{stem}.json") for key, stem in MODELS.items()}
+    evals = {key: _record(run / "eval" / f"{stem}.json", shapes.Evaluation) for key, stem in MODELS.items()}
     found = {key: record for key, record in evals.items() if record is not None}
     if not found:
         names = ", ".join(f"{stem}.json" for stem in MODELS.values())
@@ -55,19 +56,16 @@ def read_run(run: Path) -> RunFiles:
             f"{run} has nothing to report: none of {names} is in {run / 'eval'}. Evaluate first, for example "
             f"`compress eval {run / 'student'} --out {run / 'eval' / 'student.json'}`."
         )
-    for key, record in found.items():
-        if not isinstance(record.get("tasks"), dict):
-            raise InputError(f"{run / 'eval' / MODELS[key]}.json is not an evaluation: it has no table `tasks`.")
     recipe = run / "recipe.yaml"
     name = load_yaml(recipe).data.get("name") if recipe.is_file() else None
-    rows = _jsonl(run / "train" / "metrics.jsonl")
+    rows = _jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep)
     return RunFiles(
         name=str(name or run.resolve().name),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
-        prune=_record(run / "student-init" / "prune.json"),
-        distill=_record(run / "student" / "distill.json"),
+        prune=_record(run / "student-init" / "prune.json", shapes.Pruning),
+        distill=_record(run / "student" / "distill.json", shapes.Training),
         evals=found,
-        items={key: _jsonl(run / "eval" / f"{MODELS[key]}.items.jsonl") for key in found},
+        items={key: _jsonl(run / "eval" / f"{MODELS[key]}.items.jsonl", shapes.Item) for key in found},
         train_rows=_by_step(rows, "loss"),
         heldout_rows=_by_step(rows, "heldout_loss"),
     )
@@ -80,32 +78,32 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
-def _record(path: Path) -> Record | None:
+def _record(path: Path, shape: Any) -> Record | None:
     if not path.is_file():
         return None
     record = read_json(path)
     if not isinstance(record, dict):
         raise InputError(f"{path} holds no JSON object.")
-    return record
+    return shapes.require_shape(shape, record, path)
 
 
-def _jsonl(path: Path) -> list[Record]:
+def _jsonl(path: Path, shape: Any) -> list[Record]:
     """Rows of a JSON-lines file; a last line that was cut short (a killed run) is left out."""
     if not path.is_file():
         return []
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}.") from error
     for index, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
             if index == len(lines) and not line.endswith("\n"):
                 break
             raise InputError(f"{path}, line {index} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {index} holds no JSON object.")
-        rows.append(row)
-    return rows
+    return shapes.require_shape(list[shape], rows, path)
 
 
 def _by_step(rows: list[Record], key: str) -> list[Record]:

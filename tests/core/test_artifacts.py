@@ -69,9 +69,17 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
 
 
+def test_text_that_is_no_unicode_is_written_as_its_escape(tmp_path: Path) -> None:
+    value = {"text": "caf\ud800", "path": b"caf\xe9".decode(errors="surrogateescape")}
+    write_json(tmp_path / "a.json", value)
+    assert (tmp_path / "a.json").read_bytes().isascii()
+    assert read_json(tmp_path / "a.json") == value
+
+
 def test_read_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
-    for name in ("absent.json", "bad.json"):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name in ("absent.json", "bad.json", "deep.json"):
         with pytest.raises(InputError, match=name):
             read_json(tmp_path / name)
 

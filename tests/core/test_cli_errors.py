@@ -51,6 +51,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "unknown-key.yaml").write_text(recipe + "distill:\n  lrate: 1\n")
     (folder / "lr-true.yaml").write_text(recipe + "distill: {lr: true}\n")
     (folder / "no-model.yaml").write_text(recipe.replace("/model}", "/absent}"))
+    scratch = "{scratch: {tokenizer: x, train: {alpha: 0}, architecture: {model_type: llama, vocab_size: '5;04'}}}"
+    no_architecture = recipe.replace(f"{{model: {folder}/model}}", scratch)
+    (folder / "no-architecture.yaml").write_text(no_architecture)
     (folder / "bad-spec.yaml").write_text(recipe + "prune: {keep: '0,9'}\n")
     return folder
 
@@ -128,6 +131,8 @@ CASES = {
     "bad count": (2, ["run", "{}/recipe.yaml", "--dry-run", "--flops-per-s", "fast"], "--flops-per-s"),
     "unknown task": (2, ["eval", "{}/model", "--tasks", "hellaswagg", "--out", "OUT/eval.json"], "hellaswag"),
     "no run": (3, ["report", "{}/absent"], "{}/absent"),
+    "a name too long for the system": (3, ["report", "x" * 300], "File name too long"),
+    "no architecture": (2, ["run", "{}/no-architecture.yaml", "--dry-run"], "teacher.scratch.architecture: "),
     "unknown option": (2, ["prune", "{}/model", "OUT", "--kep", "0"], "--keep"),
 }
 
@@ -183,6 +188,16 @@ def test_a_full_disk_says_so_and_leaves_what_can_be_continued(name: str, world: 
     assert "Traceback" not in done.stderr
     assert {path.name for path in tmp_path.glob("OUT/*")} == left
     assert not list(tmp_path.glob("OUT/train/checkpoints/*"))
+
+
+def test_a_path_of_bytes_that_are_no_text(tmp_path: Path) -> None:
+    """Linux has such file names; they are shown as escapes."""
+    (tmp_path / os.fsdecode(b"caf\xe9") / "data").mkdir(parents=True)
+    command = [sys.executable, "-m", "compress.cli", "verify", os.fsdecode(b"caf\xe9")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "not checked  data: caf\\udce9/data holds no token store; name the run's with --data\n"
 
 
 def test_byte_tokenizer_is_what_the_cases_need() -> None:

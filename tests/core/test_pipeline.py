@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT, byte_tokenizer, run_cli, save_tiny_model
+from helpers import ROOT, byte_tokenizer, run_cli
+from recipe_world import RECIPE, SIDE_FILES, make_run_world
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -20,32 +21,6 @@ from compress.cli import cli
 from compress.demo import DEMO
 from compress.demo import RECIPE as RECIPE_OF_DEMO
 
-RECIPE = """
-name: tiny
-teacher: {{model: {folder}/teacher}}
-prune: {{keep: alternate}}
-data: {{dataset: {folder}/text.jsonl, seq_len: 64, heldout_sequences: 4}}
-distill: {{tokens: 8k, batch_tokens: 512, lr: 1e-3, heldout_sequences: 4, log_every: 1, checkpoint_every: 4}}
-eval:
-  tasks: [tiny_choice]
-  task_folder: {folder}/tasks
-  datasets_root: {folder}/hub
-  heldout_sequences: 4
-  speed_prompt_tokens: 16
-  speed_decode_tokens: 4
-  speed_repeats: 2
-  samples: 2
-"""
-TASK = """
-task: tiny_choice
-dataset_path: org/tiny
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{question}}"
-doc_to_choice: "{{options}}"
-doc_to_target: answer
-metric_list: [{metric: acc}, {metric: acc_norm}]
-"""
 STEPS = (
     "student-init/prune.json",
     "data/index.json",
@@ -53,25 +28,11 @@ STEPS = (
     "eval/teacher.items.jsonl",
     "eval/student.items.jsonl",
 )
-SIDE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "LICENSE")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    save_tiny_model(folder / "teacher", num_hidden_layers=4)
-    (folder / "teacher" / "additional_chat_templates").mkdir()
-    for name in SIDE_FILES:
-        (folder / "teacher" / name).write_text("{{ messages }}")
-    lines = [json.dumps({"text": f"Number {i} comes after number {i - 1}. " * 8}) for i in range(200)]
-    (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
-    items = [{"question": f"After {i} comes", "options": [str(i + 1), str(i - 1), "x"], "answer": 0} for i in range(9)]
-    (folder / "hub" / "org" / "tiny").mkdir(parents=True)
-    (folder / "hub" / "org" / "tiny" / "test.jsonl").write_text("\n".join(json.dumps(item) for item in items))
-    (folder / "tasks").mkdir()
-    (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
-    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
-    return folder
+    return make_run_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -108,6 +109,24 @@ def test_a_parquet_file_that_is_cut_or_corrupt(tmp_path: Path, tokenizer_folder:
         assert "a.parquet, row " in store.index["skipped"]["examples"][0]
         with pytest.raises(InputError, match=r"a\.parquet, row .* is damaged"):
             make(folder / "strict", tokenizer_folder, folder, on_bad_row="error")
+
+
+@pytest.mark.parametrize("column", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_an_arrow_file_with_offsets_out_of_its_data(tmp_path: Path, tokenizer_folder: Path, column: Any) -> None:
+    """Arrow follows them: reading such values ended the process with a segmentation fault."""
+    plain = column.value_type if pa.types.is_dictionary(column) else column
+    offsets = np.array([0, 3, 2**31 - 100, 6], dtype=np.int64 if plain == pa.large_string() else np.int32)
+    values = pa.Array.from_buffers(plain, 3, [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(b"onetwo")])
+    if column != plain:
+        values = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), values)
+    folder = tmp_path / "source"
+    write_source(folder / "b.arrow", ["after"])
+    with pa.OSFile(str(folder / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, pa.schema({"text": column})) as writer:
+        writer.write_batch(pa.record_batch([values], ["text"]))
+    store = make(tmp_path, tokenizer_folder, folder)
+    assert store.index["skipped"]["damaged_files"] == 1
+    assert store.index["documents"] == 1
+    assert "a.arrow, row 0 is damaged" in store.index["skipped"]["examples"][0]
 
 
 @pytest.mark.faults(18)

@@ -1,6 +1,7 @@
 """report.json: the contract's fields, retention from the items, and runs that lack something."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -234,6 +235,34 @@ def test_broken_files_are_named(fake_run: Callable[..., Path]) -> None:
         write_report(run)
     (run / "eval" / "teacher.json").write_text('{"model": "x"}')
     with pytest.raises(InputError, match=r"teacher\.json.*tasks"):
+        write_report(run)
+
+
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "a task that is a number": ("eval/teacher.json", {"tasks": {"quiz": 5}}, "tasks.quiz"),
+    "shots that are text": ("eval/teacher.json", {"tasks": {"quiz": {"num_fewshot": "5"}}}, "tasks.quiz.num_fewshot"),
+    "a speed that is a list": ("eval/student.json", {"tasks": {}, "speed": [1]}, "speed"),
+    "a sample without its text": ("eval/student.json", {"tasks": {}, "samples": [{"prompt": "a"}]}, "samples.0"),
+    "layers that are text": ("student-init/prune.json", {"kept_layers": "all"}, "kept_layers"),
+    "a plan of words": ("student/distill.json", {"memory_plan": {"weights": "much"}}, "memory_plan.weights"),
+    "an item without a task": ("eval/teacher.items.jsonl", {"metrics": {}}, "line 1: task"),
+    "a step that is null": ("train/metrics.jsonl", {"step": None, "loss": 1.0}, "line 1: step"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_record_of_another_shape_is_named_with_its_field(name: str, fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    path, value, field = WRONG[name]
+    (run / path).write_text(json.dumps(value) + "\n")
+    with pytest.raises(InputError, match=re.escape(f"{run / path}") + rf".*{field}.* is not as a step writes it"):
+        write_report(run)
+
+
+def test_bytes_that_are_no_text_are_refused(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    (run / "train" / "metrics.jsonl").write_bytes(b"\x80\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl is not UTF-8"):
         write_report(run)
 
 

@@ -1,0 +1,87 @@
+"""What the pages rely on in the records they are made from; everything else in a record may be anything or absent."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from compress.errors import InputError
+
+T = TypeVar("T")
+
+Object = dict[str, Any]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Sample(_Shape):
+    """A prompt and what a model made of it."""
+
+    prompt: str
+    continuation: str
+
+
+class Task(_Shape):
+    """Scores of a task."""
+
+    members: list[str] | None = None
+    num_fewshot: int | None = None
+
+
+class Evaluation(_Shape):
+    """RUN/eval/NAME.json."""
+
+    tasks: dict[str, Task]
+    heldout: Object | None = None
+    fidelity: Object | None = None
+    speed: Object | None = None
+    samples: list[Sample] | None = None
+    manifest: Object | None = None
+
+
+class Pruning(_Shape):
+    """RUN/student-init/prune.json."""
+
+    kept_layers: list[int] | None = None
+    dropped_layers: list[int] | None = None
+    manifest: Object | None = None
+
+
+class Training(_Shape):
+    """RUN/student/distill.json."""
+
+    memory_plan: dict[str, float] | None = None
+    manifest: Object | None = None
+
+
+class Item(_Shape):
+    """A line of RUN/eval/NAME.items.jsonl."""
+
+    task: str
+    metrics: Object
+    groups: list[str] = []
+
+
+class LoggedStep(_Shape):
+    """A line of RUN/train/metrics.jsonl."""
+
+    step: int
+
+
+def require_shape(shape: Any, value: T, path: Path) -> T:
+    """`value`, read from `path`, after checking it against one of the shapes here, or a list of one by line.
+
+    Raises:
+        InputError: it has another shape; the message names the file, the line and the field.
+    """
+    try:
+        TypeAdapter(shape).validate_python(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = list(fault["loc"])
+        line = f", line {int(place.pop(0)) + 1}" if isinstance(value, list) and place else ""
+        field = f": {'.'.join(map(str, place))}" if place else ""
+        raise InputError(f"{path}{line}{field} is not as a step writes it: {fault['msg']}.") from error
+    return value

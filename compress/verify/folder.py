@@ -1,0 +1,136 @@
+"""A run folder as `verify` sees it: its recipe, its models, its text, and where the steps' inputs are."""
+
+import json
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from compress.config import load_yaml, to_dict
+from compress.data import INDEX, TokenStore
+from compress.distill.publish import RECORD
+from compress.errors import CompressError
+from compress.models import WEIGHT_FILES, model_fingerprint
+from compress.pipeline import resolve_paths
+from compress.recipe import Recipe, load_recipe
+from compress.report.run_files import MODELS
+from compress.verify.checks import NotChecked
+from compress.verify.records import read_record
+
+
+class RunFolder:
+    """A run folder of `compress run` (which has recipe.yaml) or `compress distill`.
+
+    `data` names the token store of a run that used one outside of its folder.
+    """
+
+    def __init__(self, path: Path, data: Path | None) -> None:
+        self.path = path
+        self.data = data or path / "data"
+        self.fingerprint = lru_cache(maxsize=None)(model_fingerprint)
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether `compress run` made it."""
+        return (self.path / "recipe.yaml").is_file()
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe as written, with `$RUN` in it; None where there is none that can be read."""
+        try:
+            return load_recipe(self.path / "recipe.yaml")
+        except CompressError:
+            return None
+
+    @cached_property
+    def resolved(self) -> Recipe | None:
+        """The recipe with its paths."""
+        return None if self.recipe is None else resolve_paths(self.recipe, self.path)
+
+    def settings(self, *section: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A section of the recipe with all defaults, and as it is written.
+
+        Raises:
+            NotChecked: there is no recipe, or it cannot be read.
+        """
+        if self.recipe is None:
+            raise NotChecked("recipe.yaml cannot be read")
+        full: Any = json.loads(json.dumps(to_dict(self.recipe)))
+        written: Any = load_yaml(self.path / "recipe.yaml").data
+        for name in section:
+            full, written = full.get(name) or {}, (written.get(name) if isinstance(written, dict) else None) or {}
+        return full, written
+
+    @cached_property
+    def store(self) -> TokenStore:
+        """The run's token store.
+
+        Raises:
+            NotChecked: it is not there.
+            InputError: it is damaged.
+        """
+        if not (self.data / INDEX).is_file():
+            raise NotChecked(f"{self.data} holds no token store; name the run's with --data")
+        return TokenStore.open(self.data)
+
+    @property
+    def trained_teacher(self) -> bool:
+        """Whether the teacher was trained here, from scratch."""
+        return (self.path / "teacher-init").is_dir() or (self.path / "teacher" / RECORD).is_file()
+
+    def teacher(self) -> Path:
+        """Folder of the teacher.
+
+        Raises:
+            NotChecked: it is not on this machine, or the run does not say which it is.
+        """
+        if self.trained_teacher:
+            return self._model("teacher")
+        if self.resolved is not None:
+            return local_model(str(self.resolved.teacher.model), self.resolved.teacher.revision)
+        for name in (f"student/{RECORD}", "student-init/prune.json"):
+            if (self.path / name).is_file():
+                return local_model(str(read_record(self.path / name).data.get("teacher")), None)
+        raise NotChecked("the run does not say which teacher it had")
+
+    def start_of(self, out: Path) -> Path:
+        """Folder of the model that the training of `out` began with; raises as `teacher`."""
+        inside = f"{out.name}-init"
+        if self.has_recipe or out.name == "teacher":
+            return self._model(inside)
+        name = read_record(out / RECORD).data.get("student")
+        folder = Path(str(name)).expanduser()
+        if not folder.is_dir() and folder.name == inside and (self.path / inside).is_dir():
+            return self.path / inside
+        return local_model(str(name), None)
+
+    def measured(self, stem: str) -> Path:
+        """Folder of the model that eval/STEM.json is about; raises as `teacher`."""
+        if stem in MODELS.values():
+            return self.teacher() if stem == "teacher" else self._model(stem)
+        return local_model(str(read_record(self.path / "eval" / f"{stem}.json").data.get("model")), None)
+
+    def _model(self, name: str) -> Path:
+        if not (self.path / name / "config.json").is_file():
+            raise NotChecked(f"{self.path / name} is not there")
+        return self.path / name
+
+
+def local_model(name: str, revision: str | None) -> Path:
+    """Folder of a model on this machine: a folder, or a hub model in the cache. No network.
+
+    Raises:
+        NotChecked: neither, or the cache has no weights of it.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        raise NotChecked(f"{name} is no folder here, and the hub's cache does not have it") from None
+    if not list(folder.glob(WEIGHT_FILES)):
+        raise NotChecked(f"the hub's cache has no weights of {name}")
+    return folder

@@ -1,0 +1,51 @@
+"""A tiny world for `compress run`: a teacher, text, one benchmark, and a recipe that uses them."""
+
+import json
+from pathlib import Path
+
+from helpers import save_tiny_model
+
+RECIPE = """
+name: tiny
+teacher: {{model: {folder}/teacher}}
+prune: {{keep: alternate}}
+data: {{dataset: {folder}/text.jsonl, seq_len: 64, heldout_sequences: 4}}
+distill: {{tokens: 8k, batch_tokens: 512, lr: 1e-3, heldout_sequences: 4, log_every: 1, checkpoint_every: 4}}
+eval:
+  tasks: [tiny_choice]
+  task_folder: {folder}/tasks
+  datasets_root: {folder}/hub
+  heldout_sequences: 4
+  speed_prompt_tokens: 16
+  speed_decode_tokens: 4
+  speed_repeats: 2
+  samples: 2
+"""
+TASK = """
+task: tiny_choice
+dataset_path: org/tiny
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{options}}"
+doc_to_target: answer
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+SIDE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "LICENSE")
+
+
+def make_run_world(folder: Path) -> Path:
+    """Write `teacher/`, `text.jsonl`, `hub/`, `tasks/` and `recipe.yaml` into `folder` and return it."""
+    save_tiny_model(folder / "teacher", num_hidden_layers=4)
+    (folder / "teacher" / "additional_chat_templates").mkdir()
+    for name in SIDE_FILES:
+        (folder / "teacher" / name).write_text("{{ messages }}")
+    lines = [json.dumps({"text": f"Number {i} comes after number {i - 1}. " * 8}) for i in range(200)]
+    (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
+    items = [{"question": f"After {i} comes", "options": [str(i + 1), str(i - 1), "x"], "answer": 0} for i in range(9)]
+    (folder / "hub" / "org" / "tiny").mkdir(parents=True)
+    (folder / "hub" / "org" / "tiny" / "test.jsonl").write_text("\n".join(json.dumps(item) for item in items))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
+    return folder
