@@ -289,14 +289,21 @@ def _progress(state: Mapping[str, Any], path: Path) -> Progress:
         found = {field.name: state[field.name] for field in dataclasses.fields(Progress)}
         return TypeAdapter(Progress).validate_json(json.dumps(found), strict=True)
     except (KeyError, ValidationError) as error:
-        raise InputError(
-            f"{path / 'state.json'} is not as this version writes it ({' '.join(str(error).split())[:200]}). Go on "
-            f"with the version that wrote it, or remove {path.parent} to start anew."
-        ) from error
+        raise _other_version(path, " ".join(str(error).split())[:200]) from error
+
+
+def _other_version(path: Path, fault: str) -> InputError:
+    return InputError(
+        f"{path / 'state.json'} is not as this version writes it ({fault}). Go on with the version that wrote it, or "
+        f"remove {path.parent} to start anew."
+    )
 
 
 def _check_same_run(state: dict[str, Any], config: DistillConfig, inputs: dict[str, Any], path: Path) -> None:
     """Refuse to continue a checkpoint with options or inputs that would make another model of it."""
+    for key in ("config", "inputs"):
+        if not isinstance(state.get(key), dict):
+            raise _other_version(path, f"it has no {key}")
     changes = describe_changes(state, as_json(config), inputs)
     if changes:
         raise UsageError(
