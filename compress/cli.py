@@ -285,7 +285,7 @@ def main() -> None:
     except CompressError as error:
         _fail(str(error), error.exit_code, debug)
     except OSError as error:
-        code = InputError.exit_code if error.errno in UNUSABLE_PATH else 1
+        code = UsageError.exit_code if error.errno in UNUSABLE_PATH else 1
         _fail(_explain_os_error(error), code, debug)
     except Exception as error:
         _fail(

@@ -260,6 +260,8 @@ class Commands:
         """Start `compress ARGUMENTS`; returns its process id. `changes` are environment variables."""
         self._started += 1
         self._output(".in").write_text(stdin)
+        for suffix in (".out", ".err"):  # a process may be killed before it opens them
+            self._output(suffix).touch()
         request = {
             "faults": _to_json(faults),
             "arguments": arguments,

@@ -167,7 +167,7 @@ MEASURED = {"eval/student: made from model", "eval/speed: made from student"}
 DAMAGE: dict[str, tuple[Callable[[Path], Any], set[str], str]] = {
     "a bit of the student": (
         lambda run: flip_a_bit(run / "student/model.safetensors"),
-        {"student", *MEASURED},
+        {"student", "student: weights", *MEASURED},
         "student/model.safetensors does not match its SHA-256",
     ),
     "a bit of the cut": (
@@ -357,7 +357,7 @@ def test_the_command(world: Path, run: Path, tmp_path: Path, command: Any) -> No
     code, out, err = command("verify", str(run))
     assert code == 3
     assert "FAILED       student: " in out
-    assert "3 of " in err
+    assert "4 of " in err
     assert "Traceback" not in err
     code, out, err = command("verify", str(run), "--json")
     record = json.loads(out)
