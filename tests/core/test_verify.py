@@ -174,6 +174,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], set[str], str]] = {
         lambda run: flip_a_bit(run / "student-init/model.safetensors"),
         {
             "student-init",
+            "student-init: weights",
             "student: made from student",
             "eval/student-init: made from model",
             "eval/speed: made from student-init",
