@@ -105,7 +105,8 @@ def _float64(hidden: Tensor) -> Tensor:
 
 def _cosine(x: Tensor, y: Tensor) -> Tensor:
     """cos(x, y) over the last dimension; NaN where one of them is zero."""
-    return (x * y).sum(-1) / (torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1))
+    cosine: Tensor = (x * y).sum(-1) / (torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1))
+    return cosine
 
 
 @contextmanager
