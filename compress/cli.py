@@ -60,6 +60,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
     "--calibration", metavar="SOURCE", help="Text to measure layers on: as in `distill --data`, or a token store."
 )
 @click.option("--calibration-tokens", metavar="N", help="Tokens of it to measure on.  [default: 256k]")
+@click.option("--repair", is_flag=True, default=None, help="Repair the cut by least squares on that text.")
 @click.option(
     "--check/--no-check", default=True, show_default=True, help="Reload the student and compare it with the teacher."
 )
@@ -74,6 +75,7 @@ def prune(
     by: str | None,
     calibration: str | None,
     calibration_tokens: str | None,
+    repair: bool | None,
     check: bool,
     dry_run: bool,
     overrides: tuple[str, ...],
@@ -92,6 +94,7 @@ def prune(
         "by": by,
         "calibration": calibration,
         "calibration_tokens": calibration_tokens,
+        "repair": repair,
         "check": check,
     }
     options = from_flags(PruneOptions, {"prune": flags}, overrides).prune
@@ -99,7 +102,9 @@ def prune(
         plan = step.plan_prune(teacher, options.choice)
         _print(plan.to_dict(), plan.describe(), as_json)
         return
-    result = processes.on_main(lambda: step.prune(teacher, out, options.choice, check=options.check))
+    result = processes.on_main(
+        lambda: step.prune(teacher, out, options.choice, check=options.check, repair=options.repairing)
+    )
     _print(result.record, result.describe(), as_json)
 
 

@@ -3,7 +3,8 @@
     world (demo only) -> prune -> data -> distill -> eval -> report
 
 A teacher to be trained from scratch needs the data, so there: data -> teacher -> prune -> distill. A given one is cut
-first: what is wrong with it shows before hours of preparing text; unless its layers are measured on that text.
+first: what is wrong with it shows before hours of preparing text; unless its layers are measured, or the cut
+repaired, on that text.
 
 This module, `compress.recipe` and `compress.plan` alone know all three steps. The steps meet in the run folder.
 Under a launcher all processes train and evaluate together; the main one does the rest while the others wait.
@@ -160,8 +161,8 @@ def initialise(scratch: ScratchTeacher, out: Path) -> None:
 
 
 def measures_data(prune: PruneConfig) -> bool:
-    """Whether layers are to be measured on the run's own text."""
-    return prune.by not in (None, *WITHOUT_TEXT) and prune.calibration is None
+    """Whether layers are to be measured, or the cut repaired, on the run's own text."""
+    return prune.calibration is None and (prune.repair or prune.by not in (None, *WITHOUT_TEXT))
 
 
 def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
@@ -169,9 +170,10 @@ def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
     asked = recipe.prune
     if measures_data(asked):
         asked = dataclasses.replace(asked, calibration=str(run / "data"))
-    config, inputs = prune_settings(asked.choice, check=asked.check), prune_inputs(teacher, asked.choice)
+    config = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
+    inputs = prune_inputs(teacher, asked.choice, asked.repairing)
     if not _done("prune", run / "student-init", "prune.json", config, inputs):
-        result = prune(teacher, run / "student-init", asked.choice, check=asked.check)
+        result = prune(teacher, run / "student-init", asked.choice, check=asked.check, repair=asked.repairing)
         say(f"prune: {result.describe()}")
 
 

@@ -2,6 +2,7 @@
 
 from compress.prune.plan import PrunePlan, plan_prune
 from compress.prune.ranking import WITHOUT_TEXT, Ranking, RankingConfig
+from compress.prune.repair import RepairConfig
 from compress.prune.step import PruneConfig, PruneResult, prune, prune_inputs, prune_settings
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "PruneResult",
     "Ranking",
     "RankingConfig",
+    "RepairConfig",
     "plan_prune",
     "prune",
     "prune_inputs",
