@@ -52,25 +52,64 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--keep",
-    default="alternate",
-    show_default=True,
     metavar="SPEC",
-    help="alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N.",
+    help="alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N.  [default: alternate]",
 )
+@click.option("--layers", metavar="N", help="Or keep the N layers that matter most, by --by.")
+@click.option(
+    "--by",
+    metavar="METHOD",
+    help="block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random.",
+)
+@click.option(
+    "--calibration", metavar="SOURCE", help="Text to measure layers on: as in `distill --data`, or a token store."
+)
+@click.option("--calibration-tokens", metavar="N", help="Tokens of it to measure on.  [default: 256k]")
+@click.option("--repair", is_flag=True, default=None, help="Repair the cut by least squares on that text.")
 @click.option(
     "--check/--no-check", default=True, show_default=True, help="Reload the student and compare it with the teacher."
 )
 @click.option("--dry-run", is_flag=True, help="Plan from config.json alone; write nothing.")
+@_set_option
 @_json_option
-def prune(teacher: str, out: Path, keep: str, check: bool, dry_run: bool, as_json: bool) -> None:
-    """Drop whole layers of TEACHER (a hub id or a folder) and write the student to OUT."""
-    from compress import prune as step
+def prune(
+    teacher: str,
+    out: Path,
+    keep: str | None,
+    layers: str | None,
+    by: str | None,
+    calibration: str | None,
+    calibration_tokens: str | None,
+    repair: bool | None,
+    check: bool,
+    dry_run: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Drop whole layers of TEACHER (a hub id or a folder) and write the student to OUT.
 
+    Further settings go through --set: `--set prune.dtype=bfloat16 --set prune.batch_tokens=4096`.
+    """
+    from compress import prune as step
+    from compress.recipe import PruneOptions, from_flags
+
+    flags = {
+        "keep": keep,
+        "layers": layers,
+        "by": by,
+        "calibration": calibration,
+        "calibration_tokens": calibration_tokens,
+        "repair": repair,
+        "check": check,
+    }
+    options = from_flags(PruneOptions, {"prune": flags}, overrides).prune
     if dry_run:
-        plan = step.plan_prune(teacher, keep)
+        plan = step.plan_prune(teacher, options.choice)
         _print(plan.to_dict(), plan.describe(), as_json)
         return
-    result = processes.on_main(lambda: step.prune(teacher, out, keep, check=check))
+    result = processes.on_main(
+        lambda: step.prune(teacher, out, options.choice, check=options.check, repair=options.repairing)
+    )
     _print(result.record, result.describe(), as_json)
 
 

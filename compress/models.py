@@ -139,6 +139,17 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
     return model.to(device).eval()
 
 
+def find_dtype(name: str, folder: Path, device: torch.device) -> torch.dtype:
+    """The dtype of that name; `auto` is float32 on the CPU and the checkpoint's own on an accelerator."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    stored = getattr(load_config(folder), "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
 @contextmanager
 def no_transformers_bars() -> Iterator[None]:
     """Keep transformers' own bars for loading and writing weights off the user's screen."""

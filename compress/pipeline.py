@@ -3,7 +3,8 @@
     world (demo only) -> prune -> data -> distill -> eval -> report
 
 A teacher to be trained from scratch needs the data, so there: data -> teacher -> prune -> distill. A given one is cut
-first: what is wrong with it shows before hours of preparing text.
+first: what is wrong with it shows before hours of preparing text; unless its layers are measured, or the cut
+repaired, on that text.
 
 This module, `compress.recipe`, `compress.plan` and `compress.verify` alone know all three steps. The steps meet in the
 run folder. Under a launcher all processes train and evaluate together; the main one does the rest while others wait.
@@ -42,7 +43,7 @@ from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluat
 from compress.models import load_tokenizer, model_fingerprint, no_transformers_bars, resolve_model
 from compress.processes import on_main
 from compress.progress import say
-from compress.prune import prune
+from compress.prune import WITHOUT_TEXT, PruneConfig, prune, prune_inputs, prune_settings
 from compress.recipe import DistillOptions, Recipe, ScratchTeacher, load_recipe, scratch_config
 from compress.report import write_report
 
@@ -70,13 +71,13 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
 def _run(recipe: Recipe, run: Path) -> None:
     on_main(lambda: write_text(run / "recipe.yaml", dump_yaml(recipe)))
     recipe = resolve_paths(recipe, run)
-    scratch = recipe.teacher.scratch is not None
+    data_first = recipe.teacher.scratch is not None or measures_data(recipe.prune)
     on_main(lambda: make_world(recipe, run))
-    if scratch:
+    if data_first:
         on_main(lambda: make_data(recipe, run / "data"))
     teacher = make_teacher(recipe, run)
     on_main(lambda: cut(recipe, teacher, run))
-    if not scratch:
+    if not data_first:
         on_main(lambda: make_data(recipe, run / "data"))
     train("distill", recipe.distill, student=run / "student-init", teacher=teacher, run=run, out=run / "student")
     evaluate_all(recipe, teacher, run)
@@ -159,11 +160,20 @@ def initialise(scratch: ScratchTeacher, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
+def measures_data(prune: PruneConfig) -> bool:
+    """Whether layers are to be measured, or the cut repaired, on the run's own text."""
+    return prune.calibration is None and (prune.repair or prune.by not in (None, *WITHOUT_TEXT))
+
+
 def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
-    """Prune the teacher into RUN/student-init."""
-    config, inputs = to_dict(recipe.prune), {"teacher": model_fingerprint(teacher)}
+    """Prune the teacher into RUN/student-init; layers are measured on RUN/data unless another text is named."""
+    asked = recipe.prune
+    if measures_data(asked):
+        asked = dataclasses.replace(asked, calibration=str(run / "data"))
+    config = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
+    inputs = prune_inputs(teacher, asked.choice, asked.repairing)
     if not _done("prune", run / "student-init", "prune.json", config, inputs):
-        result = prune(teacher, run / "student-init", recipe.prune.keep, check=recipe.prune.check)
+        result = prune(teacher, run / "student-init", asked.choice, check=asked.check, repair=asked.repairing)
         say(f"prune: {result.describe()}")
 
 

@@ -75,7 +75,7 @@ def plan_recipe(recipe: Recipe, *, flops_per_s: float) -> RecipePlan:
         else:
             folder = resolve_model(str(recipe.teacher.model), recipe.teacher.revision, weights=False)
         teacher = load_config(folder)
-        cut = derive(recipe.teacher.model or "a teacher trained from scratch", folder, recipe.prune.keep)
+        cut = derive(recipe.teacher.model or "a teacher trained from scratch", folder, recipe.prune.choice)
     student = type(teacher).from_dict(cut.student_json)
     training = None
     if recipe.teacher.scratch is not None:

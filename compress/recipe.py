@@ -66,6 +66,13 @@ class Recipe:
 
 
 @config
+class PruneOptions:
+    """What `compress prune` takes: one section of a recipe."""
+
+    prune: PruneConfig = PruneConfig()
+
+
+@config
 class DistillOptions:
     """What `compress distill` takes: two sections of a recipe."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from compress.errors import UsageError
 from compress.redact import redact
 
 if TYPE_CHECKING:
@@ -94,6 +95,26 @@ def default_device() -> "torch.device":
         assert device is not None
         return device
     return torch.device("cpu")
+
+
+def find_device(name: str | None) -> "torch.device":
+    """The device of that name, or by default the accelerator (this process's own, under a launcher), else the CPU.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    import torch
+
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu, or leave it out."
+        ) from error
+    return device
 
 
 def peak_memory_gib() -> float:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from compress.architecture import OutputHead, check_output_head, hidden_states, output_head
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError
 from compress.evaluate.config import EvalConfig
-from compress.models import load_config, load_model, load_tokenizer, resolve_model
+from compress.models import find_dtype, load_model, load_tokenizer, resolve_model
 from compress.progress import say
-from compress.runtime import default_device
+from compress.runtime import find_device
 
 _CHUNK_LOGITS = 1 << 25  # 128 MiB of float32
 
@@ -71,7 +71,7 @@ def load_checkpoint(name: str | Path, config: EvalConfig) -> Checkpoint:
     folder = resolve_model(str(name))
     device = find_device(config.device)
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, dtype=_dtype(config.dtype, folder, device), device=device)
+    model = load_model(folder, dtype=find_dtype(config.dtype, folder, device), device=device)
     head: OutputHead | None
     try:
         check_output_head(model, str(name))
@@ -84,31 +84,3 @@ def load_checkpoint(name: str | Path, config: EvalConfig) -> Checkpoint:
         head = dataclasses.replace(head, weight=head.weight.detach().float(), bias=bias)
     vocab_size = int(model.get_output_embeddings().weight.shape[0])
     return Checkpoint(str(name), folder, model, tokenizer, head, vocab_size)
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device of that name, or by default the accelerator (this process's own, under a launcher), else the CPU.
-
-    Raises:
-        UsageError: this machine has no such device.
-    """
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu, or leave it out."
-        ) from error
-    return device
-
-
-def _dtype(name: str, folder: Path, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    if device.type == "cpu":
-        return torch.float32
-    stored = getattr(load_config(folder), "dtype", None)
-    return stored if isinstance(stored, torch.dtype) else torch.float32

@@ -9,17 +9,18 @@ from typing import Any
 from compress.architecture import count_parameters
 from compress.artifacts import manifest, sha256_file, write_json, write_text
 from compress.config import to_dict
+from compress.data import text_fingerprint
 from compress.errors import UsageError
-from compress.evaluate.checkpoint import Checkpoint, find_device, load_checkpoint
+from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
 from compress.evaluate.config import EvalConfig
-from compress.evaluate.heldout import Heldout, load_heldout, text_fingerprint
+from compress.evaluate.heldout import Heldout, load_heldout
 from compress.evaluate.journal import Header, Journal, open_journal
 from compress.evaluate.language import heldout_scores
 from compress.evaluate.samples import continuations, prompts_from_rows
 from compress.evaluate.speed import device_name, measure_speed
 from compress.models import model_fingerprint, resolve_model
 from compress.processes import join, on_main
-from compress.runtime import git_commit, versions
+from compress.runtime import find_device, git_commit, versions
 
 
 def evaluate_model(

@@ -2,20 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.artifacts import sha256_json
-from compress.data import INDEX, DataConfig, TokenStore, find_source, tokenizer_fingerprint
-from compress.data.encode import Encoder, tokenizer_spec
-from compress.data.stream import Position, Retry, read_items
+from compress.data import INDEX, TokenStore, read_start, tokenizer_fingerprint
 from compress.errors import InputError
 from compress.evaluate.checkpoint import Checkpoint
 from compress.evaluate.config import EvalConfig
-from compress.progress import say
-from compress.runtime import StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +40,6 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig) -
     return Heldout(store.heldout(count), store.heldout_bytes(count))
 
 
-def text_fingerprint(text: str | Path) -> dict[str, Any]:
-    """What identifies the text: a store's content, that of local files, or the name of a hub dataset."""
-    if (Path(text) / INDEX).is_file():
-        return {"store": TokenStore.open(text).fingerprint}
-    source = find_source(DataConfig(dataset=str(text), tokens=1))
-    listing = source.listing()
-    if listing["kind"] != "local":
-        return listing
-    files = {file["name"]: file["sha256"] for file in source.fingerprint(len(source.files))["files"]}
-    return {"files": sha256_json(files)}
-
-
 def _check_store(store: TokenStore, text: str | Path, checkpoint: Checkpoint, limit: int | None) -> None:
     if store.tokenizer_sha256 != tokenizer_fingerprint(checkpoint.tokenizer):
         raise InputError(
@@ -73,27 +55,9 @@ def _check_store(store: TokenStore, text: str | Path, checkpoint: Checkpoint, li
 
 def _raw_rows(name: str, checkpoint: Checkpoint, config: EvalConfig, length: int) -> Heldout:
     wanted = config.heldout_sequences * length
-    encoder = Encoder(tokenizer_spec(checkpoint.tokenizer))
-    source = find_source(DataConfig(dataset=name, tokens=max(wanted, 1)))
-    retry = Retry(StopRequest())
-    retry.call(name, source.connect)
-    parts = []
-    tokens = skipped = 0
-    for item in read_items(source, config.text_column, Position(0, 0), retry):
-        if tokens >= wanted:
-            break
-        if item.row.text is None:
-            skipped += item.row.fault is not None
-            continue
-        parts.append(encoder.with_bytes(item.row.text))
-        tokens += len(parts[-1][0])
-    if skipped:
-        say(f"{name}: {skipped} rows without readable text were skipped.")
-    if tokens < 2:
-        raise InputError(f"{name} holds no text to score.")
+    all_ids, all_sizes = read_start(name, checkpoint.tokenizer, wanted, config.text_column)
+    tokens = len(all_ids)
     length = min(length, tokens)
     count = min(tokens, wanted) // length
-    ids, sizes = (
-        np.concatenate(column)[: count * length].reshape(count, length) for column in zip(*parts, strict=True)
-    )
-    return Heldout(ids.astype(np.int64), int(sizes[:, 1:].sum()))
+    ids, sizes = (column[: count * length].reshape(count, length) for column in (all_ids, all_sizes))
+    return Heldout(ids, int(sizes[:, 1:].sum()))

@@ -10,9 +10,10 @@ import torch
 
 from compress.architecture import count_parameters, decoder_layers, empty_model, kv_bytes_per_token
 from compress.artifacts import read_json
-from compress.errors import InputError
+from compress.errors import InputError, UsageError
 from compress.models import load_config, resolve_model
 from compress.prune.mix import count_types, mix_note, require_attention
+from compress.prune.ranking import RankingConfig
 from compress.prune.spec import format_layers, parse_spec
 from compress.prune.student_config import num_layers, student_config
 from compress.units import format_bytes
@@ -73,8 +74,8 @@ class Derivation:
     checkpoint was saved without its head."""
 
 
-def plan_prune(teacher: str, keep: str = "alternate") -> PrunePlan:
-    """Plan a cut of `teacher`, a folder or a hub id, reading its config.json only.
+def plan_prune(teacher: str, keep: str | RankingConfig = "alternate") -> PrunePlan:
+    """Plan a cut of `teacher`, a folder or a hub id, reading its config.json only; see `derive` for a measure.
 
     Raises:
         UsageError: `keep` is no SPEC, or reaches outside the model's layers.
@@ -83,10 +84,18 @@ def plan_prune(teacher: str, keep: str = "alternate") -> PrunePlan:
     return derive(teacher, resolve_model(teacher, weights=False), keep).plan
 
 
-def derive(teacher: str, folder: Path, keep: str) -> Derivation:
-    """Plan a cut of the model in `folder`; `teacher` is the name the user gave. Raises as `plan_prune` does."""
+def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:
+    """Plan a cut of the model in `folder`; `teacher` is the name the user gave. Raises as `plan_prune` does.
+
+    Which layers a measure will choose is not known from the config: `contiguous:N` stands in for them, and a note
+    says so.
+    """
     config, raw = load_config(folder), read_json(folder / "config.json")
     total = num_layers(config)
+    notes: list[str] = []
+    if isinstance(keep, RankingConfig):
+        notes.append(f"The {keep.layers} layers that stay are chosen by {keep.by}; these figures are of others.")
+        keep = _stand_in(teacher, keep.layers, total)
     kept = parse_spec(keep, total)
     types = _layer_types(config, total)
     require_attention(types, kept)
@@ -107,6 +116,7 @@ def derive(teacher: str, folder: Path, keep: str) -> Derivation:
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
     counts = count_parameters(before), count_parameters(after)
     note = mix_note(types, kept)
+    notes += [] if note is None or notes else [note]
     plan = PrunePlan(
         teacher=teacher,
         model_type=config.model_type,
@@ -122,9 +132,20 @@ def derive(teacher: str, folder: Path, keep: str) -> Derivation:
         kv_bytes_per_token_after=kv_bytes_per_token(smaller, dtype.itemsize),
         layer_types_before=count_types(types),
         layer_types_after=count_types([types[i] for i in kept]),
-        notes=() if note is None else (note,),
+        notes=tuple(notes),
     )
     return Derivation(plan, student_json, tuple({name, name.removeprefix(before.base_model_prefix + ".")}))
+
+
+def _stand_in(teacher: str, num_kept: int, total: int) -> str:
+    """A SPEC of as many layers.
+
+    Raises:
+        UsageError: the model has fewer.
+    """
+    if num_kept > total:
+        raise UsageError(f"layers = {num_kept}: {teacher} has {total} layers; write how many of them stay.")
+    return f"contiguous:{num_kept}"
 
 
 def _layer_types(config: Any, total: int) -> Sequence[str]:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from compress.artifacts import manifest, require_free, sha256_file, staged_folder, write_json
-from compress.config import config
+from compress.config import config, to_dict
 from compress.errors import CompressError, InputError, UsageError
 from compress.models import (
     WEIGHT_FILES,
@@ -21,28 +22,64 @@ from compress.models import (
     model_fingerprint,
     resolve_model,
 )
+from compress.prune.calibration import AtLeastOne, CalibrationConfig, calibration_fingerprint
 from compress.prune.check import CheckResult, check_student, reason_to_skip
 from compress.prune.fields import VERIFIED_TYPES
-from compress.prune.plan import PrunePlan, derive
-from compress.prune.spec import check_spec
+from compress.prune.plan import Derivation, PrunePlan, derive
+from compress.prune.ranking import WITHOUT_TEXT, Method, Ranking, RankingConfig, Teacher, rank_layers
+from compress.prune.repair import RepairConfig
+from compress.prune.repair import repair as repair_student
+from compress.prune.spec import check_spec, format_layers
 from compress.prune.weights import MAX_SHARD_BYTES, StoredTensor, copy_weights, select_tensors
-from compress.units import format_bytes
+from compress.units import Count, format_bytes
 
 RECORD = "prune.json"
 _ASKED_NOT_TO = "asked not to"
 
 
 @config
-class PruneConfig:
-    """Which layers stay, and whether the student is compared with its teacher."""
+class PruneConfig(CalibrationConfig):
+    """Which layers stay, by name (`keep`) or by measure (`layers` and `by`), and whether the student is compared with
+    its teacher."""
 
-    keep: str = "alternate"
-    """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay)."""
+    keep: str | None = None
+    """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay). `alternate` when
+    neither it nor `layers` is given."""
+    layers: AtLeastOne | None = None
+    """How many layers stay, those that matter most `by` a measure."""
+    by: Method | None = None
+    """METHOD: block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random."""
+    seed: Count = 0
+    """Of the draw, for `by: random`."""
+    repair: bool = False
+    """Change the block before each cut by least squares, so that it does some of what was dropped."""
+    repair_ridge: Annotated[float, Field(gt=0)] = 1e-3
+    """Pull of the repair towards no change, in mean squares of the input of the map that is changed."""
     check: bool = True
     """Compare the student's logits with the teacher's, dropped layers skipped (needs 5 bytes a teacher parameter)."""
 
     def __post_init__(self) -> None:
-        check_spec(self.keep)
+        if (self.layers is None) != (self.by is None):
+            raise ValueError("`layers` (how many stay) and `by` (the METHOD that chooses them) go together")
+        if self.keep is not None and self.by is not None:
+            raise ValueError("`keep` names the layers and `by` measures them; write one of the two")
+        if self.by is None:
+            object.__setattr__(self, "keep", self.keep or "alternate")
+            check_spec(str(self.keep))
+
+    @property
+    def choice(self) -> str | RankingConfig:
+        """What `prune` takes as `keep`."""
+        if self.layers is None or self.by is None:
+            return str(self.keep)
+        return RankingConfig(**{name: getattr(self, name) for name in RankingConfig.__dataclass_fields__})
+
+    @property
+    def repairing(self) -> RepairConfig | None:
+        """What `prune` takes as `repair`."""
+        if not self.repair:
+            return None
+        return RepairConfig(**{name: getattr(self, name) for name in RepairConfig.__dataclass_fields__})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,20 +101,34 @@ class PruneResult:
                 f"cached within {self.check.max_abs_difference_cached:.2g} (largest logit "
                 f"{self.check.max_abs_logit:.3g})"
             )
+        if repaired := self.record["repair"]:
+            checked += (
+                f"\nrepaired: loss {repaired['loss_nats_before']:.4f} -> {repaired['loss_nats_after']:.4f} nats a "
+                f"token on text that was not fitted (teacher {repaired['loss_nats_teacher']:.4f})"
+            )
         return f"{self.plan.describe()}\n{checked}\nwritten to {self.out}"
 
 
-def prune(teacher: str | Path, out: str | Path, keep: str = "alternate", *, check: bool = True) -> PruneResult:
-    """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only.
+def prune(
+    teacher: str | Path,
+    out: str | Path,
+    keep: str | RankingConfig = "alternate",
+    *,
+    check: bool = True,
+    repair: RepairConfig | None = None,
+) -> PruneResult:
+    """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only: a SPEC, or a measure.
 
     The weights are copied byte for byte and the tokenizer, generation config, chat template and licence as they are.
     With `check`, the student's logits are compared with the teacher's, dropped layers skipped, where its fp32 weights
-    fit in memory. `out/prune.json` says what was done.
+    fit in memory. With `repair` the cut is then repaired by least squares (see `compress.prune.repair`).
+    `out/prune.json` says what was done.
 
     Raises:
-        UsageError: `keep` is no SPEC or reaches outside the layers, `out` is not free, or `check` is False for a
-            model type that only the check can vouch for.
-        InputError: the teacher cannot be loaded, its weights are damaged, or its config cannot be cut.
+        UsageError: `keep` is no SPEC or reaches outside the layers, `out` is not free, a measure lacks its text, or
+            `check` is False for a model type that only the check can vouch for.
+        InputError: the teacher cannot be loaded, its weights are damaged, its config cannot be cut, or the text that
+            its layers are measured on cannot be used.
         CompressError: the student differs from the teacher, or the disk is full. Nothing is left in `out`.
     """
     started = time.monotonic()
@@ -85,27 +136,37 @@ def prune(teacher: str | Path, out: str | Path, keep: str = "alternate", *, chec
     require_free(out)
     folder = resolve_model(str(teacher))
     derivation = derive(str(teacher), folder, keep)
-    plan = derivation.plan
-    skip = _reason_to_skip(plan, check)
+    skip = _reason_to_skip(derivation.plan, check)
     files = check_weight_files(folder)
     load_model(folder, dtype=torch.float32, device="meta", device_map="meta")
+    inputs = prune_inputs(folder, keep, repair)
+    ranking = None
+    if isinstance(keep, RankingConfig):
+        ranking = _rank(keep, str(teacher), folder, derivation)
+        derivation = derive(str(teacher), folder, format_layers(ranking.kept_layers))
+    plan = derivation.plan
     tensors = select_tensors(files, derivation.layer_prefixes, plan.kept_layers, plan.num_layers)
     _require_space(out, sum(tensor.num_bytes for _, tensor in tensors))
-    inputs = {"teacher": model_fingerprint(folder)}
     with _disk_errors(out), staged_folder(out) as partial:
         sha256 = _write_student(folder, partial, tensors, derivation.student_json)
         result = CheckResult(passed=False, skipped=skip)
         if skip is None:
             result = check_student(folder, partial, plan.dropped_layers)
+        repaired = None
+        if repair is not None:
+            repaired = repair_student(repair, folder, partial, plan.kept_layers, plan.num_layers)
+            sha256 |= {path.name: sha256_file(path) for path in partial.glob(WEIGHT_FILES)}
         record = plan.to_dict() | {
-            "method": "spec",
-            "scores": None,
+            "method": "spec" if ranking is None else ranking.method,
+            "scores": None if ranking is None else ranking.scores,
+            "ranking": None if ranking is None else ranking.details,
+            "repair": repaired,
             "bytes_before": sum(path.stat().st_size for path in files),
             "bytes_after": sum(path.stat().st_size for path in partial.glob(WEIGHT_FILES)),
             "sha256": sha256,
             "check": dataclasses.asdict(result),
             "manifest": manifest(
-                config={"keep": keep, "check": check},
+                config=prune_settings(keep, check=check, repair=repair),
                 inputs=inputs,
                 outputs=sha256,
                 seconds=time.monotonic() - started,
@@ -113,6 +174,36 @@ def prune(teacher: str | Path, out: str | Path, keep: str = "alternate", *, chec
         }
         write_json(partial / RECORD, record)
     return PruneResult(out=out, plan=plan, check=result, record=record)
+
+
+def prune_settings(keep: str | RankingConfig, *, check: bool, repair: RepairConfig | None = None) -> dict[str, Any]:
+    """What was asked of `prune`, for its manifest; which text it reads, `prune_inputs` says by content."""
+    asked: dict[str, Any] = {"keep": keep} if isinstance(keep, str) else to_dict(keep)
+    if repair is not None:
+        asked |= {"repair": True, **to_dict(repair)}
+    asked.pop("calibration", None)
+    return {**asked, "check": check}
+
+
+def prune_inputs(folder: Path, keep: str | RankingConfig, repair: RepairConfig | None = None) -> dict[str, Any]:
+    """Fingerprints of what `prune` reads, for its manifest: the teacher, and the text it is measured or repaired on."""
+    inputs: dict[str, Any] = {"teacher": model_fingerprint(folder)}
+    if isinstance(keep, RankingConfig) and keep.by not in WITHOUT_TEXT:
+        inputs["calibration"] = calibration_fingerprint(keep.calibration)
+    if repair is not None:
+        inputs["repair"] = calibration_fingerprint(repair.calibration)
+    return inputs
+
+
+def _rank(config: RankingConfig, name: str, folder: Path, derivation: Derivation) -> Ranking:
+    subject = Teacher(
+        name=name,
+        folder=folder,
+        num_layers=derivation.plan.num_layers,
+        layer_prefixes=derivation.layer_prefixes,
+        num_parameters=derivation.plan.params_before,
+    )
+    return rank_layers(config, subject)
 
 
 def _write_student(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from compress.artifacts import write_json
 from compress.errors import InputError
@@ -114,6 +115,23 @@ def copy_weights(
         write_json(index, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
         sha256[index.name] = hashlib.sha256(index.read_bytes()).hexdigest()
     return sha256
+
+
+def replace_tensor(tensor: StoredTensor, value: Tensor) -> None:
+    """Write `value`, cast to the stored dtype, over a tensor's bytes in its file.
+
+    Raises:
+        InputError: the shapes differ, or `value` is not finite in the stored dtype.
+    """
+    stored = value.detach().to("cpu", _FLOATS[tensor.dtype]).contiguous()
+    if tuple(stored.shape) != tensor.shape or not stored.isfinite().all():
+        raise InputError(
+            f"The new value of {tensor.name}, {tuple(stored.shape)}, does not fit what is stored, {tensor.shape} "
+            f"{tensor.dtype}: another shape, or numbers too large."
+        )
+    with tensor.path.open("r+b") as file:
+        file.seek(tensor.start)
+        file.write(stored.view(torch.uint8).numpy().tobytes())
 
 
 def _split(

@@ -9,6 +9,7 @@ from compress.report.build import LABELS
 from compress.report.cells import share_kept
 from compress.report.extracts import manifest_blocks, sample_rows
 from compress.report.figures import layers_figure, loss_figure, loss_panels, marker, scores_figure
+from compress.report.importance import importance_figure, score_unit
 from compress.report.run_files import Record, RunFiles, number
 from compress.report.tables import Table, all_tables, models
 from compress.units import format_bytes, format_count, format_seconds
@@ -24,7 +25,7 @@ def html_page(report: Record, run: RunFiles) -> str:
     """The whole page as text."""
     style = files("compress.report").joinpath("page.css").read_text(encoding="utf-8")
     sections = [_header(report), _scores(report), _losses(report, run), _sizes(report), _tables(report)]
-    sections += [_samples(report), _layers(report), _manifest(report, run)]
+    sections += [_samples(report), _layers(report), _importance(report), _manifest(report, run)]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
@@ -179,6 +180,16 @@ def _layers(report: Record) -> str:
     kept, dropped = (len(report["prune"][key]) for key in ("kept_layers", "dropped_layers"))
     caption = f"{kept} of {kept + dropped} transformer layers stay, in their order; the dashed ones were dropped."
     return _figure("Which layers stay", caption, f'<div class="wide">{picture}</div>')
+
+
+def _importance(report: Record) -> str:
+    picture = importance_figure(report["prune"]) if report["prune"] else ""
+    if not picture:
+        return ""
+    method, text = report["prune"]["method"], (report["prune"].get("ranking") or {}).get("calibration")
+    measured = f" over {text['tokens']:,} tokens" if text else ""
+    caption = f"By {method}{measured}: {score_unit(report['prune'])}. Filled layers stay, dashed ones were dropped."
+    return _figure("How much each layer matters", caption, f'<div class="wide">{picture}</div>')
 
 
 def _manifest(report: Record, run: RunFiles) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from compress.report.build import LABELS
 from compress.report.cells import NONE, cell, fixed, percent, plus_minus, points, ratio_with_interval
+from compress.report.importance import drop_order, layer_scores, score_unit
 from compress.report.run_files import MODELS, Record, number
 from compress.report.scores import STUDENTS, metric_names
 from compress.units import format_bytes, format_seconds
@@ -32,8 +33,8 @@ class Table:
 
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
-    made = (scores(report), retention(report), text(report), speed(report), training(report), every_metric(report))
-    return [table for table in made if table.rows]
+    made = (scores(report), retention(report), text(report), speed(report), training(report))
+    return [table for table in (*made, importance(report), every_metric(report)) if table.rows]
 
 
 def models(report: Record) -> list[str]:
@@ -206,6 +207,26 @@ def _flat(record: Record, prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in record.items():
         pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
     return pairs
+
+
+def importance(report: Record) -> Table:
+    """The score that each of the teacher's layers was chosen by, and whether it stays."""
+    prune = report["prune"] or {}
+    dropped, order = set(prune.get("dropped_layers") or ()), drop_order(prune)
+
+    def fate(layer: int) -> str:
+        return f"dropped {order[layer]}." if layer in order else "dropped" if layer in dropped else "kept"
+
+    rows = [[str(layer), fate(layer), f"{score:.5g}"] for layer, score in enumerate(layer_scores(prune))]
+    note = f"By {prune.get('method')}: {score_unit(prune)}. The last layer always stays."
+    return Table(
+        title="Importance of layers",
+        note=note,
+        columns=["Layer", "", "Score"],
+        rows=rows,
+        text_columns=2,
+        folded=True,
+    )
 
 
 def every_metric(report: Record) -> Table:

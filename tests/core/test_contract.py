@@ -9,7 +9,7 @@ from compress.cli import cli
 from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 
 OPTIONS = {
-    "prune": {"teacher", "out", "--keep", "--dry-run", "--json"},
+    "prune": {"teacher", "out", "--keep", "--layers", "--by", "--calibration", "--dry-run", "--json"},
     "distill": {"--teacher", "--student", "--data", "--out", "--tokens", "--alpha", "--temperature", "--set"},
     "eval": {"model", "--teacher", "--tasks", "--num-fewshot", "--limit", "--datasets-root", "--text", "--out"},
     "run": {"recipe", "--out", "--set", "--dry-run"},

@@ -20,6 +20,8 @@ from compress.artifacts import read_json, sha256_tree
 from compress.cli import cli
 from compress.demo import DEMO
 from compress.demo import RECIPE as RECIPE_OF_DEMO
+from compress.pipeline import cut, make_data, measures_data
+from compress.recipe import load_recipe
 
 STEPS = (
     "student-init/prune.json",
@@ -40,6 +42,26 @@ def run(world: Path) -> Path:
     done = run_cli("run", str(world / "recipe.yaml"), "--out", str(world / "run"))
     assert done.returncode == 0, done.stderr
     return world / "run"
+
+
+def test_layers_are_measured_on_the_runs_own_text(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["prune.keep=null", "prune.layers=2", "prune.by=block-influence", "prune.repair=true"]
+    recipe = load_recipe(world / "recipe.yaml", changes)
+    assert measures_data(recipe.prune)
+    make_data(recipe, tmp_path / "data")
+    cut(recipe, world / "teacher", tmp_path)
+    record = read_json(tmp_path / "student-init" / "prune.json")
+    assert record["ranking"]["calibration"]["source"] == str(tmp_path / "data")
+    assert all(block["gap_after"] < block["gap_before"] for block in record["repair"]["blocks"])
+    cut(recipe, world / "teacher", tmp_path)
+    assert "prune: done, unchanged." in capsys.readouterr().err
+    other = load_recipe(world / "recipe.yaml", [*changes, "data.seq_len=32"])
+    make_data(other, tmp_path / "data")
+    cut(other, world / "teacher", tmp_path)
+    assert "prune: its settings or inputs changed" in capsys.readouterr().err
+    assert read_json(tmp_path / "student-init" / "prune.json")["ranking"]["calibration"]["seq_len"] == 32
 
 
 def test_a_run_leaves_what_the_contract_says(run: Path) -> None:

@@ -1,0 +1,229 @@
+"""Repair a cut in closed form: the block before it learns, by least squares, to say what the dropped blocks said.
+
+Let block p be kept, the blocks after it up to q - 1 dropped. Block p ends in `x + a W^T`: x its residual stream, a
+[tokens, F] the input of its last linear map, W [D, F]. The student's block q is given g = x + a W^T, where the
+teacher's was given h. The change of W that closes the gap best,
+
+    min_C ||h - g - a C^T||^2 + ridge * mean(diag(a^T a)) * ||C||^2     =>     C^T = (a^T a + ridge m I)^-1 a^T (h - g),
+
+is added to W: the student's architecture and size stay as they are. Cuts are repaired from the first layer up, each on
+what the student computes with those before it repaired. ReplaceMe (arXiv:2505.02819) fits a D x D map of a W^T instead
+and folds it into W; ours has W's own freedom, and its ridge draws to no change.
+
+That W may be changed so is not assumed but tried on each block: adding C must add a C^T to the block's output. It does
+not where a norm or a factor follows (Gemma 2, Granite), or where experts are mixed: there the repair is refused.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from compress.architecture import decoder_layers, hidden_states
+from compress.config import config
+from compress.errors import InputError
+from compress.models import check_weight_files, find_dtype, load_model
+from compress.progress import progress_bar
+from compress.prune.calibration import Calibration, CalibrationConfig, load_calibration
+from compress.prune.text_loss import TextLoss
+from compress.prune.weights import read_header, replace_tensor
+from compress.runtime import fast_fp32_products, find_device
+
+_LAST_MAPS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "fc2")
+_HELD_OUT_SHARE = 10
+_TOLERANCE = 1e-3
+
+
+@config
+class RepairConfig(CalibrationConfig):
+    """Repair the cut by least squares on the text."""
+
+    repair_ridge: Annotated[float, Field(gt=0)] = 1e-3
+    """Pull of the repair towards no change, in mean squares of the map's input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Seam:
+    """A place where blocks were dropped: the student's block before it, and the teacher's layers that are gone."""
+
+    block: int
+    dropped: tuple[int, ...]
+
+
+def seams(kept: Sequence[int], num_layers: int) -> list[Seam]:
+    """Every run of dropped layers that a kept one precedes; what was dropped before the first has none to mend it."""
+    ends = [*kept[1:], num_layers]
+    found = [Seam(block, tuple(range(kept[block] + 1, end))) for block, end in enumerate(ends)]
+    return [seam for seam in found if seam.dropped]
+
+
+def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[int], num_layers: int) -> dict[str, Any]:
+    """Repair every seam of the model in the folder `student`, cut from `teacher`; return what prune.json says of it.
+
+    A tenth of the text's rows is not fitted on: the loss before and after is measured there.
+
+    Raises:
+        InputError: nothing can be repaired, or a block before a seam does not end in a map that can be changed (see
+            above); the message names it. The text cannot be used, or is a single row.
+    """
+    found = seams(kept, num_layers)
+    if not found:
+        raise InputError(f"There is nothing to repair: no layer is dropped after the first kept one ({kept[0]}).")
+    text = load_calibration(config, teacher)
+    held_out = max(1, len(text.rows) // _HELD_OUT_SHARE)
+    if len(text.rows) <= held_out:
+        raise InputError(f"{text.source} gives one row of text; the repair needs two at least, one to measure on.")
+    fitted = dataclasses.replace(text, rows=text.rows[:-held_out])
+    unseen = dataclasses.replace(text, rows=text.rows[-held_out:])
+    device = find_device(config.device)
+    dtype = find_dtype(config.dtype, teacher, device)
+    whole, cut = (load_model(folder, dtype=dtype, device=device) for folder in (teacher, student))
+    maps = {seam: _last_map(cut, seam.block, fitted.rows[:1, :16]) for seam in found}
+    with fast_fp32_products(), torch.no_grad():
+        losses = {"teacher": _loss(whole, unseen, config), "before": _loss(cut, unseen, config)}
+        fits = [_fit(whole, cut, seam, maps[seam][1], fitted, config) for seam in found]
+        losses["after"] = _loss(cut, unseen, config)
+    names = {name: linear.weight for name, linear in maps.values()}
+    _store(student, names, decoder_layers(cut)[0], cut.base_model_prefix)
+    return {
+        "blocks": fits,
+        "maps": list(names),
+        "ridge": config.repair_ridge,
+        "loss_nats_teacher": losses["teacher"],
+        "loss_nats_before": losses["before"],
+        "loss_nats_after": losses["after"],
+        "heldout_rows": held_out,
+        "calibration": text.to_dict(),
+        "not_repaired": list(range(kept[0])),
+    }
+
+
+def _loss(model: Any, text: Calibration, config: RepairConfig) -> float:
+    """Mean next-token loss, nats."""
+    loss = TextLoss(model, text.source)
+    device = next(model.parameters()).device
+    return sum(float(loss(ids.to(device))) for ids in text.batches(config.batch_tokens)) / text.num_predicted
+
+
+def _last_map(model: Any, block: int, rows: Any) -> tuple[str, nn.Linear]:
+    """The linear map that ends a block, and its name, after trying whether the block's output follows it."""
+    stack, layers = decoder_layers(model)
+    layer = layers[block]
+    for name in _LAST_MAPS:
+        try:
+            linear = layer.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(linear, nn.Linear) and _follows(model, layer, linear, torch.from_numpy(rows)):
+            return f"{stack}.{block}.{name}", linear
+    raise InputError(
+        f"The cut cannot be repaired: {type(layer).__name__} of {type(model).__name__} (student layer {block}) ends in "
+        f"none of {', '.join(_LAST_MAPS)} as `x + a W^T`, so no change of a weight does the work of the dropped "
+        "layers exactly. Leave the repair out."
+    )
+
+
+@torch.no_grad()
+def _follows(model: Any, layer: nn.Module, linear: nn.Linear, ids: Tensor) -> bool:
+    """Whether adding C to the map's weight adds a C^T to the block's output; C is random, as large as the weight."""
+    ids = ids.to(linear.weight.device)
+    generator = torch.Generator().manual_seed(0)
+    change = torch.randn(linear.weight.shape, generator=generator).to(linear.weight) * linear.weight.std().clamp(1e-3)
+    before, weight = _observe(model, layer, linear, ids), linear.weight.clone()
+    linear.weight += change
+    after = _observe(model, layer, linear, ids)
+    linear.weight.copy_(weight)
+    if before is None or after is None:
+        return False
+    expected = before[0].float() @ change.float().T
+    found = (after[1].float() - before[1].float()).reshape(expected.shape)
+    tolerance = _TOLERANCE if linear.weight.dtype == torch.float32 else 0.05
+    return bool((found - expected).norm() <= tolerance * expected.norm())
+
+
+def _observe(model: Any, layer: nn.Module, linear: nn.Linear, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(a [tokens, F], block output [tokens, D]) of one run; None when they have not the same tokens."""
+    seen: dict[str, Tensor] = {}
+    with _hooked(
+        (linear, "pre", lambda hidden: seen.__setitem__("input", hidden.flatten(0, -2))),
+        (layer, "post", lambda hidden: seen.__setitem__("output", hidden.flatten(0, -2))),
+    ):
+        hidden_states(model, ids)
+    if "input" not in seen or len(seen["input"]) != len(seen["output"]):
+        return None
+    return seen["input"], seen["output"]
+
+
+def _fit(
+    whole: Any, cut: Any, seam: Seam, linear: nn.Linear, text: Calibration, config: RepairConfig
+) -> dict[str, Any]:
+    """Change `linear` of the student `cut` for one seam; return the seam and how far the states were apart.
+
+    Products are in the models' float32 or less, a batch at a time, and summed and solved in float64.
+    """
+    target = decoder_layers(whole)[1][seam.dropped[-1]]
+    layer = decoder_layers(cut)[1][seam.block]
+    size, width = linear.in_features, linear.out_features
+    gram = torch.zeros(size, size, dtype=torch.float64, device=linear.weight.device)
+    moment = torch.zeros(size, width, dtype=torch.float64, device=linear.weight.device)
+    gap = scale = 0.0
+    with progress_bar(f"repairing after layer {seam.block}, tokens", text.rows.size) as bar:
+        for ids in text.batches(config.batch_tokens):
+            here = ids.to(linear.weight.device)
+            wanted = _output(whole, target, here)
+            seen = _observe(cut, layer, linear, here)
+            assert seen is not None
+            inputs, difference = seen[0].float(), wanted.float() - seen[1].float()
+            gram += inputs.T @ inputs
+            moment += inputs.T @ difference
+            gap += float(difference.double().square().sum())
+            scale += float(wanted.double().square().sum())
+            bar.advance(ids.numel())
+    ridge = config.repair_ridge * gram.diagonal().mean()
+    change = torch.linalg.solve(gram + ridge * torch.eye(size, dtype=gram.dtype, device=gram.device), moment)
+    linear.weight += change.T.to(linear.weight)
+    left = gap - 2 * float((change * moment).sum()) + float((change * (gram @ change)).sum())
+    return {"block": seam.block, "dropped": list(seam.dropped), "gap_before": gap / scale, "gap_after": left / scale}
+
+
+def _output(model: Any, layer: nn.Module, ids: Tensor) -> Tensor:
+    """Output [tokens, D] of a block."""
+    seen: list[Tensor] = []
+    with _hooked((layer, "post", lambda hidden: seen.append(hidden.flatten(0, -2)))):
+        hidden_states(model, ids)
+    return seen[0]
+
+
+@contextmanager
+def _hooked(*watched: tuple[nn.Module, str, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Give each module's first input (`pre`) or output (`post`) to a function while the block runs."""
+
+    def attach(module: nn.Module, when: str, take: Callable[[Tensor], None]) -> Any:
+        if when == "pre":
+            return module.register_forward_pre_hook(lambda _, args: take(args[0]))
+        return module.register_forward_hook(
+            lambda _, args, output: take(output[0] if isinstance(output, tuple) else output)
+        )
+
+    handles = [attach(*entry) for entry in watched]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _store(student: Path, maps: Mapping[str, Tensor], stack: str, base: str) -> None:
+    """Write the changed weights over the student's own, in the dtype that they have there."""
+    stored = {tensor.name: tensor for path in check_weight_files(student) for tensor in read_header(path)}
+    for name, weight in maps.items():
+        key = f"{name}.weight"
+        tensor = stored.get(key) or stored.get(key.removeprefix(f"{base}."))
+        if tensor is None:
+            raise InputError(f"The cut cannot be repaired: its files hold no tensor {key}, so {stack} is stored anew.")
+        replace_tensor(tensor, weight)

@@ -1,0 +1,284 @@
+"""Importance of layers: planted redundancy, exhaustive search, and a float64 reference from full activations."""
+
+import itertools
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from helpers import run_cli, save_tiny_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compress.artifacts import is_current
+from compress.config import build_from
+from compress.data import DataConfig, prepare
+from compress.errors import InputError, UsageError
+from compress.prune import (
+    PruneConfig,
+    Ranking,
+    RankingConfig,
+    calibration,
+    plan_prune,
+    prune,
+    prune_inputs,
+    prune_settings,
+    ranking,
+)
+from compress.prune.plan import derive
+from compress.prune.step import _rank
+
+LAYERS = 6
+PLANTED = (1, 4)
+TOKENS, ROW = 512, 64
+MEASURED = ("block-influence", "angular", "perplexity", "perplexity-greedy", "taylor", "magnitude")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random teacher, one with two blocks that do nothing, one with two such in a row, and some text."""
+    folder = tmp_path_factory.mktemp("ranking")
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(50)]
+    lines = [json.dumps({"text": " ".join(rng.choices(words, k=30))}) for _ in range(20)]
+    (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
+    save_tiny_model(folder / "teacher", num_hidden_layers=LAYERS)
+    for name, layers in (("planted", PLANTED), ("planted-row", (3, 4))):
+        plant(save_tiny_model(folder / name, num_hidden_layers=LAYERS, scale=0.05), layers, text_rows(folder))
+    return folder
+
+
+def plant(folder: Path, layers: tuple[int, ...], rows: Tensor) -> None:
+    """Let these blocks return their input (zero output projections) and train the others until each is needed."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    idle = {
+        w for i in layers for b in [model.model.layers[i]] for w in (b.self_attn.o_proj.weight, b.mlp.down_proj.weight)
+    }
+    for weight in idle:
+        torch.nn.init.zeros_(weight).requires_grad_(False)
+    optimizer = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], lr=5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(rows, labels=rows).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+
+
+def rank(teacher: Path, by: Any, layers: int, **options: Any) -> Ranking:
+    settings = {"calibration_tokens": TOKENS, "calibration_seq_len": ROW, **options}
+    config = RankingConfig(by=by, layers=layers, calibration=str(teacher.parent / "text.jsonl"), **settings)
+    return _rank(config, str(teacher), teacher, derive(str(teacher), teacher, ":"))
+
+
+def text_rows(place: Path) -> Tensor:
+    """The rows that measuring reads, made by the tokenizer alone: documents joined by EOS (id 256)."""
+    tokenizer = AutoTokenizer.from_pretrained(place / "teacher")
+    texts = [json.loads(line)["text"] for line in (place / "text.jsonl").read_text().splitlines()]
+    ids = [token for text in texts for token in (*tokenizer(text)["input_ids"], 256)]
+    return torch.tensor(ids[:TOKENS]).reshape(-1, ROW)
+
+
+def hf_loss(folder: Path, rows: Tensor) -> float:
+    """Mean next-token loss, as transformers computes it from labels."""
+    with torch.no_grad():
+        return float(AutoModelForCausalLM.from_pretrained(folder)(rows, labels=rows).loss)
+
+
+@pytest.mark.parametrize("by", MEASURED)
+def test_blocks_that_do_nothing_go_first(place: Path, by: str) -> None:
+    teacher, planted = (place / "planted-row", (3, 4)) if by == "angular" else (place / "planted", PLANTED)
+    found = rank(teacher, by, LAYERS - 2)
+    assert found.method == by
+    assert tuple(set(range(LAYERS)) - set(found.kept_layers)) == planted
+    scores = found.scores
+    assert max(scores[i] for i in planted) < min(score for i, score in enumerate(scores) if i not in planted)
+    if by not in ("magnitude", "angular"):
+        assert [scores[i] for i in planted] == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_influence_and_angles_equal_a_float64_reference_from_all_activations(place: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place / "teacher")
+    last: list[Tensor] = []
+    model.model.layers[-1].register_forward_hook(lambda module, args, output: last.append(output))
+    with torch.no_grad():
+        states = list(model(text_rows(place), output_hidden_states=True).hidden_states)
+    states[-1] = last[0]  # transformers' own last entry is after the final norm
+    states = [state.double() for state in states]
+
+    def cosine(low: int, high: int) -> Tensor:
+        return torch.nn.functional.cosine_similarity(states[low], states[high], dim=-1)
+
+    influence = rank(place / "teacher", "block-influence", 4, batch_tokens=3 * ROW)
+    assert influence.scores == pytest.approx([1 - cosine(i, i + 1).mean().item() for i in range(LAYERS)], abs=1e-6)
+    angular = rank(place / "teacher", "angular", 4, batch_tokens=3 * ROW)
+    spans = [cosine(i, i + 2)[:, -1].arccos().mean().item() / math.pi for i in range(LAYERS - 1)]
+    assert angular.details["spans"] == pytest.approx(spans, abs=1e-6)
+    start = min(range(LAYERS - 2), key=spans.__getitem__)
+    assert angular.kept_layers == tuple(i for i in range(LAYERS) if not start <= i < start + 2)
+
+
+def test_perplexity_agrees_with_exhaustive_search_over_real_students(place: Path, tmp_path: Path) -> None:
+    rows = text_rows(place)
+    losses: dict[tuple[int, ...], float] = {(): hf_loss(place / "teacher", rows)}
+    for dropped in [(i,) for i in range(LAYERS)] + list(itertools.combinations(range(LAYERS - 1), 2)):
+        kept = ",".join(str(i) for i in range(LAYERS) if i not in dropped)
+        losses[dropped] = hf_loss(
+            prune(place / "teacher", tmp_path / "-".join(map(str, dropped)), kept, check=False).out, rows
+        )
+    one = rank(place / "teacher", "perplexity", LAYERS - 1, batch_tokens=3 * ROW)
+    assert one.details["reuses_prefix"]
+    assert one.details["loss_nats"] == pytest.approx(losses[()], abs=1e-5)
+    assert one.details["loss_nats_without"] == pytest.approx([losses[(i,)] for i in range(LAYERS)], abs=1e-5)
+    best = min(range(LAYERS - 1), key=lambda i: losses[(i,)])
+    assert set(range(LAYERS)) - set(one.kept_layers) == {best}
+    two = rank(place / "teacher", "perplexity-greedy", LAYERS - 2)
+    second = min((pair for pair in losses if len(pair) == 2 and best in pair), key=losses.__getitem__)
+    assert set(range(LAYERS)) - set(two.kept_layers) == set(second)
+    assert [step["loss_nats"] for step in two.details["steps"]] == pytest.approx(
+        [losses[(best,)], losses[second]], abs=1e-5
+    )
+
+
+def test_greedy_finds_the_best_pair_of_all_when_two_blocks_do_nothing(place: Path) -> None:
+    found = rank(place / "planted", "perplexity-greedy", LAYERS - 2)
+    assert [step["loss_nats"] for step in found.details["steps"]] == pytest.approx(
+        [found.details["loss_nats"]] * 2, abs=1e-9
+    )
+
+
+def test_taylor_and_magnitude_equal_sums_over_the_models_own_matrices(place: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place / "teacher").double()
+    rows = text_rows(place)
+    model(rows, labels=rows).loss.backward()
+    matrices = [[w for w in layer.parameters() if w.ndim == 2] for layer in model.model.layers]
+    expected = [sum((w * w.grad).abs().sum().item() for w in block) for block in matrices]
+    assert rank(place / "teacher", "taylor", 3).scores == pytest.approx(expected, rel=1e-4)
+    expected = [sum(w.abs().sum().item() for w in block) for block in matrices]
+    assert rank(place / "teacher", "magnitude", 3).scores == pytest.approx(expected, rel=1e-9)
+
+
+def test_random_is_seeded_and_reads_no_text(place: Path) -> None:
+    draws = [rank(place / "teacher", "random", 3, seed=seed).kept_layers for seed in (0, 0, 1, 2, 3)]
+    assert draws[0] == draws[1]
+    assert len(set(draws)) > 1
+    assert all(len(kept) == 3 and kept[-1] == LAYERS - 1 for kept in draws)
+
+
+def test_the_last_layer_always_stays_and_the_deeper_of_equals_goes() -> None:
+    assert ranking.least([3.0, 1.0, 2.0, 0.0], 2) == {1, 2}
+    assert ranking.least([1.0, 1.0, 1.0, 1.0], 2) == {1, 2}
+    assert ranking.flattest_span([0.3, 0.2, 0.2, 0.1], 2) == {2, 3}
+    assert ranking.flattest_span([0.0, 0.0], 0) == set()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("gpt2", {"num_hidden_layers": 3, "n_positions": 256}),
+        ("bloom", {"num_hidden_layers": 3}),
+        ("gemma2", {"num_hidden_layers": 3, "head_dim": 8, "sliding_window": 16}),
+        ("opt", {"num_hidden_layers": 3, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    ],
+)
+def test_other_stacks_are_measured_as_well(
+    place: Path, tmp_path: Path, model_type: str, fields: dict[str, Any]
+) -> None:
+    teacher = save_tiny_model(tmp_path / model_type, model_type, **fields)
+    (tmp_path / "text.jsonl").symlink_to(place / "text.jsonl")
+    rows = text_rows(place)
+    found = rank(teacher, "perplexity", 2)
+    assert found.details["loss_nats"] == pytest.approx(hf_loss(teacher, rows), abs=1e-4)
+    for layer in range(2):
+        student = prune(teacher, tmp_path / f"without-{layer}", "1,2" if layer == 0 else "0,2").out
+        assert found.details["loss_nats_without"][layer] == pytest.approx(hf_loss(student, rows), abs=1e-4)
+    assert all(0 < score < 2 for score in rank(teacher, "block-influence", 2).scores)
+    assert all(score > 0 for score in rank(teacher, "taylor", 2).scores)
+
+
+def test_a_model_whose_blocks_share_more_than_the_state_is_run_in_full(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = rank(place / "teacher", "perplexity", 3)
+    monkeypatch.setattr(torch, "equal", lambda left, right: False)
+    in_full = rank(place / "teacher", "perplexity", 3)
+    assert (whole.details["reuses_prefix"], in_full.details["reuses_prefix"]) == (True, False)
+    assert whole.details["loss_nats_without"] == in_full.details["loss_nats_without"]
+
+
+def test_a_token_store_gives_its_training_rows(place: Path, tmp_path: Path) -> None:
+    text = str(place / "text.jsonl")
+    data = DataConfig(dataset=text, seq_len=32, heldout_sequences=2)
+    store = prepare(data, place / "teacher", tmp_path / "data", visible=False)
+    config = RankingConfig(by="angular", layers=3, calibration=str(tmp_path / "data"), calibration_tokens=100)
+    found = calibration.load_calibration(config, place / "teacher")
+    assert found.rows.tolist() == store.batch(0, 3, seed=0).tolist()
+    assert found.fingerprint == {"store": store.fingerprint}
+    other = save_tiny_model(tmp_path / "other", max_position_embeddings=16)
+    with pytest.raises(InputError, match="32 tokens, and the model reads at most 16"):
+        calibration.load_calibration(config, other)
+
+
+def test_two_cuts_by_measure_give_the_same_student_and_record(place: Path, tmp_path: Path) -> None:
+    config = RankingConfig(by="block-influence", layers=3, calibration=str(place / "text.jsonl"))
+    first, second = (prune(place / "teacher", tmp_path / name, config) for name in ("a", "b"))
+    for result in (first, second):
+        result.record.pop("manifest")
+        result.record["ranking"].pop("seconds")
+    assert first.record == second.record
+    record = json.loads((tmp_path / "a" / "prune.json").read_text())
+    assert (record["method"], len(record["scores"]), record["keep"]) == ("block-influence", LAYERS, record["keep"])
+    assert record["ranking"]["calibration"]["tokens"] <= 256_000
+    settings, inputs = prune_settings(config, check=True), prune_inputs(place / "teacher", config)
+    assert is_current(tmp_path / "a", record["manifest"], config=settings, inputs=inputs)
+    changed = {**inputs, "calibration": {"files": "other"}}
+    assert not is_current(tmp_path / "a", record["manifest"], config=settings, inputs=changed)
+
+
+def test_what_cannot_be_measured_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = place / "teacher"
+    for config, says in (
+        (RankingConfig(by="angular", layers=3), "--calibration SOURCE"),
+        (RankingConfig(by="random", layers=LAYERS + 1), "has 6 layers"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            prune(teacher, tmp_path / "out", config)
+    with pytest.raises(InputError, match="absent"):
+        prune(teacher, tmp_path / "out", RankingConfig(by="taylor", layers=3, calibration=str(tmp_path / "absent")))
+    monkeypatch.setattr(ranking, "available_memory", lambda: 1000)
+    with pytest.raises(InputError, match="1000 B are free"):
+        rank(teacher, "taylor", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipes_name_layers_or_measure_them() -> None:
+    assert PruneConfig().choice == "alternate"
+    measured = build_from(PruneConfig, {"layers": 4, "by": "angular", "calibration_tokens": "64k"}, "a recipe").choice
+    assert isinstance(measured, RankingConfig)
+    assert (measured.layers, measured.by, measured.calibration_tokens) == (4, "angular", 64_000)
+    for wrong in ({"layers": 4}, {"by": "random"}, {"keep": "1::2", "layers": 4, "by": "random"}, {"by": "x"}):
+        with pytest.raises(UsageError):
+            build_from(PruneConfig, wrong, "a recipe")
+    assert set(get_args(ranking.Method)) == {*MEASURED, "random"}
+
+
+def test_a_plan_by_measure_says_that_the_layers_are_not_known(place: Path) -> None:
+    plan = plan_prune(str(place / "teacher"), RankingConfig(by="taylor", layers=2))
+    assert plan.params_after < plan.params_before
+    assert "chosen by taylor" in plan.notes[0]
+
+
+def test_the_command_line_measures_and_cuts(place: Path, tmp_path: Path) -> None:
+    flags = ["--layers", "4", "--by", "perplexity", "--calibration", str(place / "text.jsonl")]
+    done = run_cli(
+        "prune", str(place / "planted"), str(tmp_path / "out"), *flags, "--calibration-tokens", "1k", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert tuple(record["dropped_layers"]) == PLANTED
+    assert record["ranking"]["calibration"]["tokens"] == 768  # three rows of 256
+    done = run_cli("prune", str(place / "teacher"), str(tmp_path / "other"), "--layers", "4")
+    assert done.returncode == 2
+    assert "go together" in done.stderr

@@ -1,0 +1,113 @@
+"""The repair of a cut: exact where the dropped block is linear, least squares elsewhere, refused where it cannot be."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import save_tiny_model
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from compress.artifacts import sha256_file
+from compress.errors import InputError
+from compress.prune import RepairConfig, prune
+from compress.prune.repair import Seam, seams
+
+ROW = 32
+DOWN = "model.layers.{}.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repair")
+    rng = random.Random(0)
+    lines = [json.dumps({"text": "".join(rng.choices("abcdefgh ,.", k=200))}) for _ in range(40)]
+    (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
+    save_tiny_model(folder / "teacher")
+    return folder
+
+
+def settings(place: Path, **options: float) -> RepairConfig:
+    shape = {"calibration_tokens": 4096, "calibration_seq_len": ROW}
+    return RepairConfig(calibration=str(place / "text.jsonl"), **{**shape, **options})  # type: ignore[arg-type]
+
+
+def states(folder: Path, layer: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Input of a layer's down_proj and the layer's output, float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    seen: list[Tensor] = []
+    block = model.model.layers[layer]
+    block.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    block.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        model(ids)
+    return seen[0].flatten(0, 1).double(), seen[1].flatten(0, 1).double()
+
+
+def test_seams_are_the_runs_of_dropped_layers_that_a_kept_one_precedes() -> None:
+    assert seams((0, 3, 4), 7) == [Seam(0, (1, 2)), Seam(2, (5, 6))]
+    assert seams((1, 2), 3) == []
+
+
+def test_the_repair_is_the_ridge_solution_and_changes_one_tensor(place: Path, tmp_path: Path) -> None:
+    plain = prune(place / "teacher", tmp_path / "plain", "0,1,3")
+    mended = prune(place / "teacher", tmp_path / "mended", "0,1,3", repair=settings(place, repair_ridge=0.01))
+    before, after = (load_file(result.out / "model.safetensors") for result in (plain, mended))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {DOWN.format(1)}
+    record = mended.record["repair"]
+    rows = record["calibration"]["rows"]
+    assert record["heldout_rows"] == rows // 10
+    ids = torch.tensor(_token_ids(place)[: rows * ROW]).reshape(rows, ROW)[: rows - rows // 10]
+    inputs, given = states(plain.out, 1, ids)
+    wanted = states(place / "teacher", 2, ids)[1]
+    gram = inputs.T @ inputs
+    change = torch.linalg.solve(
+        gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64), inputs.T @ (wanted - given)
+    )
+    found = (after[DOWN.format(1)] - before[DOWN.format(1)]).double().T
+    assert torch.allclose(found, change, atol=1e-4 * change.abs().max().item())
+    gap = (wanted - given - inputs @ change).square().sum() / wanted.square().sum()
+    assert record["blocks"][0]["gap_after"] == pytest.approx(gap.item(), rel=1e-3)
+    assert record["blocks"][0]["gap_after"] < record["blocks"][0]["gap_before"]
+    assert mended.record["sha256"]["model.safetensors"] == sha256_file(mended.out / "model.safetensors")
+    assert mended.check.passed
+    assert "repaired: loss" in mended.describe()
+
+
+def test_dropping_blocks_that_do_nothing_leaves_nothing_to_repair(place: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place / "teacher")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    model.save_pretrained(tmp_path / "idle")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "idle" / name).write_bytes((place / "teacher" / name).read_bytes())
+    record = prune(tmp_path / "idle", tmp_path / "student", "0,2,3", repair=settings(place)).record["repair"]
+    assert record["blocks"][0]["gap_before"] == pytest.approx(0, abs=1e-12)
+    assert record["loss_nats_after"] == pytest.approx(record["loss_nats_teacher"], abs=1e-6)
+
+
+def test_the_same_repair_gives_the_same_bytes(place: Path, tmp_path: Path) -> None:
+    first, second = (prune(place / "teacher", tmp_path / n, "0,3", repair=settings(place)) for n in "ab")
+    assert first.record["sha256"] == second.record["sha256"]
+
+
+def test_a_block_whose_end_cannot_take_the_change_is_refused_by_name(place: Path, tmp_path: Path) -> None:
+    for model_type, name in (("gemma2", "Gemma2DecoderLayer"), ("gpt2", "GPT2Block")):
+        teacher = save_tiny_model(tmp_path / model_type, model_type, max_position_embeddings=256)
+        with pytest.raises(InputError, match=name):
+            prune(teacher, tmp_path / "student", "0,3", repair=settings(place))
+    with pytest.raises(InputError, match="nothing to repair"):
+        prune(place / "teacher", tmp_path / "student", "2,3", repair=settings(place))
+    assert not (tmp_path / "student").exists()
+
+
+def _token_ids(place: Path) -> list[int]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place / "teacher")
+    texts = [json.loads(line)["text"] for line in (place / "text.jsonl").read_text().splitlines()]
+    return [token for text in texts for token in (*tokenizer(text)["input_ids"], 256)]
