@@ -165,11 +165,14 @@ def measures_data(prune: PruneConfig) -> bool:
     return prune.calibration is None and (prune.repair or prune.by not in (None, *WITHOUT_TEXT))
 
 
+def asked_cut(prune: PruneConfig, run: Path) -> PruneConfig:
+    """A recipe's cut with the run's own text named where it is the one to measure on."""
+    return dataclasses.replace(prune, calibration=str(run / "data")) if measures_data(prune) else prune
+
+
 def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
     """Prune the teacher into RUN/student-init; layers are measured on RUN/data unless another text is named."""
-    asked = recipe.prune
-    if measures_data(asked):
-        asked = dataclasses.replace(asked, calibration=str(run / "data"))
+    asked = asked_cut(recipe.prune, run)
     config = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
     inputs = prune_inputs(teacher, asked.choice, asked.repairing)
     if not _done("prune", run / "student-init", "prune.json", config, inputs):

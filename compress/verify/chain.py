@@ -11,6 +11,9 @@ from compress.data import DataConfig, LocalSource, find_source, tokenizer_finger
 from compress.distill.config import MAY_CHANGE_AT_RESUME
 from compress.errors import CompressError, InputError
 from compress.models import load_tokenizer
+from compress.pipeline import asked_cut
+from compress.prune import WITHOUT_TEXT, RankingConfig, prune_settings
+from compress.prune.calibration import calibration_fingerprint
 from compress.verify.checks import Check, NotChecked, perform, require, typed
 from compress.verify.folder import RunFolder
 from compress.verify.records import StepRecord, read_record
@@ -53,7 +56,14 @@ def _differing(recorded: Any, found: Any) -> str:
 
 def prune_inputs(run: RunFolder) -> Expected:
     """Inputs of RUN/student-init/prune.json."""
-    return {"teacher": lambda: run.fingerprint(run.teacher())}
+    expected: dict[str, Callable[[], Any]] = {"teacher": lambda: run.fingerprint(run.teacher())}
+    if run.resolved is not None:
+        asked = asked_cut(run.resolved.prune, run.path)
+        if isinstance(asked.choice, RankingConfig) and asked.by not in WITHOUT_TEXT:
+            expected["calibration"] = lambda: calibration_fingerprint(asked.calibration)
+        if asked.repair:
+            expected["repair"] = lambda: calibration_fingerprint(asked.calibration)
+    return expected
 
 
 def initialisation_inputs(run: RunFolder) -> Expected:
@@ -143,6 +153,9 @@ def check_settings(run: RunFolder, record: StepRecord, section: Sequence[str], *
     Options that touch no result may differ, and so may the folder that stands for `$RUN`.
     """
     full, written = run.settings(*section)
+    if section == ("prune",) and run.recipe is not None:
+        asked = asked_cut(run.recipe.prune, run.path)
+        full = written = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
     require(differences({**full, **fixed}, {*written, *fixed}, record.config))
     return f"as recipe.yaml says under {'.'.join(section)}"
 
