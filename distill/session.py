@@ -113,11 +113,10 @@ def open_session(
     teacher_kl = quantize_teacher(source, config, heldout) if quantise else None
     guide = None if source is None else Teacher(source)
     model = StudentWithLoss(learner, config, None if guide is None else guide.head, shared)
-    bf16 = precision == "bf16"
     if guide is not None and sharding == "both":
-        shard_model(guide, source, device=accelerator.device, bf16=bf16)
+        shard_model(guide, source, device=accelerator.device, bf16=precision == "bf16")
     if sharding != "none":
-        shard_model(model, learner, device=accelerator.device, bf16=bf16)
+        shard_model(model, learner, device=accelerator.device, bf16=precision == "bf16")
     optimizer = make_optimizer(learner, config)
     progress = Progress()
     if found is not None:
@@ -125,10 +124,7 @@ def open_session(
         progress = _progress(found[1], found[0])
         say(f"Continuing from {found[0]}: {progress.step} of {extent.steps} steps are done.")
     model.train()
-    with warnings.catch_warnings():
-        # accelerate says that torch will rename `broadcast_buffers`, and that False has no new name yet.
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        prepared = accelerator.prepare_model(model) if sharding == "none" else model
+    prepared = _prepare(accelerator, model) if sharding == "none" else model
     rows = config.micro_batch_rows or default_micro_batch_rows(accelerator.device, store.seq_len)
     flops = training_flops_per_token(load_config(student), load_config(teacher) if teacher else None, store.seq_len)
     return Session(
@@ -152,6 +148,13 @@ def open_session(
             "teacher_kl": teacher_kl,
         },
     )
+
+
+def _prepare(accelerator: Any, model: StudentWithLoss) -> Any:
+    with warnings.catch_warnings():
+        # accelerate says that torch will rename `broadcast_buffers`, and that False has no new name yet.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return accelerator.prepare_model(model)
 
 
 def make_accelerator(config: DistillConfig, work: Path) -> Any:
