@@ -28,7 +28,8 @@ def resolve_sharding(config: DistillConfig, processes: int) -> Sharding:
     """Which models are split; `auto` is both where `accelerate launch` was configured for FSDP, else none.
 
     Raises:
-        UsageError: sharding with one process, or with an optimizer that needs whole matrices.
+        UsageError: sharding with one process, with an optimizer that needs whole matrices, or with another option that
+            needs what it splits.
     """
     if config.shard == "auto":
         asked = os.environ.get(_LAUNCHER_ASKS, "false").lower() in ("1", "true")
@@ -45,6 +46,14 @@ def resolve_sharding(config: DistillConfig, processes: int) -> Sharding:
     if config.optimizer != "adamw":
         raise UsageError(
             f"optimizer: {config.optimizer} works on whole matrices, which shard: {shard} splits. Use optimizer: adamw."
+        )
+    if config.compile:
+        raise UsageError(
+            f"compile: true makes one graph of a model, which shard: {shard} cuts at every layer. Leave one out."
+        )
+    if shard == "both" and config.teacher_precision != "auto":
+        raise UsageError(
+            f"teacher_precision: {config.teacher_precision} needs the teacher's weights whole: use shard: student."
         )
     return shard
 

@@ -16,6 +16,8 @@ from launch import TORCHRUN, launch, start
 from safetensors.torch import load_file
 
 from compress.distill import DistillConfig
+from compress.distill.sharding import resolve_sharding
+from compress.errors import UsageError
 
 Options = Callable[..., DistillConfig]
 UNLIKE = {"tokens_per_s", "peak_gib", "mfu"}
@@ -52,7 +54,8 @@ def test_two_processes_equal_one(world: World, options: Options, shard: str, tie
     config = options(batch_tokens=5 * SEQ_LEN, tokens=28 * SEQ_LEN, micro_batch_rows=2)
     world = dataclasses.replace(world, student=student)
     world.run("one", config)
-    done = launch(2, world.command("two", dataclasses.replace(config, shard=shard)))
+    split = dataclasses.replace(config, shard=shard, gradient_checkpointing=shard != "none")
+    done = launch(2, world.command("two", split))
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(world, "one", "two")
     record = json.loads((world.root / "two" / "student" / "distill.json").read_text())
@@ -150,6 +153,29 @@ def test_weights_are_split_in_halves_and_made_whole_again_bit_for_bit(tmp_path: 
     (tmp_path / "split.py").write_text(SPLIT)
     done = launch(2, [str(tmp_path / "split.py"), str(model)], command=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "says"),
+    [
+        ({"shard": "both"}, 1, "this is one"),
+        ({"shard": "student", "optimizer": "muon"}, 2, "whole matrices"),
+        ({"shard": "student", "compile": True}, 2, "one graph"),
+        ({"shard": "both", "teacher_precision": "int8"}, 2, "shard: student"),
+    ],
+)
+def test_what_sharding_does_not_go_with_is_refused(
+    options: Options, changes: dict[str, object], processes: int, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        resolve_sharding(options(**changes), processes)
+
+
+def test_a_launcher_configured_for_fsdp_splits_both_models(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_sharding(options(), 2) == "none"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert [resolve_sharding(options(), n) for n in (1, 2)] == ["none", "both"]
+    assert resolve_sharding(options(shard="none"), 2) == "none"
 
 
 RUN = """
