@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.artifacts import read_json, sha256_file, sha256_json
 from compress.data.permutation import permute
@@ -17,6 +18,45 @@ INDEX = "index.json"
 FORMAT = "compress-token-store-1"
 _CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "train", "heldout")
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+Count = Annotated[int, Field(ge=0, lt=2**48)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Shard(_Shape):
+    file: str
+    rows: Count
+    sha256: str
+
+
+class _Train(_Shape):
+    rows: Count
+    shards: list[_Shard]
+
+
+class _NoRows(_Shape):
+    rows: Literal[0]
+
+
+class _HeldOut(_Shard):
+    bytes: list[Count]
+
+
+class _Index(_Shape):
+    """What a store relies on in its index.json."""
+
+    seq_len: Annotated[Count, Field(ge=1)]
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: Count
+    eos_id: Count
+    tokenizer_sha256: str
+    fingerprint: str
+    train: _Train
+    heldout: _HeldOut | _NoRows
 
 
 def fingerprint_of(index: Mapping[str, Any]) -> str:
@@ -57,11 +97,16 @@ class TokenStore:
         if not isinstance(index, dict) or index.get("format") != FORMAT:
             raise InputError(f"{folder / INDEX} is not the index of a token store of the format {FORMAT}.")
         try:
+            _Index.model_validate(index)
             intact = index["fingerprint"] == fingerprint_of(index)
             store = cls(folder, index)
             intact = intact and store.num_rows == sum(shard["rows"] for shard in index["train"]["shards"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{folder / INDEX} is damaged ({error!r}). Prepare the data again.") from error
+        except ValidationError as error:
+            fault = error.errors()[0]
+            field = ".".join(map(str, fault["loc"]))
+            raise InputError(
+                f"{folder / INDEX} is damaged ({field}: {fault['msg']}). Prepare the data again."
+            ) from error
         if not intact:
             raise InputError(f"{folder / INDEX} was changed after it was written. Prepare the data again.")
         store._check_sizes()

@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from data_world import data_config, documents, write_source
 
 from compress.data import TokenStore, prepare, shards
+from compress.data.store import fingerprint_of
 from compress.errors import InputError, UsageError
 
 
@@ -106,6 +108,30 @@ def test_a_damaged_store_is_refused(
     copy = shutil.copytree(finished, tmp_path / "copy")
     damage(copy)
     with pytest.raises(InputError, match=message):
+        TokenStore.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "field"),
+    [
+        ("train", {"rows": 1, "shards": [{"rows": 1, "sha256": ""}]}, r"train\.shards\.0\.file"),
+        ("train", {"rows": 1, "shards": [{"file": "train-00000.bin", "rows": 1}]}, r"train\.shards\.0\.sha256"),
+        ("train", {"rows": -1, "shards": []}, r"train\.rows"),
+        ("heldout", {"rows": None}, r"heldout"),
+        ("heldout", {"rows": 1, "file": "heldout.bin", "sha256": "", "bytes": [None]}, r"heldout\..*bytes\.0"),
+        ("seq_len", True, "seq_len"),
+    ],
+)
+def test_an_index_of_another_shape_is_refused(
+    tmp_path: Path, finished: Path, part: str, value: Any, field: str
+) -> None:
+    """Even one whose fingerprint is right."""
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    index = json.loads((copy / "index.json").read_text())
+    index[part] = value
+    index["fingerprint"] = fingerprint_of(index)
+    (copy / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=rf"index\.json is damaged \({field}"):
         TokenStore.open(copy)
 
 
