@@ -28,7 +28,8 @@ Options = Callable[..., DistillConfig]
 
 def killed(world: World, name: str, config: DistillConfig, at: str, call: int) -> None:
     """`compress distill` in a process that gets SIGKILL at a call of a function."""
-    done = run_with([Signal(at=(at,), call=call)], *world.command(name, config))
+    threads = str(torch.get_num_threads())  # the order of sums, and so the bits, depend on it
+    done = run_with([Signal(at=(at,), call=call)], *world.command(name, config), OMP_NUM_THREADS=threads)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
