@@ -37,10 +37,11 @@ class Checkpointer:
     """Writes checkpoints into `folder`, on a thread if `background`; what a thread failed at is raised later.
 
     Every process calls `save`; the main one writes. Use it as a context: at its end the last checkpoint is complete.
+    `done` is the step of the checkpoint that the run continues from: what was not yet deleted before it goes.
     """
 
-    def __init__(self, folder: Path, *, keep: int, background: bool) -> None:
-        self._folder, self._keep, self._background = folder, keep, background
+    def __init__(self, folder: Path, *, keep: int, background: bool, done: int = 0) -> None:
+        self._folder, self._keep, self._background, self._done = folder, keep, background, done
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -65,6 +66,8 @@ class Checkpointer:
             pending.result()
 
     def __enter__(self) -> "Checkpointer":
+        if is_main() and self._done:
+            _rotate(self._folder, self._keep, self._done)
         return self
 
     def __exit__(
@@ -114,7 +117,7 @@ def write(folder: Path, state: Mapping[str, Any], tensors: Snapshot, keep: int) 
             f"The checkpoint {final} could not be written ({error}). Checkpoints before it are untouched: free some "
             "space and run the same command again to continue from the last."
         ) from error
-    _rotate(folder, keep)
+    _rotate(folder, keep, state["step"])
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -175,9 +178,12 @@ def _verified_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _rotate(folder: Path, keep: int) -> None:
-    """Delete old checkpoints; the `keep` latest stay, and the one with the lowest held-out loss."""
-    checkpoints = sorted(_checkpoints(folder), key=_step)
+def _rotate(folder: Path, keep: int, step: int) -> None:
+    """Delete old checkpoints; the `keep` latest stay, and the one with the lowest held-out loss.
+
+    `step` is that of the last whole one. What lies beyond it is damaged, and counts for nothing.
+    """
+    checkpoints = sorted((path for path in _checkpoints(folder) if _step(path) <= step), key=_step)
     losses = {path: _heldout_loss(path) for path in checkpoints}
     measured = {path: loss for path, loss in losses.items() if loss is not None}
     best = min(measured, key=lambda path: (measured[path], -_step(path)), default=None)

@@ -116,7 +116,7 @@ def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work
         contextlib.closing(read_ahead(_reads(s, config))) as batches,
         Metrics(work / "metrics.jsonl", s.accelerator, done=run.step) as metrics,
         Checkpointer(
-            work / "checkpoints", keep=config.keep_checkpoints, background=config.async_checkpoints
+            work / "checkpoints", keep=config.keep_checkpoints, background=config.async_checkpoints, done=run.step
         ) as checkpoints,
         progress_bar("distill", steps, done=run.step) as bar,
     ):

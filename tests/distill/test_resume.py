@@ -218,6 +218,25 @@ def test_a_checkpoint_written_on_a_thread_is_that_of_its_step(
     assert weights(world, "async") == weights(world, "sync")
 
 
+@pytest.mark.faults(23)
+def test_a_damaged_checkpoint_does_not_count_as_the_latest(tmp_path: Path) -> None:
+    """With one to keep: the whole one that was written after the damage stays, and so does the run that has it."""
+    for step in (2, 4, 6):
+        fake_checkpoint(tmp_path, step, None, keep=9)
+    (tmp_path / "step-6" / "model.safetensors").write_bytes(b"damaged")
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found[0].name == "step-4"
+    with checkpoint.Checkpointer(tmp_path, keep=1, background=False, done=4):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-4", "step-6"]
+    fake_checkpoint(tmp_path, 5, None, keep=1)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found[0].name == "step-5"
+    fake_checkpoint(tmp_path, 6, None, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-6"]
+
+
 @pytest.mark.faults(4)
 def test_a_thread_that_cannot_write_ends_the_run(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch
