@@ -180,11 +180,12 @@ def _at_call(names: Sequence[str], path: str | None, number: int, after: bool, s
             if due and not after:
                 _note_strike()
                 strike()
-            result = function(*arguments, **options)
-            if due and after:
-                _note_strike()
-                strike()
-            return result
+            try:
+                return function(*arguments, **options)
+            finally:
+                if due and after:
+                    _note_strike()
+                    strike()
 
         return call
 
