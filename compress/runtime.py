@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,6 +155,8 @@ class StopRequest:
         return self.signal_name is not None
 
 
+_LOWEST_PRIORITY = 19
+
 _asked_at: float | None = None
 _ONE_REQUEST_S = 5.0
 
@@ -244,6 +247,13 @@ def fast_fp32_products() -> Iterator[bool]:
 def _made_by_intel() -> bool:
     cpu = Path("/proc/cpuinfo")
     return cpu.is_file() and "GenuineIntel" in cpu.read_text()
+
+
+def yield_to_other_threads() -> None:
+    """Let the calling thread have only what the process's other threads leave of the cores (Linux: threads have a
+    priority of their own). Elsewhere it stays as it is."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
 
 
 def keep_freed_memory() -> bool:

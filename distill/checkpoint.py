@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from compress.distill.sharding import local, part_of, whole
 from compress.errors import CompressError, InputError
 from compress.processes import is_main
 from compress.progress import say
+from compress.runtime import yield_to_other_threads
 
 _NAME = re.compile(r"step-([0-9]+)")
 
@@ -42,8 +44,9 @@ class Checkpointer:
 
     def __init__(self, folder: Path, *, keep: int, background: bool, done: int = 0) -> None:
         self._folder, self._keep, self._background, self._done = folder, keep, background, done
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writer = ThreadPoolExecutor(1, "checkpoint", initializer=yield_to_other_threads)
         self._pending: Future[None] | None = None
+        self._copies: Snapshot | None = {} if background else None
 
     def save(self, state: Mapping[str, Any], model: nn.Module, optimizer: StudentOptimizer) -> Path:
         """Save as `folder/step-N` (N = `state["step"]`), or see to it that it will be; returns that path.
@@ -52,7 +55,7 @@ class Checkpointer:
             CompressError: this checkpoint, or the one before it, could not be written.
         """
         self.wait()
-        tensors = snapshot(model, optimizer, copy=self._background)
+        tensors = snapshot(model, optimizer, into=self._copies)
         if is_main() and self._background:
             self._pending = self._writer.submit(write, self._folder, dict(state), tensors, self._keep)
         elif is_main():
@@ -78,19 +81,27 @@ class Checkpointer:
             self.wait()
 
 
-def snapshot(model: nn.Module, optimizer: StudentOptimizer, *, copy: bool = False) -> Snapshot:
-    """A run's tensors in the host's memory; with `copy`, ones that training no longer changes.
+def snapshot(model: nn.Module, optimizer: StudentOptimizer, *, into: Snapshot | None = None) -> Snapshot:
+    """A run's tensors in the host's memory.
 
-    Every process must call it; where weights are split over processes, all but the main one get nothing.
+    With `into` they are copies that training does not change, written over those of an earlier snapshot: fresh memory
+    costs several times what the copying does. Every process must call it; where weights are split over processes, all
+    but the main one get nothing.
     """
     groups = {"model.safetensors": _tensors(model), "optimizer.safetensors": _optimizer_tensors(model, optimizer)}
     found: Snapshot = {file: {} for file in groups}
     for file, tensors in groups.items():
         for name, (part, like) in tensors.items():
             full = whole(part, like)
-            if is_main():
-                host = full.to("cpu")
-                found[file][name] = host.clone() if copy and host.data_ptr() == part.data_ptr() else host
+            if not is_main():
+                continue
+            if into is None:
+                found[file][name] = full.to("cpu")
+            else:
+                copies = into.setdefault(file, {})
+                if name not in copies:
+                    copies[name] = torch.empty(full.shape, dtype=full.dtype)
+                found[file][name] = copies[name].copy_(full)
     return found
 
 
