@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 from compress.distill.config import DistillConfig
 
 if TYPE_CHECKING:
+    from compress.distill.distillation import distill
     from compress.distill.loss import DistillationLoss, distillation_loss
     from compress.distill.plan import DistillPlan, plan_distill
     from compress.distill.publish import DistillResult
-    from compress.distill.train import distill
 
 __all__ = [
     "DistillConfig",
@@ -24,7 +24,7 @@ _HOMES = {
     "DistillPlan": "plan",
     "DistillResult": "publish",
     "DistillationLoss": "loss",
-    "distill": "train",
+    "distill": "distillation",
     "distillation_loss": "loss",
     "plan_distill": "plan",
 }

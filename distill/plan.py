@@ -9,15 +9,11 @@ from compress.architecture import count_parameters, decoder_layers, empty_model
 from compress.distill.config import DistillConfig
 from compress.distill.flops import training_flops_per_token
 from compress.distill.loss import default_chunk_tokens
+from compress.distill.models import recompute_activations, resolve_attention
 from compress.distill.optimizer import state_bytes
 from compress.distill.quantization import teacher_bytes
 from compress.distill.schedule import budget
-from compress.distill.session import (
-    default_micro_batch_rows,
-    recompute_activations,
-    resolve_attention,
-    resolve_precision,
-)
+from compress.distill.session import default_micro_batch_rows, resolve_precision
 from compress.distill.sharding import resolve_sharding
 from compress.distill.step_memory import StepShape, trace_step
 from compress.units import format_bytes

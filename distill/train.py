@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,95 +12,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.artifacts import owned
-from compress.config import build_from, to_dict
 from compress.data import order
 from compress.distill.checkpoint import Checkpointer
 from compress.distill.config import DistillConfig
-from compress.distill.fit import check_fit
 from compress.distill.guard import StepGuard, tell_skips
-from compress.distill.kernels import cpu
-from compress.distill.meters import Clock, MemoryMeter, step_seed
+from compress.distill.meters import Clock, step_seed
 from compress.distill.metrics import Metrics
-from compress.distill.plan import DistillPlan, plan_distill
-from compress.distill.publish import DistillResult, as_json, finished, publish, saved_dtype
+from compress.distill.publish import as_json
 from compress.distill.read_ahead import read_ahead
 from compress.distill.schedule import is_due, learning_rate
-from compress.distill.session import Session, fingerprints, open_session
-from compress.distill.sharding import clip_gradients, whole_model
-from compress.distill.start_up import check_start
+from compress.distill.session import Session
+from compress.distill.sharding import clip_gradients
 from compress.distill.step import Batch
 from compress.distill.stop_vote import StopVote
-from compress.errors import InterruptedRun, UsageError
-from compress.models import load_config
-from compress.processes import count, join, on_main
-from compress.progress import progress_bar, say
-from compress.runtime import default_device, fast_fp32_products, keep_freed_memory, peak_memory_gib, stop_on_signal
+from compress.errors import InterruptedRun
+from compress.progress import progress_bar
+from compress.runtime import peak_memory_gib, stop_on_signal
 
 RowIds = NDArray[np.int64]
 
 
-def distill(
-    config: DistillConfig, *, student: str | Path, teacher: str | Path | None, data: Path, out: Path, work: Path
-) -> DistillResult:
-    """Train `student` against `teacher` on a token store, and write it to `out` as a Hugging Face checkpoint.
-
-    Called again after a stop or a kill, it continues from the last checkpoint, bitwise as if it had not stopped (same
-    machine, same number of processes); called again when finished, it returns the result at once.
-
-    Args:
-        config: the options.
-        student: folder or hub id of the model to train.
-        teacher: folder or hub id of the model to learn from; None only with `alpha=0`.
-        data: folder of a token store made with the student's tokenizer.
-        out: folder of the final checkpoint, e.g. RUN/student; must not hold anything else.
-        work: folder of metrics.jsonl and checkpoints/, e.g. RUN/train.
+def train(session: Session, config: DistillConfig, inputs: dict[str, Any], work: Path) -> None:
+    """Run the steps that are left; `session.progress` says how far it came.
 
     Raises:
-        UsageError: options out of range or unlike those of the checkpoint it would continue; an output that is not
-            free; more tokens than the store has; no teacher at `alpha` above 0. All before the first step.
-        InputError: a model, tokenizer or store that cannot be used, or that do not belong together.
         InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved.
         CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
     """
-    from compress.data import TokenStore
-
-    config = build_from(DistillConfig, to_dict(config), "distill")
-    join()
-    start, source = on_main(lambda: check_start(config, student=student, teacher=teacher, out=out))
-    store = TokenStore.open(data)
-    inputs = on_main(lambda: fingerprints(start, source, store))
-    if (done := on_main(lambda: finished(out, config, inputs))) is not None:
-        return done
-    with contextlib.ExitStack() as resources:
-        on_main(lambda: resources.enter_context(_work_folder(work)))
-        resources.enter_context(_tuned(config))
-        plan, meter = _plan(config, start, source, store)
-        session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
-        meter.restart()
-        _train(session, config, inputs, work)
-        facts = _facts(session, config, str(student), None if teacher is None else str(teacher))
-        facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
-        return _publish(session, config, inputs, facts, out, start)
-
-
-def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any) -> tuple[DistillPlan, MemoryMeter]:
-    """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
-    device = default_device()
-    plan = functools.partial(
-        plan_distill,
-        student=load_config(student),
-        teacher=None if teacher is None else load_config(teacher),
-        num_rows=store.num_rows,
-        seq_len=store.seq_len,
-        device=device,
-        processes=count(),
-    )
-    return check_fit(config, plan, device), MemoryMeter(device)
-
-
-def _train(session: Session, config: DistillConfig, inputs: dict[str, Any], work: Path) -> None:
-    """Run the steps that are left; `session.progress` says how far it came."""
     s, run, steps = session, session.progress, session.budget.steps
     guard = StepGuard(
         config,
@@ -212,7 +149,7 @@ def _log(
             "lr": float(s.optimizer.param_groups[0]["lr"]),
             "grad_norm": norm,
             "tokens_per_s": round(rate, 1),
-            "mfu": _mfu(s, rate),
+            "mfu": mfu(s, rate),
             "peak_gib": round(peak_memory_gib(), 3),
             "skipped": skipped,
             "rows_sha256": s.progress.rows_sha256,
@@ -246,63 +183,7 @@ def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> Non
     )
 
 
-def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"The work folder {work} cannot be made: {error}.") from error
-    if not os.access(work, os.W_OK | os.X_OK):
-        raise UsageError(f"The work folder {work} cannot be written; name another, or change its permissions.")
-    return owned(work)
-
-
-def _mfu(s: Session, tokens_per_s: float) -> float:
+def mfu(s: Session, tokens_per_s: float) -> float:
+    """Share of the peak FLOP/s of all its devices that a run uses at a rate of tokens."""
     processes: int = s.accelerator.num_processes
     return tokens_per_s * s.flops_per_token / (s.peak.flops_per_s * processes)
-
-
-@contextlib.contextmanager
-def _tuned(config: DistillConfig) -> Iterator[None]:
-    """Set the CPU's switches while training runs on it; the note says which."""
-    if not config.cpu_tuning or torch.accelerator.is_available():
-        yield
-        return
-    with fast_fp32_products() as fast:
-        kept = keep_freed_memory()
-        compiled = config.fused_loss and cpu.available()
-        products = "through oneDNN (measured exact)" if fast else "as torch makes them"
-        say(
-            f"CPU tuning: fp32 products {products}, freed memory {'kept by the process' if kept else 'as it was'} "
-            f"(cpu_tuning: false turns both off), the loss's pass over the logits in "
-            f"{'C++ (fused_loss: false turns it off)' if compiled else 'torch'}."
-        )
-        yield
-
-
-def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None) -> dict[str, Any]:
-    """The fields of distill.json that the run knows."""
-    run = s.progress
-    tokens = run.position * s.store.seq_len
-    rate = tokens / max(run.seconds, 1e-9)
-    return {
-        "teacher": teacher,
-        "student": student,
-        "tokens": tokens,
-        "steps": run.step,
-        "heldout_loss": run.heldout_loss,
-        "best_heldout_loss": run.best_heldout_loss,
-        "skipped_steps": run.skipped_steps,
-        **{name: s.notes[name] for name in ("teacher_kl", "processes", "shard")},
-        "tokens_per_s": round(rate, 1),
-        "seconds": round(run.seconds, 3),
-        "flops": tokens * s.flops_per_token,
-        "mfu": _mfu(s, rate),
-        "peak_flops": s.peak._asdict(),
-    }
-
-
-def _publish(
-    s: Session, config: DistillConfig, inputs: dict[str, Any], facts: dict[str, Any], out: Path, start: Path
-) -> DistillResult:
-    student = whole_model(s.student, saved_dtype(config, start))
-    return on_main(lambda: publish(out, student, start, config, inputs, facts))

@@ -8,7 +8,7 @@ from distill_world import World
 from safetensors.torch import load_file
 
 from compress import runtime
-from compress.distill import DistillConfig, train
+from compress.distill import DistillConfig, distillation
 from compress.runtime import fast_fp32_products
 
 
@@ -53,7 +53,7 @@ def test_tuning_is_said_and_can_be_turned_off(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     kept: list[bool] = []
-    monkeypatch.setattr(train, "keep_freed_memory", lambda: kept.append(True) or True)
+    monkeypatch.setattr(distillation, "keep_freed_memory", lambda: kept.append(True) or True)
     world.run("plain", options(cpu_tuning=False))
     assert not kept
     assert "CPU tuning" not in capfd.readouterr().err

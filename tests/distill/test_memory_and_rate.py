@@ -19,7 +19,7 @@ from compress.config import to_dict
 from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, DistillPlan, fit, flops, plan_distill
 from compress.distill.fit import advice, check_fit
-from compress.distill.session import recompute_activations
+from compress.distill.models import recompute_activations
 from compress.distill.step_memory import StepShape, trace_step
 from compress.errors import UsageError
 from compress.units import format_bytes

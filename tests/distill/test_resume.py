@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from compress.distill import DistillConfig, checkpoint, train
+from compress.distill import DistillConfig, checkpoint, distillation, train
 from compress.distill.optimizer import StudentOptimizer
 from compress.errors import CompressError, InterruptedRun, UsageError
 
@@ -90,7 +90,7 @@ def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = world.run("run", options())
-    monkeypatch.setattr(train, "open_session", None)
+    monkeypatch.setattr(distillation, "open_session", None)
     assert world.run("run", options()) == first
     assert world.run("run", options(log_every=3, keep_checkpoints=1)) == first
     with pytest.raises(UsageError, match=r"alpha was 0\.8 and is 0\.5"):

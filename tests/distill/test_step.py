@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from compress.architecture import hidden_states
 from compress.distill import DistillConfig
+from compress.distill.models import compile_backbone
 from compress.distill.read_ahead import read_ahead
-from compress.distill.session import compile_backbone
 from compress.distill.stop_vote import StopVote
 from compress.runtime import StopRequest
 
@@ -123,6 +123,6 @@ def test_compilation_is_asked_of_both_models(
     world: World, options: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("compress.distill.session.compile_backbone", asked.append)
+    monkeypatch.setattr("compress.distill.models.compile_backbone", asked.append)
     world.run("run", options(compile=True, tokens=4 * SEQ_LEN))
     assert len(asked) == 2

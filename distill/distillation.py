@@ -1,0 +1,144 @@
+"""`distill`: from checked inputs to a published student; the loop between them is `compress.distill.train`."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.artifacts import owned
+from compress.config import build_from, to_dict
+from compress.distill.config import DistillConfig
+from compress.distill.fit import check_fit
+from compress.distill.kernels import cpu
+from compress.distill.meters import MemoryMeter
+from compress.distill.plan import DistillPlan, plan_distill
+from compress.distill.publish import DistillResult, finished, publish, saved_dtype
+from compress.distill.session import Session, fingerprints, open_session
+from compress.distill.sharding import whole_model
+from compress.distill.start_up import check_start
+from compress.distill.train import mfu, train
+from compress.errors import UsageError
+from compress.models import load_config
+from compress.processes import count, join, on_main
+from compress.progress import say
+from compress.runtime import default_device, fast_fp32_products, keep_freed_memory
+
+
+def distill(
+    config: DistillConfig, *, student: str | Path, teacher: str | Path | None, data: Path, out: Path, work: Path
+) -> DistillResult:
+    """Train `student` against `teacher` on a token store, and write it to `out` as a Hugging Face checkpoint.
+
+    Called again after a stop or a kill, it continues from the last checkpoint, bitwise as if it had not stopped (same
+    machine, same number of processes); called again when finished, it returns the result at once.
+
+    Args:
+        config: the options.
+        student: folder or hub id of the model to train.
+        teacher: folder or hub id of the model to learn from; None only with `alpha=0`.
+        data: folder of a token store made with the student's tokenizer.
+        out: folder of the final checkpoint, e.g. RUN/student; must not hold anything else.
+        work: folder of metrics.jsonl and checkpoints/, e.g. RUN/train.
+
+    Raises:
+        UsageError: options out of range or unlike those of the checkpoint it would continue; an output that is not
+            free; more tokens than the store has; no teacher at `alpha` above 0. All before the first step.
+        InputError: a model, tokenizer or store that cannot be used, or that do not belong together.
+        InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved.
+        CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
+    """
+    from compress.data import TokenStore
+
+    config = build_from(DistillConfig, to_dict(config), "distill")
+    join()
+    start, source = on_main(lambda: check_start(config, student=student, teacher=teacher, out=out))
+    store = TokenStore.open(data)
+    inputs = on_main(lambda: fingerprints(start, source, store))
+    if (done := on_main(lambda: finished(out, config, inputs))) is not None:
+        return done
+    with contextlib.ExitStack() as resources:
+        on_main(lambda: resources.enter_context(_work_folder(work)))
+        resources.enter_context(_tuned(config))
+        plan, meter = _plan(config, start, source, store)
+        session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
+        meter.restart()
+        train(session, config, inputs, work)
+        facts = _facts(session, config, str(student), None if teacher is None else str(teacher))
+        facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
+        return _publish(session, config, inputs, facts, out, start)
+
+
+def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any) -> tuple[DistillPlan, MemoryMeter]:
+    """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
+    device = default_device()
+    plan = functools.partial(
+        plan_distill,
+        student=load_config(student),
+        teacher=None if teacher is None else load_config(teacher),
+        num_rows=store.num_rows,
+        seq_len=store.seq_len,
+        device=device,
+        processes=count(),
+    )
+    return check_fit(config, plan, device), MemoryMeter(device)
+
+
+def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The work folder {work} cannot be made: {error}.") from error
+    if not os.access(work, os.W_OK | os.X_OK):
+        raise UsageError(f"The work folder {work} cannot be written; name another, or change its permissions.")
+    return owned(work)
+
+
+@contextlib.contextmanager
+def _tuned(config: DistillConfig) -> Iterator[None]:
+    """Set the CPU's switches while training runs on it; the note says which."""
+    if not config.cpu_tuning or torch.accelerator.is_available():
+        yield
+        return
+    with fast_fp32_products() as fast:
+        kept = keep_freed_memory()
+        compiled = config.fused_loss and cpu.available()
+        products = "through oneDNN (measured exact)" if fast else "as torch makes them"
+        say(
+            f"CPU tuning: fp32 products {products}, freed memory {'kept by the process' if kept else 'as it was'} "
+            f"(cpu_tuning: false turns both off), the loss's pass over the logits in "
+            f"{'C++ (fused_loss: false turns it off)' if compiled else 'torch'}."
+        )
+        yield
+
+
+def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None) -> dict[str, Any]:
+    """The fields of distill.json that the run knows."""
+    run = s.progress
+    tokens = run.position * s.store.seq_len
+    rate = tokens / max(run.seconds, 1e-9)
+    return {
+        "teacher": teacher,
+        "student": student,
+        "tokens": tokens,
+        "steps": run.step,
+        "heldout_loss": run.heldout_loss,
+        "best_heldout_loss": run.best_heldout_loss,
+        "skipped_steps": run.skipped_steps,
+        **{name: s.notes[name] for name in ("teacher_kl", "processes", "shard")},
+        "tokens_per_s": round(rate, 1),
+        "seconds": round(run.seconds, 3),
+        "flops": tokens * s.flops_per_token,
+        "mfu": mfu(s, rate),
+        "peak_flops": s.peak._asdict(),
+    }
+
+
+def _publish(
+    s: Session, config: DistillConfig, inputs: dict[str, Any], facts: dict[str, Any], out: Path, start: Path
+) -> DistillResult:
+    student = whole_model(s.student, saved_dtype(config, start))
+    return on_main(lambda: publish(out, student, start, config, inputs, facts))
