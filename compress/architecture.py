@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from compress.errors import CompressError, InputError
+from compress.remote_code import trusted
 
 _STACKS = (
     "model.layers", "model.language_model.layers", "language_model.model.layers", "transformer.h",
@@ -34,7 +35,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def empty_model(config: Any) -> Any:
     """The architecture of a config on the meta device: shapes and names, no memory."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted())
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -17,6 +17,7 @@ import click
 from compress import processes
 from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 from compress.redact import redact
+from compress.remote_code import trusting
 from compress.runtime import ignore_signals, interrupt_on_signal
 
 _TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
@@ -44,6 +45,17 @@ def _set_option(function: F) -> F:
     )(function)
 
 
+def _trust(context: click.Context, option: click.Parameter, trust: bool) -> None:
+    context.with_resource(trusting(trust))
+
+
+_trust_option = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    expose_value=False,
+    callback=_trust,
+    help="Let models bring Python code of their own, which runs with all your rights: read it first.",
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 
 
@@ -70,6 +82,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
     "--check/--no-check", default=True, show_default=True, help="Reload the student and compare it with the teacher."
 )
 @click.option("--dry-run", is_flag=True, help="Plan from config.json alone; write nothing.")
+@_trust_option
 @_set_option
 @_json_option
 def prune(
@@ -133,6 +146,7 @@ def prune(
 )
 @click.option("--alpha", type=float, help="Weight of the soft loss; 1 - alpha is the hard loss's.  [default: 0.8]")
 @click.option("--temperature", type=float, help="Of both softmaxes in the soft loss.  [default: 1.0]")
+@_trust_option
 @_set_option
 @_json_option
 def distill(
@@ -171,6 +185,7 @@ def distill(
     "--datasets-root", metavar="DIR", help="Benchmark data in DIR/ORG/NAME (`hf download` layout); no network."
 )
 @click.option("--text", metavar="SOURCE", help="Held-out text: a run's data/, or a SOURCE as in `distill --data`.")
+@_trust_option
 @_set_option
 @_json_option
 def evaluate(
@@ -239,6 +254,7 @@ def report(run_dir: Path, as_json: bool) -> None:
 @cli.command(short_help="Check a run's files, inputs and data order.")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Its token store, if not RUN_DIR/data.")
+@_trust_option
 @_json_option
 def verify(run_dir: Path, data: Path | None, as_json: bool) -> None:
     """Check RUN_DIR against its own records: hashes, inputs, settings, checkpoints, data order, weights.

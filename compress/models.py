@@ -1,7 +1,7 @@
 """Model folders: found or downloaded, checked, loaded safely and strictly.
 
-Nothing here runs code from a model folder, reads a pickle, or accepts a checkpoint that does not fill the model
-exactly.
+Nothing here runs code from a model folder (unless `compress.remote_code` was told to), reads a pickle, or accepts a
+checkpoint that does not fill the model exactly.
 """
 
 import os
@@ -17,22 +17,25 @@ from transformers.utils import logging as transformers_logging
 
 from compress.artifacts import read_json, sha256_file
 from compress.errors import InputError
+from compress.remote_code import trusted
 
 _SIDE_FILES = (
     "tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "spiece*", "*.model", "*.spm", "*.tiktoken",
     "*.jinja", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json",
     "preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-_NEVER_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".py")
+_NEVER_COPIED = (".safetensors", ".bin", ".pt", ".pth")
+_CODE = "*.py"
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 WEIGHT_FILES = "*.safetensors"
 _HUB_FILES = ("*.json", WEIGHT_FILES, *_SIDE_FILES)
 
 
 def resolve_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Folder of a model: a local folder as it is, or a hub id downloaded (safetensors, configs, tokenizer only).
+    """Folder of a model: a local folder as it is, or a hub id downloaded: safetensors, configs and tokenizer only,
+    and code where it is trusted.
 
-    With `weights=False` only the JSON files of a hub model are fetched: enough to plan.
+    With `weights=False` only the JSON files (and trusted code) of a hub model are fetched: enough to plan.
 
     Raises:
         InputError: no such folder, no config.json in it, or the hub refused; the message says what to do.
@@ -52,10 +55,9 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
         RepositoryNotFoundError,
     )
 
+    patterns = [*(_HUB_FILES if weights else ["*.json"]), *_code()]
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES) if weights else ["*.json"])
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise InputError(
             f"{name} is gated on the Hugging Face hub: accept its licence on its page there, then `hf auth login`."
@@ -76,7 +78,7 @@ def load_config(folder: Path) -> Any:
         InputError: config.json is missing, broken, of an unknown type, or asks for code of its own.
     """
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
     except Exception as error:
         raise InputError(f"{folder / 'config.json'} cannot be used: {_reason(error)}.") from error
 
@@ -85,7 +87,10 @@ def _reason(error: Exception) -> str:
     """Why transformers could not use a folder; its advice to trust the folder's code is not ours."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
-        return "it needs code of its own, which this tool never runs"
+        return (
+            "it needs code of its own, which this tool does not run unless you have read it and say so "
+            "(--trust-remote-code; in a recipe, teacher.trust_remote_code: true)"
+        )
     return text[:400].rstrip(".")
 
 
@@ -96,7 +101,7 @@ def load_tokenizer(folder: Path) -> Any:
         InputError: the folder holds no usable tokenizer.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted())
         if tokenizer.eos_token is None:
             tokenizer.eos_token = next((name for name in _EOS_NAMES if name in tokenizer.get_vocab()), None)
         return tokenizer
@@ -123,7 +128,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
                 folder,
                 dtype=dtype,
                 use_safetensors=True,
-                trust_remote_code=False,
+                trust_remote_code=trusted(),
                 ignore_mismatched_sizes=True,  # transformers' own error names no key; ours, below, does
                 output_loading_info=True,
                 **kwargs,
@@ -231,10 +236,16 @@ def _check_recorded(folder: Path, shards: list[Path]) -> None:
 def side_files(folder: Path) -> list[Path]:
     """Files of a model folder besides config and weights: tokenizer, chat templates, generation config, licence.
 
-    Neither weights nor code, whatever their names.
+    Never weights, whatever their names, and code only where it is trusted.
     """
-    found = {path for pattern in _SIDE_FILES for path in folder.glob(pattern)}
+    found = {path for pattern in _SIDE_FILES for path in folder.glob(pattern) if path.suffix != ".py"}
+    found |= {path for pattern in _code() for path in folder.glob(pattern)}
     return sorted(path for path in found if path.is_file() and path.suffix not in _NEVER_COPIED)
+
+
+def _code() -> list[str]:
+    """Pattern of the code that a model may bring: what transformers copies from beside its config.json."""
+    return [_CODE] if trusted() else []
 
 
 def copy_side_files(folder: Path, out: Path) -> None:
@@ -246,7 +257,8 @@ def copy_side_files(folder: Path, out: Path) -> None:
 
 
 def model_fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file that makes the model what it is: config, weights, tokenizer, generation config."""
+    """SHA-256 of each file that makes the model what it is: config, weights, tokenizer, generation config, and code
+    where it is trusted."""
     names = {"config.json", "generation_config.json", "chat_template.jinja", "model.safetensors.index.json"}
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     chosen = [
@@ -255,6 +267,7 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
         if p.name in names
         or p.suffix == ".safetensors"
         or p.name.startswith(("token", "vocab", "merges", "special", "spiece"))
+        or any(p.match(pattern) for pattern in _code())
     ]
     return {path.name: _content_hash(path) for path in chosen}
 

@@ -45,6 +45,7 @@ from compress.processes import on_main
 from compress.progress import say
 from compress.prune import WITHOUT_TEXT, PruneConfig, prune, prune_inputs, prune_settings
 from compress.recipe import DistillOptions, Recipe, ScratchTeacher, load_recipe, scratch_config
+from compress.remote_code import trusting
 from compress.report import write_report
 
 
@@ -62,8 +63,9 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     run = run_folder(recipe, out)
-    with contextlib.ExitStack() as lock:
-        on_main(lambda: lock.enter_context(owned(run)))
+    with contextlib.ExitStack() as held:
+        held.enter_context(trusting(recipe.teacher.trust_remote_code))
+        on_main(lambda: held.enter_context(owned(run)))
         _run(recipe, run)
     return run
 

@@ -12,6 +12,7 @@ from compress.models import load_config, resolve_model
 from compress.prune import PrunePlan
 from compress.prune.plan import derive
 from compress.recipe import Recipe, scratch_config
+from compress.remote_code import trusting
 from compress.units import format_bytes, format_count
 
 _REMEDY = "does not fit; lower distill.micro_batch_rows or set distill.gradient_checkpointing (same result, slower)"
@@ -68,6 +69,11 @@ def plan_recipe(recipe: Recipe, *, flops_per_s: float) -> RecipePlan:
         UsageError: layers, tokens or memory settings that cannot work.
         InputError: the teacher's config cannot be read or cut.
     """
+    with trusting(recipe.teacher.trust_remote_code):
+        return _plan_recipe(recipe, flops_per_s)
+
+
+def _plan_recipe(recipe: Recipe, flops_per_s: float) -> RecipePlan:
     with tempfile.TemporaryDirectory() as temporary:
         if recipe.teacher.scratch is not None:
             folder = Path(temporary)
@@ -76,7 +82,6 @@ def plan_recipe(recipe: Recipe, *, flops_per_s: float) -> RecipePlan:
             folder = resolve_model(str(recipe.teacher.model), recipe.teacher.revision, weights=False)
         teacher = load_config(folder)
         cut = derive(recipe.teacher.model or "a teacher trained from scratch", folder, recipe.prune.choice)
-    student = type(teacher).from_dict(cut.student_json)
     training = None
     if recipe.teacher.scratch is not None:
         training = _plan(recipe.teacher.scratch.train, recipe.data, teacher, None)
@@ -84,7 +89,7 @@ def plan_recipe(recipe: Recipe, *, flops_per_s: float) -> RecipePlan:
         name=recipe.name,
         prune=cut.plan,
         teacher_training=training,
-        distill=_plan(recipe.distill, recipe.data, student, teacher),
+        distill=_plan(recipe.distill, recipe.data, cut.student, teacher),
         available_bytes=_device_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),

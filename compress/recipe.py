@@ -35,6 +35,8 @@ class TeacherConfig:
     """Hub id or local folder."""
     revision: str | None = None
     """Commit, tag or branch on the hub; the default branch when absent."""
+    trust_remote_code: bool = False
+    """Let the model bring Python code of its own, which then runs here with all your rights: read it first."""
     scratch: ScratchTeacher | None = None
     """Train one here instead."""
 

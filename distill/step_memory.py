@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from compress.architecture import decoder_layers, hidden_states
 from compress.models import no_transformers_bars
+from compress.remote_code import trusted
 
 _IN_BF16 = {functional.linear, torch.matmul, Tensor.matmul, torch.addmm, torch.bmm, torch.baddbmm}
 _TEACHER_LAYERS = 2
@@ -176,11 +177,11 @@ def _model(config: Any, dtype: torch.dtype, shape: StepShape) -> Any:
     attention = "eager" if shape.attention == "eager" else "sdpa"
     try:
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=trusted()
         )
     except ValueError:
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+            config, dtype=dtype, attn_implementation="eager", trust_remote_code=trusted()
         )
     as_on_a_device = _AsOnADevice(shape.bf16)
     # the parts of each layer too: recomputation in the backward pass calls them outside of the model

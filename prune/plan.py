@@ -69,6 +69,8 @@ class Derivation:
     plan: PrunePlan
     student_json: dict[str, Any]
     """Content of the student's config.json."""
+    student: Any
+    """The config object made of it."""
     layer_prefixes: tuple[str, ...]
     """What keys of layer weights may start with on disk, before `.INDEX.`: `model.layers`, or `layers` where a
     checkpoint was saved without its head."""
@@ -101,7 +103,7 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:
     require_attention(types, kept)
     student_json = student_config(config, raw, kept)
     try:
-        smaller = type(config).from_dict(copy.deepcopy(student_json))
+        smaller = type(config).from_dict(copy.deepcopy(student_json), name_or_path=str(folder))
         before, after = empty_model(config), empty_model(smaller)
     except Exception as error:
         raise InputError(
@@ -134,7 +136,8 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:
         layer_types_after=count_types([types[i] for i in kept]),
         notes=tuple(notes),
     )
-    return Derivation(plan, student_json, tuple({name, name.removeprefix(before.base_model_prefix + ".")}))
+    prefixes = tuple({name, name.removeprefix(before.base_model_prefix + ".")})
+    return Derivation(plan, student_json, smaller, prefixes)
 
 
 def _stand_in(teacher: str, num_kept: int, total: int) -> str:
