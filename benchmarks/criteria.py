@@ -51,9 +51,9 @@ class Scale:
     layers: int = 8
     kept: int = 4
     seq_len: int = 128
-    store_tokens: int = 2_000_000
+    store_tokens: int = 2_500_000
     heldout_rows: int = 96
-    teacher_tokens: int = 1_200_000
+    teacher_tokens: int = 2_500_000
     batch_tokens: int = 2048
     calibration_tokens: int = 32_768
     rank_tokens: int = 16_384
@@ -73,12 +73,13 @@ class Study:
         train = DistillConfig(
             alpha=0.0,
             tokens=scale.teacher_tokens,
-            batch_tokens=2 * scale.batch_tokens,
+            batch_tokens=scale.batch_tokens,
             lr=4e-3,
             seed=seed,
             checkpoint_every=0.1,
         )
         architecture = small_llama(scale.vocabulary, scale.hidden, scale.layers, scale.seq_len)
+        architecture["initializer_range"] = scale.hidden**-0.5  # else so narrow a model starts with flat attention
         scratch = ScratchTeacher(architecture=architecture, tokenizer=str(tokenizer), train=train)
         self.teacher = train_teacher(scratch, data, work)
 
