@@ -45,6 +45,8 @@ from compress.recipe import PruneOptions
 Cut = tuple[int, ...]
 """The layers that stay."""
 
+_FEW_STEPS = 100
+
 
 def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> RankAfterConfig:
     """A ranking with the token store and those options of its heals that touch the result."""
@@ -119,6 +121,11 @@ def rank_cuts(
         raise UsageError(
             f"Candidates are compared on held-out rows, and of {data} none are to be read: set data.heldout_sequences "
             "and distill.heldout_sequences above 0."
+        )
+    if (steps := choice.rank_after // healing.batch_tokens) < _FEW_STEPS:
+        say(
+            f"Each candidate is healed for {steps} steps only, and the order of cuts settles in some hundred: give it "
+            "more tokens (prune.rank_after), or smaller steps (distill.batch_tokens)."
         )
     inputs = on_main(lambda: prune_inputs(folder, choice, asked.repairing))
     plan = on_main(lambda: plan_prune(teacher, choice))

@@ -22,6 +22,7 @@ from compress.data import TokenStore
 from compress.distill import distill
 from compress.errors import InputError, UsageError
 from compress.pipeline import cut, make_data
+from compress.plan import plan_recipe
 from compress.prune import PruneConfig, RankAfterConfig, prune
 from compress.rank_after import Candidate, Memory, gather, heal_all
 from compress.recipe import load_recipe
@@ -201,8 +202,14 @@ def test_a_run_with_a_ranking_is_reported_and_verified(world: Path, tmp_path: Pa
     best = ranking_of(tmp_path / "run")["candidates"][0]
     page = (tmp_path / "run" / "report.md").read_text()
     assert f"| 2-3 | block-influence | {best['before']['loss']:.4f} | {best['after']['loss']:.4f} |" in page
-    plan = run_cli("run", str(world / "recipe.yaml"), "--dry-run", *changes)
-    assert "short heal" in plan.stdout
+
+
+def test_a_plan_counts_the_heals_of_the_candidates(world: Path) -> None:
+    plan = plan_recipe(load_recipe(world / "recipe.yaml", NAMED), flops_per_s=1e9)
+    flops = plan.distill.flops + 3 * 2000 * plan.distill.flops_per_token
+    assert plan.to_dict()["hours"] * 3600 * 1e9 == pytest.approx(flops)
+    assert "short heal" in plan.describe()
+    assert "at most 6k tokens" in plan.describe()
 
 
 COMMAND = ["--layers", "2", "--rank-after", "2k", "--by", "block-influence", "--set", "data.seq_len=64"]
