@@ -86,6 +86,31 @@ def write_tokenizer(corpus: Path, vocabulary: int, out: Path) -> Path:
     return out
 
 
+def small_llama(vocabulary: int, hidden: int, layers: int, seq_len: int) -> dict[str, Any]:
+    """The architecture of a study's teacher."""
+    return {
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 11 // 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": seq_len,
+        "tie_word_embeddings": True,
+    }
+
+
+def train_teacher(scratch: ScratchTeacher, data: Path, work: Path) -> Path:
+    """Train a teacher from scratch on a token store, or go on with it, into WORK/teacher."""
+    start, out = work / "teacher-init", work / "teacher"
+    if not start.exists():
+        with staged_folder(start) as partial:
+            initialise(scratch, partial)
+    distill(scratch.train, student=start, teacher=None, data=data, out=out, work=work / "teacher-training")
+    return out
+
+
 class Study:
     """The models and data of the study in `work`, made at first use, and runs over them."""
 
@@ -110,23 +135,9 @@ class Study:
         train = DistillConfig(
             alpha=0.0, tokens=scale.teacher_tokens, batch_tokens=2 * scale.batch_tokens, lr=4e-3, checkpoint_every=0.25
         )
-        architecture = {
-            "model_type": "llama",
-            "vocab_size": scale.vocabulary,
-            "hidden_size": scale.hidden,
-            "intermediate_size": scale.hidden * 11 // 4,
-            "num_hidden_layers": scale.layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": scale.seq_len,
-            "tie_word_embeddings": True,
-        }
-        start, out = self.work / "teacher-init", self.work / "teacher"
-        if not start.exists():
-            with staged_folder(start) as partial:
-                initialise(ScratchTeacher(architecture=architecture, tokenizer=str(tokenizer), train=train), partial)
-        distill(train, student=start, teacher=None, data=self.data, out=out, work=self.work / "teacher-training")
-        return out
+        architecture = small_llama(scale.vocabulary, scale.hidden, scale.layers, scale.seq_len)
+        scratch = ScratchTeacher(architecture=architecture, tokenizer=str(tokenizer), train=train)
+        return train_teacher(scratch, self.data, self.work)
 
     def run(self, combination: Combination, lr: float, tokens: int, seed: int) -> dict[str, float]:
         """Heal the student once (or read what an earlier call did): held-out KL before and after, tokens a second."""

@@ -74,6 +74,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
     help="block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random.",
 )
 @click.option(
+    "--rank-after", metavar="TOKENS", help="Heal each candidate cut of --layers N so long, and keep the best."
+)
+@click.option(
     "--calibration", metavar="SOURCE", help="Text to measure layers on: as in `distill --data`, or a token store."
 )
 @click.option("--calibration-tokens", metavar="N", help="Tokens of it to measure on.  [default: 256k]")
@@ -91,6 +94,7 @@ def prune(
     keep: str | None,
     layers: str | None,
     by: str | None,
+    rank_after: str | None,
     calibration: str | None,
     calibration_tokens: str | None,
     repair: bool | None,
@@ -110,19 +114,27 @@ def prune(
         "keep": keep,
         "layers": layers,
         "by": by,
+        "rank_after": rank_after,
         "calibration": calibration,
         "calibration_tokens": calibration_tokens,
         "repair": repair,
         "check": check,
     }
-    options = from_flags(PruneOptions, {"prune": flags}, overrides).prune
+    sections: dict[str, dict[str, Any]] = {"prune": flags}
+    if rank_after and calibration:
+        sections["data"] = {"dataset": calibration, "tokens": rank_after}
+    options = from_flags(PruneOptions, sections, overrides)
+    asked, choice = options.prune, options.prune.choice
     if dry_run:
-        plan = step.plan_prune(teacher, options.choice)
+        plan = step.plan_prune(teacher, choice)
         _print(plan.to_dict(), plan.describe(), as_json)
         return
-    result = processes.on_main(
-        lambda: step.prune(teacher, out, options.choice, check=options.check, repair=options.repairing)
-    )
+    if isinstance(choice, step.RankAfterConfig):
+        from compress.rank_after import prune_ranked
+
+        result = prune_ranked(options, teacher=teacher, out=out)
+    else:
+        result = processes.on_main(lambda: step.prune(teacher, out, choice, check=asked.check, repair=asked.repairing))
     _print(result.record, result.describe(), as_json)
 
 

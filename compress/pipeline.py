@@ -6,8 +6,9 @@ A teacher to be trained from scratch needs the data, so there: data -> teacher -
 first: what is wrong with it shows before hours of preparing text; unless its layers are measured, or the cut
 repaired, on that text.
 
-This module, `compress.recipe`, `compress.plan` and `compress.verify` alone know all three steps. The steps meet in the
-run folder. Under a launcher all processes train and evaluate together; the main one does the rest while others wait.
+This module, `compress.rank_after`, `compress.recipe`, `compress.plan` and `compress.verify` alone know the steps, which
+meet in the run folder. Under a launcher all processes train and evaluate together; the main one does the rest while
+others wait.
 """
 
 import contextlib
@@ -43,7 +44,16 @@ from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluat
 from compress.models import load_tokenizer, model_fingerprint, no_transformers_bars, resolve_model
 from compress.processes import on_main
 from compress.progress import say
-from compress.prune import WITHOUT_TEXT, PruneConfig, prune, prune_inputs, prune_settings
+from compress.prune import (
+    WITHOUT_TEXT,
+    PruneConfig,
+    RankAfterConfig,
+    RankingConfig,
+    prune,
+    prune_inputs,
+    prune_settings,
+)
+from compress.rank_after import prune_best, with_heal
 from compress.recipe import DistillOptions, Recipe, ScratchTeacher, load_recipe, scratch_config
 from compress.remote_code import trusting
 from compress.report import write_report
@@ -73,12 +83,12 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Pa
 def _run(recipe: Recipe, run: Path) -> None:
     on_main(lambda: write_text(run / "recipe.yaml", dump_yaml(recipe)))
     recipe = resolve_paths(recipe, run)
-    data_first = recipe.teacher.scratch is not None or measures_data(recipe.prune)
+    data_first = recipe.teacher.scratch is not None or needs_data(recipe.prune)
     on_main(lambda: make_world(recipe, run))
     if data_first:
         on_main(lambda: make_data(recipe, run / "data"))
     teacher = make_teacher(recipe, run)
-    on_main(lambda: cut(recipe, teacher, run))
+    cut(recipe, teacher, run)
     if not data_first:
         on_main(lambda: make_data(recipe, run / "data"))
     train("distill", recipe.distill, student=run / "student-init", teacher=teacher, run=run, out=run / "student")
@@ -164,22 +174,42 @@ def initialise(scratch: ScratchTeacher, out: Path) -> None:
 
 def measures_data(prune: PruneConfig) -> bool:
     """Whether layers are to be measured, or the cut repaired, on the run's own text."""
-    return prune.calibration is None and (prune.repair or prune.by not in (None, *WITHOUT_TEXT))
+    measured = prune.rank_after is not None or prune.by not in (None, *WITHOUT_TEXT)
+    return prune.calibration is None and (prune.repair or measured)
 
 
-def asked_cut(prune: PruneConfig, run: Path) -> PruneConfig:
-    """A recipe's cut with the run's own text named where it is the one to measure on."""
-    return dataclasses.replace(prune, calibration=str(run / "data")) if measures_data(prune) else prune
+def needs_data(prune: PruneConfig) -> bool:
+    """Whether the run's own text is needed before the cut."""
+    return prune.rank_after is not None or measures_data(prune)
+
+
+def asked_cut(recipe: Recipe, run: Path) -> tuple[PruneConfig, str | RankingConfig | RankAfterConfig]:
+    """A recipe's cut and its choice of layers, with the run's own text named where it is the one to measure on."""
+    asked = recipe.prune
+    if measures_data(asked):
+        asked = dataclasses.replace(asked, calibration=str(run / "data"))
+    choice = asked.choice
+    if isinstance(choice, RankAfterConfig):
+        choice = with_heal(choice, recipe.distill, run / "data")
+    return asked, choice
 
 
 def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
     """Prune the teacher into RUN/student-init; layers are measured on RUN/data unless another text is named."""
-    asked = asked_cut(recipe.prune, run)
-    config = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
-    inputs = prune_inputs(teacher, asked.choice, asked.repairing)
-    if not _done("prune", run / "student-init", "prune.json", config, inputs):
-        result = prune(teacher, run / "student-init", asked.choice, check=asked.check, repair=asked.repairing)
-        say(f"prune: {result.describe()}")
+    asked, choice = asked_cut(recipe, run)
+    config = prune_settings(choice, check=asked.check, repair=asked.repairing)
+    out = run / "student-init"
+
+    def done() -> bool:
+        return _done("prune", out, "prune.json", config, prune_inputs(teacher, choice, asked.repairing))
+
+    if on_main(done):
+        return
+    if isinstance(choice, RankAfterConfig):
+        result = prune_best(asked, choice, recipe.distill, teacher=str(teacher), out=out, work=run / "ranking")
+    else:
+        result = on_main(lambda: prune(teacher, out, choice, check=asked.check, repair=asked.repairing))
+    say(f"prune: {result.describe()}")
 
 
 def distill_text(options: DistillOptions, *, student: str, teacher: str | None, run: Path) -> DistillResult:

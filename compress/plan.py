@@ -9,7 +9,7 @@ from compress.data import DataConfig
 from compress.distill import DistillConfig, DistillPlan, plan_distill
 from compress.errors import UsageError
 from compress.models import load_config, resolve_model
-from compress.prune import PrunePlan
+from compress.prune import PrunePlan, RankAfterConfig
 from compress.prune.plan import derive
 from compress.recipe import Recipe, scratch_config
 from compress.remote_code import trusting
@@ -30,12 +30,17 @@ class RecipePlan:
     """Memory of each device of this machine."""
     flops_per_s: float
     tasks: tuple[str, ...]
+    ranking_tokens: int = 0
+    """Tokens that the candidates of a ranking are healed on, all together, if no two name the same cut."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
         data = dataclasses.asdict(self)
-        data["hours"] = sum(plan.hours(self.flops_per_s) for plan in self._trainings().values())
+        data["hours"] = sum(plan.hours(self.flops_per_s) for plan in self._trainings().values()) + self._ranking_hours()
         return data
+
+    def _ranking_hours(self) -> float:
+        return self.ranking_tokens * self.distill.flops_per_token / self.flops_per_s / 3600
 
     def _trainings(self) -> dict[str, DistillPlan]:
         both = {"train the teacher": self.teacher_training, "distill": self.distill}
@@ -44,6 +49,9 @@ class RecipePlan:
     def describe(self) -> str:
         """The plan for people."""
         lines = [f"{self.name}", self.prune.describe()]
+        if self.ranking_tokens:
+            tokens, hours = format_count(self.ranking_tokens), self._ranking_hours()
+            lines.append(f"rank candidate cuts: at most {tokens} tokens, {hours:.2g} h")
         for name, plan in self._trainings().items():
             lines += [
                 f"{name}: {format_count(plan.tokens)} tokens in {plan.steps} steps, "
@@ -82,6 +90,8 @@ def _plan_recipe(recipe: Recipe, flops_per_s: float) -> RecipePlan:
             folder = resolve_model(str(recipe.teacher.model), recipe.teacher.revision, weights=False)
         teacher = load_config(folder)
         cut = derive(recipe.teacher.model or "a teacher trained from scratch", folder, recipe.prune.choice)
+    choice, num_layers = recipe.prune.choice, len(cut.plan.kept_layers) + len(cut.plan.dropped_layers)
+    ranked = choice.rank_after * len(choice.proposals(num_layers)) if isinstance(choice, RankAfterConfig) else 0
     training = None
     if recipe.teacher.scratch is not None:
         training = _plan(recipe.teacher.scratch.train, recipe.data, teacher, None)
@@ -93,6 +103,7 @@ def _plan_recipe(recipe: Recipe, flops_per_s: float) -> RecipePlan:
         available_bytes=_device_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
+        ranking_tokens=ranked,
     )
 
 

@@ -69,9 +69,13 @@ class Recipe:
 
 @config
 class PruneOptions:
-    """What `compress prune` takes: one section of a recipe."""
+    """What `compress prune` takes: one section of a recipe, and two for `rank_after`."""
 
     prune: PruneConfig = PruneConfig()
+    data: DataConfig | None = None
+    """The text that candidate cuts are healed on."""
+    distill: DistillConfig = DistillConfig()
+    """How they are healed."""
 
 
 @config

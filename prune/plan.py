@@ -12,6 +12,7 @@ from compress.architecture import count_parameters, decoder_layers, empty_model,
 from compress.artifacts import read_json
 from compress.errors import InputError, UsageError
 from compress.models import load_config, resolve_model
+from compress.prune.candidates import RankAfterConfig
 from compress.prune.mix import count_types, mix_note, require_attention
 from compress.prune.ranking import RankingConfig
 from compress.prune.spec import format_layers, parse_spec
@@ -76,7 +77,7 @@ class Derivation:
     checkpoint was saved without its head."""
 
 
-def plan_prune(teacher: str, keep: str | RankingConfig = "alternate") -> PrunePlan:
+def plan_prune(teacher: str, keep: str | RankingConfig | RankAfterConfig = "alternate") -> PrunePlan:
     """Plan a cut of `teacher`, a folder or a hub id, reading its config.json only; see `derive` for a measure.
 
     Raises:
@@ -86,7 +87,7 @@ def plan_prune(teacher: str, keep: str | RankingConfig = "alternate") -> PrunePl
     return derive(teacher, resolve_model(teacher, weights=False), keep).plan
 
 
-def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:
+def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConfig) -> Derivation:
     """Plan a cut of the model in `folder`; `teacher` is the name the user gave. Raises as `plan_prune` does.
 
     Which layers a measure will choose is not known from the config: `contiguous:N` stands in for them, and a note
@@ -95,8 +96,9 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:
     config, raw = load_config(folder), read_json(folder / "config.json")
     total = num_layers(config)
     notes: list[str] = []
-    if isinstance(keep, RankingConfig):
-        notes.append(f"The {keep.layers} layers that stay are chosen by {keep.by}; these figures are of others.")
+    if not isinstance(keep, str):
+        how = keep.by if isinstance(keep, RankingConfig) else "what candidates become in a short heal"
+        notes.append(f"The {keep.layers} layers that stay are chosen by {how}; these figures are of others.")
         keep = _stand_in(teacher, keep.layers, total)
     kept = parse_spec(keep, total)
     types = _layer_types(config, total)

@@ -23,6 +23,7 @@ from compress.models import (
     resolve_model,
 )
 from compress.prune.calibration import AtLeastOne, CalibrationConfig, calibration_fingerprint
+from compress.prune.candidates import Chosen, RankAfterConfig, check_request
 from compress.prune.check import CheckResult, check_student, reason_to_skip
 from compress.prune.fields import VERIFIED_TYPES
 from compress.prune.plan import Derivation, PrunePlan, derive
@@ -49,6 +50,11 @@ class PruneConfig(CalibrationConfig):
     """How many layers stay, those that matter most `by` a measure."""
     by: Method | None = None
     """METHOD: block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random."""
+    rank_after: AtLeastOne | None = None
+    """Heal each candidate cut of `layers` layers on so many tokens first, and keep the one that is best then."""
+    candidates: tuple[str, ...] | None = None
+    """METHODs and SPECs that name the cuts to heal, `random` three; by default every METHOD (or that of `by`),
+    alternate, uniform:N, contiguous:N and random."""
     seed: Count = 0
     """Of the draw, for `by: random`."""
     repair: bool = False
@@ -59,19 +65,23 @@ class PruneConfig(CalibrationConfig):
     """Compare the student's logits with the teacher's, dropped layers skipped (needs 5 bytes a teacher parameter)."""
 
     def __post_init__(self) -> None:
-        if (self.layers is None) != (self.by is None):
+        check_request(self.rank_after, self.candidates, self.layers, self.keep)
+        if self.rank_after is None and (self.layers is None) != (self.by is None):
             raise ValueError("`layers` (how many stay) and `by` (the METHOD that chooses them) go together")
         if self.keep is not None and self.by is not None:
             raise ValueError("`keep` names the layers and `by` measures them; write one of the two")
-        if self.by is None:
+        if self.layers is None:
             object.__setattr__(self, "keep", self.keep or "alternate")
             check_spec(str(self.keep))
 
     @property
-    def choice(self) -> str | RankingConfig:
-        """What `prune` takes as `keep`."""
-        if self.layers is None or self.by is None:
+    def choice(self) -> str | RankingConfig | RankAfterConfig:
+        """What `prune` takes as `keep`; of a RankAfterConfig, `compress.pipeline` makes it first."""
+        if self.layers is None:
             return str(self.keep)
+        if self.rank_after is not None:
+            own = RankAfterConfig.__dataclass_fields__.keys() - {"data", "heal"}
+            return RankAfterConfig(**{name: getattr(self, name) for name in own})
         return RankingConfig(**{name: getattr(self, name) for name in RankingConfig.__dataclass_fields__})
 
     @property
@@ -112,12 +122,13 @@ class PruneResult:
 def prune(
     teacher: str | Path,
     out: str | Path,
-    keep: str | RankingConfig = "alternate",
+    keep: str | RankingConfig | Chosen = "alternate",
     *,
     check: bool = True,
     repair: RepairConfig | None = None,
 ) -> PruneResult:
-    """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only: a SPEC, or a measure.
+    """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only: a SPEC, a measure, or
+    those that `compress.pipeline` chose by healing candidates.
 
     The weights are copied byte for byte and the tokenizer, generation config, chat template and licence as they are.
     With `check`, the student's logits are compared with the teacher's, dropped layers skipped, where its fp32 weights
@@ -135,14 +146,15 @@ def prune(
     out = Path(out)
     require_free(out)
     folder = resolve_model(str(teacher))
-    derivation = derive(str(teacher), folder, keep)
+    asked, ranking = (keep.asked, keep.ranking) if isinstance(keep, Chosen) else (keep, None)
+    derivation = derive(str(teacher), folder, asked)
     skip = _reason_to_skip(derivation.plan, check)
     files = check_weight_files(folder)
     load_model(folder, dtype=torch.float32, device="meta", device_map="meta")
-    inputs = prune_inputs(folder, keep, repair)
-    ranking = None
+    inputs = prune_inputs(folder, asked, repair)
     if isinstance(keep, RankingConfig):
         ranking = _rank(keep, str(teacher), folder, derivation)
+    if ranking is not None:
         derivation = derive(str(teacher), folder, format_layers(ranking.kept_layers))
     plan = derivation.plan
     tensors = select_tensors(files, derivation.layer_prefixes, plan.kept_layers, plan.num_layers)
@@ -158,7 +170,7 @@ def prune(
             sha256 |= {path.name: sha256_file(path) for path in partial.glob(WEIGHT_FILES)}
         record = plan.to_dict() | {
             "method": "spec" if ranking is None else ranking.method,
-            "scores": None if ranking is None else ranking.scores,
+            "scores": None if ranking is None else ranking.scores or None,
             "ranking": None if ranking is None else ranking.details,
             "repair": repaired,
             "bytes_before": sum(path.stat().st_size for path in files),
@@ -166,7 +178,7 @@ def prune(
             "sha256": sha256,
             "check": dataclasses.asdict(result),
             "manifest": manifest(
-                config=prune_settings(keep, check=check, repair=repair),
+                config=prune_settings(asked, check=check, repair=repair),
                 inputs=inputs,
                 outputs=sha256,
                 seconds=time.monotonic() - started,
@@ -176,23 +188,37 @@ def prune(
     return PruneResult(out=out, plan=plan, check=result, record=record)
 
 
-def prune_settings(keep: str | RankingConfig, *, check: bool, repair: RepairConfig | None = None) -> dict[str, Any]:
+def prune_settings(
+    keep: str | RankingConfig | RankAfterConfig, *, check: bool, repair: RepairConfig | None = None
+) -> dict[str, Any]:
     """What was asked of `prune`, for its manifest; which text it reads, `prune_inputs` says by content."""
     asked: dict[str, Any] = {"keep": keep} if isinstance(keep, str) else to_dict(keep)
     if repair is not None:
         asked |= {"repair": True, **to_dict(repair)}
-    asked.pop("calibration", None)
+    for place in ("calibration", "data"):
+        asked.pop(place, None)
     return {**asked, "check": check}
 
 
-def prune_inputs(folder: Path, keep: str | RankingConfig, repair: RepairConfig | None = None) -> dict[str, Any]:
+def prune_inputs(
+    folder: Path, keep: str | RankingConfig | RankAfterConfig, repair: RepairConfig | None = None
+) -> dict[str, Any]:
     """Fingerprints of what `prune` reads, for its manifest: the teacher, and the text it is measured or repaired on."""
     inputs: dict[str, Any] = {"teacher": model_fingerprint(folder)}
     if isinstance(keep, RankingConfig) and keep.by not in WITHOUT_TEXT:
         inputs["calibration"] = calibration_fingerprint(keep.calibration)
+    if isinstance(keep, RankAfterConfig):
+        if keep.reads_text:
+            inputs["calibration"] = calibration_fingerprint(keep.calibration)
+        inputs["data"] = calibration_fingerprint(keep.data)
     if repair is not None:
         inputs["repair"] = calibration_fingerprint(repair.calibration)
     return inputs
+
+
+def measure_layers(teacher: str, folder: Path, config: RankingConfig) -> Ranking:
+    """Score the layers of the model in `folder`, which the user calls `teacher`; raises as `prune` does."""
+    return _rank(config, teacher, folder, derive(teacher, folder, config))
 
 
 def _rank(config: RankingConfig, name: str, folder: Path, derivation: Derivation) -> Ranking:

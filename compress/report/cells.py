@@ -54,3 +54,14 @@ def cell(record: Record | None, key: str, show: Callable[[float], str]) -> str:
     """A number of a record as text, or a dash where the record or the number is absent."""
     value = number((record or {}).get(key))
     return NONE if value is None else show(value)
+
+
+def layer_ranges(layers: Sequence[int]) -> str:
+    """[0, 2, 5, 6, 7] -> `0, 2, 5-7`."""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in parts)

@@ -9,7 +9,8 @@ from compress.report.build import LABELS
 from compress.report.cells import share_kept
 from compress.report.extracts import manifest_blocks, sample_rows
 from compress.report.figures import layers_figure, loss_figure, loss_panels, marker, scores_figure
-from compress.report.importance import importance_figure, score_unit
+from compress.report.importance import importance_figure, measures, score_unit
+from compress.report.ranked import candidates_figure
 from compress.report.run_files import Record, RunFiles, number
 from compress.report.tables import Table, all_tables, models
 from compress.units import format_bytes, format_count, format_seconds
@@ -25,7 +26,7 @@ def html_page(report: Record, run: RunFiles) -> str:
     """The whole page as text."""
     style = files("compress.report").joinpath("page.css").read_text(encoding="utf-8")
     sections = [_header(report), _scores(report), _losses(report, run), _sizes(report), _tables(report)]
-    sections += [_samples(report), _layers(report), _importance(report), _manifest(report, run)]
+    sections += [_samples(report), _layers(report), _candidates(report), _importance(report), _manifest(report, run)]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
@@ -182,14 +183,31 @@ def _layers(report: Record) -> str:
     return _figure("Which layers stay", caption, f'<div class="wide">{picture}</div>')
 
 
-def _importance(report: Record) -> str:
-    picture = importance_figure(report["prune"]) if report["prune"] else ""
+def _candidates(report: Record) -> str:
+    picture = candidates_figure(report["prune"]) if report["prune"] else ""
     if not picture:
         return ""
-    method, text = report["prune"]["method"], (report["prune"].get("ranking") or {}).get("calibration")
-    measured = f" over {text['tokens']:,} tokens" if text else ""
-    caption = f"By {method}{measured}: {score_unit(report['prune'])}. Filled layers stay, dashed ones were dropped."
-    return _figure("How much each layer matters", caption, f'<div class="wide">{picture}</div>')
+    tokens = number(report["prune"]["ranking"].get("rank_after_tokens"))
+    healed = f"{format_count(tokens)} tokens" if tokens else "a short heal"
+    caption = (
+        f"Every cut was healed on the same {healed}; the best, on top, was chosen. Hollow: as it was cut; filled: "
+        "after that heal."
+    )
+    return _figure("Which cut heals best", caption, f'<div class="wide">{picture}</div>')
+
+
+def _importance(report: Record) -> str:
+    pictures = []
+    for measure in measures(report["prune"]):
+        text = (measure.get("ranking") or {}).get("calibration")
+        measured = f" over {text['tokens']:,} tokens" if text else ""
+        told = f"By {measure['method']}{measured}: {score_unit(measure)}."
+        pictures.append(f'<p class="caption">{escape(told)}</p><div class="wide">{importance_figure(measure)}</div>')
+    if not pictures:
+        return ""
+    chooses = "were dropped" if len(pictures) == 1 else "would be dropped by that measure"
+    caption = f"Filled layers stay, dashed ones {chooses}. The last layer always stays."
+    return _figure("How much each layer matters", caption, "".join(pictures))
 
 
 def _manifest(report: Record, run: RunFiles) -> str:

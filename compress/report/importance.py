@@ -1,4 +1,4 @@
-"""What the choice of layers was made on: each layer's score as a bar, kept and dropped told apart."""
+"""What the choice of layers was made on: each layer's score as a bar, kept and dropped told apart, for each measure."""
 
 import math
 
@@ -24,6 +24,24 @@ def layer_scores(prune: Record | None) -> list[float]:
     """The score of each of the teacher's layers; empty when they were not measured."""
     found = [number(score) for score in (prune or {}).get("scores") or []]
     return [score for score in found if score is not None]
+
+
+def measures(prune: Record | None) -> list[Record]:
+    """What layers were scored by, each with `method`, `scores`, `dropped_layers` and `ranking` as in a prune.json: the
+    one measure of a cut, or those that proposed cuts to compare; a random draw measures nothing."""
+    criteria = ((prune or {}).get("ranking") or {}).get("criteria") or {}
+    if not criteria:
+        return [prune] if prune and layer_scores(prune) else []
+    return [
+        {
+            "method": name,
+            "scores": found["scores"],
+            "dropped_layers": [i for i in range(len(found["scores"])) if i not in found["kept_layers"]],
+            "ranking": found,
+        }
+        for name, found in criteria.items()
+        if not name.startswith("random")
+    ]
 
 
 def score_unit(prune: Record) -> str:

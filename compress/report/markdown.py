@@ -1,9 +1,9 @@
 """report.md: the page's words and tables, for a terminal or a repository."""
 
 import re
-from collections.abc import Sequence
 
 from compress.report.build import LABELS
+from compress.report.cells import layer_ranges
 from compress.report.extracts import manifest_blocks, sample_rows
 from compress.report.run_files import Record, RunFiles
 from compress.report.tables import Table, all_tables, models
@@ -15,7 +15,7 @@ def markdown_page(report: Record, run: RunFiles) -> str:
     """The report as GitHub-flavoured Markdown."""
     parts = [f"# {_escape(report['name'])}", _escape(report["headline"])]
     if (layers := report["prune"]) and layers.get("kept_layers") is not None:
-        kept, dropped = (_ranges(layers.get(key) or []) for key in ("kept_layers", "dropped_layers"))
+        kept, dropped = (layer_ranges(layers.get(key) or []) for key in ("kept_layers", "dropped_layers"))
         parts.append(f"Kept layers: {kept or 'none'}. Dropped layers: {dropped or 'none'}.")
     parts += [_table(table) for table in all_tables(report)]
     parts += _samples(report)
@@ -31,17 +31,6 @@ def markdown_page(report: Record, run: RunFiles) -> str:
 def _escape(text: str) -> str:
     """Text that Markdown shows as it is; underscores inside words and lone brackets need no escape and stay legible."""
     return re.sub(r"[\\`*<>|#&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])", r"\\\g<0>", " ".join(text.split()))
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    """[0, 2, 5, 6, 7] -> `0, 2, 5-7`."""
-    parts: list[list[int]] = []
-    for layer in sorted(layers):
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in parts)
 
 
 def _table(table: Table) -> str:

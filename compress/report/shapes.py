@@ -41,11 +41,35 @@ class Evaluation(_Shape):
     manifest: Object | None = None
 
 
+class Candidate(_Shape):
+    """A cut that was compared with others."""
+
+    kept_layers: list[int]
+    proposed_by: list[str]
+    before: Object
+    after: Object
+
+
+class Criterion(_Shape):
+    """A measure that proposed a cut."""
+
+    kept_layers: list[int]
+    scores: list[float]
+
+
+class Ranking(_Shape):
+    """What layers were chosen on."""
+
+    candidates: list[Candidate] | None = None
+    criteria: dict[str, Criterion] | None = None
+
+
 class Pruning(_Shape):
     """RUN/student-init/prune.json."""
 
     kept_layers: list[int] | None = None
     dropped_layers: list[int] | None = None
+    ranking: Ranking | None = None
     manifest: Object | None = None
 
 

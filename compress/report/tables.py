@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.report.build import LABELS
-from compress.report.cells import NONE, cell, fixed, percent, plus_minus, points, ratio_with_interval
-from compress.report.importance import drop_order, layer_scores, score_unit
+from compress.report.cells import NONE, cell, fixed, layer_ranges, percent, plus_minus, points, ratio_with_interval
+from compress.report.importance import drop_order, layer_scores, measures, score_unit
+from compress.report.ranked import candidate_losses, candidates
 from compress.report.run_files import MODELS, Record, number
 from compress.report.scores import STUDENTS, metric_names
 from compress.units import format_bytes, format_seconds
@@ -34,7 +35,7 @@ class Table:
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
     made = (scores(report), retention(report), text(report), speed(report), training(report))
-    return [table for table in (*made, importance(report), every_metric(report)) if table.rows]
+    return [table for table in (*made, ranking(report), importance(report), every_metric(report)) if table.rows]
 
 
 def models(report: Record) -> list[str]:
@@ -209,20 +210,42 @@ def _flat(record: Record, prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
+def ranking(report: Record) -> Table:
+    """Candidate cuts and their held-out losses before and after the heal that they were compared by."""
+    rows = []
+    for candidate in candidates(report["prune"]):
+        losses = [NONE if loss is None else f"{loss:.4f}" for loss in candidate_losses(candidate)]
+        rows.append([layer_ranges(candidate["kept_layers"]), ", ".join(candidate["proposed_by"]), *losses])
+    return Table(
+        title="Candidate cuts",
+        note="Held-out loss as healing minimises it, nats a token, before and after the heal; the first was chosen.",
+        columns=["Layers that stay", "Named by", "Cut", "Healed a little"],
+        rows=rows,
+        text_columns=2,
+    )
+
+
 def importance(report: Record) -> Table:
-    """The score that each of the teacher's layers was chosen by, and whether it stays."""
-    prune = report["prune"] or {}
-    dropped, order = set(prune.get("dropped_layers") or ()), drop_order(prune)
+    """The scores that the teacher's layers were measured by, and whether they stay, by each measure."""
+    found = measures(report["prune"])
+    dropped = set((report["prune"] or {}).get("dropped_layers") or ())
+    order = drop_order(found[0]) if len(found) == 1 else {}
 
     def fate(layer: int) -> str:
         return f"dropped {order[layer]}." if layer in order else "dropped" if layer in dropped else "kept"
 
-    rows = [[str(layer), fate(layer), f"{score:.5g}"] for layer, score in enumerate(layer_scores(prune))]
-    note = f"By {prune.get('method')}: {score_unit(prune)}. The last layer always stays."
+    def score(measure: Record, layer: int) -> str:
+        away = len(found) > 1 and layer in measure["dropped_layers"]
+        return f"{layer_scores(measure)[layer]:.5g}{' ×' if away else ''}"
+
+    layers = range(min((len(layer_scores(measure)) for measure in found), default=0))
+    rows = [[str(layer), fate(layer), *(score(measure, layer) for measure in found)] for layer in layers]
+    note = ". ".join(f"By {measure['method']}: {score_unit(measure)}" for measure in found)
+    mark = " ×: that measure would drop it." if len(found) > 1 else ""
     return Table(
         title="Importance of layers",
-        note=note,
-        columns=["Layer", "", "Score"],
+        note=f"{note}. The last layer always stays.{mark}",
+        columns=["Layer", "", *(["Score"] if len(found) == 1 else [str(measure["method"]) for measure in found])],
         rows=rows,
         text_columns=2,
         folded=True,

@@ -12,7 +12,7 @@ from compress.distill.config import MAY_CHANGE_AT_RESUME
 from compress.errors import CompressError, InputError
 from compress.models import load_tokenizer
 from compress.pipeline import asked_cut
-from compress.prune import WITHOUT_TEXT, RankingConfig, prune_settings
+from compress.prune import WITHOUT_TEXT, RankAfterConfig, RankingConfig, prune_settings
 from compress.prune.calibration import calibration_fingerprint
 from compress.verify.checks import Check, NotChecked, perform, require, typed
 from compress.verify.folder import RunFolder
@@ -58,9 +58,12 @@ def prune_inputs(run: RunFolder) -> Expected:
     """Inputs of RUN/student-init/prune.json."""
     expected: dict[str, Callable[[], Any]] = {"teacher": lambda: run.fingerprint(run.teacher())}
     if run.resolved is not None:
-        asked = asked_cut(run.resolved.prune, run.path)
-        if isinstance(asked.choice, RankingConfig) and asked.by not in WITHOUT_TEXT:
+        asked, choice = asked_cut(run.resolved, run.path)
+        measured = isinstance(choice, RankingConfig) and choice.by not in WITHOUT_TEXT
+        if measured or (isinstance(choice, RankAfterConfig) and choice.reads_text):
             expected["calibration"] = lambda: calibration_fingerprint(asked.calibration)
+        if isinstance(choice, RankAfterConfig):
+            expected["data"] = lambda: {"store": run.store.fingerprint}
         if asked.repair:
             expected["repair"] = lambda: calibration_fingerprint(asked.calibration)
     return expected
@@ -154,8 +157,8 @@ def check_settings(run: RunFolder, record: StepRecord, section: Sequence[str], *
     """
     full, written = run.settings(*section)
     if section == ("prune",) and run.recipe is not None:
-        asked = asked_cut(run.recipe.prune, run.path)
-        full = written = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
+        asked, choice = asked_cut(run.recipe, run.path)
+        full = written = prune_settings(choice, check=asked.check, repair=asked.repairing)
     require(differences({**full, **fixed}, {*written, *fixed}, record.config))
     return f"as recipe.yaml says under {'.'.join(section)}"
 
@@ -190,6 +193,6 @@ def _same(written: Any, made: Any) -> bool:
         return re.fullmatch(_PLACEHOLDER.sub(".*", re.escape(written)), made, re.DOTALL) is not None
     if isinstance(written, dict) and isinstance(made, dict):
         return written.keys() == made.keys() and all(_same(written[key], made[key]) for key in written)
-    if isinstance(written, list) and isinstance(made, list):
+    if isinstance(written, list | tuple) and isinstance(made, list):
         return len(written) == len(made) and all(map(_same, written, made))
     return bool(written == made)

@@ -100,13 +100,13 @@ def test_blocks_that_do_nothing_go_first(place: Path, by: str) -> None:
 
 
 def test_influence_and_angles_equal_a_float64_reference_from_all_activations(place: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(place / "teacher")
+    model = AutoModelForCausalLM.from_pretrained(place / "teacher").double()
     last: list[Tensor] = []
     model.model.layers[-1].register_forward_hook(lambda module, args, output: last.append(output))
     with torch.no_grad():
         states = list(model(text_rows(place), output_hidden_states=True).hidden_states)
     states[-1] = last[0]  # transformers' own last entry is after the final norm
-    states = [state.double() for state in states]
+    assert all(state.dtype == torch.float64 for state in states)
 
     def cosine(low: int, high: int) -> Tensor:
         return torch.nn.functional.cosine_similarity(states[low], states[high], dim=-1)
@@ -114,6 +114,8 @@ def test_influence_and_angles_equal_a_float64_reference_from_all_activations(pla
     influence = rank(place / "teacher", "block-influence", 4, batch_tokens=3 * ROW)
     assert influence.scores == pytest.approx([1 - cosine(i, i + 1).mean().item() for i in range(LAYERS)], abs=1e-6)
     angular = rank(place / "teacher", "angular", 4, batch_tokens=3 * ROW)
+    alone = [cosine(i, i + 1)[:, -1].arccos().mean().item() / math.pi for i in range(LAYERS)]
+    assert angular.scores == pytest.approx(alone, abs=1e-6)
     spans = [cosine(i, i + 2)[:, -1].arccos().mean().item() / math.pi for i in range(LAYERS - 1)]
     assert angular.details["spans"] == pytest.approx(spans, abs=1e-6)
     start = min(range(LAYERS - 2), key=spans.__getitem__)
@@ -142,11 +144,43 @@ def test_perplexity_agrees_with_exhaustive_search_over_real_students(place: Path
     )
 
 
-def test_greedy_finds_the_best_pair_of_all_when_two_blocks_do_nothing(place: Path) -> None:
+def test_the_searches_find_the_best_of_all_cuts_when_two_blocks_do_nothing(place: Path, tmp_path: Path) -> None:
+    """Every pair, and every three of which the last layer is none, is cut out and the student's loss measured."""
+    rows, losses = text_rows(place), {}
+    cuts = [*itertools.combinations(range(LAYERS), 2), *itertools.combinations(range(LAYERS - 1), 3)]
+    for cut in cuts:
+        kept = ",".join(str(i) for i in range(LAYERS) if i not in cut)
+        losses[cut] = hf_loss(prune(place / "planted", tmp_path / "-".join(map(str, cut)), kept, check=False).out, rows)
+
+    def best(count: int) -> tuple[int, ...]:
+        return min((cut for cut in cuts if len(cut) == count), key=losses.__getitem__)
+
+    def dropped(by: str, count: int) -> tuple[int, ...]:
+        kept = rank(place / "planted", by, LAYERS - count).kept_layers
+        return tuple(i for i in range(LAYERS) if i not in kept)
+
+    assert best(2) == PLANTED
+    assert dropped("perplexity", 2) == dropped("perplexity-greedy", 2) == best(2)
+    assert dropped("perplexity-greedy", 3) == best(3)
     found = rank(place / "planted", "perplexity-greedy", LAYERS - 2)
     assert [step["loss_nats"] for step in found.details["steps"]] == pytest.approx(
         [found.details["loss_nats"]] * 2, abs=1e-9
     )
+
+
+@pytest.mark.parametrize(("teacher", "layers"), [("planted", PLANTED), ("planted-row", (3, 4))])
+def test_dropping_blocks_that_do_nothing_changes_no_logit(
+    place: Path, tmp_path: Path, teacher: str, layers: tuple[int, ...]
+) -> None:
+    kept = ",".join(str(i) for i in range(LAYERS) if i not in layers)
+    models = [
+        AutoModelForCausalLM.from_pretrained(folder)
+        for folder in (place / teacher, prune(place / teacher, tmp_path / "student", kept, check=False).out)
+    ]
+    with torch.no_grad():
+        whole, cut = (model(text_rows(place)).logits for model in models)
+    assert float((whole - cut).abs().max()) < 1e-5
+    assert float(whole.abs().max()) > 1
 
 
 def test_taylor_and_magnitude_equal_sums_over_the_models_own_matrices(place: Path) -> None:
