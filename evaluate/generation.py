@@ -21,9 +21,9 @@ from compress.evaluate.requests import Ids, encode
 _STAGE = "Generating answers"
 _OUR_SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 _NO_EFFECT_ON_GREEDY = {
-    "bos_token_id", "cache_implementation", "decoder_start_token_id", "do_sample", "eos_token_id", "max_length",
-    "max_new_tokens", "min_p", "pad_token_id", "temperature", "top_k", "top_p", "transformers_version", "typical_p",
-    "use_cache",
+    "_from_model_config", "bos_token_id", "cache_implementation", "decoder_start_token_id", "do_sample", "eos_token_id",
+    "max_length", "max_new_tokens", "min_p", "output_attentions", "output_hidden_states", "pad_token_id", "temperature",
+    "top_k", "top_p", "transformers_version", "typical_p", "use_cache",
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Our backend in lm-eval's table of models: importing this is enough for `simple_evaluate(model="compress", ...)`."""
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lm_eval.api.registry import register_model
 
 from compress.errors import UsageError
@@ -18,9 +19,9 @@ class RegisteredScorer(Scorer):
         self,
         pretrained: str,
         *,
-        dtype: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         device: str | None = None,
-        batch_tokens: int = EvalConfig.batch_tokens,
+        batch_tokens: int = EvalConfig().batch_tokens,
         max_length: int | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
@@ -39,6 +40,8 @@ class RegisteredScorer(Scorer):
             )
         if dtype not in ("auto", "float32", "bfloat16"):
             raise UsageError(f"dtype={dtype} is not one of auto, float32, bfloat16.")
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # lm-eval asks for cuda:0 where the user asked for nothing
         config = EvalConfig(dtype=dtype, device=device, batch_tokens=int(batch_tokens))
         super().__init__(load_checkpoint(pretrained, config), config.batch_tokens)
         self._max_length = max_length
