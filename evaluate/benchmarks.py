@@ -28,6 +28,7 @@ from compress.evaluate.scores import (
     mean_and_stderr,
     primary_metric,
 )
+from compress.evaluate.templates import cached_templates
 from compress.processes import main_first
 from compress.progress import progress_bar
 from compress.runtime import check_interrupt, seed_everything
@@ -53,7 +54,7 @@ def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal)
     """
     root = None if config.datasets_root is None else Path(config.datasets_root)
     seed_everything(config.seed)
-    with _quiet_harness(), local_datasets(root):
+    with _quiet_harness(), cached_templates(), local_datasets(root):
         loaded = main_first(lambda: build_tasks(config))
         seed_everything(config.seed)  # building draws fewer numbers where `datasets` has a table cached
         results = evaluator.evaluate(

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
 from compress.errors import InputError, UsageError
@@ -53,8 +54,8 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
 def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
     """The `TaskManager` that knows all `names`.
 
-    Indexing lm-eval's 14,000 tasks takes seconds: it is done once a process, and only when our tasks and
-    `task_folder` do not hold all that is asked for.
+    Indexing lm-eval's 14,000 tasks takes seconds: it is done once a process, and only when neither our tasks and
+    `task_folder` nor the folders of lm-eval that are called as the names begin hold all that is asked for.
 
     Raises:
         UsageError: see `build_tasks`.
@@ -64,20 +65,30 @@ def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
         if not Path(task_folder).is_dir():
             raise UsageError(f"The task folder {task_folder} does not exist; it holds lm-eval task YAMLs.")
         folders += (task_folder,)
-    small = _manager(folders, include_defaults=False)
-    try:
-        for name in names:
-            list(leaf_tasks(small.task_index, name))
-    except KeyError:
-        manager = _manager(folders, include_defaults=True)
-    else:
-        return small
+    for near in ((), nearby_folders(names)):
+        small = _manager((*near, *folders), include_defaults=False)
+        try:
+            for name in names:
+                list(leaf_tasks(small.task_index, name))
+        except KeyError:
+            continue
+        if not near or all(small.task_index[name].kind.name != "TAG" for name in names):  # tags span folders
+            return small
+    manager = _manager(folders, include_defaults=True)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists what there is."
             raise UsageError(f"There is no task {name!r}; {hint}")
     return manager
+
+
+def nearby_folders(names: Sequence[str]) -> tuple[str, ...]:
+    """lm-eval's folders with the names' first words for names: `mmlu` for `mmlu_anatomy`."""
+    words = [name.split("_") for name in names]
+    starts = ["_".join(each[:count]) for each in words for count in range(1, len(each) + 1)]
+    folders = (Path(lm_eval.tasks.__file__).parent / start for start in dict.fromkeys(starts))
+    return tuple(str(folder) for folder in folders if folder.is_dir())
 
 
 @cache

@@ -1,32 +1,45 @@
-"""Our backend of lm-eval: its requests scored with float32 log-softmax, in batches of a token budget.
+"""Our backend of lm-eval: its requests scored in float32, several times sooner than by its `hf` backend.
 
-It differs from lm-eval's `hf` backend in how, not in what: only scored positions reach the head, logits are float32
-in every dtype, and requests that end up as one token sequence share a forward pass while each keeps its own split
-(lm-eval's shared gather mixes them up when the splits differ).
+It differs in how, not in what. Tokens come from batched calls of the tokenizer; what prompts share goes through the
+model once; the options of a question are one row; batches are filled to a budget of tokens; only scored positions
+reach the head, in float32 whatever the model's dtype. Requests that end up as one token sequence share a forward pass
+while each keeps its own split (lm-eval's shared gather mixes them up when the splits differ).
 """
 
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
 
 from compress.errors import InputError
 from compress.evaluate.checkpoint import Checkpoint
+from compress.evaluate.generation import Generator
+from compress.evaluate.halving import Halving
 from compress.evaluate.journal import Batch, Journal
+from compress.evaluate.likelihood import log_probabilities
+from compress.evaluate.planning import Job, plan
+from compress.evaluate.prefix_cache import TreeModel
+from compress.evaluate.requests import Ids, encode_pairs
+from compress.evaluate.sharing import why_plain
+from compress.evaluate.tree import build_row
 from compress.progress import say
 
-Request = tuple[tuple[str, str], list[int], list[int]]
-"""lm-eval's token request: ((context, continuation) as text, context ids, continuation ids)."""
+Request = tuple[Any, Sequence[int] | Ids, Sequence[int] | Ids]
+"""lm-eval's token request: ((context, continuation) as text or None, context ids, continuation ids)."""
+Score = tuple[float, bool]
+"""(log p of the continuation in nats, whether greedy decoding gives it)."""
 
 
 class Scorer(HFLM):  # type: ignore[misc]
     """lm-eval's `LM` interface over a `Checkpoint`; batches go through a journal, which shares them out and keeps them.
 
-    Each batch of generated answers starts from `seed` and its number: where a task samples, neither an interruption nor
-    the number of processes shows.
+    A start-up trial decides whether the model can share computations (see `compress.evaluate.sharing`); where not,
+    every sequence is computed by itself. Each batch of sampled answers starts from `seed` and its number: where a task
+    samples, neither an interruption nor the number of processes shows.
     """
 
     def __init__(
@@ -42,12 +55,29 @@ class Scorer(HFLM):  # type: ignore[misc]
         self._checkpoint = checkpoint
         self._batch_tokens = batch_tokens
         self._journal = journal or Journal()
-        self._seed = seed
+        self._trees = TreeModel(checkpoint)
+        self._halving = Halving(self._trees.forget)
+        reason, error = why_plain(checkpoint)
+        self._shares = reason is None
+        self._generator = Generator(
+            self,
+            checkpoint,
+            self._trees,
+            self._halving,
+            shares=self._shares,
+            batch_tokens=batch_tokens,
+            seed=seed,
+        )
+        if reason is None:
+            say(f"What prompts share is computed once (a trial differed from the plain forward pass by {error:.0e}).")
+        else:
+            say(f"Every prompt is computed by itself: {reason}.")
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Score]:
         """(log p(continuation | context) in nats, whether greedy decoding gives it) for each request."""
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return scores
+        pairs = [request.args for request in requests]
+        tokens = [(pair, *ids) for pair, ids in zip(pairs, encode_pairs(self, pairs), strict=True)]
+        return self._loglikelihood_tokens(tokens, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """log p(text) in nats of each whole text."""
@@ -57,121 +87,88 @@ class Scorer(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
+    ) -> list[Score]:
         """Scores in the order of `requests`; `override_bs` is lm-eval's, and of no use here."""
-        rows: dict[tuple[int, ...], list[int]] = {}
-        for index, (_, context, continuation) in enumerate(requests):
-            self._require_room(len(continuation), "an answer option of {} tokens")
-            rows.setdefault(tuple((context + continuation)[-(self.max_length + 1) : -1]), []).append(index)
-        cut = sum(len(c) + len(t) > self.max_length + 1 for _, c, t in requests)
-        if cut:
-            say(f"{cut} of {len(requests)} prompts are longer than {self.max_length} tokens; their start is cut off.")
-        batches = list(token_batches(list(rows), self._batch_tokens))
-        wanted = [[(row, index) for row, ids in enumerate(batch) for index in rows[ids]] for batch in batches]
-        jobs = [
-            (batch, [row for row, _ in pairs], [requests[index][2] for _, index in pairs])
-            for batch, pairs in zip(batches, wanted, strict=True)
-        ]
+        scores: list[Score] = [(0.0, True)] * len(requests)  # what an empty continuation has
+        sequences, members = self._sequences(requests)
+        first = [min(len(ids) - len(requests[i][2]) for i in own) for ids, own in zip(sequences, members, strict=True)]
+        jobs = plan(sequences, first, self._batch_tokens, share=self._shares)
+        wanted = [[index for number in job.members for index in members[number]] for job in jobs]
         found = self._journal.measure(
             "Scoring answers",
-            [Batch(job, len(job[1])) for job in jobs],
-            lambda i: self._score(*jobs[i]),
+            [
+                Batch([job.content(sequences), [np.asarray(requests[i][2]).tolist() for i in indices]], len(indices))
+                for job, indices in zip(jobs, wanted, strict=True)
+            ],
+            lambda number: self._score(jobs[number], sequences, members, requests),
             visible=not disable_tqdm,
         )
-        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for pairs, results in zip(wanted, found, strict=True):
-            for (_, index), (log_p, greedy) in zip(pairs, results, strict=True):
+        self._trees.forget()
+        for indices, results in zip(wanted, found, strict=True):
+            for index, (log_p, greedy) in zip(indices, results, strict=True):
                 scores[index] = (log_p, greedy)
         return scores
 
-    @torch.inference_mode()
+    def _sequences(self, requests: Sequence[Request]) -> tuple[list[Ids], list[list[int]]]:
+        """The distinct sequences to run, cut to the model's length as lm-eval cuts them, and the requests of each."""
+        limit, cut = self.max_length, 0
+        found: dict[bytes, tuple[Ids, list[int]]] = {}
+        for index, (_, context, continuation) in enumerate(requests):
+            if not len(continuation):
+                continue
+            self._require_room(len(continuation))
+            whole = np.concatenate([np.asarray(context, np.int64), np.asarray(continuation, np.int64)])
+            cut += len(whole) > limit + 1
+            ids = whole[-(limit + 1) : -1]
+            found.setdefault(ids.tobytes(), (ids, []))[1].append(index)
+        if cut:
+            say(f"{cut} of {len(requests)} prompts are longer than {limit} tokens; their start is cut off.")
+        return [ids for ids, _ in found.values()], [own for _, own in found.values()]
+
     def _score(
-        self, batch: Sequence[tuple[int, ...]], rows: Sequence[int], targets: Sequence[list[int]]
-    ) -> list[tuple[float, bool]]:
-        """Score each `targets[i]` as the end of row `rows[i]`; every scored position goes through the head once."""
-        checkpoint, device = self._checkpoint, self._checkpoint.device
-        ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        states = checkpoint.states(ids.to(device))
-        pairs = [
-            (row, len(batch[row]) - len(target) + offset)
-            for row, target in zip(rows, targets, strict=True)
-            for offset in range(len(target))
+        self, job: Job, sequences: Sequence[Ids], members: Sequence[Sequence[int]], requests: Sequence[Request]
+    ) -> list[Score]:
+        """Scores of the job's requests, in the order of its rows."""
+
+        def score(rows: Sequence[tuple[int, ...]]) -> list[Score]:
+            targets = [[[requests[i][2] for i in members[number]] for number in row] for row in rows]
+            return self._score_rows(job, [[sequences[number] for number in row] for row in rows], targets)
+
+        def tokens(rows: Sequence[tuple[int, ...]]) -> int:
+            return len(rows) * max(len(sequences[number]) for row in rows for number in row)
+
+        return self._halving.run(job.rows, score, tokens)
+
+    @torch.inference_mode()
+    def _score_rows(
+        self, job: Job, rows: Sequence[Sequence[Ids]], targets: Sequence[Sequence[Sequence[Any]]]
+    ) -> list[Score]:
+        """Score each of `targets[r][k]` as the end of sequence `rows[r][k]`; a scored position meets the head once."""
+        trees = [build_row(sequences, job.base) for sequences in rows]
+        states = self._trees.states(trees, job)
+        ends = [
+            (number * states.shape[1] + path[len(path) - len(target) :], np.asarray(target, np.int64))
+            for number, (tree, per_sequence) in enumerate(zip(trees, targets, strict=True))
+            for path, own in zip(tree.paths, per_sequence, strict=True)
+            for target in own
         ]
-        slots = {pair: slot for slot, pair in enumerate(dict.fromkeys(pairs))}
-        row_index, position = (torch.tensor(column, device=device) for column in zip(*slots, strict=True))
-        slot = torch.tensor([slots[pair] for pair in pairs])
-        token = torch.tensor([token for target in targets for token in target])
-        log_p, greedy = self._log_probabilities(states[row_index, position], slot, token)
-        sizes = [len(target) for target in targets]
+        positions, slots = np.unique(np.concatenate([nodes for nodes, _ in ends]), return_inverse=True)
+        chosen = states.flatten(0, 1)[torch.from_numpy(positions).to(states.device)]
+        tokens = torch.from_numpy(np.concatenate([target for _, target in ends]))
+        log_p, greedy = log_probabilities(self._checkpoint, chosen, torch.from_numpy(slots), tokens)
+        sizes = [len(target) for _, target in ends]
         return [
-            (float(values.sum()), bool(flags.all()))
+            (math.fsum(values.tolist()), bool(flags.all()))
             for values, flags in zip(torch.split(log_p, sizes), torch.split(greedy, sizes), strict=True)
         ]
 
-    def _log_probabilities(self, states: Tensor, slot: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """For each i: log p of `token[i]` after `states[slot[i]]` (float64, CPU), and whether it is the argmax."""
-        log_p = torch.empty(len(slot), dtype=torch.float64)
-        greedy = torch.empty(len(slot), dtype=torch.bool)
-        step = self._checkpoint.chunk_tokens
-        for start in range(0, len(states), step):
-            table = self._checkpoint.logits(states[start : start + step]).log_softmax(dim=-1)
-            here = ((slot >= start) & (slot < start + step)).nonzero().squeeze(1)
-            local, wanted = (slot[here] - start).to(table.device), token[here].to(table.device)
-            log_p[here] = table[local, wanted].cpu().double()
-            greedy[here] = (table.argmax(dim=-1)[local] == wanted).cpu()
-        return log_p, greedy
-
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations (or as a task's generation settings say), longest prompts first."""
-        self._require_room(max(map(self._new_tokens, requests)) + 1, "a prompt and its answer ({} tokens or more)")
-        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: -lengths[i])
-        batches = []
-        while order:
-            room = lengths[order[0]] + self._new_tokens(requests[order[0]])
-            count = max(1, self._batch_tokens // room)
-            batches.append(order[:count])
-            order = order[count:]
-        found = self._journal.measure(
-            "Generating answers",
-            [Batch([requests[i].args for i in batch], len(batch)) for batch in batches],
-            lambda number: self._generate([requests[i] for i in batches[number]], self._seed + number),
-            visible=not disable_tqdm,
-        )
-        texts = [""] * len(requests)
-        for batch, answers in zip(batches, found, strict=True):
-            for index, text in zip(batch, answers, strict=True):
-                texts[index] = text
-        return texts
+        """Greedy continuations (or as a task's generation settings say)."""
+        return self._generator.answers(requests, self._journal, visible=not disable_tqdm)
 
-    def _generate(self, requests: list[Any], seed: int) -> list[str]:
-        """lm-eval's own generation of one batch."""
-        torch.manual_seed(seed)
-        self.batch_size_per_gpu = len(requests)
-        texts: list[str] = super().generate_until(requests, disable_tqdm=True)
-        return texts
-
-    def _require_room(self, tokens: int, what: str) -> None:
+    def _require_room(self, tokens: int) -> None:
         if tokens > self.max_length:
             raise InputError(
-                f"A task asks for {what.format(tokens)}, and {self._checkpoint.name} reads at most {self.max_length}: "
-                "leave the task out, or choose a model with a longer context."
+                f"A task asks for an answer option of {tokens} tokens, and {self._checkpoint.name} reads at most "
+                f"{self.max_length}: leave the task out, or choose a model with a longer context."
             )
-
-    def _new_tokens(self, request: Any) -> int:
-        settings = request.args[1]
-        return int(settings.get("max_gen_toks", settings.get("max_new_tokens", self.max_gen_toks)))
-
-
-def token_batches(rows: Sequence[tuple[int, ...]], batch_tokens: int) -> Iterator[list[tuple[int, ...]]]:
-    """Rows, longest first, in batches whose padded size (rows x longest) is at most `batch_tokens`, or of one row."""
-    batch: list[tuple[int, ...]] = []
-    for row in sorted(rows, key=lambda row: (-len(row), row)):
-        if batch and (len(batch) + 1) * len(batch[0]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

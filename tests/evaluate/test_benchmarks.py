@@ -11,7 +11,7 @@ from compress.artifacts import sha256_file
 from compress.errors import InputError, UsageError
 from compress.evaluate import EvalConfig, evaluate_model
 from compress.evaluate.checkpoint import load_checkpoint
-from compress.evaluate.scorer import Scorer, token_batches
+from compress.evaluate.scorer import Scorer
 
 
 def settings(world: dict[str, Path], *tasks: str, **options: Any) -> EvalConfig:
@@ -157,13 +157,6 @@ def test_scores_of_a_bf16_model_are_float32_and_do_not_tie(world: dict[str, Path
         in_bf16 = checkpoint.model(torch.tensor([context])).logits[0, -1].log_softmax(-1)
     assert [score for score, _ in found] == pytest.approx(exact[options].tolist(), abs=1e-4)
     assert len({score for score, _ in found}) > 1.5 * len(set(in_bf16[options].tolist()))
-
-
-def test_batches_hold_every_row_within_the_token_budget() -> None:
-    rows = [tuple(range(n)) for n in (3, 17, 5, 5, 9, 1, 40)]
-    batches = list(token_batches(rows, 20))
-    assert sorted(row for batch in batches for row in batch) == sorted(rows)
-    assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) <= 20 for batch in batches)
 
 
 def test_an_answer_that_cannot_fit_is_refused_by_name(world: dict[str, Path]) -> None:

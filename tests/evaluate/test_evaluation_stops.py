@@ -27,7 +27,7 @@ class Job:
 
     def __init__(self, world: dict[str, Path], teacher: Path, out: Path) -> None:
         text = world["root"] / "acme" / "spans" / "validation.jsonl"
-        settings = ["batch_tokens=100", "speed=false", "heldout_seq_len=50", "heldout_sequences=12", "sample_tokens=3"]
+        settings = ["batch_tokens=50", "speed=false", "heldout_seq_len=50", "heldout_sequences=12", "sample_tokens=3"]
         self.out = out
         self.arguments = [
             *("eval", str(world["model"]), "--teacher", str(teacher), "--text", str(text), "--out", str(out)),

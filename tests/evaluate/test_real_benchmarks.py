@@ -1,5 +1,6 @@
 """lm-eval's own tasks on real data, scored by us and by lm-eval's own hf backend: the numbers must be the same."""
 
+import contextlib
 import functools
 import json
 import subprocess
@@ -148,3 +149,25 @@ def test_absent_data_and_absent_few_shot_examples_are_explained(model: Path) -> 
     config = EvalConfig(tasks=["arc_challenge"], datasets_root=str(HUB), num_fewshot=25, speed=False, device="cpu")
     with pytest.raises(InputError, match=r"25 shots .*'train' of allenai/ai2_arc"):
         evaluate_model(model, config)
+
+
+def test_a_task_found_without_the_whole_index_is_the_one_that_the_whole_index_has() -> None:
+    """Every task and group that the folders called as it begins can serve; it needs no data."""
+    from compress.evaluate.catalog import find_tasks, leaf_tasks, nearby_folders
+
+    whole = index().task_index
+    compared = 0
+    for name in ["mmlu", "mmlu_anatomy", "hellaswag", "agieval_en", "arc_challenge", "openbookqa", "commonsense_qa"]:
+        assert len(find_tasks([name], None).task_index) < len(whole) / 10
+    folders: dict[tuple[str, ...], list[str]] = {}
+    for name, entry in whole.items():
+        if entry.kind.name != "TAG" and nearby_folders([name]):
+            folders.setdefault(nearby_folders([name]), []).append(name)
+    for names in folders.values():
+        near = find_tasks(names[:1], None).task_index
+        for name in set(names) & near.keys():
+            with contextlib.suppress(KeyError):
+                assert set(leaf_tasks(near, name)) == set(leaf_tasks(whole, name)), name
+                assert near[name].yaml_path == whole[name].yaml_path
+                compared += 1
+    assert compared > 5000
