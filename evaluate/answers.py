@@ -24,7 +24,7 @@ def answer_summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     - chosen, gold: items by position of the picked option, and of the first right one (gold null where a task scores in
       its own way)
     - confidence: mean softmax probability of the picked option over the item's options, from the summed
-      log-likelihoods; calibration_error and calibration_noise95: see `calibration`
+      log-likelihoods; accuracy: how often it is right; calibration_error and calibration_noise95: see `calibration`
     - of generated answers: distinct, most_common (cut), most_common_share, empty_share
     """
     picked = [item for item in items if item.get("log_likelihoods")]
@@ -53,6 +53,7 @@ def _choices(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     summary = {"chosen": chosen.tolist(), "gold": gold, "confidence": float(confidence.mean())}
     if complete:
         right = np.array([float(item["choice"] in item["gold"]) for item in items])
+        summary["accuracy"] = float(right.mean())
         summary["calibration_error"], summary["calibration_noise95"] = calibration(confidence, right)
     return summary
 

@@ -68,6 +68,7 @@ def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal)
         items += [{"task": name, "groups": member_of, **item} for item in own]
     for name, members in groups.items():
         scores[name] = group_score({member: scores[member] for member in members}, metrics)
+        scores[name]["data_sha256"] = sha256_json([scores[member]["data_sha256"] for member in members])
         scores[name]["answers"] = answer_summary([item for item in items if item["task"] in members])
     return Benchmarks(scores, items)
 

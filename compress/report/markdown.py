@@ -3,21 +3,22 @@
 import re
 from collections.abc import Sequence
 
-from compress.report.build import LABELS
 from compress.report.extracts import manifest_blocks, sample_rows
 from compress.report.run_files import Record, RunFiles
-from compress.report.tables import Table, all_tables, models
+from compress.report.table import Table, labels
+from compress.report.tables import all_tables
+from compress.report.verdicts import alarm_lines
 
 _FENCE = "````"
 
 
 def markdown_page(report: Record, run: RunFiles) -> str:
     """The report as GitHub-flavoured Markdown."""
-    parts = [f"# {_escape(report['name'])}", _escape(report["headline"])]
+    parts = head(report)
     if (layers := report["prune"]) and layers.get("kept_layers") is not None:
         kept, dropped = (_ranges(layers.get(key) or []) for key in ("kept_layers", "dropped_layers"))
         parts.append(f"Kept layers: {kept or 'none'}. Dropped layers: {dropped or 'none'}.")
-    parts += [_table(table) for table in all_tables(report)]
+    parts += [markdown_table(table) for table in all_tables(report)]
     parts += _samples(report)
     if report["left_out"]:
         parts.append("## Not in this report\n\n" + "\n".join(f"- {_escape(line)}" for line in report["left_out"]))
@@ -26,6 +27,12 @@ def markdown_page(report: Record, run: RunFiles) -> str:
         block = f"{_FENCE}{language}\n{body}\n{_FENCE}"
         parts.append(f"<details><summary>{_escape(title)}</summary>\n\n{block}\n\n</details>")
     return "\n\n".join(parts) + "\n"
+
+
+def head(report: Record) -> list[str]:
+    """Name, headline, and what a reader must know before the scores."""
+    lines = [f"- **Caution.** {_escape(line)}" for line in alarm_lines(report)]
+    return [f"# {_escape(report['name'])}", _escape(report["headline"]), *(["\n".join(lines)] if lines else [])]
 
 
 def _escape(text: str) -> str:
@@ -44,7 +51,8 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in parts)
 
 
-def _table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A heading, a sentence and the table."""
     rule = [":--" if words else "--:" for words in table.words]
     lines = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
     body = "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))
@@ -58,9 +66,8 @@ def _samples(report: Record) -> list[str]:
     rows = sample_rows(report)
     if not rows:
         return []
-    keys = models(report)
     parts = ["## Sample continuations"]
     for prompt, texts in rows:
-        lines = [f"- **{LABELS[key]}**: {_escape(texts[key])}" for key in keys if key in texts]
+        lines = [f"- **{label}**: {_escape(texts[key])}" for key, label in labels(report).items() if key in texts]
         parts.append(f"> {_escape(prompt)}\n\n" + "\n".join(lines))
     return parts
