@@ -10,7 +10,7 @@ Rules, in the order in which they speak:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from compress.report.cells import percent, points
@@ -26,10 +26,14 @@ _CALIBRATION_POINTS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`alarm`: the score must not be read as ability. `caution`: it says little. `fine`: it can be read as it is."""
+    """`alarm`: the score must not be read as ability. `caution`: it says little. `fine`: it can be read as it is.
+
+    `text` is all there is to say, `short` the weightiest of it.
+    """
 
     level: Level
     text: str
+    short: str
 
 
 def judge_all(
@@ -38,7 +42,7 @@ def judge_all(
     compared: Mapping[str, Mapping[str, Record]],
     labels: Mapping[str, str],
 ) -> list[Record]:
-    """`verdicts` of a report: task, model (key), level and text, of each model on each task that stands alone.
+    """`verdicts` of a report: task, model (key), level, text and short, of each model on each task that stands alone.
 
     The arguments are those of the report: evaluations, `build_scores`, comparisons with the first model, names.
     """
@@ -49,16 +53,16 @@ def judge_all(
             if key in entry and entry["part_of"] is None:
                 task = evals[key]["tasks"][name]
                 verdict = judge(task, entry[key], entry["chance"], compared.get(key, {}).get(name), reference)
-                found.append({"task": name, "model": key, "level": verdict.level, "text": verdict.text})
+                found.append({"task": name, "model": key, **asdict(verdict)})
     return found
 
 
 def alarm_lines(report: Record) -> list[str]:
-    """What a reader must know before the scores: what was not measured alike, and scores that mislead."""
-    said = [
-        f"{v['task']}, {report['labels'][v['model']]}: {v['text']}" for v in report["verdicts"] if v["level"] == "alarm"
-    ]
-    return [*report["mismatches"], *said]
+    """What a reader must know before the scores: what was not measured alike, and what misleads, last model first."""
+    names = report["labels"]
+    alarms = [verdict for verdict in report["verdicts"] if verdict["level"] == "alarm"]
+    alarms.sort(key=lambda verdict: -list(names).index(verdict["model"]))
+    return [*report["mismatches"], *(f"{v['task']}, {names[v['model']]}: {v['short']}" for v in alarms)]
 
 
 def judge(task: Record, score: Record, chance: float | None, compared: Record | None, other: str) -> Verdict:
@@ -72,8 +76,9 @@ def judge(task: Record, score: Record, chance: float | None, compared: Record | 
     said += [words] if (words := certainty_words(task.get("answers"))) else []
     place = score["versus_chance"]
     level: Level = "alarm" if one_answer or place == "below" else "fine" if place == "above" else "caution"
-    text = "; ".join(said) or "no statement: neither its chance level nor its answers are known"
-    return Verdict(level, text[0].upper() + text[1:] + ".")
+    said = said or ["no statement: neither its chance level nor its answers are known"]
+    text, short = (f"{words[0].upper()}{words[1:]}." for words in ("; ".join(said), said[0]))
+    return Verdict(level, text, short)
 
 
 def one_answer_words(answers: Mapping[str, Any] | None) -> str | None:
