@@ -190,8 +190,18 @@ def distill(
 @click.argument("model")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
 @click.option("--teacher", metavar="MODEL", help="Also measure fidelity to this model on --text.")
-@click.option("--tasks", default="", metavar="A,B", help="lm-eval task names, separated by commas.")
-@click.option("--num-fewshot", type=int, metavar="K", help="Shots for every task; each task's own when absent.")
+@click.option(
+    "--tasks",
+    default="",
+    metavar="A,B",
+    help="lm-eval task names, with shots as in mmlu@5, and presets: paper | torchtune | quick.",
+)
+@click.option(
+    "--num-fewshot", type=int, metavar="K", help="Shots for tasks named without; each task's own when absent."
+)
+@click.option(
+    "--price-per-hour", type=float, metavar="PRICE", help="Of this machine: adds the cost of a million tokens."
+)
 @click.option("--limit", metavar="N", help="At most N items a task.")
 @click.option(
     "--datasets-root", metavar="DIR", help="Benchmark data in DIR/ORG/NAME (`hf download` layout); no network."
@@ -209,21 +219,28 @@ def evaluate(
     limit: str | None,
     datasets_root: str | None,
     text: str | None,
+    price_per_hour: float | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Score MODEL (a hub id or a folder): benchmarks, held-out loss, fidelity, speed."""
+    from compress.compare import compare_models
     from compress.evaluate import evaluate_model
+    from compress.progress import console
     from compress.recipe import EvalOptions, from_flags
+    from compress.report import summary
 
     flags = {
         "tasks": [name.strip() for name in tasks.split(",") if name.strip()],
         "num_fewshot": num_fewshot,
         "limit": limit,
         "datasets_root": datasets_root,
+        "speed_price_per_hour": price_per_hour,
     }
     config = from_flags(EvalOptions, {"eval": flags}, overrides).eval
     scores = evaluate_model(model, config, teacher=teacher, text=text, out=out)
+    if not as_json and processes.is_main():
+        console.print(summary(compare_models([str(out)])))
     _print(scores, f"Wrote {out}.", as_json)
 
 
@@ -261,6 +278,28 @@ def report(run_dir: Path, as_json: bool) -> None:
 
     processes.on_main(lambda: write_report(run_dir))
     _finish(run_dir, as_json)
+
+
+@cli.command(short_help="Set evaluated models side by side.")
+@click.argument("models", nargs=-1, required=True, metavar="A [B ...]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write compare.html, .md and .json to.")
+@_json_option
+def compare(models: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Set evaluated models side by side, each against the first, with intervals and paired tests.
+
+    A and B are eval JSONs or run folders; NAME=A gives one a name.
+    """
+    from compress.compare import compare_models
+    from compress.progress import console
+    from compress.report import summary
+
+    record = processes.on_main(lambda: compare_models(models, out))
+    if as_json or not processes.is_main():
+        _print(record, "", as_json)
+        return
+    console.print(summary(record))
+    if out is not None:
+        console.print(f"The comparison: {out / 'compare.html'}", markup=False, soft_wrap=True)
 
 
 @cli.command(short_help="Check a run's files, inputs and data order.")

@@ -255,7 +255,7 @@ def train(name: str, config: DistillConfig, *, student: Path, teacher: Path | No
 def evaluate_all(recipe: Recipe, teacher: Path, run: Path) -> None:
     """Score teacher, cut and healed student into RUN/eval, then time them side by side in one run."""
     models = {"teacher": teacher, "student-init": run / "student-init", "student": run / "student"}
-    config = dataclasses.replace(recipe.eval, speed=False)
+    config = recipe.eval.without_speed()
     for name, model in models.items():
         out = run / "eval" / f"{name}.json"
         reference = None if name == "teacher" else teacher

@@ -1,9 +1,8 @@
-"""Running lm-eval's tasks on a checkpoint, and reading its samples into scores and items."""
+"""Running lm-eval's tasks on a checkpoint, and its results as scores by task and group."""
 
 import dataclasses
 import io
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -14,20 +13,15 @@ import lm_eval.api.task
 from lm_eval import evaluator
 
 from compress.artifacts import sha256_json
+from compress.evaluate.answers import answer_summary
 from compress.evaluate.catalog import build_tasks
 from compress.evaluate.checkpoint import Checkpoint
 from compress.evaluate.config import EvalConfig
+from compress.evaluate.items import finite, metric_name, sample_items
 from compress.evaluate.journal import Journal
 from compress.evaluate.local_data import local_datasets
 from compress.evaluate.scorer import Scorer
-from compress.evaluate.scores import (
-    chance_by_choice,
-    choice_metrics,
-    gold_indices,
-    group_score,
-    mean_and_stderr,
-    primary_metric,
-)
+from compress.evaluate.scores import group_score, mean_and_stderr, primary_metric
 from compress.evaluate.templates import cached_templates
 from compress.processes import main_first
 from compress.progress import progress_bar
@@ -69,12 +63,14 @@ def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal)
     metrics: dict[str, list[str]] = {}
     items: list[dict[str, Any]] = []
     for name, task in loaded["tasks"].items():
-        own = _items(task, results["samples"][name])
+        own = sample_items(task, results["samples"][name])
         scores[name], metrics[name] = _task_score(task, own, results["results"][name])
         member_of = [group for group, members in groups.items() if name in members]
         items += [{"task": name, "groups": member_of, **item} for item in own]
     for name, members in groups.items():
         scores[name] = group_score({member: scores[member] for member in members}, metrics)
+        scores[name]["data_sha256"] = sha256_json([scores[member]["data_sha256"] for member in members])
+        scores[name]["answers"] = answer_summary([item for item in items if item["task"] in members])
     return Benchmarks(scores, items)
 
 
@@ -86,9 +82,9 @@ def _task_score(task: Any, items: list[dict[str, Any]], harness: dict[str, Any])
         metric, comma, kind = key.partition(",")
         if not comma or metric.endswith("_stderr"):
             continue
-        name = _metric_name(metric, kind)
+        name = metric_name(metric, kind)
         metrics.append(name)
-        scores[name], scores[f"{name}_stderr"] = _number(value), _number(harness.get(f"{metric}_stderr,{kind}"))
+        scores[name], scores[f"{name}_stderr"] = finite(value), finite(harness.get(f"{metric}_stderr,{kind}"))
     for name in items[0]["metrics"]:
         if name not in scores:
             metrics.append(name)
@@ -101,77 +97,8 @@ def _task_score(task: Any, items: list[dict[str, Any]], harness: dict[str, Any])
         "num_fewshot": task.get_config("num_fewshot"),
         "primary": primary_metric(metrics),
         "data_sha256": sha256_json([item["doc_sha256"] for item in items]),
+        "answers": answer_summary(items),
     }, metrics
-
-
-def _items(task: Any, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One object an item: lm-eval's per-item metrics under all its filters, ours added, and the chance level."""
-    items: dict[int, dict[str, Any]] = {}
-    for sample in samples:
-        item = items.setdefault(
-            sample["doc_id"],
-            {
-                "doc_id": sample["doc_id"],
-                "doc_sha256": sample["doc_hash"],
-                "metrics": {},
-                "chance": _chance(task, sample),
-            },
-        )
-        for metric in sample["metrics"]:
-            number = _number(sample[metric])
-            if number is not None:
-                item["metrics"][_metric_name(metric, sample["filter"])] = number
-    if task.OUTPUT_TYPE == "multiple_choice" and not task.multiple_input:
-        _add_choice_metrics(task, samples, items)
-    return list(items.values())
-
-
-def _add_choice_metrics(task: Any, samples: list[dict[str, Any]], items: dict[int, dict[str, Any]]) -> None:
-    """Add acc_norm and acc_bytes where the task's `acc` is the plain argmax accuracy (mc2's, for one, is not)."""
-    ours = {}
-    for sample in samples:
-        scores, choices = _options(task, sample)
-        ours[sample["doc_id"]] = choice_metrics(scores, choices, sample["target"])
-    if all(items[doc_id]["metrics"].get("acc") == metrics["acc"] for doc_id, metrics in ours.items()):
-        for doc_id, metrics in ours.items():
-            items[doc_id]["metrics"] = {**metrics, **items[doc_id]["metrics"]}
-
-
-def _options(task: Any, sample: dict[str, Any]) -> tuple[list[float], list[str]]:
-    """Log-likelihood and text of each option, without the unconditional requests of acc_mutual_info."""
-    scores = [response[0] for response in sample["filtered_resps"]]
-    choices = [arguments[1].removeprefix(task.config.target_delimiter) for arguments in sample["arguments"]]
-    count = len(scores) // (2 if "acc_mutual_info" in sample["metrics"] else 1)
-    return scores[:count], choices[:count]
-
-
-def _chance(task: Any, sample: dict[str, Any]) -> float | None:
-    """Score of a model that picks an option at random; 0 for generated answers; None where chance means nothing."""
-    if task.OUTPUT_TYPE == "generate_until":
-        return 0.0
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return None
-    _, choices = _options(task, sample)
-    if callable(task.config.process_results):
-        metric = primary_metric(sample["metrics"])
-        return chance_by_choice(
-            lambda answers: float(task.process_results(sample["doc"], answers)[metric]), len(choices)
-        )
-    if task.multiple_input:
-        return 1.0 / len(choices)
-    return len(gold_indices(sample["target"], choices)) / len(choices)
-
-
-def _metric_name(metric: str, kind: str) -> str:
-    """lm-eval's `metric,filter`, without the filter that does nothing."""
-    return metric if kind == "none" else f"{metric},{kind}"
-
-
-def _number(value: Any) -> float | None:
-    """A finite number as a float; None for lm-eval's "N/A", for tuples that only its aggregation reads, and for NaN."""
-    if isinstance(value, (str, tuple, list, dict)) or value is None:
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from lm_eval.tasks import TaskManager
 from compress.errors import InputError, UsageError
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.local_data import DatasetUnavailable, Splits, is_local, last_local_splits
+from compress.evaluate.presets import PRESETS, split_shots
 
 _OWN_TASKS = Path(__file__).parent / "tasks"
 
@@ -22,10 +23,12 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
     Call it inside `local_datasets`.
 
     Raises:
-        UsageError: an unknown name (the nearest known ones are given), or a task folder that does not exist.
+        UsageError: an unknown name (the nearest known ones are given), a task folder that does not exist, two numbers
+            of shots for one task, or shots for a task that is defined without.
         InputError: a data set, the split to evaluate, or the split of few-shot examples is not there.
     """
-    names = list(dict.fromkeys(config.tasks))
+    asked = [split_shots(task) for task in config.tasks]
+    names = list(dict.fromkeys(name for name, _ in asked))
     root = None if config.datasets_root is None else Path(config.datasets_root)
     if root is not None and not root.is_dir():
         raise UsageError(
@@ -34,6 +37,7 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
         )
     manager = find_tasks(names, config.task_folder)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}}
+    members: dict[str, list[str]] = {}
     for name in names:
         try:
             built = manager.load(name)
@@ -46,9 +50,26 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
             ) from error
         loaded["tasks"].update(built["tasks"])
         loaded["groups"].update(built.get("groups", {}))
+        members[name] = list(built["tasks"])
+    shots = _shots_by_task(asked, members)
     for name, task in loaded["tasks"].items():
-        _set_fewshot(name, task, config)
+        _set_fewshot(name, task, shots[name], config)
     return loaded
+
+
+def _shots_by_task(asked: Sequence[tuple[str, int | None]], members: Mapping[str, list[str]]) -> dict[str, int | None]:
+    """The shots that `NAME@SHOTS` asks for, by task; None where no name that stands for it says."""
+    shots: dict[str, int | None] = {}
+    for name, number in asked:
+        for task in members[name]:
+            before = shots.get(task)
+            if None not in (before, number) and before != number:
+                raise UsageError(
+                    f"The task {task} is asked for with {before} and with {number} shots, and a result has one place "
+                    "for it: evaluate twice, into two files."
+                )
+            shots[task] = before if number is None else number
+    return shots
 
 
 def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
@@ -77,7 +98,7 @@ def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
     manager = _manager(folders, include_defaults=True)
     for name in names:
         if name not in manager.task_index:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            near = difflib.get_close_matches(name, [*PRESETS, *manager.all_tasks], n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists what there is."
             raise UsageError(f"There is no task {name!r}; {hint}")
     return manager
@@ -145,10 +166,13 @@ def _explain_missing(
     return f"{what} {where} Where there is a network, run {commands}{more}, and give --datasets-root {place}."
 
 
-def _set_fewshot(name: str, task: Any, config: EvalConfig) -> None:
+def _set_fewshot(name: str, task: Any, asked: int | None, config: EvalConfig) -> None:
     """Apply lm-eval's rules for `num_fewshot`, then check that there are examples to draw."""
     own = task.get_config("num_fewshot")
-    shots = own if config.num_fewshot is None or own == 0 else config.num_fewshot
+    if own == 0 and asked:
+        raise UsageError(f"The task {name} is defined without shots (its prompt has its examples): write {name}@0.")
+    general = own if config.num_fewshot is None or own == 0 else config.num_fewshot
+    shots = general if asked is None else asked
     task.set_config(key="num_fewshot", value=shots or 0)
     task.set_fewshot_seed(seed=config.seed)
     sampler = getattr(task, "sampler", None)
@@ -163,5 +187,5 @@ def _set_fewshot(name: str, task: Any, config: EvalConfig) -> None:
         raise InputError(
             f"The task {name} at {shots} shots draws its examples from the split {split!r} of {task.DATASET_PATH}, "
             f"which holds {len(sampler.df)} here{has}, fewer than the {needed} it needs. Download that split too, or "
-            "lower --num-fewshot."
+            f"ask for fewer ({name}@0, or --num-fewshot)."
         )

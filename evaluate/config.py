@@ -1,11 +1,12 @@
 """What to measure, and at what shapes."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from compress.config import config
+from compress.evaluate.presets import expand
 from compress.units import Count
 
 Positive = Annotated[Count, Field(ge=1)]
@@ -16,9 +17,15 @@ class EvalConfig:
     """Options of `compress eval` and of a recipe's `eval:` section."""
 
     tasks: list[str] = dataclasses.field(default_factory=list)
-    """lm-eval task, group or tag names, and our `squad_completion_verbatim`."""
-    num_fewshot: int | None = None
-    """Solved examples before each question; None leaves each task's own number (a task that fixes 0 keeps 0)."""
+    """lm-eval task, group or tag names, our `squad_completion_verbatim`, and presets: paper, torchtune, quick.
+
+    `mmlu@5` asks for 5 shots. A preset is replaced by its tasks, so that a manifest names what was scored.
+    """
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Solved examples before each question of a task named without `@`; None leaves the task's own number.
+
+    A task that fixes 0 keeps 0.
+    """
     limit: Positive | None = None
     """Items a task, from its first; None takes all."""
     datasets_root: str | None = None
@@ -41,17 +48,36 @@ class EvalConfig:
     """Whether to measure speed, latency and peak memory."""
     speed_batch: Positive = 1
     """Sequences side by side in the speed measurement."""
+    speed_batches: list[Positive] = dataclasses.field(default_factory=lambda: [8])
+    """Further numbers of sequences side by side to measure."""
     speed_prompt_tokens: Positive = 128
     """Prompt length of the speed measurement, tokens."""
     speed_decode_tokens: Count = 32
     """Tokens decoded after the prompt, one at a time through the key-value cache."""
     speed_repeats: Positive = 7
     """Measured rounds, after two that only warm up; the figures are medians over them."""
+    speed_price_per_hour: Annotated[float, Field(gt=0)] | None = None
+    """Price of the machine, in any currency, an hour: adds the cost of a million tokens."""
     samples: Count = 4
     """Sample continuations to write."""
     sample_prompt_tokens: Positive = 48
     """Prompt length, tokens, of a sample cut from held-out text."""
     sample_tokens: Positive = 64
     """Longest continuation, tokens."""
+    responses: Count = 16
+    """Prompts, cut as samples are, that model and teacher both continue to see how alike they write."""
     seed: int = 1234
     """Seed of few-shot choice (lm-eval's default) and of random prompts."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", expand(self.tasks))
+
+    def without_speed(self) -> "EvalConfig":
+        """The same scores, and no speed: other options of the speed do not make scores stale."""
+        return dataclasses.replace(self, **untimed())
+
+
+def untimed() -> dict[str, Any]:
+    """The options of the speed when it is not measured."""
+    defaults = dataclasses.asdict(EvalConfig())
+    return {name: value for name, value in defaults.items() if name.startswith("speed")} | {"speed": False}

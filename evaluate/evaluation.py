@@ -16,10 +16,11 @@ from compress.evaluate.config import EvalConfig
 from compress.evaluate.heldout import Heldout, load_heldout
 from compress.evaluate.journal import Header, Journal, open_journal
 from compress.evaluate.language import heldout_scores
-from compress.evaluate.samples import continuations, prompts_from_rows
+from compress.evaluate.samples import continuations, prompts_from_rows, response_similarity
 from compress.evaluate.speed import device_name, measure_speed
 from compress.models import model_fingerprint, resolve_model
 from compress.processes import join, on_main
+from compress.report.draft import draft_figures
 from compress.runtime import find_device, git_commit, versions
 
 
@@ -34,10 +35,12 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Measure a checkpoint: benchmarks, held-out loss, fidelity to a teacher, speed, sample continuations.
 
+    With a teacher the speed of both is measured in one run, in turns (`speed.teacher` is the teacher's).
+
     `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a source of
     raw text (a local file, folder or glob, or a hub data set). `prompts` are continued greedily; without them, starts
     of held-out rows are. With `out`, the result is written there as JSON, and each benchmark item to
-    `<stem>.items.jsonl` beside it (task, groups, doc_id, doc_sha256, metrics, chance), the JSON last.
+    `<stem>.items.jsonl` beside it (task, groups, and what `compress.evaluate.items` lists), the JSON last.
 
     With `out`, finished batches are kept beside it (see `compress.evaluate.journal`): stopped in any way and called
     again, it goes on, and the numbers are bit for bit those of a call that nothing stopped, on the same device with the
@@ -129,8 +132,8 @@ def _measure(
 
         benchmarks = run_benchmarks(checkpoint, config, journal)
         result["tasks"], items = benchmarks.tasks, benchmarks.items
+    reference = None if teacher is None else load_checkpoint(teacher, config)
     if heldout is not None:
-        reference = None if teacher is None else load_checkpoint(teacher, config)
         result["heldout"], result["fidelity"] = heldout_scores(
             checkpoint,
             heldout.rows,
@@ -139,19 +142,33 @@ def _measure(
             batch_tokens=config.batch_tokens,
             journal=journal,
         )
-        del reference
+    if reference is not None:
+        asked = _prompts(checkpoint, heldout, prompts, config.responses, config)
+        alike = response_similarity(checkpoint, reference, asked, config.sample_tokens, journal)
+        result["fidelity"]["responses"] = alike
     if config.speed:
-        result["speed"] = on_main(lambda: measure_speed({"model": checkpoint}, config)["model"])
-    return {**result, "samples": _samples(checkpoint, heldout, prompts, config, journal)}, items
+        result["speed"] = on_main(lambda: _speed(checkpoint, reference, config))
+        if reference is not None:
+            speed = result["speed"]
+            result["fidelity"]["draft"] = draft_figures(result["fidelity"], speed, speed["teacher"])
+    chosen = _prompts(checkpoint, heldout, prompts, config.samples, config)
+    return {**result, "samples": continuations(checkpoint, chosen, config.sample_tokens, journal)}, items
 
 
-def _samples(
-    checkpoint: Checkpoint, heldout: Heldout | None, prompts: Sequence[str], config: EvalConfig, journal: Journal
-) -> list[dict[str, str]]:
-    chosen = list(prompts)[: config.samples]
-    if not chosen and heldout is not None and config.samples:
-        chosen = prompts_from_rows(checkpoint, heldout.rows, config.samples, config.sample_prompt_tokens)
-    return continuations(checkpoint, chosen, config.sample_tokens, journal)
+def _speed(checkpoint: Checkpoint, teacher: Checkpoint | None, config: EvalConfig) -> dict[str, Any]:
+    """The model's speed, and under `teacher` the teacher's, measured in turns."""
+    models = {"model": checkpoint} if teacher is None else {"model": checkpoint, "teacher": teacher}
+    found = measure_speed(models, config)
+    return found["model"] if teacher is None else {**found["model"], "teacher": found["teacher"]}
+
+
+def _prompts(
+    checkpoint: Checkpoint, heldout: Heldout | None, given: Sequence[str], count: int, config: EvalConfig
+) -> list[str]:
+    """The first `count` prompts that were given, else starts of held-out rows."""
+    if given or heldout is None or not count:
+        return list(given)[:count]
+    return prompts_from_rows(checkpoint, heldout.rows, count, config.sample_prompt_tokens)
 
 
 def _require_writable(out: Path) -> None:

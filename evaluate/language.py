@@ -1,8 +1,8 @@
 """Held-out loss, and fidelity to the teacher, on the same rows: token chunks, float32 log-softmax, float64 sums."""
 
-import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,17 +12,24 @@ from torch import Tensor
 from compress.errors import InputError
 from compress.evaluate.checkpoint import Checkpoint
 from compress.evaluate.journal import Batch, Journal
+from compress.evaluate.token_classes import Grouping, group_tokens
 from compress.progress import say
 
+_TOP = 5
+_ROWS = "rows"
 
-@dataclasses.dataclass
-class _Sums:
-    """Float64 sums over a batch's scored tokens, nats."""
+Sums = dict[str, dict[str, list[float]]]
+"""Quantity -> grouping -> sum over the tokens of each class; the grouping `rows` has a class for each row."""
 
-    loss: float = 0.0
-    kl: float = 0.0
-    js: float = 0.0
-    agree: float = 0.0
+
+class Comparison(NamedTuple):
+    """What one distribution has of another, for each of N tokens: [N] each."""
+
+    kl: Tensor
+    js: Tensor
+    top1: Tensor
+    top5: Tensor
+    accepted: Tensor
 
 
 def heldout_scores(
@@ -41,9 +48,12 @@ def heldout_scores(
 
     - loss_nats = -mean log q(x); perplexity = exp(loss_nats); bits_per_byte = N loss_nats / (ln 2 * text_bytes), with
       text_bytes the UTF-8 bytes that the predicted tokens stand for
-    - kl_nats = mean KL(p || q); js_nats = mean [KL(p || m) + KL(q || m)] / 2 with m = (p + q) / 2, at most ln 2;
-      top1_agreement = share of tokens where argmax p = argmax q. Where one vocabulary is padded, p and q are taken
-      over the shared ids.
+    - kl_nats, js_nats, top1_agreement, top5_agreement, acceptance_rate: means of what `compare_tokens` gives. Where one
+      vocabulary is padded, p and q are taken over the shared ids.
+    - loss_nats_stderr, kl_nats_stderr, acceptance_rate_stderr: standard errors of the means over rows, whose tokens
+      depend on each other; null for one row
+    - by_position, by_token, by_frequency of both: the loss, the KL and the agreement by class of the predicted token
+      (see `compress.evaluate.token_classes`), with each class's tokens
 
     Raises:
         InputError: a token id beyond the vocabulary, or a teacher with another tokenizer.
@@ -52,30 +62,75 @@ def heldout_scores(
     if teacher is not None:
         _check_rows(teacher, rows)
         check_same_tokens(checkpoint, teacher)
+    groupings = group_tokens(rows, checkpoint.tokenizer)
     step = max(1, batch_tokens // rows.shape[1])
-    parts = [np.ascontiguousarray(rows[start : start + step]) for start in range(0, len(rows), step)]
+    parts = [slice(start, start + step) for start in range(0, len(rows), step)]
     found = (journal or Journal()).measure(
         "Held-out text",
-        [Batch(part.tolist(), len(part)) for part in parts],
-        lambda i: dataclasses.asdict(_batch_sums(checkpoint, teacher, torch.from_numpy(parts[i]))),
+        [Batch(rows[part].tolist(), len(rows[part])) for part in parts],
+        lambda i: _batch_sums(checkpoint, teacher, torch.from_numpy(rows[parts[i]].copy()), groupings, parts[i]),
     )
-    sums = _Sums(**{field.name: math.fsum(part[field.name] for part in found) for field in dataclasses.fields(_Sums)})
+    sums = _join(found)
     tokens = rows.shape[0] * (rows.shape[1] - 1)
-    loss = sums.loss / tokens
+    loss = math.fsum(sums["loss"][_ROWS]) / tokens
     heldout = {
         "loss_nats": loss,
+        "loss_nats_stderr": _stderr(sums["loss"], rows.shape),
         "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": sums.loss / math.log(2) / text_bytes if text_bytes else None,
+        "bits_per_byte": loss * tokens / math.log(2) / text_bytes if text_bytes else None,
         "tokens": tokens,
+        **_by_class({"loss_nats": sums["loss"]}, groupings),
     }
-    if teacher is None:
-        return heldout, None
-    return heldout, {
-        "kl_nats": sums.kl / tokens,
-        "js_nats": sums.js / tokens,
-        "top1_agreement": sums.agree / tokens,
+    return heldout, None if teacher is None else _fidelity(sums, groupings, rows.shape)
+
+
+def _fidelity(sums: Sums, groupings: Mapping[str, Grouping], shape: tuple[int, ...]) -> dict[str, Any]:
+    tokens = shape[0] * (shape[1] - 1)
+
+    def mean(quantity: str) -> float:
+        return math.fsum(sums[quantity][_ROWS]) / tokens
+
+    return {
+        "kl_nats": mean("kl"),
+        "kl_nats_stderr": _stderr(sums["kl"], shape),
+        "js_nats": mean("js"),
+        "top1_agreement": mean("top1"),
+        "top5_agreement": mean("top5"),
+        "acceptance_rate": mean("accepted"),
+        "acceptance_rate_stderr": _stderr(sums["accepted"], shape),
         "tokens": tokens,
+        **_by_class({"kl_nats": sums["kl"], "top1_agreement": sums["top1"]}, groupings),
     }
+
+
+def _by_class(quantities: Mapping[str, dict[str, list[float]]], groupings: Mapping[str, Grouping]) -> dict[str, Any]:
+    """`by_NAME` of each grouping: class -> its tokens and the mean of each quantity; empty classes are left out."""
+    found: dict[str, Any] = {}
+    for name, grouping in groupings.items():
+        counts = np.bincount(grouping.codes.ravel(), minlength=len(grouping.labels))
+        found[f"by_{name}"] = {
+            label: {"tokens": int(count), **{q: sums[name][code] / int(count) for q, sums in quantities.items()}}
+            for code, (label, count) in enumerate(zip(grouping.labels, counts, strict=True))
+            if count
+        }
+    return found
+
+
+def _join(found: list[Sums]) -> Sums:
+    """Batches after each other: rows one after the other, classes added up."""
+
+    def joined(quantity: str, name: str) -> list[float]:
+        columns = [part[quantity][name] for part in found]
+        if name == _ROWS:
+            return [value for column in columns for value in column]
+        return [math.fsum(values) for values in zip(*columns, strict=True)]
+
+    return {quantity: {name: joined(quantity, name) for name in groups} for quantity, groups in found[0].items()}
+
+
+def _stderr(sums: Mapping[str, list[float]], shape: tuple[int, ...]) -> float | None:
+    means = np.asarray(sums[_ROWS]) / (shape[1] - 1)
+    return float(means.std(ddof=1) / math.sqrt(shape[0])) if shape[0] > 1 else None
 
 
 def check_same_tokens(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
@@ -96,14 +151,24 @@ def check_same_tokens(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
         say(f"Vocabularies of {checkpoint.vocab_size} and {teacher.vocab_size} ids: the first {shared} are compared.")
 
 
-def divergences(teacher_logits: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(KL(p || q), JS(p, q), argmax equal) for each row of logits [N, V]; nats, in the logits' dtype."""
+def compare_tokens(teacher_logits: Tensor, logits: Tensor) -> Comparison:
+    """How near the softmax q of `logits` is to the softmax p of `teacher_logits`, for each row of [N, V].
+
+    - kl = KL(p || q) and js = [KL(p || m) + KL(q || m)] / 2 with m = (p + q) / 2, at most ln 2; nats
+    - top1: argmax p = argmax q; top5: the share of p's five most likely tokens that are among q's
+    - accepted = sum_v min(p(v), q(v)): the chance that the teacher accepts a token drawn by the model as its draft
+      (Leviathan et al., arXiv:2211.17192, corollary 3.6); at temperature 0 that is top1
+    """
     log_p, log_q = teacher_logits.log_softmax(dim=-1), logits.log_softmax(dim=-1)
     p, q = log_p.exp(), log_q.exp()
     kl = _expectation(p, log_p - log_q)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     js = 0.5 * (_expectation(p, log_p - log_m) + _expectation(q, log_q - log_m))
-    return kl, js, teacher_logits.argmax(dim=-1) == logits.argmax(dim=-1)
+    count = min(_TOP, logits.shape[-1])
+    theirs, ours = (each.topk(count, dim=-1).indices for each in (teacher_logits, logits))
+    shared = (theirs.unsqueeze(-1) == ours.unsqueeze(-2)).sum(dim=(-1, -2)) / count
+    same = teacher_logits.argmax(dim=-1) == logits.argmax(dim=-1)
+    return Comparison(kl, js, same, shared, torch.minimum(p, q).sum(dim=-1))
 
 
 def _expectation(p: Tensor, values: Tensor) -> Tensor:
@@ -112,9 +177,11 @@ def _expectation(p: Tensor, values: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _batch_sums(checkpoint: Checkpoint, teacher: Checkpoint | None, rows: Tensor) -> _Sums:
-    """The scores of `rows` [B, S]; no [B S, V] tensor exists, only chunks of positions."""
-    sums = _Sums()
+def _batch_sums(
+    checkpoint: Checkpoint, teacher: Checkpoint | None, rows: Tensor, groupings: Mapping[str, Grouping], part: slice
+) -> Sums:
+    """The scores of `rows` [B, S], which are the rows `part` of all; no [B S, V] tensor exists, only chunks of it."""
+    found: dict[str, list[Tensor]] = {}
     states = checkpoint.states(rows.to(checkpoint.device))[:, :-1].flatten(0, 1)
     labels = rows[:, 1:].flatten().to(checkpoint.device)
     teacher_states = None
@@ -125,18 +192,22 @@ def _batch_sums(checkpoint: Checkpoint, teacher: Checkpoint | None, rows: Tensor
     for start in range(0, len(states), step):
         logits = checkpoint.logits(states[start : start + step])
         target = labels[start : start + step]
-        loss = torch.nn.functional.cross_entropy(logits, target, reduction="none")
-        sums.loss += _sum(loss)
+        values = {"loss": torch.nn.functional.cross_entropy(logits, target, reduction="none")}
         if teacher is not None and teacher_states is not None:
             teacher_logits = teacher.logits(teacher_states[start : start + step]).to(logits.device)
             shared = min(checkpoint.vocab_size, teacher.vocab_size)
-            kl, js, agree = divergences(teacher_logits[:, :shared], logits[:, :shared])
-            sums.kl, sums.js, sums.agree = sums.kl + _sum(kl), sums.js + _sum(js), sums.agree + _sum(agree)
-    return sums
-
-
-def _sum(values: Tensor) -> float:
-    return float(values.cpu().double().sum())
+            values |= compare_tokens(teacher_logits[:, :shared], logits[:, :shared])._asdict()
+        for quantity, tensor in values.items():
+            found.setdefault(quantity, []).append(tensor.cpu().double())
+    codes = {name: (grouping.codes[part].ravel(), len(grouping.labels)) for name, grouping in groupings.items()}
+    codes[_ROWS] = np.repeat(np.arange(len(rows)), rows.shape[1] - 1), len(rows)
+    return {
+        quantity: {
+            name: np.bincount(code, weights=torch.cat(chunks).numpy(), minlength=size).tolist()
+            for name, (code, size) in codes.items()
+        }
+        for quantity, chunks in found.items()
+    }
 
 
 def _check_rows(checkpoint: Checkpoint, rows: NDArray[np.int64]) -> None:

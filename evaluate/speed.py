@@ -1,6 +1,7 @@
 """Prefill and decode speed, latency and peak memory at stated shapes, several models interleaved in one run.
 
-Rounds go model by model, so that a slow minute of the machine falls on all of them and ratios stay fair.
+Rounds go model by model, so that a slow minute of the machine falls on all of them and ratios stay fair; each is timed
+with several sequences side by side.
 """
 
 import ctypes
@@ -24,6 +25,10 @@ from compress.runtime import check_interrupt, peak_resident_bytes, restart_peak_
 _WARM_UP = 2
 
 
+_Shape = tuple[str, int]
+"""Name of a model, and sequences side by side."""
+
+
 @dataclasses.dataclass
 class _Rounds:
     """Seconds of each round's prefill, and of each decoded token by round."""
@@ -43,37 +48,45 @@ def compare_speed(models: Mapping[str, str | Path], config: EvalConfig) -> dict[
 
 @torch.inference_mode()
 def measure_speed(checkpoints: Mapping[str, Checkpoint], config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """The eval JSON's `speed` for each checkpoint.
+    """The eval JSON's `speed` for each checkpoint: its figures at `speed_batch`, and `shapes`, those at every batch.
 
-    One round: a prefill of [speed_batch, speed_prompt_tokens] random ids (one forward pass with logits of the last
+    One round: a prefill of [batch, speed_prompt_tokens] random ids (one forward pass with logits of the last
     position), then `speed_decode_tokens` greedy steps of one token through the key-value cache. Tokens a second are
-    those of the whole batch over the median round; latency is one decoded token's time over all rounds;
-    `time_to_first_token_ms` is the median prefill. `peak_gib` is the weights plus the most a round adds to the memory
-    in use (device allocations on CUDA, resident memory on Linux CPUs, else null). Decode figures are null for a
-    model without a key-value cache. Memory is taken in a round of its own, after the timed ones.
+    those of the whole batch over the median round, with `_quartiles` over the rounds; latency is one decoded token's
+    time over all rounds; `time_to_first_token_ms` is the median prefill. `peak_gib` is the weights plus the most a
+    round adds to the memory in use (device allocations on CUDA, resident memory on Linux CPUs, else null). With
+    `speed_price_per_hour` the cost of a million prompt and of a million decoded tokens is that price over the rate.
+    Decode figures are null for a model without a key-value cache. Memory is taken in a round of its own, after the
+    timed ones.
     """
-    rounds = {name: _Rounds() for name in checkpoints}
-    with progress_bar("Speed", (_WARM_UP + config.speed_repeats + 1) * len(checkpoints)) as bar:
+    batches = list(dict.fromkeys([config.speed_batch, *config.speed_batches]))
+    order = [(name, batch) for batch in batches for name in checkpoints]
+    rounds = {shape: _Rounds() for shape in order}
+    shapes: dict[str, list[dict[str, Any]]] = {name: [] for name in checkpoints}
+    with progress_bar("Speed", (_WARM_UP + config.speed_repeats + 1) * len(order)) as bar:
         for number in range(_WARM_UP + config.speed_repeats):
-            for name, checkpoint in checkpoints.items():
+            for shape in order:
                 check_interrupt()
-                prefill_s, step_s = _run_round(checkpoint, config)
+                prefill_s, step_s = _run_round(checkpoints[shape[0]], config, shape[1])
                 if number >= _WARM_UP:
-                    rounds[name].prefill_s.append(prefill_s)
-                    rounds[name].step_s.append(step_s)
+                    rounds[shape].prefill_s.append(prefill_s)
+                    rounds[shape].step_s.append(step_s)
                 bar.advance()
-        result = {}
-        for name, checkpoint in checkpoints.items():
-            peak = _peak_bytes(checkpoint, config)
-            result[name] = _summary(checkpoint, config, rounds[name], peak)
+        for name, batch in order:
+            check_interrupt()
+            peak = _peak_bytes(checkpoints[name], config, batch)
+            shapes[name].append(_figures(config, rounds[name, batch], batch, peak))
             bar.advance()
-    return result
+    return {
+        name: {**_place(checkpoint), **shapes[name][0], "shapes": shapes[name]}
+        for name, checkpoint in checkpoints.items()
+    }
 
 
-def _run_round(checkpoint: Checkpoint, config: EvalConfig) -> tuple[float, list[float]]:
+def _run_round(checkpoint: Checkpoint, config: EvalConfig, batch: int) -> tuple[float, list[float]]:
     """Seconds of one prefill, and of each greedy step after it."""
     generator = torch.Generator().manual_seed(config.seed)
-    shape = (config.speed_batch, config.speed_prompt_tokens)
+    shape = (batch, config.speed_prompt_tokens)
     ids = torch.randint(0, checkpoint.vocab_size, shape, generator=generator).to(checkpoint.device)
     # Models without the option compute all positions' logits: so would any user's prefill with them.
     takes = inspect.signature(checkpoint.model.forward).parameters
@@ -103,27 +116,41 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _summary(checkpoint: Checkpoint, config: EvalConfig, rounds: _Rounds, peak: int | None) -> dict[str, Any]:
-    batch, prompt = config.speed_batch, config.speed_prompt_tokens
-    prefill_s = float(np.median(rounds.prefill_s))
-    latencies = np.concatenate([np.asarray(steps) for steps in rounds.step_s]) * 1000.0
-    decode_s = float(np.median([sum(steps) for steps in rounds.step_s]))
-    decoded = len(rounds.step_s[0])
+def _place(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
-        "prefill_tokens_per_s": batch * prompt / prefill_s,
-        "decode_tokens_per_s": batch * decoded / decode_s if decoded else None,
-        "latency_ms_p50": float(np.percentile(latencies, 50)) if decoded else None,
-        "latency_ms_p95": float(np.percentile(latencies, 95)) if decoded else None,
-        "time_to_first_token_ms": prefill_s * 1000.0,
-        "peak_gib": None if peak is None else peak / 2**30,
         "device": device_name(checkpoint.device),
         "dtype": checkpoint.dtype,
-        "batch": batch,
-        "prompt_tokens": prompt,
-        "decode_tokens": decoded,
-        "rounds": len(rounds.prefill_s),
         "threads": torch.get_num_threads(),
     }
+
+
+def _figures(config: EvalConfig, rounds: _Rounds, batch: int, peak: int | None) -> dict[str, Any]:
+    """What one model does with one number of sequences side by side."""
+    latencies = np.concatenate([np.asarray(steps) for steps in rounds.step_s]) * 1000.0
+    decoded = len(rounds.step_s[0])
+    record: dict[str, Any] = {"batch": batch, "prompt_tokens": config.speed_prompt_tokens, "decode_tokens": decoded}
+    record |= _rate("prefill", batch * config.speed_prompt_tokens, rounds.prefill_s, config.speed_price_per_hour)
+    record |= _rate("decode", batch * decoded, [sum(steps) for steps in rounds.step_s], config.speed_price_per_hour)
+    return {
+        **record,
+        "latency_ms_p50": float(np.percentile(latencies, 50)) if decoded else None,
+        "latency_ms_p95": float(np.percentile(latencies, 95)) if decoded else None,
+        "time_to_first_token_ms": float(np.median(rounds.prefill_s)) * 1000.0,
+        "peak_gib": None if peak is None else peak / 2**30,
+        "rounds": len(rounds.prefill_s),
+    }
+
+
+def _rate(what: str, tokens: int, seconds: list[float], price: float | None) -> dict[str, Any]:
+    """Tokens a second over the median round, its quartiles, and the cost of a million tokens; nulls for no tokens."""
+    slow, median, fast = (float(np.percentile(seconds, at)) for at in (75, 50, 25))
+    found = {
+        f"{what}_tokens_per_s": tokens / median if tokens else None,
+        f"{what}_tokens_per_s_quartiles": [tokens / slow, tokens / fast] if tokens else None,
+    }
+    if price is not None:
+        found[f"{what}_cost_per_million_tokens"] = price / 3600 * median / tokens * 1e6 if tokens else None
+    return found
 
 
 def device_name(device: torch.device) -> str:
@@ -131,7 +158,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _peak_bytes(checkpoint: Checkpoint, config: EvalConfig) -> int | None:
+def _peak_bytes(checkpoint: Checkpoint, config: EvalConfig, batch: int) -> int | None:
     """Bytes of the weights and of the most that one round adds to them; None where the platform cannot tell."""
     tensors = checkpoint.model.state_dict().values()
     weights = sum({int(tensor.data_ptr()): int(tensor.nbytes) for tensor in tensors}.values())
@@ -139,12 +166,12 @@ def _peak_bytes(checkpoint: Checkpoint, config: EvalConfig) -> int | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = int(torch.cuda.memory_allocated(device))
-        _run_round(checkpoint, config)
+        _run_round(checkpoint, config, batch)
         return weights + int(torch.cuda.max_memory_allocated(device)) - before
     if device.type != "cpu" or not _trim_and_restart_peak():
         return None
     before = int(psutil.Process().memory_info().rss)
-    _run_round(checkpoint, config)
+    _run_round(checkpoint, config, batch)
     return weights + max(0, peak_resident_bytes() - before)
 
 

@@ -1,5 +1,6 @@
 """Results on one page: report.json, report.md and report.html from a run folder."""
 
+import json
 from pathlib import Path
 
 from compress.artifacts import write_json, write_text
@@ -13,7 +14,7 @@ __all__ = ["summary", "write_report"]
 
 
 def write_report(run: Path) -> Path:
-    """Write RUN/report.json, RUN/report.md and RUN/report.html from the files in RUN; return the HTML page's path.
+    """Write RUN/report.json, report.md, report.html and flips.jsonl from the files in RUN; return the HTML page's path.
 
     Nothing is measured here, and the same files give the same bytes. Steps that have not run are left out and named.
 
@@ -23,6 +24,8 @@ def write_report(run: Path) -> Path:
     """
     files = read_run(run)
     report = build_report(files)
+    flips = report["flips"].pop("all")
+    write_text(run / "flips.jsonl", "".join(json.dumps(flip, ensure_ascii=False) + "\n" for flip in flips))
     write_json(run / "report.json", report)
     write_text(run / "report.md", markdown_page(report, files))
     page = run / "report.html"

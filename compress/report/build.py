@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from compress.report.draft import draft_figures
+from compress.report.flips import summarise_flips
 from compress.report.run_files import MODELS, Record, RunFiles, number
-from compress.report.scores import STUDENTS, build_retention, build_scores
+from compress.report.scores import STUDENTS, Comparison, build_scores, compare, mismatches
+from compress.report.verdicts import judge_all
 from compress.units import format_count
 
 LABELS = {"teacher": "teacher", "student_init": "cut", "student": "healed"}
@@ -14,19 +17,27 @@ LABELS = {"teacher": "teacher", "student_init": "cut", "student": "healed"}
 def build_report(run: RunFiles) -> Record:
     """Everything a page shows, as plain JSON data.
 
-    Beside the contract's `teacher`, `student_init`, `student`, `retention`, `compression` and `train` it has:
-    `scores` (by task and model, with intervals and chance), `retention_student_init`, `overall` (retention over all
-    tasks), `prune`, `headline` and `left_out` (what this run lacks, in words). What is absent is null.
+    Beside the contract's `teacher`, `student_init`, `student`, `retention`, `compression` and `train` it has: `labels`
+    (of the evaluated models), `scores` (by task and model, with intervals and chance), `verdicts` (what each means, in
+    words), `mismatches`, `retention_student_init`, `overall` (retention over all tasks), `flips` (counts and a few),
+    `draft` (the student as its teacher's draft), `prune`, `headline` and `left_out` (what this run lacks, in words).
+    What is absent is null.
     """
-    scores = build_scores(run)
-    retention = {model: build_retention(run, scores, model) for model in STUDENTS}
+    labels = {key: LABELS[key] for key in run.evals}
+    scores = build_scores(run.evals)
+    compared = _comparisons(run, scores)
     report: Record = {
         "name": run.name,
+        "labels": labels,
         **{key: run.evals.get(key) for key in MODELS},
         "scores": scores,
-        "retention": retention["student"][0],
-        "retention_student_init": retention["student_init"][0],
-        "overall": {model: overall for model, (_, overall) in retention.items()},
+        "verdicts": judge_all(run.evals, scores, {key: each.tasks for key, each in compared.items()}, labels),
+        "mismatches": mismatches(run.evals, scores, labels),
+        "retention": compared["student"].tasks if "student" in compared else {},
+        "retention_student_init": compared["student_init"].tasks if "student_init" in compared else {},
+        "overall": {model: compared[model].overall if model in compared else None for model in STUDENTS},
+        "flips": summarise_flips(compared, "teacher"),
+        "draft": _drafts(run),
         "compression": _compression(run),
         "train": _train(run.distill),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
@@ -34,6 +45,30 @@ def build_report(run: RunFiles) -> Record:
     }
     report["headline"] = headline(report)
     return report
+
+
+def _comparisons(run: RunFiles, scores: Mapping[str, Record]) -> dict[str, Comparison]:
+    """Each student against its teacher, where both have been evaluated."""
+    if "teacher" not in run.evals:
+        return {}
+    items = run.items
+    return {
+        model: compare(scores, ("teacher", model), (items["teacher"], items[model]))
+        for model in STUDENTS
+        if model in run.evals
+    }
+
+
+def _drafts(run: RunFiles) -> dict[str, Record]:
+    """Each student as its teacher's draft, where speeds were measured."""
+    teacher = (run.evals.get("teacher") or {}).get("speed")
+    found = {}
+    for key in STUDENTS:
+        record = run.evals.get(key) or {}
+        beside = (record.get("speed") or {}).get("teacher") or teacher
+        if figures := draft_figures(record.get("fidelity"), record.get("speed"), beside):
+            found[key] = figures
+    return found
 
 
 def _train(distill: Record | None) -> Record | None:

@@ -4,7 +4,7 @@ import json
 
 from compress.report.build import LABELS
 from compress.report.run_files import Record, RunFiles
-from compress.report.tables import models
+from compress.report.table import labels
 
 _SAMPLES = 8
 
@@ -22,7 +22,7 @@ def manifest_blocks(run: RunFiles) -> list[tuple[str, str, str]]:
 def sample_rows(report: Record) -> list[tuple[str, dict[str, str]]]:
     """(prompt, continuation by model key) of the first few prompts, in the order of the first model that has them."""
     rows: dict[str, dict[str, str]] = {}
-    for key in models(report):
+    for key in labels(report):
         for sample in report[key].get("samples") or []:
             rows.setdefault(str(sample["prompt"]), {})[key] = str(sample["continuation"])
     return list(rows.items())[:_SAMPLES]

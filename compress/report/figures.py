@@ -1,30 +1,31 @@
 """The pictures of report.html as inline SVG: scores, losses, layers. Each model has one colour and one marker."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from compress.report import svg
-from compress.report.build import LABELS
 from compress.report.cells import percent, share_kept
 from compress.report.run_files import Record, RunFiles, number
 from compress.report.svg import Scale
-from compress.report.tables import main_tasks, models
+from compress.report.table import compared, labels, main_tasks
 from compress.units import format_count
 
 Points = list[tuple[float, float]]
 
 _WIDTH = 960.0
-_ROW, _TOP, _COLUMN, _KEPT = 54.0, 46.0, 66.0, 104.0
+_ROW, _MARK, _TOP, _COLUMN, _KEPT = 54.0, 13.0, 46.0, 66.0, 104.0
+_CIRCLES, _SQUARES = ("student", "m1", "m4", "m7"), ("student_init", "m2", "m5", "m8")
 _LONGEST_NAME = 32
 _CURVE_POINTS = 240
 _LOG_RATIO = 5.0
 _SAME_ROWS_NATS = 0.02
 
 
-def scores_figure(report: Record) -> str:
+def scores_figure(report: Record, *, numbers: bool = True) -> str:
     """A row a task: each model's score with its 95% interval, a mark at chance, and the numbers at the right."""
-    keys = models(report)
+    keys = labels(report)
     shown = {}
     for name, entry in main_tasks(report).items():
         values = [entry[key]["value"] for key in keys if key in entry]
@@ -32,25 +33,26 @@ def scores_figure(report: Record) -> str:
             shown[name] = entry
     if not shown:
         return ""
-    kept = _kept(report)
-    labels = {name: _label(name, entry, keys) for name, entry in shown.items()}
-    left = 26 + max(max(7.8 * len(title), 6.2 * len(detail)) for title, detail in labels.values())
-    right = _WIDTH - _COLUMN * len(keys) - (_KEPT if kept else 0)
+    kept = _kept(report) if numbers else {}
+    titles = {name: _label(name, entry, list(keys)) for name, entry in shown.items()}
+    left = 26 + max(max(7.8 * len(title), 6.2 * len(detail)) for title, detail in titles.values())
+    right = _WIDTH - (_COLUMN * len(keys) if numbers else 0) - (_KEPT if kept else 0)
+    row = max(_ROW, _MARK * (len(keys) + 1))
     tops = [v for e in shown.values() for k in keys if k in e for v in (e[k]["value"], *(e[k]["ci95"] or ()))]
     tops += [e["chance"] for e in shown.values() if e["chance"] is not None]
     step = 0.1 if max(tops) <= 0.5 else 0.2
     scale = Scale(0.0, min(1.0, max(step, math.ceil(max(tops) / step - 1e-9) * step)), left, right - 12)
-    bottom = _TOP + _ROW * len(shown)
+    bottom = _TOP + row * len(shown)
     parts = [svg.line(scale(t), _TOP, scale(t), bottom, "grid") for t in scale.ticks(6)]
     parts += [svg.text(scale(t), bottom + 20, f"{t:.0%}", class_="tick middle") for t in scale.ticks(6)]
-    parts += _score_headings(keys, right, bool(kept))
+    parts += _score_headings(keys, right, bool(kept)) if numbers else []
     for index, (name, entry) in enumerate(shown.items()):
-        middle = _TOP + _ROW * (index + 0.5)
-        parts.append(svg.line(0, middle - _ROW / 2, _WIDTH, middle - _ROW / 2, "rule"))
-        title, detail = labels[name]
+        middle = _TOP + row * (index + 0.5)
+        parts.append(svg.line(0, middle - row / 2, _WIDTH, middle - row / 2, "rule"))
+        title, detail = titles[name]
         parts += [svg.text(0, middle - 3, title, class_="name"), svg.text(0, middle + 15, detail, class_="tick")]
-        parts += _score_marks(entry, keys, scale, middle, first=index == 0)
-        parts += _score_numbers(entry, keys, right, middle)
+        parts += _score_marks(entry, keys, scale, (middle, row), first=index == 0)
+        parts += _score_numbers(entry, list(keys), right, middle) if numbers else []
         if name in kept:
             parts.append(svg.text(_WIDTH, middle + 5, kept[name], class_="number end strong"))
     parts.append(svg.line(0, bottom, _WIDTH, bottom, "rule"))
@@ -59,14 +61,14 @@ def scores_figure(report: Record) -> str:
 
 def _kept(report: Record) -> dict[str, str]:
     """Retention above chance by task, of the smallest student that has any."""
-    table = report["retention"] or report["retention_student_init"]
+    table = next(reversed(compared(report).values()), {})
     return {name: share_kept(entry["chance_corrected"]) for name, entry in table.items()}
 
 
-def _score_headings(keys: Sequence[str], right: float, kept: bool) -> list[str]:
+def _score_headings(keys: Mapping[str, str], right: float, kept: bool) -> list[str]:
     parts = [
-        svg.text(right + _COLUMN * (i + 1), _TOP - 14, LABELS[key], class_=f"name end {key}")
-        for i, key in enumerate(keys)
+        svg.text(right + _COLUMN * (i + 1), _TOP - 14, label, class_=f"name end {key}")
+        for i, (key, label) in enumerate(keys.items())
     ]
     if kept:
         parts += [
@@ -84,17 +86,21 @@ def _label(name: str, entry: Record, keys: Sequence[str]) -> tuple[str, str]:
     return short, f"{entry['metric']}{shots} · {sample['n']:,} items"
 
 
-def _score_marks(entry: Record, keys: Sequence[str], scale: Scale, middle: float, *, first: bool) -> list[str]:
+def _score_marks(
+    entry: Record, keys: Mapping[str, str], scale: Scale, place: tuple[float, float], *, first: bool
+) -> list[str]:
+    """Marks in a row whose middle and height are `place`."""
+    middle, row = place
     parts = []
     if entry["chance"] is not None:
         at = scale(entry["chance"])
-        parts.append(svg.line(at, middle - _ROW / 2 + 5, at, middle + _ROW / 2 - 5, "chance"))
+        parts.append(svg.line(at, middle - row / 2 + 5, at, middle + row / 2 - 5, "chance"))
         if first:
             parts.append(svg.text(at, _TOP - 8, "chance", class_="tick middle"))
     found = [key for key in keys if key in entry]
     for index, key in enumerate(found):
-        score, y = entry[key], middle + 13 * (index - (len(found) - 1) / 2)
-        told = f"{LABELS[key]}: {percent(score['value'])}%"
+        score, y = entry[key], middle + _MARK * (index - (len(found) - 1) / 2)
+        told = f"{keys[key]}: {percent(score['value'])}%"
         if score["ci95"]:
             low, high = score["ci95"]
             told += f", 95% interval {percent(low)} to {percent(high)}"
@@ -113,23 +119,23 @@ def _score_numbers(entry: Record, keys: Sequence[str], right: float, middle: flo
 
 
 def marker(key: str, x: float, y: float, class_: str, told: str = "") -> str:
-    """Teacher: diamond. Cut: square. Healed: circle. `told` is shown on hover."""
-    title = svg.element("title", told) if told else ""
-    if key == "student":
+    """Teacher: diamond. Cut: square. Healed: circle. Of compared models m0, m1, ... they alternate. `told` on hover."""
+    title = svg.element("title", escape(told)) if told else ""
+    if key in _CIRCLES:
         return svg.element("circle", title, cx=x, cy=y, r=5, class_=class_)
-    if key == "student_init":
+    if key in _SQUARES:
         return svg.element("rect", title, x=x - 4.3, y=y - 4.3, width=8.6, height=8.6, class_=class_)
     return svg.element("path", title, d=f"M{x - 6:.2f} {y:.2f}l6 -6l6 6l-6 6z", class_=class_)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossPanel:
-    """One loss over training tokens: points are (tokens, nats a token); references are (model key, nats)."""
+    """One loss over training tokens: points are (tokens, nats a token); references are (model key, its name, nats)."""
 
     title: str
     training: Points
     heldout: Points
-    references: list[tuple[str, float]]
+    references: list[tuple[str, str, float]]
 
 
 def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
@@ -157,23 +163,23 @@ def _thin(points: Points) -> Points:
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 
 
-def _references(report: Record, heldout: Points) -> list[tuple[str, float]]:
+def _references(report: Record, heldout: Points) -> list[tuple[str, str, float]]:
     """Held-out losses of teacher and cut student, when the evaluation read the rows that training held out.
 
     It did when the healed student's loss there is the last or the best that training logged.
     """
-    losses = {key: number((report[key].get("heldout") or {}).get("loss_nats")) for key in models(report)}
+    losses = {key: number((report[key].get("heldout") or {}).get("loss_nats")) for key in labels(report)}
     healed = losses.get("student")
     logged = [heldout[-1][1], min(y for _, y in heldout)] if heldout else []
     if healed is None or not any(abs(healed - loss) <= _SAME_ROWS_NATS for loss in logged):
         return []
-    return [(key, loss) for key, loss in losses.items() if key != "student" and loss is not None]
+    return [(k, labels(report)[k], loss) for k, loss in losses.items() if k != "student" and loss is not None]
 
 
 def loss_figure(panel: LossPanel) -> str:
     """Training and held-out loss over tokens; a logarithmic axis when the values span a factor of five."""
     width, height, left, right, top, bottom = 470.0, 290.0, 44.0, 96.0, 10.0, 250.0
-    values = [y for _, y in panel.training + panel.heldout] + [y for _, y in panel.references]
+    values = [y for _, y in panel.training + panel.heldout] + [y for *_, y in panel.references]
     low, high = min(values), max(values)
     log = low > 0 and high / low > _LOG_RATIO
     pad = 0.0 if log else 0.06 * ((high - low) or 1.0)
@@ -184,8 +190,8 @@ def loss_figure(panel: LossPanel) -> str:
     parts += [svg.text(left - 8, up(t) + 4, f"{t:.4g}", class_="tick end") for t in up.ticks()]
     parts += [svg.text(across(t), bottom + 20, format_count(t), class_="tick middle") for t in across.ticks(5)]
     parts.append(svg.text((left + width - right) / 2, bottom + 38, "training tokens", class_="tick middle"))
-    parts += [svg.line(left, up(y), width - right, up(y), f"reference {key}") for key, y in panel.references]
-    ends = [(f"{LABELS[key]} {y:.2f}", y, key) for key, y in panel.references]
+    parts += [svg.line(left, up(y), width - right, up(y), f"reference {key}") for key, _, y in panel.references]
+    ends = [(f"{label} {y:.2f}", y, key) for key, label, y in panel.references]
     for points, name, style in ((panel.training, "training", "faint"), (panel.heldout, "held-out", "bold")):
         if points:
             parts.append(svg.path([(across(x), up(y)) for x, y in points], f"curve student {style}"))

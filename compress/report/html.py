@@ -1,18 +1,17 @@
 """report.html: one self-contained page, pictures first. No request leaves it; everything from the run is escaped."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
-from importlib.resources import files
 
-from compress.report import svg
 from compress.report.build import LABELS
 from compress.report.cells import share_kept
 from compress.report.extracts import manifest_blocks, sample_rows
-from compress.report.figures import layers_figure, loss_figure, loss_panels, marker, scores_figure
+from compress.report.figures import layers_figure, loss_figure, loss_panels
 from compress.report.importance import importance_figure, measures, score_unit
+from compress.report.layout import alarms, chip, page, scores_section, section, tables
 from compress.report.ranked import candidates_figure
 from compress.report.run_files import Record, RunFiles, number
-from compress.report.tables import Table, all_tables, models
+from compress.report.table import labels
 from compress.units import format_bytes, format_count, format_seconds
 
 _MEANING = {
@@ -24,20 +23,16 @@ _MEANING = {
 
 def html_page(report: Record, run: RunFiles) -> str:
     """The whole page as text."""
-    style = files("compress.report").joinpath("page.css").read_text(encoding="utf-8")
-    sections = [_header(report), _scores(report), _losses(report, run), _sizes(report), _tables(report)]
-    sections += [_samples(report), _layers(report), _candidates(report), _importance(report), _manifest(report, run)]
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(report['name'])} · compress report</title><style>{style}</style>"
-    )
-    body = "\n".join(section for section in sections if section)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
+    sections = [_header(report), scores_section(report), _losses(report, run), _classes(report), _sizes(report)]
+    sections += [tables(report), _samples(report), _layers(report), _candidates(report), _importance(report)]
+    sections.append(_manifest(report, run))
+    return page(report["name"], sections)
 
 
 def _header(report: Record) -> str:
-    keys = "".join(f'<li class="{key}">{_chip(key)}<b>{LABELS[key]}</b> {_MEANING[key]}</li>' for key in models(report))
+    keys = "".join(
+        f'<li class="{key}">{chip(key)}<b>{label}</b> {_MEANING[key]}</li>' for key, label in labels(report).items()
+    )
     tiles = "".join(
         f"<li><strong>{a}</strong><span>{escape(b)}</span><small>{escape(c)}</small></li>" for a, b, c in _tiles(report)
     )
@@ -45,12 +40,8 @@ def _header(report: Record) -> str:
     return (
         f'<header><p class="eyebrow">compress report</p><h1>{escape(report["name"])}</h1>'
         f'<p class="lead">{escape(report["headline"])}</p>{teacher}'
-        f'<ul class="tiles">{tiles}</ul><ul class="key">{keys}</ul></header>'
+        f'{alarms(report)}<ul class="tiles">{tiles}</ul><ul class="key">{keys}</ul></header>'
     )
-
-
-def _chip(key: str) -> str:
-    return svg.element("svg", marker(key, 7, 7, f"mark {key}"), viewBox="0 0 14 14", class_="chip", aria_hidden="true")
 
 
 def _tiles(report: Record) -> list[tuple[str, str, str]]:
@@ -77,19 +68,6 @@ def _tiles(report: Record) -> list[tuple[str, str, str]]:
     return found
 
 
-def _figure(title: str, caption: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p class='caption'>{escape(caption)}</p>{body}</section>"
-
-
-def _scores(report: Record) -> str:
-    picture = scores_figure(report)
-    caption = (
-        "Percent, with 95% intervals. The dashed line is what guessing scores; "
-        "a hollow mark cannot be told from guessing, or lies below it."
-    )
-    return _figure("What it can do", caption, f'<div class="wide">{picture}</div>') if picture else ""
-
-
 def _losses(report: Record, run: RunFiles) -> str:
     panels = loss_panels(report, run)
     if not panels:
@@ -98,7 +76,24 @@ def _losses(report: Record, run: RunFiles) -> str:
         f"<figure><figcaption>{escape(panel.title)}</figcaption>{loss_figure(panel)}</figure>" for panel in panels
     )
     caption = "Loss of the student in nats a token, on training batches and on held-out text."
-    return _figure("How it healed", caption, f'<div class="pair">{pictures}</div>')
+    return section("How it healed", caption, f'<div class="pair">{pictures}</div>')
+
+
+def _classes(report: Record) -> str:
+    """Bars of the smallest student's KL by what the token is, and by its place in the row."""
+    key = next((key for key in ("student", "student_init") if (report[key] or {}).get("fidelity")), None)
+    near = report[key]["fidelity"] if key else {}
+    cards = []
+    for title, field in (("By what the token is", "by_token"), ("By place in the row", "by_position")):
+        groups = {name: number(entry.get("kl_nats")) for name, entry in (near.get(field) or {}).items()}
+        pairs = [(name.replace("_", " "), kl) for name, kl in groups.items() if kl is not None and kl > 0]
+        if pairs:
+            bars = [(str(key), name, kl) for name, kl in pairs]
+            cards.append(f"<div><h3>{title}</h3>{_bars(bars, lambda kl: f'{kl:.3f}')}</div>")
+    if not cards:
+        return ""
+    caption = f"KL divergence of the {LABELS[str(key)]} student from its teacher on held-out text, nats a token."
+    return section("Where it differs from its teacher", caption, f'<div class="cards">{"".join(cards)}</div>')
 
 
 _SIZES: tuple[tuple[str, str, bool, Callable[[float], str]], ...] = (
@@ -125,38 +120,20 @@ def _sizes(report: Record) -> str:
         values = [number(record.get(field)) for record in records]
         pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None and value > 0]
         if len(pairs) == len(keys) and not (is_speed and len(devices) > 1):
-            cards.append(f"<div><h3>{title}</h3>{_bars(pairs, show)}</div>")
+            bars = [(key, LABELS[key], value) for key, value in pairs]
+            cards.append(f"<div><h3>{title}</h3>{_bars(bars, show)}</div>")
     caption = f"Speed and memory measured on {' and on '.join(devices)}." if devices else "Speed was not measured."
-    return _figure("What it costs to use", caption, f'<div class="cards">{"".join(cards)}</div>')
+    return section("What it costs to use", caption, f'<div class="cards">{"".join(cards)}</div>')
 
 
-def _bars(pairs: list[tuple[str, float]], show: Callable[[float], str]) -> str:
-    longest = max(value for _, value in pairs)
+def _bars(rows: list[tuple[str, str, float]], show: Callable[[float], str]) -> str:
+    """A bar for each (model key, name, value)."""
+    longest = max(value for *_, value in rows)
     return "".join(
-        f'<div class="bar {key}"><span>{LABELS[key]}</span>'
+        f'<div class="bar {key}"><span>{escape(name)}</span>'
         f'<i style="--share:{value / longest:.4f}"></i><b>{show(value)}</b></div>'
-        for key, value in pairs
+        for key, name, value in rows
     )
-
-
-def _tables(report: Record) -> str:
-    return "\n".join(_table(table) for table in all_tables(report))
-
-
-def _table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="words"' if left else "" for left in table.words]
-        made = (f"<{tag}{kind}>{escape(text)}</{tag}>" for text, kind in zip(cells, kinds, strict=True))
-        return f"<tr>{''.join(made)}</tr>"
-
-    rows = "".join(row(cells, "td") for cells in table.rows)
-    narrow = ' class="narrow"' if len(table.columns) == 2 else ""
-    grid = (
-        f'<div class="wide"><table{narrow}><thead>{row(table.columns, "th")}</thead><tbody>{rows}</tbody></table></div>'
-    )
-    if table.folded:
-        grid = f"<details><summary>{len(table.rows)} rows</summary>{grid}</details>"
-    return _figure(table.title, table.note, grid)
 
 
 def _samples(report: Record) -> str:
@@ -166,12 +143,12 @@ def _samples(report: Record) -> str:
     cards = []
     for prompt, texts in rows:
         columns = "".join(
-            f'<div class="{key}"><h4>{_chip(key)}{LABELS[key]}</h4><p>{escape(texts[key].strip())}</p></div>'
-            for key in models(report)
+            f'<div class="{key}"><h4>{chip(key)}{label}</h4><p>{escape(texts[key].strip())}</p></div>'
+            for key, label in labels(report).items()
             if key in texts
         )
         cards.append(f'<article><p class="prompt">{escape(prompt)}</p><div class="columns">{columns}</div></article>')
-    return _figure("How it writes", "The same prompts, continued by each model.", "".join(cards))
+    return section("How it writes", "The same prompts, continued by each model.", "".join(cards))
 
 
 def _layers(report: Record) -> str:
@@ -180,7 +157,7 @@ def _layers(report: Record) -> str:
         return ""
     kept, dropped = (len(report["prune"][key]) for key in ("kept_layers", "dropped_layers"))
     caption = f"{kept} of {kept + dropped} transformer layers stay, in their order; the dashed ones were dropped."
-    return _figure("Which layers stay", caption, f'<div class="wide">{picture}</div>')
+    return section("Which layers stay", caption, f'<div class="wide">{picture}</div>')
 
 
 def _candidates(report: Record) -> str:
@@ -193,7 +170,7 @@ def _candidates(report: Record) -> str:
         f"Every cut was healed on the same {healed}; the best, on top, was chosen. Hollow: as it was cut; filled: "
         "after that heal."
     )
-    return _figure("Which cut heals best", caption, f'<div class="wide">{picture}</div>')
+    return section("Which cut heals best", caption, f'<div class="wide">{picture}</div>')
 
 
 def _importance(report: Record) -> str:
@@ -207,7 +184,7 @@ def _importance(report: Record) -> str:
         return ""
     chooses = "were dropped" if len(pictures) == 1 else "would be dropped by that measure"
     caption = f"Filled layers stay, dashed ones {chooses}. The last layer always stays."
-    return _figure("How much each layer matters", caption, "".join(pictures))
+    return section("How much each layer matters", caption, "".join(pictures))
 
 
 def _manifest(report: Record, run: RunFiles) -> str:
@@ -217,4 +194,4 @@ def _manifest(report: Record, run: RunFiles) -> str:
         f"<details><summary>{escape(title)}</summary><pre>{escape(body)}</pre></details>"
         for title, body, _ in manifest_blocks(run)
     )
-    return _figure("How it was made", "Recipe, versions, hardware, commit and hashes of every step.", missing + blocks)
+    return section("How it was made", "Recipe, versions, hardware, commit and hashes of every step.", missing + blocks)

@@ -2,22 +2,23 @@
 
 import re
 
-from compress.report.build import LABELS
 from compress.report.cells import layer_ranges
 from compress.report.extracts import manifest_blocks, sample_rows
 from compress.report.run_files import Record, RunFiles
-from compress.report.tables import Table, all_tables, models
+from compress.report.table import Table, labels
+from compress.report.tables import all_tables
+from compress.report.verdicts import alarm_lines
 
 _FENCE = "````"
 
 
 def markdown_page(report: Record, run: RunFiles) -> str:
     """The report as GitHub-flavoured Markdown."""
-    parts = [f"# {_escape(report['name'])}", _escape(report["headline"])]
+    parts = head(report)
     if (layers := report["prune"]) and layers.get("kept_layers") is not None:
         kept, dropped = (layer_ranges(layers.get(key) or []) for key in ("kept_layers", "dropped_layers"))
         parts.append(f"Kept layers: {kept or 'none'}. Dropped layers: {dropped or 'none'}.")
-    parts += [_table(table) for table in all_tables(report)]
+    parts += [markdown_table(table) for table in all_tables(report)]
     parts += _samples(report)
     if report["left_out"]:
         parts.append("## Not in this report\n\n" + "\n".join(f"- {_escape(line)}" for line in report["left_out"]))
@@ -28,12 +29,19 @@ def markdown_page(report: Record, run: RunFiles) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def head(report: Record) -> list[str]:
+    """Name, headline, and what a reader must know before the scores."""
+    lines = [f"- **Caution.** {_escape(line)}" for line in alarm_lines(report)]
+    return [f"# {_escape(report['name'])}", _escape(report["headline"]), *(["\n".join(lines)] if lines else [])]
+
+
 def _escape(text: str) -> str:
     """Text that Markdown shows as it is; underscores inside words and lone brackets need no escape and stay legible."""
     return re.sub(r"[\\`*<>|#&]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])", r"\\\g<0>", " ".join(text.split()))
 
 
-def _table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A heading, a sentence and the table."""
     rule = [":--" if words else "--:" for words in table.words]
     lines = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
     body = "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))
@@ -47,9 +55,8 @@ def _samples(report: Record) -> list[str]:
     rows = sample_rows(report)
     if not rows:
         return []
-    keys = models(report)
     parts = ["## Sample continuations"]
     for prompt, texts in rows:
-        lines = [f"- **{LABELS[key]}**: {_escape(texts[key])}" for key in keys if key in texts]
+        lines = [f"- **{label}**: {_escape(texts[key])}" for key, label in labels(report).items() if key in texts]
         parts.append(f"> {_escape(prompt)}\n\n" + "\n".join(lines))
     return parts

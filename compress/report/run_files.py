@@ -48,8 +48,8 @@ def read_run(run: Path) -> RunFiles:
     """
     if not run.is_dir():
         raise InputError(f"The run folder {run} does not exist.")
-    evals = {key: _record(run / "eval" / f"{stem}.json", shapes.Evaluation) for key, stem in MODELS.items()}
-    found = {key: record for key, record in evals.items() if record is not None}
+    paths = {key: run / "eval" / f"{stem}.json" for key, stem in MODELS.items()}
+    found = {key: read_evaluation(path) for key, path in paths.items() if path.is_file()}
     if not found:
         names = ", ".join(f"{stem}.json" for stem in MODELS.values())
         raise InputError(
@@ -65,10 +65,27 @@ def read_run(run: Path) -> RunFiles:
         prune=_record(run / "student-init" / "prune.json", shapes.Pruning),
         distill=_record(run / "student" / "distill.json", shapes.Training),
         evals=found,
-        items={key: _jsonl(run / "eval" / f"{MODELS[key]}.items.jsonl", shapes.Item) for key in found},
+        items={key: read_items(paths[key]) for key in found},
         train_rows=_by_step(rows, "loss"),
         heldout_rows=_by_step(rows, "heldout_loss"),
     )
+
+
+def read_evaluation(path: Path) -> Record:
+    """An eval JSON.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds no JSON object.")
+    return shapes.require_shape(shapes.Evaluation, record, path)
+
+
+def read_items(path: Path) -> list[Record]:
+    """The items beside the eval JSON `path`; empty when they are not there."""
+    return _jsonl(path.with_name(f"{path.stem}.items.jsonl"), shapes.Item)
 
 
 def number(value: Any) -> float | None:

@@ -1,18 +1,19 @@
 """Scores beside chance, and retention over the items that teacher and student share."""
 
-from collections.abc import Mapping
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from compress.report import stats
-from compress.report.run_files import Record, RunFiles, number
-from compress.report.stats import Estimate, PairedMeans
+from compress.report.pairing import ItemKey, Paired, index_items, pair_items
+from compress.report.run_files import Record, number
+from compress.report.significance import holm, paired_test
+from compress.report.stats import Estimate
 
 LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss")
 STUDENTS = ("student_init", "student")
-_SAME_SCORE = 1e-6
 
-ItemKey = tuple[str, str, str]
+Evals = Mapping[str, Record]
+"""Model key -> its evaluation."""
 
 
 def metric_names(task: Record) -> list[str]:
@@ -27,13 +28,16 @@ def primary_metric(task: Record) -> str | None:
     return named if isinstance(named, str) else next(iter(metric_names(task)), None)
 
 
-def build_scores(run: RunFiles) -> dict[str, Record]:
-    """By task: its metric, chance, parent group, and by model {value, stderr, ci95, n, num_fewshot, versus_chance}."""
-    names = dict.fromkeys(name for record in run.evals.values() for name in record["tasks"])
-    parents = _parents(run)
+def build_scores(evals: Evals) -> dict[str, Record]:
+    """By task: its metric, chance, parent group, and by model value, stderr, ci95, n, num_fewshot, versus_chance.
+
+    A group's model entries also have `macro`: value, stderr and chance of the mean over its tasks.
+    """
+    names = dict.fromkeys(name for record in evals.values() for name in record["tasks"])
+    parents = _parents(evals)
     table = {}
     for name in names:
-        scored = {key: record["tasks"][name] for key, record in run.evals.items() if name in record["tasks"]}
+        scored = {key: record["tasks"][name] for key, record in evals.items() if name in record["tasks"]}
         first = next(iter(scored.values()))
         metric = primary_metric(first)
         chance = number(first.get("chance"))
@@ -56,12 +60,22 @@ def _score(task: Record, metric: str, value: float, chance: float | None) -> Rec
         "n": n,
         "num_fewshot": task.get("num_fewshot"),
         "versus_chance": stats.versus_chance(interval, chance),
+        "data_sha256": task.get("data_sha256"),
+        **_macro(task, metric),
     }
 
 
-def _parents(run: RunFiles) -> dict[str, str]:
+def _macro(task: Record, metric: str) -> Record:
+    value = number(task.get(f"{metric}_macro"))
+    if value is None:
+        return {}
+    stderr, chance = number(task.get(f"{metric}_macro_stderr")), number(task.get("chance_macro"))
+    return {"macro": {"value": value, "stderr": stderr, "chance": chance}}
+
+
+def _parents(evals: Evals) -> dict[str, str]:
     """Task or group -> the widest reported group whose member tasks include its own; what stands alone is left out."""
-    tasks = {name: task for record in run.evals.values() for name, task in record["tasks"].items()}
+    tasks = {name: task for record in evals.values() for name, task in record["tasks"].items()}
     members = {name: frozenset(task.get("members") or [name]) for name, task in tasks.items()}
     groups = {name: leaves for name, leaves in members.items() if tasks[name].get("members")}
     parents = {}
@@ -72,39 +86,89 @@ def _parents(run: RunFiles) -> dict[str, str]:
     return parents
 
 
-def build_retention(run: RunFiles, scores: Mapping[str, Record], model: str) -> tuple[dict[str, Record], Record | None]:
-    """Retention of `model` by task, and over all tasks that are no part of another; ({}, None) without both evals.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A model against another by task, over all tasks together, and the items that both answered.
 
-    Tasks whose chance level is not known stay out of the overall figure.
+    Attributes:
+        tasks: by task raw, chance_corrected, difference (each with its 95% interval), paired_items, lost, gained,
+            p_value, test, p_holm, note.
+        overall: retention over all tasks that are no part of another, or None.
+        pairs: the shared items of each task that is no part of another.
     """
-    if "teacher" not in run.evals or model not in run.evals:
-        return {}, None
-    table, pooled = {}, []
-    items = {key: _index(run.items[key]) for key in ("teacher", model)}
+
+    tasks: dict[str, Record]
+    overall: Record | None
+    pairs: dict[str, Paired]
+
+
+def compare(
+    scores: Mapping[str, Record], keys: tuple[str, str], items: tuple[Sequence[Record], Sequence[Record]]
+) -> Comparison:
+    """What model `keys[1]` keeps of `keys[0]` on each task that both have been scored on.
+
+    `items` are the two models' items. `p_holm` is adjusted for all tasks that are no part of another. Tasks whose
+    chance level is not known stay out of the overall figure.
+    """
+    first, second = (index_items(each) for each in items)
+    table, pairs, pooled = {}, {}, []
     for name, entry in scores.items():
-        if "teacher" not in entry or model not in entry:
+        if not all(key in entry for key in keys):
             continue
-        means, reason = _paired(name, entry, items["teacher"], items[model], model)
-        table[name] = _retention(entry, model, means, reason)
-        if means is not None and reason is None and entry["part_of"] is None:
-            pooled.append(means)
+        paired, reason = _paired(name, entry, keys, first, second)
+        table[name] = _retention(entry, keys, paired, reason)
+        if paired is None:
+            continue
+        if entry["part_of"] is None:
+            pairs[name] = paired
+            pooled += [paired.means] if paired.chance_known else []
+    main = [name for name, entry in table.items() if entry["p_value"] is not None and scores[name]["part_of"] is None]
+    for name, adjusted in zip(main, holm([table[name]["p_value"] for name in main]), strict=True):
+        table[name]["p_holm"] = adjusted
     if not pooled:
-        return table, None
-    overall = stats.chance_corrected_retention(pooled)
-    return table, {
-        "chance_corrected": overall.value,
-        "ci95": overall.ci95,
-        "num_tasks": len(pooled),
-        "note": overall.note,
-    }
+        return Comparison(table, None, pairs)
+    kept = stats.chance_corrected_retention(pooled)
+    overall = {"chance_corrected": kept.value, "ci95": kept.ci95, "num_tasks": len(pooled), "note": kept.note}
+    return Comparison(table, overall, pairs)
 
 
-def _retention(entry: Record, model: str, means: PairedMeans | None, reason: str | None) -> Record:
-    if means is None:
-        raw, corrected, delta = _unpaired(entry, model, reason)
+def mismatches(evals: Evals, scores: Mapping[str, Record], labels: Mapping[str, str]) -> list[str]:
+    """What was not measured alike: scores of other items, counts or shots than the first model's, or another text."""
+    said = []
+    for name, entry in scores.items():
+        (first, base), *others = [(key, entry[key]) for key in labels if key in entry] or [("", {})]
+        for key, score in others:
+            faults = [
+                f"{score[field]} {word} where the {labels[first]} has {base[field]}"
+                for field, word in (("num_fewshot", "shots"), ("n", "items"))
+                if score[field] != base[field]
+            ]
+            hashes = (score["data_sha256"], base["data_sha256"])
+            if not faults and None not in hashes and hashes[0] != hashes[1]:
+                faults.append(f"other items than the {labels[first]}")
+            if faults and entry["part_of"] is None:
+                said.append(f"{name}: the {labels[key]} was scored on {' and '.join(faults)}.")
+    texts = {key: ((evals[key].get("manifest") or {}).get("inputs") or {}).get("text") for key in labels}
+    known = {key: text for key, text in texts.items() if text is not None and evals[key].get("heldout")}
+    for key, text in known.items():
+        if text != next(iter(known.values())):
+            said.append(f"The held-out text of the {labels[key]} is another: their losses cannot be compared.")
+    return said
+
+
+def _retention(entry: Record, keys: tuple[str, str], paired: Paired | None, reason: str | None) -> Record:
+    test: Record = {"paired_items": None, "lost": None, "gained": None, "p_value": None, "test": None, "p_holm": None}
+    if paired is None:
+        raw, corrected, delta = _unpaired(entry, keys, reason)
     else:
+        first, second, _ = paired.scores.T
+        means = paired.means
         raw, delta = stats.raw_retention(means), stats.difference(means)
-        corrected = Estimate(None, None, reason) if reason else stats.chance_corrected_retention([means])
+        unknown = Estimate(None, None, "chance is not known")
+        corrected = stats.chance_corrected_retention([means]) if paired.chance_known else unknown
+        p_value, name = paired_test(first, second)
+        test |= {"paired_items": means.num_items, "p_value": p_value, "test": name}
+        test |= {"lost": int((second < first).sum()), "gained": int((second > first).sum())}
     return {
         "metric": entry["metric"],
         "raw": raw.value,
@@ -113,64 +177,43 @@ def _retention(entry: Record, model: str, means: PairedMeans | None, reason: str
         "ci95": corrected.ci95,
         "difference": delta.value,
         "difference_ci95": delta.ci95,
-        "paired_items": means.num_items if means is not None else None,
+        **test,
         "note": corrected.note or raw.note,
     }
 
 
-def _unpaired(entry: Record, model: str, reason: str | None) -> tuple[Estimate, Estimate, Estimate]:
+def _unpaired(entry: Record, keys: tuple[str, str], reason: str | None) -> tuple[Estimate, Estimate, Estimate]:
     """Raw and chance-corrected retention and difference from the scores alone: no intervals, and none if `_refusal`."""
-    if _refusal(entry, model):
+    if _refusal(entry, keys):
         return (Estimate(None, None, reason),) * 3
-    teacher, student, chance = entry["teacher"]["value"], entry[model]["value"], entry["chance"]
-    above = chance is not None and entry["teacher"]["versus_chance"] == "above"
+    first, second, chance = entry[keys[0]]["value"], entry[keys[1]]["value"], entry["chance"]
+    above = chance is not None and entry[keys[0]]["versus_chance"] == "above"
     return (
-        Estimate(student / teacher if teacher > 0 else None, None, reason),
-        Estimate((student - chance) / (teacher - chance) if above else None, None, reason),
-        Estimate(student - teacher, None, reason),
+        Estimate(second / first if first > 0 else None, None, reason),
+        Estimate((second - chance) / (first - chance) if above else None, None, reason),
+        Estimate(second - first, None, reason),
     )
 
 
-def _refusal(entry: Record, model: str) -> str | None:
+def _refusal(entry: Record, keys: tuple[str, str]) -> str | None:
     """Why two scores of a task say nothing about each other."""
-    teacher, student = entry["teacher"], entry[model]
-    if teacher["num_fewshot"] != student["num_fewshot"]:
-        return f"not comparable: {teacher['num_fewshot']} and {student['num_fewshot']} shots"
+    first, second = (entry[key] for key in keys)
+    if first["num_fewshot"] != second["num_fewshot"]:
+        return f"not comparable: {first['num_fewshot']} and {second['num_fewshot']} shots"
+    hashes = {first["data_sha256"], second["data_sha256"]}
+    if first["n"] == second["n"] and None not in hashes and len(hashes) > 1:
+        return "not comparable: other items"
     if any(word in entry["metric"] for word in LOWER_IS_BETTER):
         return "no retention: lower is better for this metric"
     return None
 
 
-def _index(items: list[Record]) -> dict[ItemKey, Record]:
-    return {(item["task"], str(item.get("doc_id")), str(item.get("doc_sha256"))): item for item in items}
-
-
 def _paired(
-    name: str, entry: Record, teacher: dict[ItemKey, Record], student: dict[ItemKey, Record], model: str
-) -> tuple[PairedMeans | None, str | None]:
-    """Bootstrap over the shared items of a task or group, or None; and what is wrong or missing, if anything."""
-    if refusal := _refusal(entry, model):
-        return None, refusal
-    metric, chance = entry["metric"], entry["chance"]
-    rows = []
-    for key, item in teacher.items():
-        other = student.get(key)
-        if other is None or (name != item["task"] and name not in item.get("groups", [])):
-            continue
-        own = number(item.get("chance"))
-        row = (
-            number(item["metrics"].get(metric)),
-            number(other["metrics"].get(metric)),
-            chance if own is None else own,
-        )
-        if row[0] is not None and row[1] is not None:
-            rows.append(row)
-    if len(rows) < 2:
-        return None, "no interval: no items are shared"
-    table = np.array(rows, dtype=np.float64)
-    for column, who in enumerate(("teacher", model)):
-        if len(rows) == entry[who]["n"] and abs(table[:, column].mean() - entry[who]["value"]) > _SAME_SCORE:
-            return None, "no interval: the score is no mean over its items"
-    unknown = bool(np.isnan(table[:, 2]).any())
-    means = stats.paired_means(table[:, 0], table[:, 1], np.nan_to_num(table[:, 2]))
-    return means, "chance is not known" if unknown else None
+    name: str,
+    entry: Record,
+    keys: tuple[str, str],
+    first: Mapping[ItemKey, Record],
+    second: Mapping[ItemKey, Record],
+) -> tuple[Paired | None, str | None]:
+    refusal = _refusal(entry, keys)
+    return (None, refusal) if refusal else pair_items(name, entry, keys, first, second)

@@ -6,12 +6,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from compress.report.build import LABELS
 from compress.report.cells import cell, fixed, plus_minus, share_kept
 from compress.report.run_files import Record
-from compress.report.tables import main_tasks, models
+from compress.report.table import compared, labels, main_tasks
+from compress.report.verdicts import alarm_lines
 from compress.units import format_bytes, format_count
 
+_ALARMS = 4
 _MARKS = {"same": " ≈", "below": " ↓"}
 _FACTS: tuple[tuple[str, str | None, str, Callable[[float], str]], ...] = (
     ("parameters", None, "params", format_count),
@@ -26,16 +27,20 @@ def summary(report: Record) -> Table:
     """A column for each model; rows: scores in percent +- one standard error, size, held-out loss, KL, decode speed.
 
     The last column is what the student keeps above chance. `report` is the content of report.json. `≈` marks a score
-    that cannot be told from chance, `↓` one below it.
+    that cannot be told from chance, `↓` one below it; under the table stand the scores that mislead, and why.
     """
-    keys = models(report)
-    kept = report["retention"] or report["retention_student_init"]
+    keys = labels(report)
+    kept = next(reversed(compared(report).values()), {})
     tasks = main_tasks(report)
     verdicts = {task[key]["versus_chance"] for task in tasks.values() for key in keys if key in task}
     marks = "; ≈ not above chance, ↓ below chance" if verdicts & _MARKS.keys() else ""
-    table = Table(title=Text(report["headline"]), caption=f"percent ± standard error{marks}", box=SIMPLE_HEAD)
+    alarms = alarm_lines(report)
+    shown = [f"! {line}" for line in alarms[:_ALARMS]]
+    shown += [f"! and {len(alarms) - _ALARMS} more: see the report"] if len(alarms) > _ALARMS else []
+    caption = Text("\n".join([f"percent ± standard error{marks}", *shown]))
+    table = Table(title=Text(report["headline"]), caption=caption, box=SIMPLE_HEAD)
     table.add_column("", overflow="fold")
-    for name in [*(LABELS[key] for key in keys), *(["kept"] if kept else [])]:
+    for name in [*keys.values(), *(["kept"] if kept else [])]:
         table.add_column(Text(name), justify="right", no_wrap=True)
     for name, entry in tasks.items():
         scores = [entry.get(key) for key in keys]

@@ -14,6 +14,7 @@ OPTIONS = {
     "eval": {"model", "--teacher", "--tasks", "--num-fewshot", "--limit", "--datasets-root", "--text", "--out"},
     "run": {"recipe", "--out", "--set", "--dry-run"},
     "report": {"run_dir"},
+    "compare": {"models", "--out", "--json"},
     "verify": {"run_dir", "--data", "--json"},
     "demo": {"--out"},
 }

@@ -64,7 +64,12 @@ def test_the_whole_measurement_on_a_token_store(place: dict[str, Path]) -> None:
     assert result["bytes"] == (place["model"] / "model.safetensors").stat().st_size
     assert result["params"] == 257 * 32 + 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32
     assert len(result["samples"]) == 2
-    assert result["speed"]["prefill_tokens_per_s"] > 0
+    speed = result["speed"]
+    assert speed["prefill_tokens_per_s"] > 0
+    assert [shape["batch"] for shape in speed["shapes"]] == [shape["batch"] for shape in speed["teacher"]["shapes"]]
+    assert fidelity["responses"]["prompts"] == 4
+    assert fidelity["draft"]["cost_ratio"] == speed["latency_ms_p50"] / speed["teacher"]["latency_ms_p50"]
+    assert fidelity["draft"]["greedy"]["acceptance_rate"] == fidelity["top1_agreement"]
     assert result["tasks"] == {}
     assert result["manifest"]["config"]["heldout_sequences"] == 4
     assert result["manifest"]["inputs"] == evaluation_inputs(place["model"], teacher=teacher, text=place["store"])

@@ -1,6 +1,7 @@
 """Held-out loss and fidelity against a dense float64 computation from `model(...).logits`."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from compress.errors import InputError
 from compress.evaluate import EvalConfig
 from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
-from compress.evaluate.language import divergences, heldout_scores
+from compress.evaluate.language import compare_tokens, heldout_scores
+from compress.evaluate.token_classes import FREQUENCIES, KINDS, group_tokens
 
 CONFIG = EvalConfig(device="cpu")
 
@@ -74,12 +76,69 @@ def test_fidelity_is_the_dense_one(models: dict[str, Path], monkeypatch: pytest.
     assert found["js_nats"] == pytest.approx(js, rel=1e-5)
     assert found["top1_agreement"] == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
     assert found["tokens"] == 100
+    assert found["acceptance_rate"] == pytest.approx(1 - (p - q).abs().sum(-1).mean().item() / 2, rel=1e-5)
+    best = [[set(row.argsort()[-5:].tolist()) for row in each.numpy()] for each in (p, q)]
+    overlap = [len(a & b) / 5 for a, b in zip(*best, strict=True)]
+    assert found["top5_agreement"] == pytest.approx(sum(overlap) / 100)
+
+
+def test_kl_by_class_and_its_standard_error_are_the_dense_ones(models: dict[str, Path]) -> None:
+    model, teacher, ids = load_checkpoint(models["model"], CONFIG), load_checkpoint(models["teacher"], CONFIG), rows()
+    held, found = heldout_scores(model, ids, 100, teacher=teacher, batch_tokens=64)
+    log_p, log_q = dense(teacher, ids).log_softmax(-1), dense(model, ids).log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).reshape(5, 20).numpy()
+    loss = -log_q.gather(1, torch.from_numpy(ids[:, 1:]).reshape(-1, 1)).reshape(5, 20).numpy()
+    assert found is not None
+    assert found["kl_nats_stderr"] == pytest.approx(kl.mean(1).std(ddof=1) / math.sqrt(5), rel=1e-4)
+    assert held["loss_nats_stderr"] == pytest.approx(loss.mean(1).std(ddof=1) / math.sqrt(5), rel=1e-4)
+    spans = {"1": (0, 1), "2-3": (1, 3), "4-7": (3, 7), "8-15": (7, 15), "16-20": (15, 20)}
+    assert {label: entry["tokens"] for label, entry in found["by_position"].items()} == {
+        label: 5 * (end - start) for label, (start, end) in spans.items()
+    }
+    for label, (start, end) in spans.items():
+        assert found["by_position"][label]["kl_nats"] == pytest.approx(kl[:, start:end].mean(), rel=1e-4)
+        assert held["by_position"][label]["loss_nats"] == pytest.approx(loss[:, start:end].mean(), rel=1e-4)
+    text = [model.tokenizer.decode(row) for row in ids]
+    spaces = np.array([[character == " " for character in row[1:]] for row in text])
+    assert found["by_token"]["space"]["kl_nats"] == pytest.approx(kl[spaces].mean(), rel=1e-4)
+    first = np.array([[a == " " and b.isalpha() for a, b in itertools.pairwise(row)] for row in text])
+    assert found["by_token"]["word_start"]["tokens"] == first.sum()
+    assert found["by_token"]["word_start"]["kl_nats"] == pytest.approx(kl[first].mean(), rel=1e-4)
+    for name in ("by_position", "by_token", "by_frequency"):
+        assert sum(entry["tokens"] for entry in found[name].values()) == 100
+        mean = sum(entry["tokens"] * entry["kl_nats"] for entry in found[name].values()) / 100
+        assert mean == pytest.approx(found["kl_nats"], rel=1e-9)
+
+
+def test_token_kinds_and_frequencies_by_hand() -> None:
+    tokenizer = byte_tokenizer()
+    ids = np.array([[*tokenizer("a b12, cd\nef7g")["input_ids"], 256, *tokenizer("x")["input_ids"]]])
+    kinds = group_tokens(ids, tokenizer)["token"]
+    assert [KINDS[code][:7] for code in kinds.codes[0]] == [
+        "space", "word_st", "digit", "digit", "punctua", "space", "word_st", "word_in", "space", "word_st", "word_in",
+        "digit", "word_in", "special", "word_st",
+    ]  # fmt: skip
+    counted = group_tokens(np.array([[9, *[1] * 5, *[2] * 4, 3]]), tokenizer)["frequency"]
+    assert [FREQUENCIES[code] for code in counted.codes[0]] == ["frequent"] * 5 + ["medium"] * 4 + ["rare"]
+
+
+def test_a_draft_is_accepted_as_often_as_speculative_sampling_accepts_it() -> None:
+    """Leviathan et al., algorithm 1: x ~ q is kept with probability min(1, p(x) / q(x))."""
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(8)), rng.dirichlet(np.ones(8))
+    drawn = rng.choice(8, size=200_000, p=q)
+    kept = rng.random(len(drawn)) < np.minimum(1, p[drawn] / q[drawn])
+    found = compare_tokens(torch.from_numpy(p[None]).log(), torch.from_numpy(q[None]).log()).accepted.item()
+    assert found == pytest.approx(kept.mean(), abs=4 * math.sqrt(0.25 / len(drawn)))
 
 
 def test_a_model_is_perfectly_faithful_to_itself(models: dict[str, Path]) -> None:
     model = load_checkpoint(models["model"], CONFIG)
     _, found = heldout_scores(model, rows(), 100, teacher=model)
-    assert found == {"kl_nats": 0.0, "js_nats": pytest.approx(0.0, abs=1e-7), "top1_agreement": 1.0, "tokens": 100}
+    assert found is not None
+    assert (found["kl_nats"], found["top1_agreement"], found["top5_agreement"], found["tokens"]) == (0.0, 1.0, 1.0, 100)
+    assert found["js_nats"] == pytest.approx(0.0, abs=1e-7)
+    assert found["acceptance_rate"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_padded_vocabulary_is_compared_over_the_shared_ids(models: dict[str, Path]) -> None:
@@ -97,18 +156,21 @@ logits = st.lists(st.floats(-30, 30), min_size=4, max_size=4)
 @given(logits, logits)
 def test_divergences_are_non_negative_js_is_symmetric_and_bounded(a: list[float], b: list[float]) -> None:
     p, q = torch.tensor([a], dtype=torch.float64), torch.tensor([b], dtype=torch.float64)
-    kl, js, _ = divergences(p, q)
-    _, js_back, _ = divergences(q, p)
-    assert kl.item() >= -1e-12
-    assert -1e-12 <= js.item() <= math.log(2) + 1e-12
-    assert js.item() == pytest.approx(js_back.item(), abs=1e-12)
+    found, back = compare_tokens(p, q), compare_tokens(q, p)
+    assert found.kl.item() >= -1e-12
+    assert -1e-12 <= found.js.item() <= math.log(2) + 1e-12
+    assert found.js.item() == pytest.approx(back.js.item(), abs=1e-12)
+    assert found.accepted.item() == pytest.approx(back.accepted.item(), abs=1e-12)
+    # Pinsker: total variation = 1 - accepted <= sqrt(KL / 2).
+    assert 1 - found.accepted.item() <= math.sqrt(max(found.kl.item(), 0) / 2) + 1e-9
 
 
 def test_disjoint_distributions_reach_the_bound_and_masked_ids_do_no_harm() -> None:
     minus = float("-inf")
-    _, js, agree = divergences(torch.tensor([[0.0, -1e4, minus]]), torch.tensor([[-1e4, 0.0, minus]]))
-    assert js.item() == pytest.approx(math.log(2), rel=1e-6)
-    assert not agree.item()
+    found = compare_tokens(torch.tensor([[0.0, -1e4, minus]]), torch.tensor([[-1e4, 0.0, minus]]))
+    assert found.js.item() == pytest.approx(math.log(2), rel=1e-6)
+    assert found.accepted.item() == 0
+    assert not found.top1.item()
 
 
 def test_bf16_models_are_scored_from_float32_logits(models: dict[str, Path]) -> None:

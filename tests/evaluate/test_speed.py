@@ -1,5 +1,6 @@
 """What the speed record says must follow from the clock and the cache."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import torch
 from helpers import save_tiny_model
 
 from compress.evaluate import EvalConfig, compare_speed, speed
-from compress.evaluate.checkpoint import load_checkpoint
+from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
 from compress.evaluate.samples import continuations
 
-CONFIG = EvalConfig(device="cpu", speed_prompt_tokens=12, speed_decode_tokens=5, speed_repeats=3, speed_batch=2)
+CONFIG = EvalConfig(
+    device="cpu", speed_prompt_tokens=12, speed_decode_tokens=5, speed_repeats=3, speed_batch=2, speed_batches=[]
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +34,34 @@ def test_figures_follow_from_the_clock(folder: Path, monkeypatch: pytest.MonkeyP
     assert {key: record[key] for key in shape} == shape
 
 
+def test_spread_and_cost_follow_from_the_rounds() -> None:
+    rounds = speed._Rounds([1.0, 2.0, 4.0, 8.0, 16.0], [[0.5, 0.5], [1.0, 1.0], [2.0, 2.0], [4.0, 4.0], [8.0, 8.0]])
+    record = speed._figures(dataclasses.replace(CONFIG, speed_price_per_hour=3.6), rounds, 2, None)
+    assert record["prefill_tokens_per_s"] == pytest.approx(24 / 4)
+    assert record["prefill_tokens_per_s_quartiles"] == pytest.approx([24 / 8, 24 / 2])
+    assert record["decode_tokens_per_s_quartiles"] == pytest.approx([4 / 8, 4 / 2])
+    # 3.6 an hour is 0.001 a second; a million tokens at 6 and at 1 a second.
+    assert record["prefill_cost_per_million_tokens"] == pytest.approx(1000 / 6)
+    assert record["decode_cost_per_million_tokens"] == pytest.approx(1000)
+    assert "decode_cost_per_million_tokens" not in speed._figures(CONFIG, rounds, 2, None)
+
+
 def test_models_take_turns_and_warm_up_rounds_are_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     run_round = speed._run_round
 
-    def spy(checkpoint: object, config: EvalConfig) -> tuple[float, list[float]]:
-        order.append(getattr(checkpoint, "name", ""))
-        return run_round(checkpoint, config)  # type: ignore[arg-type]
+    def spy(checkpoint: Checkpoint, config: EvalConfig, batch: int) -> tuple[float, list[float]]:
+        order.append((checkpoint.name, batch))
+        return run_round(checkpoint, config, batch)
 
     monkeypatch.setattr(speed, "_run_round", spy)
     other = save_tiny_model(folder.parent / "other", num_hidden_layers=2)
-    found = compare_speed({"a": folder, "b": other}, CONFIG)
-    assert order[:10] == [str(folder), str(other)] * 5
+    found = compare_speed({"a": folder, "b": other}, dataclasses.replace(CONFIG, speed_batches=[4, 2]))
+    turns = [(str(model), batch) for batch in (2, 4) for model in (folder, other)]
+    assert order[:20] == turns * 5
     assert found["a"]["rounds"] == 3
+    assert [shape["batch"] for shape in found["a"]["shapes"]] == [2, 4]
+    assert found["a"]["shapes"][0].items() <= found["a"].items()
 
 
 def test_decoding_feeds_one_token_at_a_time_and_gives_the_uncached_tokens(folder: Path) -> None:
@@ -53,7 +71,7 @@ def test_decoding_feeds_one_token_at_a_time_and_gives_the_uncached_tokens(folder
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
     )
     with torch.inference_mode():
-        speed._run_round(checkpoint, CONFIG)
+        speed._run_round(checkpoint, CONFIG, 2)
     assert [tuple(ids.shape) for ids in seen] == [(2, 12)] + [(2, 1)] * 5
     with torch.no_grad():
         whole = torch.cat(seen, dim=1)

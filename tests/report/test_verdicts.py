@@ -1,0 +1,181 @@
+"""The report says in words what a student is worth: one that always answers A, one that guesses, one that is healed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_world import STEMS, make_run
+
+from compress.evaluate.answers import answer_summary, calibration
+from compress.report import write_report
+from compress.report.verdicts import certainty_words, difference_words, one_answer_words
+
+ITEMS = 1200
+LETTERS = ["A", "B", "C", "D"]
+
+
+def choice_items(
+    right_share: float | None, *, seed: int, always: int | None = None, sure: float = 0.6
+) -> list[dict[str, Any]]:
+    """Items of four options; the model picks the right one with `right_share`, guesses (None), or picks `always`."""
+    rng = np.random.default_rng(seed)
+    gold = np.random.default_rng(0).integers(0, 4, size=ITEMS)
+    ease = np.random.default_rng(1).random(ITEMS)
+    items = []
+    for index in range(ITEMS):
+        knows = right_share is not None and 0.7 * ease[index] + 0.3 * rng.random() < right_share
+        other = (gold[index] + rng.integers(1, 4)) % 4
+        pick = (
+            always
+            if always is not None
+            else rng.integers(0, 4)
+            if right_share is None
+            else gold[index]
+            if knows
+            else other
+        )
+        p = np.full(4, (1 - sure) / 3)
+        p[pick] = sure
+        items.append(
+            {
+                "task": "letters", "groups": [], "doc_id": index, "doc_sha256": f"{index}", "chance": 0.25,
+                "metrics": {"acc": float(pick == gold[index])}, "question": f"Question {index}?", "options": LETTERS,
+                "log_likelihoods": np.log(p).tolist(), "choice": int(pick), "gold": [int(gold[index])],
+            }
+        )  # fmt: skip
+    return items
+
+
+def run_with(folder: Path, *models: list[dict[str, Any]]) -> Path:
+    run = make_run(folder, {"letters": ("acc", 0.25, 5, ITEMS, 0.7, 0.3, 0.6)})
+    for stem, items in zip(STEMS, models, strict=True):
+        values = np.array([item["metrics"]["acc"] for item in items])
+        path = run / "eval" / f"{stem}.json"
+        record = json.loads(path.read_text())
+        record["tasks"]["letters"] |= {"acc": values.mean(), "acc_stderr": values.std(ddof=1) / np.sqrt(ITEMS)}
+        record["tasks"]["letters"]["answers"] = answer_summary(items)
+        path.write_text(json.dumps(record))
+        (run / "eval" / f"{stem}.items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return run
+
+
+def verdicts(run: Path) -> dict[str, dict[str, Any]]:
+    write_report(run)
+    found = json.loads((run / "report.json").read_text())["verdicts"]
+    return {verdict["model"]: verdict for verdict in found}
+
+
+def test_always_a_at_chance_and_healed_are_told_apart_in_words(tmp_path: Path) -> None:
+    teacher, healed = choice_items(0.7, seed=2), choice_items(0.62, seed=3)
+    said = verdicts(run_with(tmp_path / "a", teacher, choice_items(None, seed=4, always=0), healed))
+    assert said["student_init"]["level"] == "alarm"
+    assert "Always answers A (100% of items; A is right in" in said["student_init"]["text"]
+    assert "measures that habit" in said["student_init"]["text"]
+    assert said["student"]["level"] == said["teacher"]["level"] == "fine"
+    assert said["student"]["text"].startswith("Above chance (")
+    assert "worse than the teacher by −" in said["student"]["text"]
+    assert "p < 0.0001" in said["student"]["text"]
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "a" / page).read_text()
+        assert text.index("lways answers A (100%") < text.index("Above chance (")
+    guess = verdicts(run_with(tmp_path / "b", teacher, choice_items(None, seed=4), healed))["student_init"]
+    assert guess["level"] == "caution"
+    assert guess["text"].startswith("At chance: cannot be told from guessing (")
+    assert "answers A" not in guess["text"]
+    bad = verdicts(run_with(tmp_path / "c", teacher, choice_items(0.1, seed=5), healed))["student_init"]
+    assert bad["level"] == "alarm"
+    assert bad["text"].startswith("Below chance, worse than guessing (")
+
+
+def test_a_difference_of_noise_is_called_noise(tmp_path: Path) -> None:
+    teacher = choice_items(0.7, seed=2)
+    other = [dict(item) for item in teacher]
+    for index, change in ((3, 0.0), (5, 0.0), (8, 1.0), (13, 0.0)):
+        other[index]["metrics"] = {"acc": change}
+    said = verdicts(run_with(tmp_path, teacher, choice_items(None, seed=4), other))["student"]["text"]
+    assert "its difference from the teacher, " in said
+    assert "is noise (p = " in said
+    assert "worse" not in said
+    same = verdicts(run_with(tmp_path / "same", teacher, choice_items(None, seed=4), teacher))["student"]["text"]
+    assert "the same answers as the teacher, item for item" in same
+
+
+def test_flips_are_counted_listed_and_shown_with_their_text(tmp_path: Path) -> None:
+    teacher, healed = choice_items(0.7, seed=2), choice_items(0.62, seed=3)
+    run = run_with(tmp_path, teacher, choice_items(None, seed=4), healed)
+    write_report(run)
+    flips = [json.loads(line) for line in (run / "flips.jsonl").read_text().splitlines()]
+    pairs = list(zip(teacher, healed, strict=True))
+    lost = {a["doc_id"] for a, b in pairs if a["metrics"]["acc"] > b["metrics"]["acc"]}
+    gained = {a["doc_id"] for a, b in pairs if a["metrics"]["acc"] < b["metrics"]["acc"]}
+    assert {flip["doc_id"] for flip in flips if flip["change"] == "lost"} == lost
+    assert {flip["doc_id"] for flip in flips if flip["change"] == "gained"} == gained
+    first = flips[0]
+    item = healed[first["doc_id"]]
+    assert first["second"] == LETTERS[item["choice"]]
+    assert (first["question"], first["gold"]) == (item["question"], LETTERS[item["gold"][0]])
+    report = json.loads((run / "report.json").read_text())
+    entry = report["retention"]["letters"]
+    assert (entry["lost"], entry["gained"], entry["test"]) == (len(lost), len(gained), "McNemar exact")
+    assert (report["flips"]["lost"], report["flips"]["gained"]) == (len(lost), len(gained))
+    assert "all" not in report["flips"]
+    shown = report["flips"]["examples"][0]["question"]
+    assert shown in (run / "report.html").read_text()
+    assert shown in (run / "report.md").read_text()
+
+
+def test_calibration_error_by_hand_and_its_noise() -> None:
+    # Bins of 1/15: 0.5 (two of four right) and 0.9 (one of two right).
+    error, _ = calibration(np.array([0.5] * 4 + [0.9] * 2), np.array([1.0, 1, 0, 0, 1, 0]))
+    assert error == pytest.approx((4 * 0.0 + 2 * 0.4) / 6)
+    rng = np.random.default_rng(0)
+    beyond = 0
+    for _ in range(60):
+        sure = rng.uniform(0.25, 1.0, size=400)
+        found, noise = calibration(sure, (rng.random(400) < sure).astype(float))
+        assert found > 0
+        beyond += found > noise
+    assert beyond <= 9  # 3 are expected of 60; more than 9 in one of 1,000 such tests
+
+
+def test_false_certainty_is_called_out_and_chance_miscalibration_is_not() -> None:
+    sure = answer_summary(choice_items(0.5, seed=6, sure=0.95))
+    assert sure is not None
+    words = certainty_words(sure)
+    assert words is not None
+    assert words.startswith("overconfident: 95% sure and right in ")
+    honest = answer_summary(choice_items(0.6, seed=6, sure=0.6))
+    assert certainty_words(honest) is None or "overconfident" not in str(certainty_words(honest))
+    assert certainty_words(None) is None
+
+
+def test_one_answer_is_only_called_so_against_the_gold_and_texts_that_repeat_are_too() -> None:
+    assert one_answer_words({"chosen": [96, 2, 1, 1], "gold": [95, 2, 2, 1]}) is None
+    assert "nearly always answers B (93%" in str(one_answer_words({"chosen": [5, 93, 2], "gold": None}))
+    assert one_answer_words({"chosen": [60, 20, 20], "gold": [33, 33, 34]}) is None
+    assert one_answer_words({"chosen": [5, 0], "gold": [2, 3]}) is None  # too few to say
+    texts = [{"answer": "the"}] * 8 + [{"answer": "Paris"}] * 2
+    assert "gives the same answer, “the”, to 80% of items" in str(one_answer_words(answer_summary(texts)))
+    assert "answers nothing at all to 80% of items" in str(
+        one_answer_words(answer_summary([{"answer": " "}] * 8 + [{"answer": "x"}] * 2))
+    )
+    assert one_answer_words(answer_summary([{"answer": str(i)} for i in range(10)])) is None
+    assert answer_summary([{"metrics": {}}]) is None
+
+
+def test_a_difference_is_judged_by_the_adjusted_p() -> None:
+    row = {
+        "p_value": 0.03,
+        "p_holm": 0.12,
+        "difference": -0.02,
+        "difference_ci95": (-0.04, 0.0),
+        "lost": 30,
+        "gained": 15,
+    }
+    assert "is noise (p = 0.12" in str(difference_words(row, "teacher"))
+    assert "worse than the teacher by −2.0 [−4.0, +0.0] points (p = 0.03" in str(
+        difference_words({**row, "p_holm": None}, "teacher")
+    )
+    assert difference_words(None, "teacher") is None
