@@ -98,8 +98,8 @@ def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
     manager = _manager(folders, include_defaults=True)
     for name in names:
         if name not in manager.task_index:
-            near = difflib.get_close_matches(name, [*PRESETS, *manager.all_tasks], n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists what there is."
+            similar = difflib.get_close_matches(name, [*PRESETS, *manager.all_tasks], n=3)
+            hint = f"did you mean {' or '.join(similar)}?" if similar else "`lm-eval ls tasks` lists what there is."
             raise UsageError(f"There is no task {name!r}; {hint}")
     return manager
 
