@@ -187,6 +187,7 @@ def test_what_cannot_be_ranked_is_refused(world: Path, tmp_path: Path) -> None:
         (["prune.layers=5"], "has 4 layers"),
         (["data.heldout_sequences=0"], "held-out rows"),
         (["prune.candidates=[alternate]", "prune.rank_after=1G"], "tokens"),
+        (["prune.candidates=['2,3']", "prune.repair=true"], "No candidate can be repaired"),
     ):
         with pytest.raises(UsageError, match=says):
             ranked(world, tmp_path / changes[-1], [*RANKING, *changes])
