@@ -3,12 +3,12 @@
     python benchmarks/criteria.py --work runs/criteria              about an hour on one CPU core
     python benchmarks/criteria.py --work runs/smoke --smoke         a minute: does everything once, measures nothing
 
-For each seed a teacher is trained from scratch, every criterion names its cut, and each cut is made without and with
-repair and healed with the same rows in the same order. A seed is the teacher's first weights, the order of its data,
-the calibration text, the random draws and the order of the healing. Cuts that several criteria name are healed once.
-`rank-after` heals each cut for a while first and takes the best. Everything is in the work folder: stopped and started
-again, the study goes on where it was. docs/pruning.md says what the numbers mean. The Markdown tables go to stdout, all
-numbers to WORK/criteria.json.
+A teacher is trained from scratch. For each seed every criterion names its cut, and each cut is made without and with
+repair and healed with the same rows in the same order. A seed is the calibration text, the random draw and the order of
+the healing; with --own-teachers the teacher's first weights and the order of its data, too. Cuts that several criteria
+name are healed once. `rank-after` heals each cut for a while first and takes the best. Everything is in the work
+folder: stopped and started again, the study goes on where it was. docs/pruning.md says what the numbers mean. The
+Markdown tables go to stdout, all numbers to WORK/criteria.json.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any, get_args
 
 import pyarrow.parquet
@@ -36,7 +36,6 @@ from compress.prune.spec import format_layers
 from compress.recipe import ScratchTeacher
 from compress.runtime import environment
 
-RANDOM_DRAWS = 3
 RANK_AFTER = "rank-after"
 Cut = tuple[int, ...]
 """The layers that stay."""
@@ -65,39 +64,24 @@ SMOKE = Scale(512, 32, 4, 2, 32, 20_000, 8, 4_096, 512, 1_024, 1_024, 2_048, (0,
 
 
 class Study:
-    """One seed's teacher, cuts and healed students, in `work`, each made at its first use."""
+    """One seed's cuts and healed students, in `work`, each made at its first use."""
 
-    def __init__(self, work: Path, corpus: Path, data: Path, tokenizer: Path, scale: Scale, seed: int) -> None:
-        self.work, self.data, self.scale, self.seed = work, data, scale, seed
+    def __init__(self, work: Path, corpus: Path, data: Path, teacher: Path, scale: Scale, seed: int) -> None:
+        self.work, self.data, self.teacher, self.scale, self.seed = work, data, teacher, scale, seed
         self.text = _write_calibration(corpus, work / "calibration.jsonl", seed, len(scale.seeds))
-        train = DistillConfig(
-            alpha=0.0,
-            tokens=scale.teacher_tokens,
-            batch_tokens=scale.batch_tokens,
-            lr=4e-3,
-            seed=seed,
-            checkpoint_every=0.1,
-        )
-        architecture = small_llama(scale.vocabulary, scale.hidden, scale.layers, scale.seq_len)
-        architecture["initializer_range"] = scale.hidden**-0.5  # else so narrow a model starts with flat attention
-        scratch = ScratchTeacher(architecture=architecture, tokenizer=str(tokenizer), train=train)
-        self.teacher = train_teacher(scratch, data, work)
 
-    def proposals(self) -> dict[str, list[Cut]]:
-        """Each criterion's cut; several for the random draws."""
+    def proposals(self) -> dict[str, Cut]:
+        """Each criterion's cut."""
         kept = self.scale.kept
-        asked: dict[str, list[str | RankingConfig]] = {
-            "alternate": ["alternate"],
-            "uniform": [f"uniform:{kept}"],
-            "contiguous": [f"contiguous:{kept}"],
+        asked: dict[str, str | RankingConfig] = {
+            "alternate": "alternate",
+            "uniform": f"uniform:{kept}",
+            "contiguous": f"contiguous:{kept}",
         }
         for method in get_args(Method):
-            seeds = [self.seed * RANDOM_DRAWS + draw for draw in range(RANDOM_DRAWS if method == "random" else 1)]
-            asked[method] = [self._ranking(method, seed) for seed in seeds]
-        return {
-            name: [self._cut(f"{name}-{number}", keep) for number, keep in enumerate(keeps)]
-            for name, keeps in asked.items()
-        }
+            text = {} if method in WITHOUT_TEXT else self._calibration()
+            asked[method] = RankingConfig(layers=kept, by=method, seed=self.seed, **text)
+        return {name: self._cut(name, keep) for name, keep in asked.items()}
 
     def heal(self, kept: Cut, *, repaired: bool, tokens: int) -> dict[str, dict[str, float]]:
         """Held-out losses of the student before and after a heal: what is minimised, data loss and KL, nats a token."""
@@ -139,10 +123,6 @@ class Study:
         loss: float = read_json(self.teacher / "distill.json")["heldout_loss"]
         return loss
 
-    def _ranking(self, method: Any, seed: int) -> RankingConfig:
-        text = {} if method in WITHOUT_TEXT else self._calibration()
-        return RankingConfig(layers=self.scale.kept, by=method, seed=seed, **text)
-
     def _calibration(self) -> dict[str, Any]:
         scale = self.scale
         return {
@@ -166,6 +146,21 @@ def _write_calibration(corpus: Path, out: Path, seed: int, seeds: int) -> Path:
     return out
 
 
+def make_teacher(tokenizer: Path, data: Path, work: Path, scale: Scale, seed: int) -> Path:
+    """Train the teacher into WORK/teacher, or go on with it."""
+    train = DistillConfig(
+        alpha=0.0,
+        tokens=scale.teacher_tokens,
+        batch_tokens=scale.batch_tokens,
+        lr=4e-3,
+        seed=seed,
+        checkpoint_every=0.1,
+    )
+    architecture = small_llama(scale.vocabulary, scale.hidden, scale.layers, scale.seq_len)
+    architecture["initializer_range"] = scale.hidden**-0.5  # else so narrow a model starts with flat attention
+    return train_teacher(ScratchTeacher(architecture=architecture, tokenizer=str(tokenizer), train=train), data, work)
+
+
 def prepare_data(corpus: Path, tokenizer: Path, work: Path, scale: Scale) -> Path:
     """A token store of the corpus without its last file."""
     text = work / "text"
@@ -183,9 +178,8 @@ def prepare_data(corpus: Path, tokenizer: Path, work: Path, scale: Scale) -> Pat
 def measure(study: Study) -> dict[str, Any]:
     """One seed's record: which cuts were proposed, and every student's losses before and after its heals."""
     scale, proposed = study.scale, study.proposals()
-    cuts = list(dict.fromkeys(cut for cuts in proposed.values() for cut in cuts))
     students = []
-    for kept in cuts:
+    for kept in dict.fromkeys(proposed.values()):
         plain = study.heal(kept, repaired=False, tokens=scale.heal_tokens)
         early = study.heal(kept, repaired=False, tokens=scale.rank_tokens)
         repaired = None
@@ -193,7 +187,7 @@ def measure(study: Study) -> dict[str, Any]:
             repaired = study.heal(kept, repaired=True, tokens=scale.heal_tokens)
         students.append({"kept": kept, "plain": plain, "early": early["after"], "repaired": repaired})
     best = min(students, key=lambda student: student["early"]["objective"])
-    proposed[RANK_AFTER] = [best["kept"]]
+    proposed[RANK_AFTER] = best["kept"]
     return {"seed": study.seed, "teacher_loss": study.teacher_loss(), "proposed": proposed, "students": students}
 
 
@@ -206,15 +200,11 @@ def by_criterion(records: Sequence[Mapping[str, Any]], measure: str) -> Iterator
         yield [name, *(_spread(_known(seeds, column)) for column in range(4))]
 
 
-def _figures(record: Mapping[str, Any], cuts: Sequence[Cut], measure: str) -> list[float | None]:
-    """Before and after the heal, without and with repair; the mean over cuts where there are several draws."""
-    students = [next(s for s in record["students"] if tuple(s["kept"]) == tuple(cut)) for cut in cuts]
+def _figures(record: Mapping[str, Any], cut: Sequence[int], measure: str) -> list[float | None]:
+    """Before and after the heal, without and with repair."""
+    student = next(student for student in record["students"] if tuple(student["kept"]) == tuple(cut))
     columns = [(way, when) for way in ("plain", "repaired") for when in ("before", "after")]
-    figures: list[float | None] = []
-    for way, when in columns:
-        values = [student[way][when][measure] for student in students if student[way] is not None]
-        figures.append(mean(values) if values else None)
-    return figures
+    return [None if student[way] is None else student[way][when][measure] for way, when in columns]
 
 
 def _known(seeds: Sequence[Sequence[float | None]], column: int) -> list[float]:
@@ -245,7 +235,10 @@ def predictions(records: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
 def page(records: Sequence[Mapping[str, Any]]) -> str:
     """The Markdown tables."""
     head = ["criterion", "cut", "cut, healed", "repaired", "repaired, healed"]
-    parts = [f"Held-out loss of the teachers: {_spread([record['teacher_loss'] for record in records])}\n"]
+    losses = sorted({record["teacher_loss"] for record in records})
+    parts = [
+        f"Held-out loss of the teacher{'s' if losses[1:] else ''}: {', '.join(f'{loss:.3f}' for loss in losses)}\n"
+    ]
     for measure_, title in (("kl", "KL(teacher || student), nats a token"), ("loss", "Held-out loss, nats a token")):
         parts.append(
             f"{title}; median (range) of {len(records)} seeds\n\n{table(head, list(by_criterion(records, measure_)))}"
@@ -256,12 +249,9 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
     parts.append(
         f"Ranking the {', '.join(str(len(r['students'])) for r in records)} distinct cuts of the seeds\n\n{prediction}"
     )
-    chosen = [
-        [name, *(" / ".join(format_layers(cut) for cut in r["proposed"][name]) for r in records)]
-        for name in records[0]["proposed"]
-    ]
+    cuts = [[name, *(format_layers(record["proposed"][name]) for record in records)] for name in records[0]["proposed"]]
     named = ["criterion", *(f"seed {record['seed']}" for record in records)]
-    parts.append(f"Layers that stay\n\n{table(named, chosen)}")
+    parts.append(f"Layers that stay\n\n{table(named, cuts)}")
     return "\n".join(parts)
 
 
@@ -270,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of everything the study makes")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="folder of parquet files with a column `text`")
+    parser.add_argument("--own-teachers", action="store_true", help="a teacher for each seed, rather than one for all")
     parser.add_argument("--smoke", action="store_true", help="a tiny study that shows only that everything runs")
     options = parser.parse_args()
     work, scale = options.work, SMOKE if options.smoke else Scale()
@@ -277,10 +268,18 @@ def main() -> None:
     data = prepare_data(options.corpus, tokenizer, work, scale)
     records = []
     for seed in scale.seeds:
-        records.append(measure(Study(work / f"seed-{seed}", options.corpus, data, tokenizer, scale, seed)))
+        place = work / f"seed-{seed}"
+        own = options.own_teachers
+        teacher = make_teacher(tokenizer, data, place if own else work, scale, seed if own else 0)
+        records.append(measure(Study(place, options.corpus, data, teacher, scale, seed)))
         write_json(
             work / "criteria.json",
-            {"scale": dataclasses.asdict(scale), "environment": environment(), "results": records},
+            {
+                "scale": dataclasses.asdict(scale),
+                "own_teachers": options.own_teachers,
+                "environment": environment(),
+                "results": records,
+            },
         )
     print(page(records))  # noqa: T201
 

@@ -56,8 +56,10 @@ def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> Ra
 
 
 def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
-    """How a candidate is healed: as the student will be, on fewer tokens."""
-    return dataclasses.replace(healing, tokens=tokens, heldout_every=0, keep_checkpoints=1, trackers=())
+    """How a candidate is healed: as the student will be, on fewer tokens, and measured and saved at its end only."""
+    return dataclasses.replace(
+        healing, tokens=tokens, heldout_every=0, checkpoint_every=0, keep_checkpoints=1, trackers=()
+    )
 
 
 def prune_ranked(options: PruneOptions, *, teacher: str, out: Path) -> PruneResult:
@@ -113,7 +115,8 @@ def rank_cuts(
     the one of least loss on the same held-out rows.
 
     Raises:
-        UsageError: the token store has no held-out rows, or fewer training rows than `rank_after` asks for.
+        UsageError: the token store has no held-out rows, or fewer training rows than `rank_after` asks for; or no
+            candidate can be repaired, as was asked for.
     """
     started = time.monotonic()
     folder, data = on_main(lambda: resolve_model(teacher)), Path(str(choice.data))
@@ -154,6 +157,11 @@ def rank_cuts(
             how = tuple(found["kept_layers"])
         proposals.append((name, how))
     candidates = [c for c in gather(proposals) if not asked.repair or seams(c.kept_layers, num_layers)]
+    if not candidates:
+        raise UsageError(
+            "No candidate can be repaired: each drops only layers before the first that stays. Leave the repair out, "
+            "or name other candidates."
+        )
     healed = heal_all(candidates, memory, settings, heal)
     details = {
         "rank_after_tokens": choice.rank_after,

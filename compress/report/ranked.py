@@ -54,5 +54,5 @@ def _row(
     return parts
 
 
-def _shortened(text: str, longest: int = 48) -> str:
+def _shortened(text: str, longest: int = 42) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

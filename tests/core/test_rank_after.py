@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import ROOT, run_cli
+from launch import launch
 from recipe_world import make_run_world
 from transformers import AutoModelForCausalLM
 
@@ -186,6 +187,7 @@ def test_what_cannot_be_ranked_is_refused(world: Path, tmp_path: Path) -> None:
         (["prune.layers=5"], "has 4 layers"),
         (["data.heldout_sequences=0"], "held-out rows"),
         (["prune.candidates=[alternate]", "prune.rank_after=1G"], "tokens"),
+        (["prune.candidates=['2,3']", "prune.repair=true"], "No candidate can be repaired"),
     ):
         with pytest.raises(UsageError, match=says):
             ranked(world, tmp_path / changes[-1], [*RANKING, *changes])
@@ -238,3 +240,21 @@ def test_the_command_line_ranks_even_after_a_kill(world: Path, tmp_path: Path) -
     assert record["dropped_layers"] == list(PLANTED)
     assert record["ranking"]["candidates"][0]["proposed_by"][0] == "block-influence"
     assert not work.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_rank_together(world: Path, tmp_path: Path) -> None:
+    """Losses are those of one process but for the order of sums, and the cut is the same."""
+    base = ["prune", str(world / "teacher"), "--calibration", str(world / "text.jsonl"), *COMMAND]
+    both = launch(2, [*base[:2], str(tmp_path / "two"), *base[2:]])
+    assert both.returncode == 0, both.stderr
+    assert both.stderr.count("ranking 1 of") == 2  # the main process alone: a line before, a line after
+    one = run_cli(*base[:2], str(tmp_path / "one"), *base[2:])
+    assert one.returncode == 0, one.stderr
+    records = [read_json(tmp_path / name / "prune.json") for name in ("one", "two")]
+    losses = [
+        {tuple(c["kept_layers"]): c["after"]["loss"] for c in record["ranking"]["candidates"]} for record in records
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert records[0]["kept_layers"] == records[1]["kept_layers"]
+    assert not (tmp_path / "two.ranking").exists()
