@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +24,7 @@ _FACTS: tuple[tuple[str, str | None, str, Callable[[float], str]], ...] = (
 )
 
 
-def summary(report: Record) -> Table:
+def summary(report: Record) -> Group:
     """A column for each model; rows: scores in percent +- one standard error, size, held-out loss, KL, decode speed.
 
     The last column is what the student keeps above chance. `report` is the content of report.json. `≈` marks a score
@@ -37,11 +38,7 @@ def summary(report: Record) -> Table:
     tasks = main_tasks(report)
     verdicts = {task[key]["versus_chance"] for task in tasks.values() for key in keys if key in task}
     marks = "; ≈ not above chance, ↓ below chance" if verdicts & _MARKS.keys() else ""
-    alarms = alarm_lines(report)
-    shown = [f"! {line}" for line in alarms[:_ALARMS]]
-    shown += [f"! and {len(alarms) - _ALARMS} more: see the report"] if len(alarms) > _ALARMS else []
-    caption = Text("\n".join([f"percent ± standard error{marks}", *shown]))
-    table = Table(title=Text(report["headline"]), caption=caption, box=SIMPLE_HEAD)
+    table = Table(title=Text(report["headline"]), caption=f"percent ± standard error{marks}", box=SIMPLE_HEAD)
     table.add_column("", overflow="fold")
     for name in [*keys.values(), *(["kept"] if kept else [])]:
         table.add_column(Text(name), justify="right", no_wrap=True)
@@ -62,7 +59,10 @@ def summary(report: Record) -> Table:
     for label, part, field, show in _FACTS:
         cells = [cell(report[key].get(part) if part else report[key], field, show) for key in keys]
         table.add_row(*map(Text, [label, *cells]))
-    return table
+    alarms = alarm_lines(report)
+    shown = [Text(f"! {line}") for line in alarms[:_ALARMS]]
+    more = [Text(f"! and {len(alarms) - _ALARMS} more.")] if len(alarms) > _ALARMS else []
+    return Group(table, *shown, *more)
 
 
 def _difference(entry: Record | None) -> str:

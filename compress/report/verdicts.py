@@ -6,7 +6,7 @@ Rules, in the order in which they speak:
   of the generated answers are one text. Such a score says nothing, whatever it is.
 - chance: where the 95% interval of the score lies. Below chance is no knowledge but a habit that guessing lacks.
 - the teacher: a difference counts when its paired p, adjusted for the number of tasks (Holm), is under 0.05.
-- certainty: the calibration error is called out when it is 5 points or more and beyond what sampling alone explains.
+- certainty: over lettered options, a calibration error of 5 points or more that sampling alone does not explain.
 """
 
 from collections.abc import Mapping
@@ -136,8 +136,8 @@ def difference_words(compared: Record | None, other: str) -> str | None:
     p_value = compared["p_holm"] if compared["p_holm"] is not None else compared["p_value"]
     size = points(compared["difference"], compared["difference_ci95"])
     if compared["lost"] == compared["gained"] == 0:
-        return f"the same answers as the {other}, item for item"
-    flips = f"{compared['lost']:,} items lost, {compared['gained']:,} gained"
+        return f"right on the same items as the {other}"
+    flips = f"{compared['lost']:,} lost and {compared['gained']:,} gained of {compared['paired_items']:,} items"
     if p_value >= SIGNIFICANT:
         return f"its difference from the {other}, {size} points, is noise ({p_words(p_value)}; {flips})"
     way = "worse" if compared["difference"] < 0 else "better"
@@ -150,7 +150,12 @@ def p_words(p_value: float | None) -> str:
 
 
 def certainty_words(answers: Mapping[str, Any] | None) -> str | None:
-    """`overconfident: 71% sure, right in 45% (calibration error 26 points)`."""
+    """`overconfident: 71% sure, right in 45% (calibration error 26 points)`.
+
+    Said of lettered options alone: over long ones the softmax of summed log-likelihoods is sharper than the model is.
+    """
+    if not (answers or {}).get("lettered"):
+        return None
     names = ("calibration_error", "calibration_noise95", "confidence", "accuracy")
     error, noise, sure, right = (number((answers or {}).get(name)) for name in names)
     if error is None or noise is None or sure is None or right is None or error < max(_CALIBRATION_POINTS, noise):

@@ -51,7 +51,7 @@ def test_a_difference_of_noise_is_called_noise(tmp_path: Path) -> None:
     assert "is noise (p = " in said
     assert "worse" not in said
     same = verdicts(letters_run(tmp_path / "same", teacher, letter_items(None, seed=4), teacher))["student"]["text"]
-    assert "the same answers as the teacher, item for item" in same
+    assert "right on the same items as the teacher" in same
 
 
 def test_flips_are_counted_listed_and_shown_with_their_text(tmp_path: Path) -> None:
@@ -101,6 +101,13 @@ def test_false_certainty_is_called_out_and_chance_miscalibration_is_not() -> Non
     honest = answer_summary(letter_items(0.6, seed=6, sure=0.6))
     assert certainty_words(honest) is None or "overconfident" not in str(certainty_words(honest))
     assert certainty_words(None) is None
+    words_for_options = [
+        {**item, "options": ["one", "two", "three", "four"]} for item in letter_items(0.5, seed=6, sure=0.95)
+    ]
+    long = answer_summary(words_for_options)
+    assert long is not None
+    assert long["calibration_error"] == sure["calibration_error"]
+    assert certainty_words(long) is None
 
 
 def test_one_answer_is_only_called_so_against_the_gold_and_texts_that_repeat_are_too() -> None:
@@ -125,6 +132,7 @@ def test_a_difference_is_judged_by_the_adjusted_p() -> None:
         "difference_ci95": (-0.04, 0.0),
         "lost": 30,
         "gained": 15,
+        "paired_items": 900,
     }
     assert "is noise (p = 0.12" in str(difference_words(row, "teacher"))
     assert "worse than the teacher by −2.0 [−4.0, +0.0] points (p = 0.03" in str(
