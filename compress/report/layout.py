@@ -30,6 +30,12 @@ def alarms(report: Record) -> str:
     return f'<ul class="alarms">{lines}</ul>' if lines else ""
 
 
+def left_out(report: Record) -> str:
+    """What is not on the page, as a list; empty when nothing is missing."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in report["left_out"])
+    return f"<h3>Not in this report</h3><ul>{lines}</ul>" if lines else ""
+
+
 def scores_section(report: Record, *, numbers: bool = True) -> str:
     """The picture of all scores."""
     picture = scores_figure(report, numbers=numbers)
