@@ -41,7 +41,7 @@ def scores_section(report: Record, *, numbers: bool = True) -> str:
     picture = scores_figure(report, numbers=numbers)
     caption = (
         "Percent, with 95% intervals. The dashed line is what guessing scores; "
-        "a hollow mark cannot be told from guessing, or lies below it."
+        "a hollow mark cannot be told from guessing, lies below it, or is one answer given to everything."
     )
     return section("What it can do", caption, f'<div class="wide">{picture}</div>') if picture else ""
 
