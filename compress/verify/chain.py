@@ -156,7 +156,8 @@ def check_settings(run: RunFolder, record: StepRecord, section: Sequence[str], *
     if section == ("prune",) and run.recipe is not None:
         asked = asked_cut(run.recipe.prune, run.path)
         full = written = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
-    require(differences({**full, **fixed}, {*written, *fixed}, record.config))
+    known = fixed.keys() & record.config.keys()
+    require(differences({**full, **fixed}, {*written, *known}, record.config))
     return f"as recipe.yaml says under {'.'.join(section)}"
 
 
