@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 _BINS = 15
 _DRAWS = 1000
 _SHOWN_CHARACTERS = 80
+_LETTER = 2
 
 Floats = NDArray[np.float64]
 
@@ -21,6 +22,7 @@ Floats = NDArray[np.float64]
 def answer_summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """`answers` of an eval JSON's task, from its items; None where no item has an answer.
 
+    - lettered: whether every option is a letter or two (`A`), so that its probability is the model's own
     - chosen, gold: items by position of the picked option, and of the first right one (gold null where a task scores in
       its own way)
     - confidence: mean softmax probability of the picked option over the item's options, from the summed
@@ -50,7 +52,8 @@ def _choices(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     told = [item for item in items if item.get("gold")]
     complete = len(told) == len(items)
     gold = np.bincount([item["gold"][0] for item in told], minlength=width).tolist() if complete else None
-    summary = {"chosen": chosen.tolist(), "gold": gold, "confidence": float(confidence.mean())}
+    lettered = all(len(option.strip()) <= _LETTER for item in items for option in item["options"])
+    summary = {"lettered": lettered, "chosen": chosen.tolist(), "gold": gold, "confidence": float(confidence.mean())}
     if complete:
         right = np.array([float(item["choice"] in item["gold"]) for item in items])
         summary["accuracy"] = float(right.mean())

@@ -5,7 +5,7 @@ set -euo pipefail
 
 TEACHER=${TEACHER:-meta-llama/Llama-3.2-1B}
 RUN=${RUN:-runs/llama-3.2-1b-half-depth}
-TASKS=mmlu,hellaswag,agieval_en,arc_challenge,openbookqa,squad_completion_verbatim
+TASKS=paper
 
 # 1. Prune: every second block goes, the last stays.
 [ -f "$RUN/student-init/prune.json" ] || compress prune "$TEACHER" "$RUN/student-init" --keep alternate

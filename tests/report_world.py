@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from compress.evaluate.answers import answer_summary
+
 PAPER = {
     # task: (metric, chance, shots, items, teacher, cut, healed); the seed paper's scores
     "mmlu": ("acc", 0.25, 5, 14042, 0.313, 0.236, 0.247),
@@ -183,3 +185,46 @@ def make_run(folder: Path, tasks: dict[str, tuple[Any, ...]], *, name: str = "a 
     write_lines(folder / "train" / "metrics.jsonl", log)
     (folder / "recipe.yaml").write_text(f"name: {json.dumps(name)}\nteacher: {{model: meta-llama/Llama-3.2-1B}}\n")
     return folder
+
+
+ITEMS = 1200
+LETTERS = ["A", "B", "C", "D"]
+
+
+def letter_items(
+    right_share: float | None, *, seed: int, always: int | None = None, sure: float = 0.6
+) -> list[dict[str, Any]]:
+    """Items of four options; the model picks the right one with `right_share`, guesses (None), or picks `always`."""
+    rng = np.random.default_rng(seed)
+    gold = np.random.default_rng(0).integers(0, 4, size=ITEMS)
+    ease = np.random.default_rng(1).random(ITEMS)
+    items = []
+    for index in range(ITEMS):
+        knows = right_share is not None and 0.7 * ease[index] + 0.3 * rng.random() < right_share
+        other = (gold[index] + rng.integers(1, 4)) % 4
+        guess = int(rng.integers(0, 4)) if right_share is None else gold[index] if knows else other
+        pick = guess if always is None else always
+        p = np.full(4, (1 - sure) / 3)
+        p[pick] = sure
+        items.append(
+            {
+                "task": "letters", "groups": [], "doc_id": index, "doc_sha256": f"{index}", "chance": 0.25,
+                "metrics": {"acc": float(pick == gold[index])}, "question": f"Question {index}?", "options": LETTERS,
+                "log_likelihoods": np.log(p).tolist(), "choice": int(pick), "gold": [int(gold[index])],
+            }
+        )  # fmt: skip
+    return items
+
+
+def letters_run(folder: Path, *models: list[dict[str, Any]]) -> Path:
+    """A run whose three models answered the task `letters` as given."""
+    run = make_run(folder, {"letters": ("acc", 0.25, 5, ITEMS, 0.7, 0.3, 0.6)})
+    for stem, items in zip(STEMS, models, strict=True):
+        values = np.array([item["metrics"]["acc"] for item in items])
+        path = run / "eval" / f"{stem}.json"
+        record = json.loads(path.read_text())
+        record["tasks"]["letters"] |= {"acc": values.mean(), "acc_stderr": values.std(ddof=1) / np.sqrt(ITEMS)}
+        record["tasks"]["letters"]["answers"] = answer_summary(items)
+        path.write_text(json.dumps(record))
+        (run / "eval" / f"{stem}.items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return run

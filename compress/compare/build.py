@@ -62,7 +62,9 @@ def _headline(labels: list[str]) -> str:
     first, *others = labels
     if not others:
         return f"What was measured of {first}."
-    return f"{', '.join(others[:-1])}{' and ' if len(others) > 1 else ''}{others[-1]}, each compared with {first}."
+    if len(others) == 1:
+        return f"{others[0]} compared with {first}."
+    return f"{', '.join(others[:-1])} and {others[-1]}, each compared with {first}."
 
 
 def _drafts(evals: dict[str, Record]) -> dict[str, Record]:

@@ -2,8 +2,9 @@
 
 from html import escape
 
-from compress.report.layout import alarms, chip, page, scores_section, tables
+from compress.report.layout import alarms, chip, left_out, page, scores_section, tables
 from compress.report.markdown import head, markdown_table
+from compress.report.markdown import left_out as omissions
 from compress.report.run_files import Record
 from compress.report.table import labels
 from compress.report.tables import all_tables
@@ -24,10 +25,11 @@ def html_comparison(report: Record) -> str:
         f'<p class="lead">{escape(report["headline"])}</p>{alarms(report)}<ul class="key">{names}</ul></header>'
     )
     short = len(keys) <= _NUMBERS_FIT and all(len(label) <= 8 for label in labels(report).values())
-    return page(report["name"], [header, scores_section(report, numbers=short), tables(report)], style)
+    missing = f"<section>{lines}</section>" if (lines := left_out(report)) else ""
+    return page(report["name"], [header, scores_section(report, numbers=short), tables(report), missing], style)
 
 
 def markdown_comparison(report: Record) -> str:
     """The comparison as GitHub-flavoured Markdown."""
-    parts = [*head(report), *(markdown_table(table) for table in all_tables(report))]
+    parts = [*head(report), *(markdown_table(table) for table in all_tables(report)), *omissions(report)]
     return "\n\n".join(parts) + "\n"

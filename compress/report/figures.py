@@ -17,7 +17,7 @@ Points = list[tuple[float, float]]
 _WIDTH = 960.0
 _ROW, _MARK, _TOP, _COLUMN, _KEPT = 54.0, 13.0, 46.0, 66.0, 104.0
 _CIRCLES, _SQUARES = ("student", "m1", "m4", "m7"), ("student_init", "m2", "m5", "m8")
-_LONGEST_NAME = 32
+_LONGEST_NAME, _HALF_TICK = 32, 12.0
 _CURVE_POINTS = 240
 _LOG_RATIO = 5.0
 _SAME_ROWS_NATS = 0.02
@@ -36,7 +36,7 @@ def scores_figure(report: Record, *, numbers: bool = True) -> str:
     kept = _kept(report) if numbers else {}
     titles = {name: _label(name, entry, list(keys)) for name, entry in shown.items()}
     left = 26 + max(max(7.8 * len(title), 6.2 * len(detail)) for title, detail in titles.values())
-    right = _WIDTH - (_COLUMN * len(keys) if numbers else 0) - (_KEPT if kept else 0)
+    right = _WIDTH - (_COLUMN * len(keys) if numbers else _HALF_TICK) - (_KEPT if kept else 0)
     row = max(_ROW, _MARK * (len(keys) + 1))
     tops = [v for e in shown.values() for k in keys if k in e for v in (e[k]["value"], *(e[k]["ci95"] or ()))]
     tops += [e["chance"] for e in shown.values() if e["chance"] is not None]
@@ -51,7 +51,8 @@ def scores_figure(report: Record, *, numbers: bool = True) -> str:
         parts.append(svg.line(0, middle - row / 2, _WIDTH, middle - row / 2, "rule"))
         title, detail = titles[name]
         parts += [svg.text(0, middle - 3, title, class_="name"), svg.text(0, middle + 15, detail, class_="tick")]
-        parts += _score_marks(entry, keys, scale, (middle, row), first=index == 0)
+        weak = {v["model"] for v in report["verdicts"] if v["task"] == name and v["level"] != "fine"}
+        parts += _score_marks(entry, keys, scale, (middle, row), weak, first=index == 0)
         parts += _score_numbers(entry, list(keys), right, middle) if numbers else []
         if name in kept:
             parts.append(svg.text(_WIDTH, middle + 5, kept[name], class_="number end strong"))
@@ -87,9 +88,9 @@ def _label(name: str, entry: Record, keys: Sequence[str]) -> tuple[str, str]:
 
 
 def _score_marks(
-    entry: Record, keys: Mapping[str, str], scale: Scale, place: tuple[float, float], *, first: bool
+    entry: Record, keys: Mapping[str, str], scale: Scale, place: tuple[float, float], weak: set[str], *, first: bool
 ) -> list[str]:
-    """Marks in a row whose middle and height are `place`."""
+    """Marks in a row whose middle and height are `place`; those of `weak` models are hollow."""
     middle, row = place
     parts = []
     if entry["chance"] is not None:
@@ -105,7 +106,7 @@ def _score_marks(
             low, high = score["ci95"]
             told += f", 95% interval {percent(low)} to {percent(high)}"
             parts.append(svg.line(scale(max(low, 0)), y, scale(min(high, scale.high)), y, f"whisker {key}"))
-        hollow = " hollow" if score["versus_chance"] in ("same", "below") else ""
+        hollow = " hollow" if key in weak and score["versus_chance"] is not None else ""
         parts.append(marker(key, scale(score["value"]), y, f"mark {key}{hollow}", told))
     return parts
 

@@ -1,7 +1,7 @@
 """Answers that changed: items that one model gets right and another does not, with their text."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -70,29 +70,32 @@ def examples(flips: Sequence[Record]) -> list[Record]:
 
 def answer_text(item: Record) -> str | None:
     """`B. the lamp`, or the generated text; None when the items say neither."""
-    if isinstance(item.get("options"), list) and isinstance(item.get("choice"), int):
-        return _option(item["options"], item["choice"])
+    if item.get("choice") is not None:
+        return _option(item.get("options") or [], item["choice"])
     answer = item.get("answer")
-    return answer.strip() if isinstance(answer, str) else None
+    return None if answer is None else str(answer).strip()
 
 
 def gold_text(item: Record) -> str | None:
     """The right options or answers, as text; None when the items do not say."""
-    if isinstance(item.get("options"), list) and isinstance(item.get("gold"), list):
-        return " or ".join(_option(item["options"], place) for place in item["gold"]) or None
-    target: Any = item.get("target")
+    if item.get("gold"):
+        return " or ".join(_option(item.get("options") or [], place) for place in item["gold"])
+    target = item.get("target")
     return " or ".join(dict.fromkeys(target)) if isinstance(target, list) else target
 
 
 def _option(options: Sequence[str], place: int) -> str:
-    letter, text = option_letter(place), options[place].strip()
+    letter = option_letter(place)
+    text = options[place].strip() if 0 <= place < len(options) else letter
     return letter if text == letter else f"{letter}. {text}"
 
 
 def gold_probability(item: Record) -> float:
     """Softmax probability of the right options; 0 where the item has none."""
-    scores, gold = item.get("log_likelihoods"), item.get("gold")
-    if not scores or not gold:
+    scores: list[float] = item.get("log_likelihoods") or []
+    gold = [place for place in item.get("gold") or [] if 0 <= place < len(scores)]
+    if not gold or not all(map(math.isfinite, scores)):
         return 0.0
-    weights = np.exp(np.asarray(scores, dtype=np.float64) - max(scores))
-    return float(weights[gold].sum() / weights.sum())
+    weights = [math.exp(score - max(scores)) for score in scores]
+    share: float = sum(weights[place] for place in gold) / sum(weights)
+    return share

@@ -8,7 +8,7 @@ from compress.report.cells import share_kept
 from compress.report.extracts import manifest_blocks, sample_rows
 from compress.report.figures import layers_figure, loss_figure, loss_panels
 from compress.report.importance import importance_figure, measures, score_unit
-from compress.report.layout import alarms, chip, page, scores_section, section, tables
+from compress.report.layout import alarms, chip, left_out, page, scores_section, section, tables
 from compress.report.ranked import candidates_figure
 from compress.report.run_files import Record, RunFiles, number
 from compress.report.table import labels
@@ -188,10 +188,10 @@ def _importance(report: Record) -> str:
 
 
 def _manifest(report: Record, run: RunFiles) -> str:
-    lines = "".join(f"<li>{escape(line)}</li>" for line in report["left_out"])
-    missing = f"<h3>Not in this report</h3><ul>{lines}</ul>" if lines else ""
     blocks = "".join(
         f"<details><summary>{escape(title)}</summary><pre>{escape(body)}</pre></details>"
         for title, body, _ in manifest_blocks(run)
     )
-    return section("How it was made", "Recipe, versions, hardware, commit and hashes of every step.", missing + blocks)
+    return section(
+        "How it was made", "Recipe, versions, hardware, commit and hashes of every step.", left_out(report) + blocks
+    )

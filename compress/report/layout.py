@@ -30,12 +30,18 @@ def alarms(report: Record) -> str:
     return f'<ul class="alarms">{lines}</ul>' if lines else ""
 
 
+def left_out(report: Record) -> str:
+    """What is not on the page, as a list; empty when nothing is missing."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in report["left_out"])
+    return f"<h3>Not in this report</h3><ul>{lines}</ul>" if lines else ""
+
+
 def scores_section(report: Record, *, numbers: bool = True) -> str:
     """The picture of all scores."""
     picture = scores_figure(report, numbers=numbers)
     caption = (
         "Percent, with 95% intervals. The dashed line is what guessing scores; "
-        "a hollow mark cannot be told from guessing, or lies below it."
+        "a hollow mark cannot be told from guessing, lies below it, or is one answer given to everything."
     )
     return section("What it can do", caption, f'<div class="wide">{picture}</div>') if picture else ""
 

@@ -20,8 +20,7 @@ def markdown_page(report: Record, run: RunFiles) -> str:
         parts.append(f"Kept layers: {kept or 'none'}. Dropped layers: {dropped or 'none'}.")
     parts += [markdown_table(table) for table in all_tables(report)]
     parts += _samples(report)
-    if report["left_out"]:
-        parts.append("## Not in this report\n\n" + "\n".join(f"- {_escape(line)}" for line in report["left_out"]))
+    parts += left_out(report)
     parts.append("## Manifest\n")
     for title, body, language in manifest_blocks(run):
         block = f"{_FENCE}{language}\n{body}\n{_FENCE}"
@@ -33,6 +32,12 @@ def head(report: Record) -> list[str]:
     """Name, headline, and what a reader must know before the scores."""
     lines = [f"- **Caution.** {_escape(line)}" for line in alarm_lines(report)]
     return [f"# {_escape(report['name'])}", _escape(report["headline"]), *(["\n".join(lines)] if lines else [])]
+
+
+def left_out(report: Record) -> list[str]:
+    """What is not on the page, in words."""
+    lines = "\n".join(f"- {_escape(line)}" for line in report["left_out"])
+    return [f"## Not in this report\n\n{lines}"] if lines else []
 
 
 def _escape(text: str) -> str:

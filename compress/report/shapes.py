@@ -1,15 +1,16 @@
 """What the pages rely on in the records they are made from; everything else in a record may be anything or absent."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from compress.errors import InputError
 
 T = TypeVar("T")
 
 Object = dict[str, Any]
+Pair = Annotated[list[float], Field(min_length=2)]
 
 
 class _Shape(BaseModel):
@@ -23,11 +24,49 @@ class Sample(_Shape):
     continuation: str
 
 
+class Answers(_Shape):
+    """How a model answers the items of a task."""
+
+    chosen: list[int] | None = None
+    gold: list[int] | None = None
+
+
 class Task(_Shape):
     """Scores of a task."""
 
     members: list[str] | None = None
     num_fewshot: int | None = None
+    data_sha256: str | None = None
+    answers: Answers | None = None
+
+
+class Fidelity(_Shape):
+    """Nearness to the teacher; the classes of each grouping of tokens."""
+
+    by_token: dict[str, Object] | None = None
+    by_frequency: dict[str, Object] | None = None
+    by_position: dict[str, Object] | None = None
+    responses: Object | None = None
+
+
+class Rates(_Shape):
+    """Speed at one shape."""
+
+    prefill_tokens_per_s_quartiles: Pair | None = None
+    decode_tokens_per_s_quartiles: Pair | None = None
+
+
+class Speed(Rates):
+    """Speed at the first shape, and at all."""
+
+    shapes: list[Rates] | None = None
+    teacher: Object | None = None
+
+
+class Manifest(_Shape):
+    """What a step was made from."""
+
+    inputs: Object | None = None
 
 
 class Evaluation(_Shape):
@@ -35,10 +74,10 @@ class Evaluation(_Shape):
 
     tasks: dict[str, Task]
     heldout: Object | None = None
-    fidelity: Object | None = None
-    speed: Object | None = None
+    fidelity: Fidelity | None = None
+    speed: Speed | None = None
     samples: list[Sample] | None = None
-    manifest: Object | None = None
+    manifest: Manifest | None = None
 
 
 class Candidate(_Shape):
@@ -86,6 +125,13 @@ class Item(_Shape):
     task: str
     metrics: Object
     groups: list[str] = []
+    options: list[str] | None = None
+    log_likelihoods: list[float] | None = None
+    choice: int | None = None
+    gold: list[int] | None = None
+    question: str | None = None
+    answer: str | None = None
+    target: str | list[str] | None = None
 
 
 class LoggedStep(_Shape):

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from compress.report.cells import cell, fixed, plus_minus, share_kept
+from compress.report.cells import cell, fixed, plus_minus, points, share_kept
 from compress.report.run_files import Record
 from compress.report.table import compared, labels, main_tasks
-from compress.report.verdicts import alarm_lines
+from compress.report.verdicts import SIGNIFICANT, alarm_lines
 from compress.units import format_bytes, format_count
 
 _ALARMS = 4
@@ -23,22 +24,21 @@ _FACTS: tuple[tuple[str, str | None, str, Callable[[float], str]], ...] = (
 )
 
 
-def summary(report: Record) -> Table:
+def summary(report: Record) -> Group:
     """A column for each model; rows: scores in percent +- one standard error, size, held-out loss, KL, decode speed.
 
     The last column is what the student keeps above chance. `report` is the content of report.json. `≈` marks a score
     that cannot be told from chance, `↓` one below it; under the table stand the scores that mislead, and why.
+    Of a comparison (`compress compare`) the cells have the difference from the first model, in points, below the score.
     """
     keys = labels(report)
-    kept = next(reversed(compared(report).values()), {})
+    tables = compared(report)
+    side_by_side = "compared" in report
+    kept = {} if side_by_side else next(reversed(tables.values()), {})
     tasks = main_tasks(report)
     verdicts = {task[key]["versus_chance"] for task in tasks.values() for key in keys if key in task}
     marks = "; ≈ not above chance, ↓ below chance" if verdicts & _MARKS.keys() else ""
-    alarms = alarm_lines(report)
-    shown = [f"! {line}" for line in alarms[:_ALARMS]]
-    shown += [f"! and {len(alarms) - _ALARMS} more: see the report"] if len(alarms) > _ALARMS else []
-    caption = Text("\n".join([f"percent ± standard error{marks}", *shown]))
-    table = Table(title=Text(report["headline"]), caption=caption, box=SIMPLE_HEAD)
+    table = Table(title=Text(report["headline"]), caption=f"percent ± standard error{marks}", box=SIMPLE_HEAD)
     table.add_column("", overflow="fold")
     for name in [*keys.values(), *(["kept"] if kept else [])]:
         table.add_column(Text(name), justify="right", no_wrap=True)
@@ -48,6 +48,10 @@ def summary(report: Record) -> Table:
             plus_minus(score, entry["metric"]) + _MARKS.get((score or {}).get("versus_chance") or "", "")
             for score in scores
         ]
+        if side_by_side:
+            cells = [
+                f"{cell}{_difference(tables.get(key, {}).get(name))}" for key, cell in zip(keys, cells, strict=True)
+            ]
         share = kept.get(name, {})
         last = [share_kept(share.get("chance_corrected"))] if kept else []
         table.add_row(*map(Text, [name, *cells, *last]))
@@ -55,4 +59,16 @@ def summary(report: Record) -> Table:
     for label, part, field, show in _FACTS:
         cells = [cell(report[key].get(part) if part else report[key], field, show) for key in keys]
         table.add_row(*map(Text, [label, *cells]))
-    return table
+    alarms = alarm_lines(report)
+    shown = [Text(f"! {line}") for line in alarms[:_ALARMS]]
+    more = [Text(f"! and {len(alarms) - _ALARMS} more.")] if len(alarms) > _ALARMS else []
+    return Group(table, *shown, *more)
+
+
+def _difference(entry: Record | None) -> str:
+    """A second line: the difference from the first model in points with its interval, and whether it is noise."""
+    if entry is None or entry["difference"] is None:
+        return f"\n{entry['note']}" if entry and entry["note"] else ""
+    p_value = entry["p_value"] if entry["p_holm"] is None else entry["p_holm"]
+    noise = " noise" if p_value is not None and p_value >= SIGNIFICANT else ""
+    return f"\n{points(entry['difference'], entry['difference_ci95'])}{noise}"

@@ -6,7 +6,7 @@ Rules, in the order in which they speak:
   of the generated answers are one text. Such a score says nothing, whatever it is.
 - chance: where the 95% interval of the score lies. Below chance is no knowledge but a habit that guessing lacks.
 - the teacher: a difference counts when its paired p, adjusted for the number of tasks (Holm), is under 0.05.
-- certainty: the calibration error is called out when it is 5 points or more and beyond what sampling alone explains.
+- certainty: over lettered options, a calibration error of 5 points or more that sampling alone does not explain.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Level = Literal["alarm", "caution", "fine"]
 
 _FEWEST_ITEMS = 10
 _ALWAYS, _NEARLY, _BEYOND_GOLD, _ONE_TEXT = 0.99, 0.9, 0.2, 0.5
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
 _CALIBRATION_POINTS = 0.05
 
 
@@ -85,7 +85,7 @@ def one_answer_words(answers: Mapping[str, Any] | None) -> str | None:
     """`always answers A (100% of items; A is right in 23%), so its score measures that habit`, or None."""
     if not answers:
         return None
-    if isinstance(chosen := answers.get("chosen"), list):
+    if chosen := answers.get("chosen"):
         return _one_option(chosen, answers.get("gold"))
     share = number(answers.get("most_common_share")) or 0.0
     if share < _ONE_TEXT or answers.get("distinct") is None:
@@ -102,7 +102,7 @@ def _one_option(chosen: list[int], gold: list[int] | None) -> str | None:
         return None
     place = max(range(len(chosen)), key=lambda i: chosen[i])
     share = chosen[place] / total
-    right = gold[place] / total if gold else None
+    right = gold[place] / total if gold and place < len(gold) else None
     if share < _NEARLY or (right is not None and share - right < _BEYOND_GOLD):
         return None
     letter, often = option_letter(place), "always" if share >= _ALWAYS else "nearly always"
@@ -112,7 +112,7 @@ def _one_option(chosen: list[int], gold: list[int] | None) -> str | None:
 
 def option_letter(place: int) -> str:
     """0 -> A; numbers from 1 after Z."""
-    return chr(ord("A") + place) if place < 26 else str(place + 1)
+    return chr(ord("A") + place) if 0 <= place < 26 else str(place + 1)
 
 
 def chance_words(score: Record, chance: float | None) -> str | None:
@@ -136,9 +136,9 @@ def difference_words(compared: Record | None, other: str) -> str | None:
     p_value = compared["p_holm"] if compared["p_holm"] is not None else compared["p_value"]
     size = points(compared["difference"], compared["difference_ci95"])
     if compared["lost"] == compared["gained"] == 0:
-        return f"the same answers as the {other}, item for item"
-    flips = f"{compared['lost']:,} items lost, {compared['gained']:,} gained"
-    if p_value >= _SIGNIFICANT:
+        return f"right on the same items as the {other}"
+    flips = f"{compared['lost']:,} lost and {compared['gained']:,} gained of {compared['paired_items']:,} items"
+    if p_value >= SIGNIFICANT:
         return f"its difference from the {other}, {size} points, is noise ({p_words(p_value)}; {flips})"
     way = "worse" if compared["difference"] < 0 else "better"
     return f"{way} than the {other} by {size} points ({p_words(p_value)}; {flips})"
@@ -150,10 +150,15 @@ def p_words(p_value: float | None) -> str:
 
 
 def certainty_words(answers: Mapping[str, Any] | None) -> str | None:
-    """`overconfident: 71% sure, right in 45% (calibration error 26 points)`."""
-    error = number((answers or {}).get("calibration_error"))
-    if answers is None or error is None or error < max(_CALIBRATION_POINTS, answers["calibration_noise95"]):
+    """`overconfident: 71% sure, right in 45% (calibration error 26 points)`.
+
+    Said of lettered options alone: over long ones the softmax of summed log-likelihoods is sharper than the model is.
+    """
+    if not (answers or {}).get("lettered"):
         return None
-    sure, right = answers["confidence"], answers["accuracy"]
+    names = ("calibration_error", "calibration_noise95", "confidence", "accuracy")
+    error, noise, sure, right = (number((answers or {}).get(name)) for name in names)
+    if error is None or noise is None or sure is None or right is None or error < max(_CALIBRATION_POINTS, noise):
+        return None
     way = "overconfident" if sure > right else "underconfident"
     return f"{way}: {sure:.0%} sure and right in {right:.0%} (calibration error {100 * error:.0f} points)"

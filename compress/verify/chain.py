@@ -159,7 +159,8 @@ def check_settings(run: RunFolder, record: StepRecord, section: Sequence[str], *
     if section == ("prune",) and run.recipe is not None:
         asked, choice = asked_cut(run.recipe, run.path)
         full = written = prune_settings(choice, check=asked.check, repair=asked.repairing)
-    require(differences({**full, **fixed}, {*written, *fixed}, record.config))
+    known = fixed.keys() & record.config.keys()
+    require(differences({**full, **fixed}, {*written, *known}, record.config))
     return f"as recipe.yaml says under {'.'.join(section)}"
 
 

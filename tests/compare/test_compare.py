@@ -119,9 +119,10 @@ def test_another_held_out_text_is_flagged(runs: dict[str, Path], tmp_path: Path)
         record = json.loads(source.read_text())
         record["manifest"]["inputs"]["text"] = text
         (tmp_path / f"{text}.json").write_text(json.dumps(record))
-    report = compare_models([str(tmp_path / "one.json"), str(tmp_path / "two.json")])
+    report = compare_models([str(tmp_path / "one.json"), str(tmp_path / "two.json")], tmp_path / "out")
     assert report["mismatches"] == ["The held-out text of the two is another: their losses cannot be compared."]
-    assert len(report["left_out"]) == 2
+    assert report["left_out"] == [f"{name}: no per-item scores, so no paired intervals." for name in ("one", "two")]
+    assert all(report["left_out"][1] in (tmp_path / "out" / f"compare.{kind}").read_text() for kind in ("md", "html"))
 
 
 def test_what_cannot_be_compared_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:

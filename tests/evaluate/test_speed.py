@@ -46,6 +46,13 @@ def test_spread_and_cost_follow_from_the_rounds() -> None:
     assert "decode_cost_per_million_tokens" not in speed._figures(CONFIG, rounds, 2, None)
 
 
+def test_options_of_the_speed_do_not_make_scores_stale() -> None:
+    timed = EvalConfig(limit=3, speed_batch=4, speed_batches=[2], speed_repeats=9, speed_price_per_hour=2.0)
+    assert timed.without_speed() == EvalConfig(limit=3).without_speed()
+    assert not timed.without_speed().speed
+    assert timed.without_speed() != EvalConfig(limit=4).without_speed()
+
+
 def test_models_take_turns_and_warm_up_rounds_are_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     run_round = speed._run_round

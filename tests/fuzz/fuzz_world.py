@@ -10,6 +10,7 @@ from typing import Any
 from data_world import FORMATS, documents, write_source
 from distill_world import SEQ_LEN
 from helpers import byte_tokenizer, save_tiny_model
+from report_world import letter_items, letters_run
 
 from compress.artifacts import read_json, sha256_file, write_json
 from compress.data import DataConfig, prepare
@@ -71,6 +72,12 @@ class World:
         config = DataConfig(dataset=str(self.text), seq_len=SEQ_LEN, heldout_sequences=4)
         prepare(config, self.model, self.root / "store", visible=False)
         return self.root / "store"
+
+    @cached_property
+    def letters(self) -> Path:
+        """A run whose models answered lettered questions, with what they were asked and answered."""
+        models = letter_items(0.7, seed=1), letter_items(None, seed=2, always=0), letter_items(0.6, seed=3)
+        return letters_run(self.root / "letters", *(items[:30] for items in models))
 
     @cached_property
     def training(self) -> Path:

@@ -23,6 +23,7 @@ from fuzz.mutations import (
 from helpers import ROOT
 from hypothesis import strategies as st
 
+from compress.compare import compare_models
 from compress.data import DataConfig, TokenStore, prepare
 from compress.data.store import fingerprint_of
 from compress.errors import InputError
@@ -209,6 +210,11 @@ def _run_targets(world: World) -> dict[str, Target]:
         if any(check.status == "FAILED" for check in verify_run(folder)):
             raise InputError("damage was found")
 
+    def compare(edits: list[Any]) -> None:
+        folder = world.copy(world.letters)
+        damage(folder, edits)
+        compare_models([str(folder), f"same={folder / 'eval' / 'student.json'}"], folder / "out")
+
     scores = [
         f"eval/{stem}.{kind}" for stem in ("teacher", "student-init", "student") for kind in ("json", "items.jsonl")
     ]
@@ -218,6 +224,7 @@ def _run_targets(world: World) -> dict[str, Target]:
     everything += [state, state.replace("state", "manifest"), "student/config.json", "report.json"]
     return {
         "report": Target(file_edits([*scores, *records]), report),
+        "compare": Target(file_edits(scores), compare),
         "verify": Target(file_edits(everything), verify),
     }
 

@@ -6,59 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_world import STEMS, make_run
+from report_world import LETTERS, letter_items, letters_run
 
 from compress.evaluate.answers import answer_summary, calibration
 from compress.report import write_report
 from compress.report.verdicts import certainty_words, difference_words, one_answer_words
-
-ITEMS = 1200
-LETTERS = ["A", "B", "C", "D"]
-
-
-def choice_items(
-    right_share: float | None, *, seed: int, always: int | None = None, sure: float = 0.6
-) -> list[dict[str, Any]]:
-    """Items of four options; the model picks the right one with `right_share`, guesses (None), or picks `always`."""
-    rng = np.random.default_rng(seed)
-    gold = np.random.default_rng(0).integers(0, 4, size=ITEMS)
-    ease = np.random.default_rng(1).random(ITEMS)
-    items = []
-    for index in range(ITEMS):
-        knows = right_share is not None and 0.7 * ease[index] + 0.3 * rng.random() < right_share
-        other = (gold[index] + rng.integers(1, 4)) % 4
-        pick = (
-            always
-            if always is not None
-            else rng.integers(0, 4)
-            if right_share is None
-            else gold[index]
-            if knows
-            else other
-        )
-        p = np.full(4, (1 - sure) / 3)
-        p[pick] = sure
-        items.append(
-            {
-                "task": "letters", "groups": [], "doc_id": index, "doc_sha256": f"{index}", "chance": 0.25,
-                "metrics": {"acc": float(pick == gold[index])}, "question": f"Question {index}?", "options": LETTERS,
-                "log_likelihoods": np.log(p).tolist(), "choice": int(pick), "gold": [int(gold[index])],
-            }
-        )  # fmt: skip
-    return items
-
-
-def run_with(folder: Path, *models: list[dict[str, Any]]) -> Path:
-    run = make_run(folder, {"letters": ("acc", 0.25, 5, ITEMS, 0.7, 0.3, 0.6)})
-    for stem, items in zip(STEMS, models, strict=True):
-        values = np.array([item["metrics"]["acc"] for item in items])
-        path = run / "eval" / f"{stem}.json"
-        record = json.loads(path.read_text())
-        record["tasks"]["letters"] |= {"acc": values.mean(), "acc_stderr": values.std(ddof=1) / np.sqrt(ITEMS)}
-        record["tasks"]["letters"]["answers"] = answer_summary(items)
-        path.write_text(json.dumps(record))
-        (run / "eval" / f"{stem}.items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    return run
 
 
 def verdicts(run: Path) -> dict[str, dict[str, Any]]:
@@ -68,8 +20,8 @@ def verdicts(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_always_a_at_chance_and_healed_are_told_apart_in_words(tmp_path: Path) -> None:
-    teacher, healed = choice_items(0.7, seed=2), choice_items(0.62, seed=3)
-    said = verdicts(run_with(tmp_path / "a", teacher, choice_items(None, seed=4, always=0), healed))
+    teacher, healed = letter_items(0.7, seed=2), letter_items(0.62, seed=3)
+    said = verdicts(letters_run(tmp_path / "a", teacher, letter_items(None, seed=4, always=0), healed))
     assert said["student_init"]["level"] == "alarm"
     assert "Always answers A (100% of items; A is right in" in said["student_init"]["text"]
     assert "measures that habit" in said["student_init"]["text"]
@@ -80,31 +32,31 @@ def test_always_a_at_chance_and_healed_are_told_apart_in_words(tmp_path: Path) -
     for page in ("report.md", "report.html"):
         text = (tmp_path / "a" / page).read_text()
         assert text.index("lways answers A (100%") < text.index("Above chance (")
-    guess = verdicts(run_with(tmp_path / "b", teacher, choice_items(None, seed=4), healed))["student_init"]
+    guess = verdicts(letters_run(tmp_path / "b", teacher, letter_items(None, seed=4), healed))["student_init"]
     assert guess["level"] == "caution"
     assert guess["text"].startswith("At chance: cannot be told from guessing (")
     assert "answers A" not in guess["text"]
-    bad = verdicts(run_with(tmp_path / "c", teacher, choice_items(0.1, seed=5), healed))["student_init"]
+    bad = verdicts(letters_run(tmp_path / "c", teacher, letter_items(0.1, seed=5), healed))["student_init"]
     assert bad["level"] == "alarm"
     assert bad["text"].startswith("Below chance, worse than guessing (")
 
 
 def test_a_difference_of_noise_is_called_noise(tmp_path: Path) -> None:
-    teacher = choice_items(0.7, seed=2)
+    teacher = letter_items(0.7, seed=2)
     other = [dict(item) for item in teacher]
     for index, change in ((3, 0.0), (5, 0.0), (8, 1.0), (13, 0.0)):
         other[index]["metrics"] = {"acc": change}
-    said = verdicts(run_with(tmp_path, teacher, choice_items(None, seed=4), other))["student"]["text"]
+    said = verdicts(letters_run(tmp_path, teacher, letter_items(None, seed=4), other))["student"]["text"]
     assert "its difference from the teacher, " in said
     assert "is noise (p = " in said
     assert "worse" not in said
-    same = verdicts(run_with(tmp_path / "same", teacher, choice_items(None, seed=4), teacher))["student"]["text"]
-    assert "the same answers as the teacher, item for item" in same
+    same = verdicts(letters_run(tmp_path / "same", teacher, letter_items(None, seed=4), teacher))["student"]["text"]
+    assert "right on the same items as the teacher" in same
 
 
 def test_flips_are_counted_listed_and_shown_with_their_text(tmp_path: Path) -> None:
-    teacher, healed = choice_items(0.7, seed=2), choice_items(0.62, seed=3)
-    run = run_with(tmp_path, teacher, choice_items(None, seed=4), healed)
+    teacher, healed = letter_items(0.7, seed=2), letter_items(0.62, seed=3)
+    run = letters_run(tmp_path, teacher, letter_items(None, seed=4), healed)
     write_report(run)
     flips = [json.loads(line) for line in (run / "flips.jsonl").read_text().splitlines()]
     pairs = list(zip(teacher, healed, strict=True))
@@ -141,14 +93,21 @@ def test_calibration_error_by_hand_and_its_noise() -> None:
 
 
 def test_false_certainty_is_called_out_and_chance_miscalibration_is_not() -> None:
-    sure = answer_summary(choice_items(0.5, seed=6, sure=0.95))
+    sure = answer_summary(letter_items(0.5, seed=6, sure=0.95))
     assert sure is not None
     words = certainty_words(sure)
     assert words is not None
     assert words.startswith("overconfident: 95% sure and right in ")
-    honest = answer_summary(choice_items(0.6, seed=6, sure=0.6))
+    honest = answer_summary(letter_items(0.6, seed=6, sure=0.6))
     assert certainty_words(honest) is None or "overconfident" not in str(certainty_words(honest))
     assert certainty_words(None) is None
+    words_for_options = [
+        {**item, "options": ["one", "two", "three", "four"]} for item in letter_items(0.5, seed=6, sure=0.95)
+    ]
+    long = answer_summary(words_for_options)
+    assert long is not None
+    assert long["calibration_error"] == sure["calibration_error"]
+    assert certainty_words(long) is None
 
 
 def test_one_answer_is_only_called_so_against_the_gold_and_texts_that_repeat_are_too() -> None:
@@ -173,6 +132,7 @@ def test_a_difference_is_judged_by_the_adjusted_p() -> None:
         "difference_ci95": (-0.04, 0.0),
         "lost": 30,
         "gained": 15,
+        "paired_items": 900,
     }
     assert "is noise (p = 0.12" in str(difference_words(row, "teacher"))
     assert "worse than the teacher by −2.0 [−4.0, +0.0] points (p = 0.03" in str(
