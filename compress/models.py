@@ -6,7 +6,8 @@ exactly.
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from compress.artifacts import read_json, sha256_file
+from compress.artifacts import read_json, sha256_file, write_json
 from compress.errors import InputError
 
 _SIDE_FILES = (
@@ -79,6 +80,13 @@ def load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise InputError(f"{folder / 'config.json'} cannot be used: {_reason(error)}.") from error
+
+
+def config_from(content: Mapping[str, Any]) -> Any:
+    """The `PretrainedConfig` that a config.json of this content is loaded as. Raises as `load_config` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "config.json", content)
+        return load_config(Path(folder))
 
 
 def _reason(error: Exception) -> str:

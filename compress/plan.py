@@ -8,7 +8,7 @@ from typing import Any
 from compress.data import DataConfig
 from compress.distill import DistillConfig, DistillPlan, plan_distill
 from compress.errors import UsageError
-from compress.models import load_config, resolve_model
+from compress.models import config_from, load_config, resolve_model
 from compress.prune import PrunePlan
 from compress.prune.plan import derive
 from compress.recipe import Recipe, scratch_config
@@ -76,7 +76,7 @@ def plan_recipe(recipe: Recipe, *, flops_per_s: float) -> RecipePlan:
             folder = resolve_model(str(recipe.teacher.model), recipe.teacher.revision, weights=False)
         teacher = load_config(folder)
         cut = derive(recipe.teacher.model or "a teacher trained from scratch", folder, recipe.prune.choice)
-    student = type(teacher).from_dict(cut.student_json)
+    student = config_from(cut.student_json)
     training = None
     if recipe.teacher.scratch is not None:
         training = _plan(recipe.teacher.scratch.train, recipe.data, teacher, None)
