@@ -12,8 +12,10 @@ from compress.remote_code import trusted
 
 _STACKS = (
     "model.layers", "model.language_model.layers", "language_model.model.layers", "transformer.h",
-    "transformer.blocks", "transformer.layers", "gpt_neox.layers", "model.decoder.layers", "backbone.layers",
+    "transformer.blocks", "transformer.layers", "transformer.layer", "model.decoder.layers", "backbone.blocks",
 )  # fmt: skip
+_STACKS_OF_BASE = ("layers", "blocks", "encoder.layer", "encoder.layers", "decoder.layers")
+"""The same, below the submodule that a model class calls its base."""
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -22,14 +24,16 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         InputError: the model keeps its layers where we do not know to look.
     """
-    for name in _STACKS:
+    base = getattr(model, "base_model_prefix", "")
+    names = (*_STACKS, *(f"{base}.{tail}" for tail in _STACKS_OF_BASE))
+    for name in names:
         try:
             found = model.get_submodule(name)
         except AttributeError:
             continue
         if isinstance(found, nn.ModuleList):
             return name, found
-    raise InputError(f"{type(model).__name__} keeps its layers in none of {', '.join(_STACKS)}.")
+    raise InputError(f"{type(model).__name__} keeps its layers in none of {', '.join(names)}.")
 
 
 def empty_model(config: Any) -> Any:
@@ -107,27 +111,3 @@ def check_output_head(model: Any, name: str) -> None:
             f"{name} ({type(model).__name__}) transforms its logits in a way this tool does not know: hidden states "
             f"times the output head differ from the model's logits by up to {error:.3g}."
         )
-
-
-def kv_bytes_per_token(config: Any, bytes_per_value: int = 2) -> int:
-    """Bytes of key-value cache one token takes over all layers (2 bytes a value: bf16)."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * head_dim * bytes_per_value)
-
-
-def forward_flops_per_token(config: Any, seq_len: int) -> float:
-    """FLOPs of one forward pass a token at a mean causal context of `seq_len / 2`.
-
-    2 FLOPs for each weight a token is multiplied with (all but the input embeddings), and 4 * D * context a layer
-    for QK^T and AV (Kaplan et al., arXiv:2001.08361, table 1, halved for the causal mask).
-    """
-    text = config.get_text_config()
-    model = empty_model(config)
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
-    weights = count_parameters(model) - embedding.numel() + (embedding.numel() if head is embedding else 0)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    attention = 4 * text.num_hidden_layers * text.num_attention_heads * head_dim * (seq_len / 2)
-    return float(2 * weights + attention)

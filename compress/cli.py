@@ -67,6 +67,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
     metavar="SPEC",
     help="alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N.  [default: alternate]",
 )
+@click.option(
+    "--preserve-pattern", is_flag=True, default=None, help="As many layers, but each type of layer by its share."
+)
 @click.option("--layers", metavar="N", help="Or keep the N layers that matter most, by --by.")
 @click.option(
     "--by",
@@ -92,6 +95,7 @@ def prune(
     teacher: str,
     out: Path,
     keep: str | None,
+    preserve_pattern: bool | None,
     layers: str | None,
     by: str | None,
     rank_after: str | None,
@@ -112,6 +116,7 @@ def prune(
 
     flags = {
         "keep": keep,
+        "preserve_pattern": preserve_pattern,
         "layers": layers,
         "by": by,
         "rank_after": rank_after,

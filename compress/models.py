@@ -6,7 +6,8 @@ checkpoint that does not fill the model exactly.
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from compress.artifacts import read_json, sha256_file
+from compress.artifacts import read_json, sha256_file, write_json
 from compress.errors import InputError
 from compress.remote_code import trusted
 
@@ -81,6 +82,20 @@ def load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
     except Exception as error:
         raise InputError(f"{folder / 'config.json'} cannot be used: {_reason(error)}.") from error
+
+
+def config_from(content: Mapping[str, Any], home: Path) -> Any:
+    """The `PretrainedConfig` that a config.json of this content is loaded as; trusted code of its own is in `home`.
+
+    Raises as `load_config` does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "config.json", content)
+        for path in (path for pattern in _code() for path in home.glob(pattern)):
+            shutil.copyfile(path, Path(folder) / path.name)
+        config = load_config(Path(folder))
+    config.name_or_path = str(home)
+    return config
 
 
 def _reason(error: Exception) -> str:

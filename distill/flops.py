@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from compress.architecture import forward_flops_per_token
+from compress.costs import model_costs
 
 _PEAK_BF16_FLOPS = {
     "B200": 2.25e15,
@@ -26,11 +26,11 @@ _PEAK_BF16_FLOPS = {
 def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int) -> float:
     """FLOPs a training token costs: one forward pass of the teacher, one and two backward ones of the student.
 
-    `student` and `teacher` are model configs. With C the forward FLOPs of `forward_flops_per_token`: C_t + 3 C_s,
-    about 2 P_t + 6 P_s for P parameters. Recomputation by gradient checkpointing is not counted.
+    `student` and `teacher` are model configs. With C the forward FLOPs of `Costs.prefill_flops`: C_t + 3 C_s, about
+    2 P_t + 6 P_s for P active parameters. Recomputation by gradient checkpointing is not counted.
     """
-    flops = 3 * forward_flops_per_token(student, seq_len)
-    return flops if teacher is None else flops + forward_flops_per_token(teacher, seq_len)
+    flops = 3 * model_costs(student).prefill_flops(seq_len)
+    return flops if teacher is None else flops + model_costs(teacher).prefill_flops(seq_len)
 
 
 class PeakFlops(NamedTuple):

@@ -1,28 +1,40 @@
 """What a cut would do, from config.json alone: layers, parameters, bytes, key-value cache, mixture of layer types."""
 
-import copy
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.architecture import count_parameters, decoder_layers, empty_model, kv_bytes_per_token
+from compress.architecture import count_parameters, decoder_layers, empty_model
 from compress.artifacts import read_json
+from compress.costs import model_costs
 from compress.errors import InputError, UsageError
-from compress.models import load_config, resolve_model
+from compress.models import config_from, load_config, resolve_model
 from compress.prune.candidates import RankAfterConfig
-from compress.prune.mix import count_types, mix_note, require_attention
+from compress.prune.kinds import layer_kinds
+from compress.prune.mix import choose_layers, count_types, mix_note, require_attention
 from compress.prune.ranking import RankingConfig
-from compress.prune.spec import format_layers, parse_spec
-from compress.prune.student_config import num_layers, student_config
-from compress.units import format_bytes
+from compress.prune.spec import format_layers
+from compress.prune.student_config import num_layers, student_config, text_config
+from compress.units import format_bytes, format_count
+
+_MOST_CONTEXT = 32768
+
+_COMPOSITES = (
+    "model.layers", "model.language_model.layers", "language_model.model.layers", "language_model.layers",
+    "model.text_model.layers", "text_model.model.layers",
+)  # fmt: skip
+"""Names that transformers turns into one another when it loads a text model from a composite one, or saves one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrunePlan:
-    """The figures of a cut. Layers are 0-based; parameters count tied weights once; bytes are of the weights."""
+    """The figures of a cut. Layers are 0-based; parameters count tied weights once; bytes are of the weights.
+
+    Costs of a token are means over a context of `context_tokens` (see `compress.costs`): its share of the cache, its
+    FLOPs in a prompt of that length; and the FLOPs of one more token after it.
+    """
 
     teacher: str
     model_type: str
@@ -31,9 +43,21 @@ class PrunePlan:
     dropped_layers: tuple[int, ...]
     params_before: int
     params_after: int
+    parts_before: dict[str, int]
+    """Parameters by part: embeddings, attention, mlp, experts, ..."""
+    parts_after: dict[str, int]
     dtype: str
     bytes_before: int
     bytes_after: int
+    context_tokens: int
+    """What the model is made for, at most 32,768."""
+    prefill_flops_per_token_before: float
+    prefill_flops_per_token_after: float
+    decode_flops_per_token_before: float
+    decode_flops_per_token_after: float
+    cache_bytes_before: int
+    """Keys, values and recurrent states after `context_tokens`."""
+    cache_bytes_after: int
     kv_bytes_per_token_before: int
     kv_bytes_per_token_after: int
     layer_types_before: dict[str, int]
@@ -58,9 +82,22 @@ class PrunePlan:
             f"parameters   {self.params_before:,} -> {self.params_after:,} ({less:.1f}% fewer)",
             f"weights      {format_bytes(self.bytes_before)} -> {format_bytes(self.bytes_after)} in {self.dtype}",
             f"KV a token   {format_bytes(self.kv_bytes_per_token_before)} -> "
-            f"{format_bytes(self.kv_bytes_per_token_after)}",
+            f"{format_bytes(self.kv_bytes_per_token_after)}, mean of a context of {self.context_tokens:,} tokens",
+            f"FLOPs        {format_count(self.prefill_flops_per_token_before)} -> "
+            f"{format_count(self.prefill_flops_per_token_after)} a token of such a prompt, "
+            f"{format_count(self.decode_flops_per_token_before)} -> {format_count(self.decode_flops_per_token_after)} "
+            "to write one after it",
+            f"parts        {_changes(self.parts_before, self.parts_after)}",
         ]
+        if len(self.layer_types_before) > 1:
+            lines.append(f"layer types  {_changes(self.layer_types_before, self.layer_types_after)}")
         return "\n".join([*lines, *self.notes])
+
+
+def _changes(before: dict[str, int], after: dict[str, int]) -> str:
+    return ", ".join(
+        f"{name} {format_count(size)} -> {format_count(after.get(name, 0))}" for name, size in before.items()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +137,16 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConf
         how = keep.by if isinstance(keep, RankingConfig) else "what candidates become in a short heal"
         notes.append(f"The {keep.layers} layers that stay are chosen by {how}; these figures are of others.")
         keep = _stand_in(teacher, keep.layers, total)
-    kept = parse_spec(keep, total)
-    types = _layer_types(config, total)
+    types = layer_kinds(text_config(config), total)
+    kept = choose_layers(keep, types)
     require_attention(types, kept)
     student_json = student_config(config, raw, kept)
     try:
-        smaller = type(config).from_dict(copy.deepcopy(student_json), name_or_path=str(folder))
+        smaller = config_from(student_json, folder)
         before, after = empty_model(config), empty_model(smaller)
     except Exception as error:
-        raise InputError(
-            f"{folder / 'config.json'} makes no causal LM: {' '.join(str(error).split())[:400]}"
-        ) from error
+        reason = " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]
+        raise InputError(f"{folder / 'config.json'} makes no causal LM: {reason}") from error
     name, layers = decoder_layers(before)
     if len(layers) != total or len(decoder_layers(after)[1]) != len(kept):
         raise InputError(
@@ -119,6 +155,9 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConf
         )
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
     counts = count_parameters(before), count_parameters(after)
+    context = min(getattr(text_config(config), "max_position_embeddings", None) or _MOST_CONTEXT, _MOST_CONTEXT)
+    costs = model_costs(config), model_costs(smaller)
+    cache = [cost.cache_bytes(context, dtype.itemsize) for cost in costs]
     note = mix_note(types, kept)
     notes += [] if note is None or notes else [note]
     plan = PrunePlan(
@@ -129,17 +168,31 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConf
         dropped_layers=tuple(sorted(set(range(total)) - set(kept))),
         params_before=counts[0],
         params_after=counts[1],
+        parts_before=costs[0].parameters,
+        parts_after=costs[1].parameters,
         dtype=str(dtype).removeprefix("torch."),
         bytes_before=counts[0] * dtype.itemsize,
         bytes_after=counts[1] * dtype.itemsize,
-        kv_bytes_per_token_before=kv_bytes_per_token(config, dtype.itemsize),
-        kv_bytes_per_token_after=kv_bytes_per_token(smaller, dtype.itemsize),
+        context_tokens=context,
+        prefill_flops_per_token_before=costs[0].prefill_flops(context),
+        prefill_flops_per_token_after=costs[1].prefill_flops(context),
+        decode_flops_per_token_before=costs[0].decode_flops(context),
+        decode_flops_per_token_after=costs[1].decode_flops(context),
+        cache_bytes_before=cache[0],
+        cache_bytes_after=cache[1],
+        kv_bytes_per_token_before=round(cache[0] / context),
+        kv_bytes_per_token_after=round(cache[1] / context),
         layer_types_before=count_types(types),
         layer_types_after=count_types([types[i] for i in kept]),
         notes=tuple(notes),
     )
-    prefixes = tuple({name, name.removeprefix(before.base_model_prefix + ".")})
-    return Derivation(plan, student_json, smaller, prefixes)
+    return Derivation(plan, student_json, smaller, _stored_prefixes(name, before.base_model_prefix))
+
+
+def _stored_prefixes(name: str, base: str) -> tuple[str, ...]:
+    """What a stack's layers may be called on disk: as in the model, without its head, or within a composite model."""
+    names = {name, name.removeprefix(base + "."), *(_COMPOSITES if name in _COMPOSITES else ())}
+    return tuple(sorted(names))
 
 
 def _stand_in(teacher: str, num_kept: int, total: int) -> str:
@@ -151,13 +204,3 @@ def _stand_in(teacher: str, num_kept: int, total: int) -> str:
     if num_kept > total:
         raise UsageError(f"layers = {num_kept}: {teacher} has {total} layers; write how many of them stay.")
     return f"contiguous:{num_kept}"
-
-
-def _layer_types(config: Any, total: int) -> Sequence[str]:
-    """Type of each layer; a model without `layer_types` has one kind, sliding when it has a window."""
-    text = config.get_text_config()
-    types = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
-    if isinstance(types, list) and len(types) == total:
-        return types
-    window = getattr(text, "sliding_window", None)
-    return [("full" if window is None else "sliding") + "_attention"] * total

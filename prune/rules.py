@@ -6,6 +6,7 @@ field follows which rule.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -62,19 +63,14 @@ def layer_keys(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     return {name: {str(new): by_layer[old] for new, old in enumerate(cut.kept) if old in by_layer}}
 
 
+def stack_size(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    """Another name of the number of layers."""
+    return {name: len(cut.kept)}
+
+
 def prefix_count(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     """How many layers from the first on are special: count the kept ones among them."""
     return {name: sum(layer < fields[name] for layer in cut.kept)}
-
-
-def last_index(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
-    """Index of the last special layer, -1 for the stack's last."""
-    if fields[name] == -1:
-        return {}
-    last = sum(layer <= fields[name] for layer in cut.kept) - 1
-    if last < 0:
-        raise NotExpressible("none of the layers it spans is kept")
-    return {name: last}
 
 
 def repeated_pattern(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
@@ -86,15 +82,99 @@ def repeated_pattern(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
 def sparse_step(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     """Every `step`-th layer is a mixture of experts unless `mlp_only_layers` names it: name every dense layer.
 
-    Layer i is sparse when (i + 1) % step == 0 and i is not in `mlp_only_layers` (qwen2_moe, qwen3_moe).
+    Layer i is sparse when (i + 1) % step == 0 and i is not in `mlp_only_layers` (qwen2_moe, qwen3_moe). The rule of
+    both fields.
     """
-    step, dense = fields[name], fields.get("mlp_only_layers") or []
+    step, dense = fields.get("decoder_sparse_step", 1), fields.get("mlp_only_layers") or []
     if step == 1:
-        return {}
+        return layer_indices(name, fields, cut) if name == "mlp_only_layers" else {}
     if not step:
         raise NotExpressible(f"its step is {step!r}")
     written = [new for new, old in enumerate(cut.kept) if (old + 1) % step != 0 or old in dense]
-    return {name: 1, "mlp_only_layers": written}
+    return {"decoder_sparse_step": 1, "mlp_only_layers": written}
+
+
+def period(step: str, offset: str) -> Rule:
+    """Layers i with i % step == offset are special (jamba): the step and offset that single out the kept ones.
+
+    Where `layers_block_type` is a list, that alone says which layers are special (zamba).
+    """
+
+    def rule(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+        if isinstance(fields.get("layers_block_type"), list):
+            return {}
+        special = [new for new, old in enumerate(cut.kept) if old % fields[step] == fields[offset]]
+        total = len(cut.kept)
+        first = special[0] if special else total
+        for length in range(first + 1, total + 2):
+            if list(range(first, total, length)) == special:
+                return {step: length, offset: first}
+        raise NotExpressible(f"no step and offset single out the layers {special} of the {total} kept ones")
+
+    return rule
+
+
+def interval(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    """Layers i from start to end with (i + 1) % step == 0 have experts (ernie4_5_moe): those that single out the kept.
+
+    The rule of `moe_layer_interval`, `moe_layer_start_index` and `moe_layer_end_index`.
+    """
+    step, start, end = (fields[f"moe_layer_{part}"] for part in ("interval", "start_index", "end_index"))
+    last = cut.num_layers - 1 if end == -1 else end
+    sparse = [new for new, old in enumerate(cut.kept) if (old + 1) % step == 0 and start <= old <= last]
+    total = len(cut.kept)
+    if not sparse:
+        return {"moe_layer_interval": 1, "moe_layer_start_index": total, "moe_layer_end_index": total - 1}
+    for length in range(1, total + 1):
+        if [i for i in range(sparse[0], sparse[-1] + 1) if (i + 1) % length == 0] == sparse:
+            return {
+                "moe_layer_interval": length,
+                "moe_layer_start_index": sparse[0],
+                "moe_layer_end_index": sparse[-1],
+            }
+    raise NotExpressible(f"no start, end and interval single out the layers {sparse} of the {total} kept ones")
+
+
+def one_based(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    """A list of layer numbers from 1 on: keep those of kept layers, renumbered."""
+    return {name: [new + 1 for new, old in enumerate(cut.kept) if old + 1 in fields[name]]}
+
+
+def depth_scale(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    """Residuals are multiplied by value / sqrt(number of layers) (minicpm3): the value that leaves the product."""
+    return {name: fields[name] * math.sqrt(len(cut.kept) / cut.num_layers)}
+
+
+def shared_indexer(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    """A `shared` layer attends to what the last `full` one before it has chosen, which must stay too."""
+    modes = fields[name]
+    for layer in cut.kept:
+        source = max((i for i in range(layer + 1) if modes[i] == "full"), default=None)
+        if source is not None and source not in cut.kept:
+            raise NotExpressible(f"layer {layer} attends to what layer {source} chooses, which is dropped")
+    return each_layer(name, fields, cut)
+
+
+def shared_key_values(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    """The last `count` layers read the keys and values of the last layer of their type before them (gemma3n, gemma4).
+
+    Recount them; a layer whose source is dropped, or would be another one, cannot stay.
+    """
+    count, types = fields[name], fields.get("layer_types")
+    if not count:
+        return {}
+    if not isinstance(types, list | tuple) or len(types) != cut.num_layers:
+        raise NotExpressible("no list layer_types says which layers share keys and values")
+    first = cut.num_layers - count
+    readers = [layer for layer in cut.kept if layer >= first]
+    writers = [layer for layer in cut.kept if layer < first]
+    for layer in readers:
+        source = max((i for i in range(first) if types[i] == types[layer]), default=None)
+        if source not in writers:
+            raise NotExpressible(f"layer {layer} reads the keys and values of layer {source}, which is dropped")
+    if readers and {types[i] for i in writers} != {types[i] for i in cut.kept}:
+        raise NotExpressible("every type of layer needs one that makes keys and values")
+    return {name: len(readers)}
 
 
 def gpt_neo_types(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
@@ -132,5 +212,56 @@ def becomes(value: Any) -> Rule:
 
     def rule(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
         return {name: value}
+
+    return rule
+
+
+LayerRule = Callable[[Fields, Cut], None]
+"""What a model type asks of the choice of layers itself; raises `NotExpressible` when it is not met."""
+
+
+def keeps_first(why: str) -> LayerRule:
+    """Layer 0 is made differently and must stay."""
+
+    def rule(fields: Fields, cut: Cut) -> None:
+        if cut.kept[0] != 0:
+            raise NotExpressible(f"layer 0 must stay: {why}")
+
+    return rule
+
+
+def last_is(kind: str, field: str = "layer_types") -> LayerRule:
+    """The model makes its last layer one of this kind whatever the config says."""
+
+    def rule(fields: Fields, cut: Cut) -> None:
+        types = fields.get(field)
+        if types and types[cut.kept[-1]] != kind:
+            allowed = [i for i, other in enumerate(types) if other == kind]
+            raise NotExpressible(
+                f"the last kept layer must be of {kind}, and {cut.kept[-1]} is of {types[cut.kept[-1]]}; end with one "
+                f"of {', '.join(map(str, allowed))}"
+            )
+
+    return rule
+
+
+def keeps_all(kind: str, field: str, why: str) -> LayerRule:
+    """No layer of this kind may go."""
+
+    def rule(fields: Fields, cut: Cut) -> None:
+        gone = [i for i, other in enumerate(fields[field]) if other == kind and i not in cut.kept]
+        if gone:
+            raise NotExpressible(f"the {kind} layers must stay ({', '.join(map(str, gone))} would go): {why}")
+
+    return rule
+
+
+def keeps_first_of(kind: str, field: str, why: str) -> LayerRule:
+    """The first layer of this kind must stay if any does."""
+
+    def rule(fields: Fields, cut: Cut) -> None:
+        layers = [i for i, other in enumerate(fields[field]) if other == kind]
+        if layers and layers[0] not in cut.kept:
+            raise NotExpressible(f"layer {layers[0]}, the first {kind} one, must stay: {why}")
 
     return rule

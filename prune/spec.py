@@ -3,8 +3,11 @@
     alternate        every second layer, the last kept: of 16 layers 1,3,5,7,9,11,13,15
     1::2             a Python slice of the layers 0 .. n-1; negative ends count from the last layer
     0,2,5-9          a list, in increasing order; ranges include both ends
-    uniform:N        N layers kept, evenly spaced, first and last among them
+    uniform:N        N layers kept, evenly spaced, first and last among them; of several types of layer, each its share
     contiguous:N     N layers kept: one block is cut out right before the last layer (0 .. N-2 and n-1 stay)
+
+    pattern:SPEC     as many layers as SPEC keeps, each type of layer by its share, the last layer kept (what
+                     `--preserve-pattern` makes of a SPEC that is no list)
 
 N is always the number of layers that stay.
 """
@@ -16,6 +19,7 @@ from compress.errors import UsageError
 
 ALLOWED = "alternate | a slice like 1::2 | a list like 0,2,5-9 | uniform:N | contiguous:N (N: how many layers stay)"
 
+PATTERN = "pattern:"
 _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?")
 _LIST = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
 _COUNTED = re.compile(r"(uniform|contiguous):(\d+)")
@@ -27,7 +31,9 @@ def check_spec(spec: str) -> None:
     Raises:
         ValueError: the text has none of the allowed forms.
     """
-    text = _tidy(spec)
+    text = _tidy(spec).removeprefix(PATTERN)
+    if _tidy(spec) != text and _LIST.fullmatch(text):
+        raise ValueError(f"{text} names its layers itself, so no pattern can be kept; write {ALLOWED}")
     if text != "alternate" and not any(form.fullmatch(text) for form in (_SLICE, _LIST, _COUNTED)):
         raise ValueError(f"{spec!r} is no choice of layers; write {ALLOWED}")
 
@@ -41,7 +47,7 @@ def parse_spec(spec: str, num_layers: int) -> tuple[int, ...]:
     """
     try:
         check_spec(spec)
-        text = _tidy(spec)
+        text = _tidy(spec).removeprefix(PATTERN)
         if text == "alternate":
             return tuple(range((num_layers - 1) % 2, num_layers, 2))
         if match := _COUNTED.fullmatch(text):

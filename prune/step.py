@@ -30,7 +30,7 @@ from compress.prune.plan import Derivation, PrunePlan, derive
 from compress.prune.ranking import WITHOUT_TEXT, Method, Ranking, RankingConfig, Teacher, rank_layers
 from compress.prune.repair import RepairConfig
 from compress.prune.repair import repair as repair_student
-from compress.prune.spec import check_spec, format_layers
+from compress.prune.spec import PATTERN, check_spec, format_layers
 from compress.prune.weights import MAX_SHARD_BYTES, StoredTensor, copy_weights, select_tensors
 from compress.units import Count, format_bytes
 
@@ -46,6 +46,9 @@ class PruneConfig(CalibrationConfig):
     keep: str | None = None
     """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay). `alternate` when
     neither it nor `layers` is given."""
+    preserve_pattern: bool = False
+    """Keep as many layers as `keep` says, but of each type of layer (sliding or full attention, dense or sparse) its
+    share, the last layer kept."""
     layers: AtLeastOne | None = None
     """How many layers stay, those that matter most `by` a measure."""
     by: Method | None = None
@@ -72,13 +75,15 @@ class PruneConfig(CalibrationConfig):
             raise ValueError("`keep` names the layers and `by` measures them; write one of the two")
         if self.layers is None:
             object.__setattr__(self, "keep", self.keep or "alternate")
-            check_spec(str(self.keep))
+            check_spec(str(self.choice))
+        elif self.preserve_pattern:
+            raise ValueError("`preserve_pattern` chooses layers by their type and `by` by a measure; write one of them")
 
     @property
     def choice(self) -> str | RankingConfig | RankAfterConfig:
         """What `prune` takes as `keep`; of a RankAfterConfig, `compress.pipeline` makes it first."""
         if self.layers is None:
-            return str(self.keep)
+            return f"{PATTERN}{self.keep}" if self.preserve_pattern else str(self.keep)
         if self.rank_after is not None:
             own = RankAfterConfig.__dataclass_fields__.keys() - {"data", "heal"}
             return RankAfterConfig(**{name: getattr(self, name) for name in own})
@@ -111,6 +116,8 @@ class PruneResult:
                 f"cached within {self.check.max_abs_difference_cached:.2g} (largest logit "
                 f"{self.check.max_abs_logit:.3g})"
             )
+            if self.check.teacher_cache_differs:
+                checked += "; with a cache both write other text than without, the student as its teacher's"
         if repaired := self.record["repair"]:
             checked += (
                 f"\nrepaired: loss {repaired['loss_nats_before']:.4f} -> {repaired['loss_nats_after']:.4f} nats a "

@@ -9,10 +9,27 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compress.errors import InputError
-from compress.prune.fields import NOT_PER_LAYER, REFUSED_TYPES, RULES
+from compress.prune.fields import LAYER_RULES, NOT_PER_LAYER, REFUSED_TYPES, RULES, STACK_COUNTS
 from compress.prune.rules import REMOVED, Cut, NotExpressible
 
 _COUNT = "num_hidden_layers"
+
+
+def text_config(config: Any) -> Any:
+    """The config of the language model: `config` itself, or a part of it.
+
+    Raises:
+        InputError: there are several, or the type is known to have layers that cannot be cut.
+    """
+    if config.model_type in REFUSED_TYPES:
+        raise InputError(f"A {config.model_type} model cannot be cut by layers: {REFUSED_TYPES[config.model_type]}.")
+    try:
+        text = config.get_text_config()
+    except ValueError as error:
+        raise InputError(f"A {config.model_type} model cannot be cut by layers: {error}") from error
+    if text.model_type in REFUSED_TYPES:
+        raise InputError(f"A {text.model_type} model cannot be cut by layers: {REFUSED_TYPES[text.model_type]}.")
+    return text
 
 
 def num_layers(config: Any) -> int:
@@ -21,9 +38,11 @@ def num_layers(config: Any) -> int:
     Raises:
         InputError: the config has none.
     """
-    count = getattr(config.get_text_config(), _COUNT, None)
+    text = text_config(config)
+    name = STACK_COUNTS.get(text.model_type, _COUNT)
+    count = getattr(text, name, None)
     if not isinstance(count, int) or count < 1:
-        raise InputError(f"The teacher's config.json has {_COUNT} = {count!r}; it must be a whole number from 1 on.")
+        raise InputError(f"The teacher's config.json has {name} = {count!r}; it must be a whole number from 1 on.")
     return count
 
 
@@ -38,22 +57,30 @@ def student_config(config: Any, raw: Mapping[str, Any], kept: tuple[int, ...]) -
     Raises:
         InputError: a field cannot be expressed for the kept layers, or is not understood; the message names it.
     """
-    text = config.get_text_config()
-    if text.model_type in REFUSED_TYPES:
-        raise InputError(f"A {text.model_type} model cannot be cut by layers: {REFUSED_TYPES[text.model_type]}.")
+    text = text_config(config)
     result = copy.deepcopy(dict(raw))
     section = result if text is config else result.setdefault(_section_name(config, text), {})
     cut = Cut(kept, num_layers(config))
     fields = {**section, **text.to_dict()}
+    _check_choice(text.model_type, fields, cut)
     for name, value in _updates(text.model_type, fields, cut).items():
         if value is REMOVED:
             section.pop(name, None)
         else:
             section[name] = value
-    for name in {_COUNT, text.attribute_map.get(_COUNT, _COUNT)}:
-        if name in section or name == text.attribute_map.get(_COUNT, _COUNT):
-            section[name] = len(kept)
+    count = STACK_COUNTS.get(text.model_type, text.attribute_map.get(_COUNT, _COUNT))
+    section[count] = len(kept)
+    if _COUNT in section and text.model_type not in STACK_COUNTS:
+        section[_COUNT] = len(kept)
     return result
+
+
+def _check_choice(model_type: str, fields: Mapping[str, Any], cut: Cut) -> None:
+    if model_type in LAYER_RULES:
+        try:
+            LAYER_RULES[model_type](fields, cut)
+        except NotExpressible as problem:
+            raise InputError(f"This {model_type} model cannot be cut so: {problem}.") from None
 
 
 def _section_name(config: Any, text: Any) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from compress.artifacts import write_json
 from compress.errors import InputError
 from compress.progress import Bar, progress_bar
+from compress.prune.special import Blocks, is_prediction_head, layer_blocks
 
 MAX_SHARD_BYTES = 5 * 10**9
 _BUFFER_BYTES = 1 << 23
@@ -39,6 +40,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     num_bytes: int
+    blocks: Blocks | None = None
+    """Which parts of the stored bytes make this tensor, when not all do; `shape` and `num_bytes` are of those."""
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -59,7 +62,8 @@ def select_tensors(
 ) -> list[tuple[str, StoredTensor]]:
     """The student's tensors, each with its new name: everything outside the layers, and the kept layers renumbered.
 
-    Layers beyond the stack's `num_layers` (multi-token prediction heads) are left out.
+    Multi-token prediction heads, be they layers beyond the stack's `num_layers` or apart, are left out; of weights
+    that hold a part for each layer, the kept layers' parts stay.
 
     Raises:
         InputError: two files hold a tensor of the same name, or a layer of the teacher has no weights.
@@ -76,7 +80,8 @@ def select_tensors(
     for tensor in stored:
         match = in_layer.fullmatch(tensor.name)
         if match is None:
-            chosen.append((tensor.name, tensor))
+            if not is_prediction_head(tensor.name):
+                chosen.append((tensor.name, _kept_part(tensor, kept, num_layers)))
             continue
         layer = int(match[2])
         seen.add(layer)
@@ -88,6 +93,13 @@ def select_tensors(
             f"{' or '.join(f'{prefix}.{missing[0]}.' for prefix in prefixes)}. Its config.json is another model's."
         )
     return chosen
+
+
+def _kept_part(tensor: StoredTensor, kept: Sequence[int], num_layers: int) -> StoredTensor:
+    blocks = layer_blocks(tensor.name, tensor.shape, tensor.num_bytes, kept, num_layers)
+    if blocks is None:
+        return tensor
+    return dataclasses.replace(tensor, shape=blocks.shape, num_bytes=blocks.num_bytes, blocks=blocks)
 
 
 def copy_weights(
@@ -173,15 +185,16 @@ def _write_shard(path: Path, tensors: list[tuple[str, StoredTensor]], progress: 
 
 
 def _chunks(source: BinaryIO, tensor: StoredTensor, buffer: bytearray) -> Iterator[memoryview]:
-    source.seek(tensor.start)
-    view, left = memoryview(buffer), tensor.num_bytes
-    while left:
-        size = min(left, len(buffer))
-        if source.readinto(view[:size]) != size:  # type: ignore[attr-defined]
-            raise InputError(f"{tensor.path} ends inside the tensor {tensor.name}: download it again.")
-        _require_finite(buffer, size, tensor)
-        yield view[:size]
-        left -= size
+    view = memoryview(buffer)
+    for begin, left in [(0, tensor.num_bytes)] if tensor.blocks is None else tensor.blocks.ranges():
+        source.seek(tensor.start + begin)
+        while left:
+            size = min(left, len(buffer) if tensor.blocks is None else tensor.blocks.whole_rows(len(buffer)))
+            if source.readinto(view[:size]) != size:  # type: ignore[attr-defined]
+                raise InputError(f"{tensor.path} ends inside the tensor {tensor.name}: download it again.")
+            _require_finite(buffer, size, tensor)
+            yield view[:size] if tensor.blocks is None else tensor.blocks.pick(view[:size])
+            left -= size
 
 
 def _require_finite(buffer: bytearray, size: int, tensor: StoredTensor) -> None:

@@ -1,6 +1,8 @@
 """Rules for per-layer config fields, and the mixture of layer types, against literals."""
 
 import copy
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,9 +10,10 @@ from helpers import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.errors import InputError
+from compress.errors import InputError, UsageError
 from compress.prune.fields import RULES, VERIFIED_TYPES
-from compress.prune.mix import mix_note, proportional, require_attention
+from compress.prune.kinds import layer_kinds
+from compress.prune.mix import choose_layers, mix_note, proportional, require_attention
 from compress.prune.rules import REMOVED, Cut, NotExpressible
 from compress.prune.student_config import student_config
 
@@ -30,8 +33,38 @@ CUT = Cut((1, 2, 5), 6)
         ("max_window_layers", {"max_window_layers": 2}, {"max_window_layers": 1}),
         ("max_window_layers", {"max_window_layers": 28}, {"max_window_layers": 3}),
         ("first_k_dense_replace", {"first_k_dense_replace": 1}, {"first_k_dense_replace": 0}),
-        ("moe_layer_end_index", {"moe_layer_end_index": -1}, {}),
-        ("moe_layer_end_index", {"moe_layer_end_index": 4}, {"moe_layer_end_index": 1}),
+        (
+            "moe_layer_end_index",
+            {"moe_layer_interval": 1, "moe_layer_start_index": 2, "moe_layer_end_index": -1},
+            {"moe_layer_interval": 1, "moe_layer_start_index": 1, "moe_layer_end_index": 2},
+        ),
+        (
+            "moe_layer_interval",
+            {"moe_layer_interval": 6, "moe_layer_start_index": 0, "moe_layer_end_index": 4},
+            {"moe_layer_interval": 1, "moe_layer_start_index": 3, "moe_layer_end_index": 2},
+        ),
+        (
+            "attn_layer_period",
+            {"attn_layer_period": 3, "attn_layer_offset": 1},
+            {"attn_layer_period": 3, "attn_layer_offset": 0},
+        ),
+        (
+            "expert_layer_offset",
+            {"expert_layer_period": 2, "expert_layer_offset": 0},
+            {"expert_layer_period": 2, "expert_layer_offset": 1},
+        ),
+        ("ple_layer_ids", {"ple_layer_ids": [1, 2, 6]}, {"ple_layer_ids": [1, 3]}),
+        ("scale_depth", {"scale_depth": 1.4}, {"scale_depth": pytest.approx(1.4 / 2**0.5)}),
+        (
+            "indexer_types",
+            {"indexer_types": ["full", "full", "shared", "shared", "full", "full"]},
+            {"indexer_types": ["full", "shared", "full"]},
+        ),
+        (
+            "num_kv_shared_layers",
+            {"num_kv_shared_layers": 2, "layer_types": list("abaabb")},
+            {"num_kv_shared_layers": 1},
+        ),
         ("block_types", {"block_types": ["r", "r", "a"]}, {"block_types": ["r", "a", "a"]}),
         ("decoder_sparse_step", {"decoder_sparse_step": 1}, {}),
         (
@@ -60,12 +93,14 @@ def test_a_rule_rewrites_its_field(name: str, fields: dict[str, Any], expected: 
         ("layer_types", {"layer_types": ["a"] * 5}),
         ("mlp_only_layers", {"mlp_only_layers": [6]}),
         ("per_layer_config", {"per_layer_config": {"first": {}}}),
-        ("moe_layer_end_index", {"moe_layer_end_index": 0}),
+        ("moe_layer_interval", {"moe_layer_interval": 2, "moe_layer_start_index": 0, "moe_layer_end_index": 5}),
+        ("indexer_types", {"indexer_types": ["full"] * 3 + ["shared"] + ["full", "shared"]}),
+        ("expert_layer_period", {"expert_layer_period": 3, "expert_layer_offset": 2}),
         ("decoder_sparse_step", {"decoder_sparse_step": 0}),
         ("attention_types", {"attention_types": [[["g", "l"], 2]]}),
         ("sliding_window_pattern", {"sliding_window_pattern": 6}),
         ("num_kv_shared_layers", {"num_kv_shared_layers": 2}),
-        ("moe_layer_interval", {"moe_layer_interval": 2}),
+        ("num_kv_shared_layers", {"num_kv_shared_layers": 2, "layer_types": list("aabbab")}),
         ("scale_attn_by_inverse_layer_idx", {"scale_attn_by_inverse_layer_idx": True}),
         ("rescale_every", {"rescale_every": 6}),
         ("quantization_config", {"quantization_config": {"bits": 4}}),
@@ -132,14 +167,76 @@ def test_a_period_two_pattern_is_noticed_and_a_better_choice_is_offered() -> Non
     assert mix_note(["full_attention"] * 8, (1, 3)) is None
 
 
-@given(st.lists(st.sampled_from(["full", "sliding", "linear"]), min_size=1, max_size=60), st.data())
+PATTERNS = st.lists(
+    st.sampled_from(["full_attention", "sliding_attention", "linear_attention"]), min_size=1, max_size=60
+)
+
+
+@given(PATTERNS, st.data())
 def test_the_offered_choice_is_proportional(types: list[str], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(types)))
     chosen = proportional(types, count)
     assert len(set(chosen)) == len(chosen) == count
-    for kind in set(types):
-        share = count * types.count(kind) / len(types)
-        assert abs(sum(types[i] == kind for i in chosen) - share) < 1
+    assert chosen[-1] == len(types) - 1
+    shares = {kind: count * types.count(kind) / len(types) for kind in types}
+    found = {kind: sum(types[i] == kind for i in chosen) for kind in shares}
+    attention = [kind for kind in shares if kind != "linear_attention"]
+    least = dict.fromkeys(shares, 0) | {types[-1]: 1}
+    if attention and count > 1 and not any(least[kind] for kind in attention):
+        least[max(attention, key=types.count)] = 1
+    assert any(found[kind] for kind in attention) or not attention or count == 1
+    raised = sum(least[kind] > shares[kind] for kind in shares)
+    assert all(abs(found[kind] - shares[kind]) < 1 + raised for kind in shares)
+
+
+@given(PATTERNS, st.data())
+def test_no_choice_with_these_ends_is_closer_to_the_mix(types: list[str], data: st.DataObject) -> None:
+    count = data.draw(st.integers(min(2, len(types)), len(types)))
+    chosen = choose_layers(f"uniform:{count}", types)
+    assert (chosen[0], chosen[-1], len(chosen)) == (0 if count > 1 else len(types) - 1, len(types) - 1, count)
+    if len(set(types)) > 1:
+        shares = {kind: count * types.count(kind) / len(types) for kind in types}
+        found = {kind: sum(types[i] == kind for i in chosen) for kind in shares}
+        fixed = {kind: sum(types[i] == kind for i in {0, len(types) - 1}) for kind in shares}
+        attention = [kind for kind in shares if kind != "linear_attention"]
+        for less, more in itertools.permutations(shares, 2):  # one layer of a type for one of another
+            alone = less in attention and sum(found[kind] for kind in attention) == 1 and more not in attention
+            if found[less] > fixed[less] and found[more] < types.count(more) and not alone:
+                swapped = found | {less: found[less] - 1, more: found[more] + 1}
+                assert distance(found, shares) <= distance(swapped, shares) + 1e-9
+
+
+def distance(found: dict[str, int], shares: dict[str, float]) -> float:
+    return sum((found[kind] - share) ** 2 for kind, share in shares.items())
+
+
+def test_a_pattern_is_preserved_for_any_spec_that_names_no_layers() -> None:
+    types = ["sliding_attention", "full_attention"] * 13
+    for spec, count in (("alternate", 13), ("1::2", 13), ("contiguous:8", 8), ("uniform:9", 9)):
+        kept = choose_layers(f"pattern:{spec}", types)
+        mix = [types[i] for i in kept]
+        assert len(kept) == count
+        assert abs(mix.count("full_attention") - mix.count("sliding_attention")) <= 1
+    assert choose_layers("pattern:alternate", ["full_attention"] * 4) == (1, 3)
+    assert choose_layers("uniform:4", ["full_attention"] * 10) == (0, 3, 6, 9)
+    with pytest.raises(UsageError, match="names its layers itself"):
+        choose_layers("pattern:0,2", types)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ["full_attention"] * 4),
+        ({"sliding_window": 4}, ["sliding_attention"] * 4),
+        ({"first_k_dense_replace": 1}, ["full_attention/dense"] + ["full_attention/sparse"] * 3),
+        ({"moe_layers": [1], "layer_types": list("abab")}, ["a/dense", "b/sparse", "a/dense", "b/dense"]),
+        ({"decoder_sparse_step": 2, "layer_types": list("abcd")}, ["a/dense", "b/sparse", "c/dense", "d/sparse"]),
+        ({"expert_layer_period": 2, "expert_layer_offset": 1}, ["full_attention/dense", "full_attention/sparse"] * 2),
+        ({"mlp_layer_types": ["sparse"] * 4}, ["full_attention"] * 4),
+    ],
+)  # fmt: skip
+def test_kinds_of_layers_say_what_differs(fields: dict[str, Any], expected: list[str]) -> None:
+    assert layer_kinds(SimpleNamespace(**fields), 4) == expected
 
 
 def test_a_hybrid_keeps_attention() -> None:
