@@ -173,10 +173,11 @@ def asked_cut(prune: PruneConfig, run: Path) -> PruneConfig:
 def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
     """Prune the teacher into RUN/student-init; layers are measured on RUN/data unless another text is named."""
     asked = asked_cut(recipe.prune, run)
-    config = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
+    how: dict[str, Any] = {"check": asked.check, "repair": asked.repairing, "storage": asked.storing}
+    config = prune_settings(asked.choice, **how)
     inputs = prune_inputs(teacher, asked.choice, asked.repairing)
     if not _done("prune", run / "student-init", "prune.json", config, inputs):
-        result = prune(teacher, run / "student-init", asked.choice, check=asked.check, repair=asked.repairing)
+        result = prune(teacher, run / "student-init", asked.choice, **how)
         say(f"prune: {result.describe()}")
 
 

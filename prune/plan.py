@@ -12,8 +12,9 @@ from compress.architecture import count_parameters, decoder_layers, empty_model,
 from compress.artifacts import read_json
 from compress.errors import InputError, UsageError
 from compress.models import load_config, resolve_model
+from compress.prune.casting import cast_derivation
+from compress.prune.config import RankingConfig
 from compress.prune.mix import count_types, mix_note, require_attention
-from compress.prune.ranking import RankingConfig
 from compress.prune.spec import format_layers, parse_spec
 from compress.prune.student_config import num_layers, student_config
 from compress.units import format_bytes
@@ -74,14 +75,16 @@ class Derivation:
     checkpoint was saved without its head."""
 
 
-def plan_prune(teacher: str, keep: str | RankingConfig = "alternate") -> PrunePlan:
+def plan_prune(teacher: str, keep: str | RankingConfig = "alternate", cast: str | None = None) -> PrunePlan:
     """Plan a cut of `teacher`, a folder or a hub id, reading its config.json only; see `derive` for a measure.
+
+    `cast` is the dtype the student's weights would be stored in, by default the teacher's.
 
     Raises:
         UsageError: `keep` is no SPEC, or reaches outside the model's layers.
         InputError: the config is missing, broken, or has per-layer fields that the cut cannot express.
     """
-    return derive(teacher, resolve_model(teacher, weights=False), keep).plan
+    return cast_derivation(derive(teacher, resolve_model(teacher, weights=False), keep), cast).plan
 
 
 def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:

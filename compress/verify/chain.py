@@ -155,7 +155,7 @@ def check_settings(run: RunFolder, record: StepRecord, section: Sequence[str], *
     full, written = run.settings(*section)
     if section == ("prune",) and run.recipe is not None:
         asked = asked_cut(run.recipe.prune, run.path)
-        full = written = prune_settings(asked.choice, check=asked.check, repair=asked.repairing)
+        full = written = prune_settings(asked.choice, check=asked.check, repair=asked.repairing, storage=asked.storing)
     require(differences({**full, **fixed}, {*written, *fixed}, record.config))
     return f"as recipe.yaml says under {'.'.join(section)}"
 
