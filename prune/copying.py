@@ -24,8 +24,8 @@ from compress.prune.shards import StudentTensor, split
 from compress.prune.student_files import Piece, Sharing, StudentFiles
 from compress.prune.weights import StoredTensor
 
-_BUFFER_BYTES = 1 << 22
-_SPARE_BUFFERS = 4
+_BUFFER_BYTES = 1 << 23
+_SPARE_BUFFERS = 3
 
 
 class Files(Protocol):
