@@ -5,6 +5,7 @@ Nothing here imports torch or transformers, so it answers at once; `compress.mod
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -168,8 +169,11 @@ def copy_side_files(folder: Path, out: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def model_fingerprint(folder: Path, *, weights: bool = True) -> dict[str, str]:
-    """SHA-256 of each file that makes the model what it is: config, weights, tokenizer, generation config."""
+def model_fingerprint(folder: Path, *, weights: bool = True, stop: threading.Event | None = None) -> dict[str, str]:
+    """SHA-256 of each file that makes the model what it is: config, weights, tokenizer, generation config.
+
+    `stop` ends it early, as it does `sha256_file`.
+    """
     names = {"config.json", "generation_config.json", "chat_template.jinja", "model.safetensors.index.json"}
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     chosen = [
@@ -180,12 +184,14 @@ def model_fingerprint(folder: Path, *, weights: bool = True) -> dict[str, str]:
         or p.name.startswith(("token", "vocab", "merges", "special", "spiece"))
     ]
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        return dict(zip([path.name for path in chosen], pool.map(_content_hash, chosen), strict=True))
+        return dict(
+            zip([path.name for path in chosen], pool.map(lambda path: _content_hash(path, stop), chosen), strict=True)
+        )
 
 
-def _content_hash(path: Path) -> str:
+def _content_hash(path: Path, stop: threading.Event | None) -> str:
     """SHA-256 of the content; the hub's cache names a large file's blob by that very hash."""
     blob = path.resolve().name
     if path.is_symlink() and len(blob) == 64 and path.resolve().parent.name == "blobs":
         return blob
-    return sha256_file(path)
+    return sha256_file(path, stop)

@@ -37,6 +37,9 @@ class Files(Protocol):
     def read(self, path: Path, start: int, into: memoryview) -> int:
         """Fill `into` with the bytes of a file from `start` on; returns how many there were."""
 
+    def stop(self) -> None:
+        """Nothing more will be read: give up what waits."""
+
 
 class LocalFiles:
     """Files on this machine."""
@@ -49,6 +52,9 @@ class LocalFiles:
             while done < len(into) and (count := os.preadv(file.fileno(), [into[done:]], start + done)):
                 done += count
         return done
+
+    def stop(self) -> None:
+        return
 
 
 class Copying:
@@ -105,6 +111,7 @@ class Copying:
     def stop(self) -> None:
         """End the copy, whether it is finished or not, and wait for its threads."""
         self._stop.set()
+        self._files.stop()
         self._thread.shutdown(wait=True)
 
     def _run(self) -> None:

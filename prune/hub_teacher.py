@@ -8,7 +8,6 @@ they take no room), in which all that asks for names and shapes, the strict load
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,7 +48,7 @@ class HubTeacher:
         self.commit = snapshot.name
         self.downloaded_bytes = 0
         """Bytes of weight files, headers among them, that were asked for and came."""
-        self._lock = threading.Lock()
+        self._lock, self._stopped = threading.Lock(), threading.Event()
         copy_side_files(snapshot, folder)
         for path in snapshot.glob("*.json"):
             shutil.copyfile(path, folder / path.name)
@@ -103,6 +102,10 @@ class HubTeacher:
             file.write(length + header)
             file.truncate(shard.num_bytes)
 
+    def stop(self) -> None:
+        """Give up what waits for the hub."""
+        self._stopped.set()
+
     def _read(self, url: str, start: int, into: memoryview) -> int:
         done = failures = 0
         while done < len(into):
@@ -120,13 +123,12 @@ class HubTeacher:
             if done == len(into):
                 break
             failures = 1 if done > before else failures + 1
-            if failures > _TRIES:
+            if failures > _TRIES or self._stopped.wait(min(_LONGEST_WAIT_S, 0.25 * 2**failures)):
                 raise InputError(
                     f"{self.name}: the connection to the hub broke {failures} times in a row ({broken}). Check the "
                     "network and run the command again."
                 ) from broken
             say(f"{self.name}: the connection to the hub broke, trying again ({broken})")
-            time.sleep(min(_LONGEST_WAIT_S, 0.25 * 2**failures))
         return done
 
 

@@ -6,9 +6,10 @@ that turns out to be of other tensors than planned is made again.
 """
 
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from compress.artifacts import require_free, staged_folder
 from compress.errors import UsageError
 from compress.model_files import check_weight_files, model_fingerprint
 from compress.prune.config import RankingConfig, RepairConfig, StorageConfig
-from compress.prune.hub_teacher import open_teacher, streams
+from compress.prune.hub_teacher import HubTeacher, open_teacher, streams
 from compress.prune.record import PruneResult
 from compress.prune.student import Call, load_shapes, plan_student
 from compress.prune.under_way import WeightsUnderWay, disk_errors
@@ -91,13 +92,12 @@ def _prune(
         stream = streams(teacher, storage.stream, check=check, needed_by=_needs_all(keeps, repair))
         folder, hub = stack.enter_context(open_teacher(teacher, stream=stream))
         files = check_weight_files(folder)
-        background = stack.enter_context(ThreadPoolExecutor(1, "fingerprint"))
         call = Call(
             teacher=teacher,
             folder=folder,
             files=files,
             hub=hub,
-            fingerprint=background.submit(hub.fingerprint if hub else partial(model_fingerprint, folder)),
+            fingerprint=stack.enter_context(_fingerprint(folder, hub)),
             check=check,
             repair=repair,
             storage=storage,
@@ -113,6 +113,17 @@ def _prune(
             student.write_small_files(at)
         places = zip(students, staged, weights.finish(), asked, strict=True)
         return [student.finish(at, sha256, out) for student, at, sha256, (out, _) in places]
+
+
+@contextmanager
+def _fingerprint(folder: Path, hub: HubTeacher | None) -> Iterator[Future[dict[str, str]]]:
+    """The teacher's fingerprint under way; all of its bytes are hashed, unless the hub knows their hashes."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, "fingerprint") as background:
+        try:
+            yield background.submit(hub.fingerprint if hub else partial(model_fingerprint, folder, stop=stop))
+        finally:
+            stop.set()
 
 
 def _needs_all(keeps: Sequence[str | RankingConfig], repair: RepairConfig | None) -> str | None:

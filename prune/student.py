@@ -111,7 +111,7 @@ def plan_student(call: Call, keep: str | RankingConfig) -> Student:
     skip = _reason_to_skip(call, derivation.plan)
     ranking = None
     if isinstance(keep, RankingConfig):
-        ranking = _rank(keep, call, derivation)
+        ranking = _rank(keep, call.teacher, call.folder, derivation)
         derivation = derive(call.teacher, call.folder, format_layers(ranking.kept_layers))
     derivation = cast_derivation(derivation, call.storage.cast)
     return Student(call=call, keep=keep, derivation=derivation, ranking=ranking, skip=skip)
@@ -130,12 +130,12 @@ def load_shapes(folder: Path) -> None:
     load_model(folder, dtype=torch.float32, device="meta", device_map="meta")
 
 
-def _rank(config: RankingConfig, call: Call, derivation: "Derivation") -> "Ranking":
+def _rank(config: RankingConfig, name: str, folder: Path, derivation: "Derivation") -> "Ranking":
     from compress.prune.ranking import Teacher, rank_layers
 
     subject = Teacher(
-        name=call.teacher,
-        folder=call.folder,
+        name=name,
+        folder=folder,
         num_layers=derivation.plan.num_layers,
         layer_prefixes=derivation.layer_prefixes,
         num_parameters=derivation.plan.params_before,
