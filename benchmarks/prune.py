@@ -98,7 +98,8 @@ def cached_share(folder: Path) -> float:
 def run(work: Path, rounds: int, num_layers: int) -> dict[str, Any]:
     """Samples of every command, in turns."""
     teacher, plain, out, copy = (work / name for name in ("teacher", "kept.bin", "student", "copy.bin"))
-    make_teacher(teacher, num_layers)
+    if not (teacher / "model.safetensors.index.json").exists():
+        make_teacher(teacher, num_layers)
     compress = [str(Path(sys.executable).with_name("compress")), "prune", str(teacher), str(out), "--keep", "alternate"]
     measure([*compress, "--no-check"])
     with plain.open("wb") as target:
@@ -169,11 +170,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="counted samples of each command")
     parser.add_argument("--layers", type=int, default=28, help="of the teacher; 135 MB each, and 262 MB")
-    parser.add_argument("--work", type=Path, help="folder on the disk to measure; the temporary one if absent")
+    parser.add_argument("--work", type=Path, help="folder on the disk to measure, where the teacher is left")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.work) as temporary:
-        result = run(Path(temporary), options.rounds, options.layers)
+    with tempfile.TemporaryDirectory() as temporary:
+        result = run(options.work or Path(temporary), options.rounds, options.layers)
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "prune.json", result)
     (options.out / "prune.md").write_text(page(result))

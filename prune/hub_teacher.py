@@ -151,7 +151,6 @@ def _range_of(url: str, start: int, end: int) -> Iterator[Any]:
         "GET",
         url,
         max_retries=_TRIES,
-        max_wait_time=_LONGEST_WAIT_S,
         headers=headers,
         timeout=HF_HUB_DOWNLOAD_TIMEOUT,
     ) as response:
