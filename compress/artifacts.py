@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,17 @@ from compress.errors import InputError, UsageError
 _CHUNK_BYTES = 1 << 22
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+def sha256_file(path: Path, stop: threading.Event | None = None) -> str:
+    """SHA-256 of a file's content, in hex.
+
+    Raises:
+        CancelledError: `stop` was set meanwhile, by another thread.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
+            if stop is not None and stop.is_set():
+                raise CancelledError
             digest.update(chunk)
     return digest.hexdigest()
 

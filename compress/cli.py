@@ -64,8 +64,11 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--keep",
+    "keeps",
     metavar="SPEC",
-    help="alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N.  [default: alternate]",
+    multiple=True,
+    help="alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N.  [default: alternate] Given several "
+    "times: a family of students, OUT/SPEC each (`_` for `:`), in one pass over the teacher.",
 )
 @click.option(
     "--preserve-pattern", is_flag=True, default=None, help="As many layers, but each type of layer by its share."
@@ -87,6 +90,14 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 @click.option(
     "--check/--no-check", default=True, show_default=True, help="Reload the student and compare it with the teacher."
 )
+@click.option("--cast", metavar="DTYPE", help="Store the weights as bfloat16, float16 or float32.")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Download only what the student keeps of a teacher on the hub (half of it for half the layers) and leave out "
+    "the check, which needs all of it. By default: with --no-check, when nothing else needs the whole teacher and it "
+    "is not in the local cache.",
+)
 @click.option("--dry-run", is_flag=True, help="Plan from config.json alone; write nothing.")
 @_trust_option
 @_set_option
@@ -94,7 +105,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 def prune(
     teacher: str,
     out: Path,
-    keep: str | None,
+    keeps: tuple[str, ...],
     preserve_pattern: bool | None,
     layers: str | None,
     by: str | None,
@@ -103,19 +114,21 @@ def prune(
     calibration_tokens: str | None,
     repair: bool | None,
     check: bool,
+    cast: str | None,
+    stream: bool | None,
     dry_run: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Drop whole layers of TEACHER (a hub id or a folder) and write the student to OUT.
 
-    Further settings go through --set: `--set prune.dtype=bfloat16 --set prune.batch_tokens=4096`.
+    Further settings go through --set: `--set prune.max_shard_size=2GB --set prune.batch_tokens=4096`.
     """
     from compress import prune as step
-    from compress.recipe import PruneOptions, from_flags
+    from compress.config import from_flags
+    from compress.recipe import PruneOptions
 
     flags = {
-        "keep": keep,
         "preserve_pattern": preserve_pattern,
         "layers": layers,
         "by": by,
@@ -124,23 +137,31 @@ def prune(
         "calibration_tokens": calibration_tokens,
         "repair": repair,
         "check": check,
+        "cast": cast,
+        "stream": stream,
     }
     sections: dict[str, dict[str, Any]] = {"prune": flags}
     if rank_after and calibration:
         sections["data"] = {"dataset": calibration, "tokens": rank_after}
-    options = from_flags(PruneOptions, sections, overrides)
-    asked, choice = options.prune, options.prune.choice
+    family = [
+        from_flags(PruneOptions, {**sections, "prune": {**flags, "keep": keep}}, overrides) for keep in keeps or (None,)
+    ]
+    options, choices = family[0], [each.prune.choice for each in family]
+    asked = options.prune
     if dry_run:
-        plan = step.plan_prune(teacher, choice)
-        _print(plan.to_dict(), plan.describe(), as_json)
+        plans = [step.plan_prune(teacher, choice, asked.cast) for choice in choices]
+        _print_all([plan.to_dict() for plan in plans], [plan.describe() for plan in plans], as_json)
         return
+    choice, how = choices[0], asked.how
     if isinstance(choice, step.RankAfterConfig):
         from compress.rank_after import prune_ranked
 
-        result = prune_ranked(options, teacher=teacher, out=out)
+        results = [prune_ranked(options, teacher=teacher, out=out)]
+    elif len(choices) > 1:
+        results = processes.on_main(lambda: step.prune_family(teacher, out, list(map(str, choices)), **how))
     else:
-        result = processes.on_main(lambda: step.prune(teacher, out, choice, check=asked.check, repair=asked.repairing))
-    _print(result.record, result.describe(), as_json)
+        results = processes.on_main(lambda: [step.prune(teacher, out, choice, **how)])
+    _print_all([result.record for result in results], [result.describe() for result in results], as_json)
 
 
 @cli.command(short_help="Heal a student from its teacher on text.")
@@ -181,8 +202,9 @@ def distill(
 
     Further settings go through --set: `--set distill.lr=1e-4 --set data.seq_len=1024`.
     """
+    from compress.config import from_flags
     from compress.pipeline import distill_text
-    from compress.recipe import DistillOptions, from_flags
+    from compress.recipe import DistillOptions
 
     training = {"tokens": tokens, "alpha": alpha, "temperature": temperature}
     flags = {"data": {"dataset": source, "tokens": tokens}, "distill": training}
@@ -230,9 +252,10 @@ def evaluate(
 ) -> None:
     """Score MODEL (a hub id or a folder): benchmarks, held-out loss, fidelity, speed."""
     from compress.compare import compare_models
+    from compress.config import from_flags
     from compress.evaluate import evaluate_model
     from compress.progress import console
-    from compress.recipe import EvalOptions, from_flags
+    from compress.recipe import EvalOptions
     from compress.report import summary
 
     flags = {
@@ -365,6 +388,11 @@ def _finish(run_dir: Path, as_json: bool) -> None:
 def _print(record: Any, text: str, as_json: bool) -> None:
     if processes.is_main():
         click.echo(json.dumps(record, ensure_ascii=False) if as_json else text)
+
+
+def _print_all(records: list[dict[str, Any]], texts: list[str], as_json: bool) -> None:
+    """One record as it is, several as a list."""
+    _print(records if len(records) > 1 else records[0], "\n\n".join(texts), as_json)
 
 
 def _count(text: str, option: str) -> int:

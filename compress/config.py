@@ -169,6 +169,18 @@ def build_from(cls: type[C], values: Mapping[str, Any], source: str = "the comma
     return build(cls, Document(dict(values), {}, source))
 
 
+def from_flags(cls: type[C], values: dict[str, Any], overrides: Sequence[str]) -> C:
+    """Validate command-line flags, by section and without those not given, with `--set` overrides applied.
+
+    Raises:
+        UsageError: every fault with its dotted path, as `build`.
+    """
+    given = {name: {k: v for k, v in section.items() if v is not None} for name, section in values.items()}
+    document = Document(given, {}, "the command line")
+    document.override(overrides)
+    return build(cls, document)
+
+
 def to_dict(value: Any) -> dict[str, Any]:
     """A config as plain JSON data, with every default written out."""
     return dataclasses.asdict(value)

@@ -1,10 +1,9 @@
-"""Model folders: found or downloaded, checked, loaded safely and strictly.
+"""Models loaded safely and strictly from their folders, which `compress.model_files` finds and checks.
 
 Nothing here runs code from a model folder (unless `compress.remote_code` was told to), reads a pickle, or accepts a
 checkpoint that does not fill the model exactly.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,58 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from compress.artifacts import read_json, sha256_file, write_json
 from compress.errors import InputError
+from compress.model_files import check_weight_files, code_files
 from compress.remote_code import trusted
 
-_SIDE_FILES = (
-    "tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "spiece*", "*.model", "*.spm", "*.tiktoken",
-    "*.jinja", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json",
-    "preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
-_NEVER_COPIED = (".safetensors", ".bin", ".pt", ".pth")
-_CODE = "*.py"
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-WEIGHT_FILES = "*.safetensors"
-_HUB_FILES = ("*.json", WEIGHT_FILES, *_SIDE_FILES)
-
-
-def resolve_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Folder of a model: a local folder as it is, or a hub id downloaded: safetensors, configs and tokenizer only,
-    and code where it is trusted.
-
-    With `weights=False` only the JSON files (and trusted code) of a hub model are fetched: enough to plan.
-
-    Raises:
-        InputError: no such folder, no config.json in it, or the hub refused; the message says what to do.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"{name} is not a model folder: it has no config.json.")
-        return path
-    if path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.exists():
-        raise InputError(f"The model folder {name} does not exist.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = [*(_HUB_FILES if weights else ["*.json"]), *_code()]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise InputError(
-            f"{name} is gated on the Hugging Face hub: accept its licence on its page there, then `hf auth login`."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise InputError(f"{name} is neither a local folder nor a model on the Hugging Face hub.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(
-            f"{name} is not a local folder, and it could not be fetched from the Hugging Face hub "
-            f"({' '.join(str(error).split())[:200]}). Check the name and the network, or give a local folder."
-        ) from error
 
 
 def load_config(folder: Path) -> Any:
@@ -91,7 +42,7 @@ def config_from(content: Mapping[str, Any], home: Path) -> Any:
     """
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "config.json", content)
-        for path in (path for pattern in _code() for path in home.glob(pattern)):
+        for path in code_files(home):
             shutil.copyfile(path, Path(folder) / path.name)
         config = load_config(Path(folder))
     config.name_or_path = str(home)
@@ -182,56 +133,6 @@ def no_transformers_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def check_weight_files(folder: Path) -> list[Path]:
-    """The safetensors shards of a model folder, after checking that each is whole and lies inside it.
-
-    Symbolic links may lead out of the folder only as the hub cache's do (into its `blobs/`).
-
-    Raises:
-        InputError: no weights, only pickles, a shard named outside the folder, or one that is missing or damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        content = read_json(index)
-        weight_map = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index} is no shard index: it has no weight_map. Download it again.")
-        names = sorted(set(map(str, weight_map.values())))
-    elif (folder / "model.safetensors").is_file():
-        names = ["model.safetensors"]
-    else:
-        pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
-        hint = f" It has {pickles[0]}, a pickle, which can run code: convert it to safetensors." if pickles else ""
-        raise InputError(f"{folder} has no model.safetensors.{hint}")
-    shards = []
-    for name in names:
-        path = folder / name
-        if os.path.basename(name) != name or "\\" in name or ":" in name:
-            raise InputError(f"{index} names the shard {name!r}, which is not a plain file name inside the folder.")
-        if not path.is_file():
-            raise InputError(f"{path} is missing, though {index.name} names it. Download the model again.")
-        _require_inside(path, folder)
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} is not a whole safetensors file ({error}). It is truncated or corrupt: download it again."
-            ) from error
-        shards.append(path)
-    return shards
-
-
-def _require_inside(path: Path, folder: Path) -> None:
-    """Refuse a link that leads anywhere but into the folder or, from the hub cache's snapshots, into its blobs."""
-    target, home = path.resolve(), folder.resolve()
-    blobs = home.parent.parent / "blobs"
-    if not target.is_relative_to(home) and not (home.parent.name == "snapshots" and target.parent == blobs):
-        raise InputError(f"{path} is a link to {target}, outside the model folder. Put the file itself there.")
-
-
 def _check_recorded(folder: Path, shards: list[Path]) -> None:
     """Compare weights that one of our steps wrote with the SHA-256 it recorded beside them."""
     for name in ("prune.json", "distill.json"):
@@ -246,50 +147,3 @@ def _check_recorded(folder: Path, shards: list[Path]) -> None:
                     f"{path} does not match its SHA-256 in {name}: it is damaged, or was changed after it was written. "
                     f"Make it again, or remove {name} if the change is meant."
                 )
-
-
-def side_files(folder: Path) -> list[Path]:
-    """Files of a model folder besides config and weights: tokenizer, chat templates, generation config, licence.
-
-    Never weights, whatever their names, and code only where it is trusted.
-    """
-    found = {path for pattern in _SIDE_FILES for path in folder.glob(pattern) if path.suffix != ".py"}
-    found |= {path for pattern in _code() for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file() and path.suffix not in _NEVER_COPIED)
-
-
-def _code() -> list[str]:
-    """Pattern of the code that a model may bring: what transformers copies from beside its config.json."""
-    return [_CODE] if trusted() else []
-
-
-def copy_side_files(folder: Path, out: Path) -> None:
-    """Copy the `side_files` of `folder` to `out` byte for byte, over what is there."""
-    for source in side_files(folder):
-        target = out / source.relative_to(folder)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
-
-
-def model_fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file that makes the model what it is: config, weights, tokenizer, generation config, and code
-    where it is trusted."""
-    names = {"config.json", "generation_config.json", "chat_template.jinja", "model.safetensors.index.json"}
-    files = [p for p in sorted(folder.iterdir()) if p.is_file()]
-    chosen = [
-        p
-        for p in files
-        if p.name in names
-        or p.suffix == ".safetensors"
-        or p.name.startswith(("token", "vocab", "merges", "special", "spiece"))
-        or any(p.match(pattern) for pattern in _code())
-    ]
-    return {path.name: _content_hash(path) for path in chosen}
-
-
-def _content_hash(path: Path) -> str:
-    """SHA-256 of the content; the hub's cache names a large file's blob by that very hash."""
-    blob = path.resolve().name
-    if path.is_symlink() and len(blob) == 64 and path.resolve().parent.name == "blobs":
-        return blob
-    return sha256_file(path)

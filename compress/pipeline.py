@@ -41,7 +41,8 @@ from compress.distill.session import fingerprints
 from compress.distill.start_up import check_start
 from compress.errors import UsageError
 from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs
-from compress.models import load_tokenizer, model_fingerprint, no_transformers_bars, resolve_model
+from compress.model_files import model_fingerprint, resolve_model
+from compress.models import load_tokenizer, no_transformers_bars
 from compress.processes import on_main
 from compress.progress import say
 from compress.prune import (
@@ -197,7 +198,7 @@ def asked_cut(recipe: Recipe, run: Path) -> tuple[PruneConfig, str | RankingConf
 def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
     """Prune the teacher into RUN/student-init; layers are measured on RUN/data unless another text is named."""
     asked, choice = asked_cut(recipe, run)
-    config = prune_settings(choice, check=asked.check, repair=asked.repairing)
+    config = prune_settings(choice, **asked.how)
     out = run / "student-init"
 
     def done() -> bool:
@@ -208,7 +209,7 @@ def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
     if isinstance(choice, RankAfterConfig):
         result = prune_best(asked, choice, recipe.distill, teacher=str(teacher), out=out, work=run / "ranking")
     else:
-        result = on_main(lambda: prune(teacher, out, choice, check=asked.check, repair=asked.repairing))
+        result = on_main(lambda: prune(teacher, out, choice, **asked.how))
     say(f"prune: {result.describe()}")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from compress.data import DataConfig
 from compress.distill import DistillConfig, DistillPlan, plan_distill
 from compress.errors import UsageError
-from compress.models import load_config, resolve_model
+from compress.model_files import resolve_model
+from compress.models import load_config
 from compress.prune import PrunePlan, RankAfterConfig
 from compress.prune.plan import derive
 from compress.recipe import Recipe, scratch_config

@@ -22,7 +22,7 @@ from compress.distill import DistillConfig, distill
 from compress.distill.config import MAY_CHANGE_AT_RESUME
 from compress.distill.publish import as_json
 from compress.errors import InputError, UsageError
-from compress.models import resolve_model
+from compress.model_files import resolve_model
 from compress.processes import on_main
 from compress.progress import say
 from compress.prune import (
@@ -103,9 +103,7 @@ def prune_best(
 ) -> PruneResult:
     """Rank the candidates in `work`, by all processes together, and prune the best of them into `out`."""
     ranking = rank_cuts(asked, choice, healing, teacher=teacher, work=work)
-    return on_main(
-        lambda: prune(teacher, out, Chosen(asked=choice, ranking=ranking), check=asked.check, repair=asked.repairing)
-    )
+    return on_main(lambda: prune(teacher, out, Chosen(asked=choice, ranking=ranking), **asked.how))
 
 
 def rank_cuts(
@@ -139,12 +137,12 @@ def rank_cuts(
         return {"kept_layers": found.kept_layers, "scores": found.scores, **found.details}
 
     def settings(kept: Cut) -> dict[str, Any]:
-        return prune_settings(format_layers(kept), check=asked.check, repair=asked.repairing) | {"heal": choice.heal}
+        return prune_settings(format_layers(kept), **asked.how) | {"heal": choice.heal}
 
     def heal(kept: Cut, place: Path) -> None:
         start, keep = place / "start", format_layers(kept)
         if not on_main(start.is_dir):
-            on_main(lambda: prune(folder, start, keep, check=asked.check, repair=asked.repairing))
+            on_main(lambda: prune(folder, start, keep, **asked.how))
         config = short_heal(healing, choice.rank_after)
         distill(config, student=start, teacher=folder, data=data, out=place / "student", work=place / "train")
 

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from compress.config import Document, build, config, load_yaml
+from compress.config import build, config, load_yaml
 from compress.data import DataConfig
 from compress.demo import WorldConfig
 from compress.distill import DistillConfig
 from compress.errors import UsageError
 from compress.evaluate import EvalConfig
 from compress.prune import PruneConfig
-
-C = TypeVar("C")
 
 
 @config
@@ -91,18 +89,6 @@ class EvalOptions:
     """What `compress eval` takes: one section of a recipe."""
 
     eval: EvalConfig = EvalConfig()
-
-
-def from_flags(cls: type[C], values: dict[str, Any], overrides: Sequence[str]) -> C:
-    """Validate command-line flags, by section and without those not given, with `--set` overrides applied.
-
-    Raises:
-        UsageError: as `load_recipe`.
-    """
-    given = {name: {k: v for k, v in section.items() if v is not None} for name, section in values.items()}
-    document = Document(given, {}, "the command line")
-    document.override(overrides)
-    return build(cls, document)
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

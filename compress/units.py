@@ -40,6 +40,31 @@ Count = Annotated[int, BeforeValidator(_count_or_number), Field(ge=0)]
 """A whole number >= 0 in a config; YAML may write it as `2.2B`, `40M`, `512k` or plainly."""
 
 
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size with its unit: `5GB` is 5 * 10**9, `5GiB` 5 * 2**30, `200B` 200.
+
+    Raises:
+        ValueError: the text is no size, or not a whole number of bytes.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write 5GB, 500MB or 2GiB")
+    power = "kmgt".index(match[2].lower()) + 1 if match[2] else 0
+    value = Decimal(match[1]) * (1024 if match[3] else 1000) ** power
+    if value != value.to_integral_value():
+        raise ValueError(f"{text!r} is not a whole number of bytes")
+    return int(value)
+
+
+ByteSize = Annotated[
+    int, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value), Field(ge=1)
+]
+"""A number of bytes in a config; YAML may write it as `5GB` or `2GiB`."""
+
+
 def format_count(value: float) -> str:
     """`749242368` -> `749M`; three significant digits and a decimal suffix."""
     for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -12,7 +12,8 @@ from compress import artifacts
 from compress.config import to_dict
 from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
 from compress.errors import UsageError
-from compress.models import check_weight_files, copy_side_files, load_config, no_transformers_bars
+from compress.model_files import check_weight_files, copy_side_files
+from compress.models import load_config, no_transformers_bars
 from compress.units import format_count, format_seconds
 
 RECORD = "distill.json"

@@ -25,7 +25,8 @@ from compress.distill.sharding import launched_without_fsdp, resolve_sharding, s
 from compress.distill.step import Ids, Losses, StudentWithLoss, Teacher
 from compress.distill.vocabulary import check_data, shared_ids
 from compress.errors import InputError, UsageError
-from compress.models import load_config, model_fingerprint
+from compress.model_files import model_fingerprint
+from compress.models import load_config
 from compress.processes import on_main
 from compress.progress import say
 

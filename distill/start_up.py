@@ -7,7 +7,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.publish import RECORD
 from compress.distill.vocabulary import common_ids
 from compress.errors import UsageError
-from compress.models import check_weight_files, resolve_model
+from compress.model_files import check_weight_files, resolve_model
 
 
 def check_start(

@@ -10,7 +10,8 @@ from torch import Tensor
 from compress.architecture import OutputHead, check_output_head, hidden_states, output_head
 from compress.errors import CompressError
 from compress.evaluate.config import EvalConfig
-from compress.models import find_dtype, load_model, load_tokenizer, resolve_model
+from compress.model_files import resolve_model
+from compress.models import find_dtype, load_model, load_tokenizer
 from compress.progress import say
 from compress.runtime import find_device
 

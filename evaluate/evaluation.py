@@ -18,7 +18,7 @@ from compress.evaluate.journal import Header, Journal, open_journal
 from compress.evaluate.language import heldout_scores
 from compress.evaluate.samples import continuations, prompts_from_rows, response_similarity
 from compress.evaluate.speed import device_name, measure_speed
-from compress.models import model_fingerprint, resolve_model
+from compress.model_files import model_fingerprint, resolve_model
 from compress.processes import join, on_main
 from compress.report.draft import draft_figures
 from compress.runtime import find_device, git_commit, versions

@@ -4,42 +4,17 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from compress.config import config
 from compress.data import INDEX, TokenStore, read_start, text_fingerprint, tokenizer_fingerprint
 from compress.errors import InputError, UsageError
 from compress.models import load_config, load_tokenizer
-from compress.units import Count
-
-AtLeastOne = Annotated[Count, Field(ge=1)]
-
-
-@config
-class CalibrationConfig:
-    """Which text the model is measured on, and how it is run on it."""
-
-    calibration: str | None = None
-    """SOURCE: `hub:ORG/NAME[:CONFIG]`, a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst) or txt, or a
-    token store (its training rows). In a recipe None is the run's own training rows."""
-    calibration_tokens: AtLeastOne = 256_000
-    """Tokens to measure on, in whole rows; all there are where the text is shorter."""
-    calibration_seq_len: Annotated[Count, Field(ge=2)] = 2048
-    """Tokens a row, at most the model's context; a token store has rows of its own."""
-    calibration_column: Annotated[str, Field(min_length=1)] = "text"
-    """Column (or JSON key) that holds the text."""
-    batch_tokens: AtLeastOne = 8192
-    """Tokens run through the model at once, at least a row: a matter of memory."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights while measuring: float32 on the CPU and the checkpoint's own elsewhere, unless named."""
-    device: str | None = None
-    """`cpu`, `cuda:1`, ...; the accelerator when there is one, else the CPU."""
+from compress.prune.config import CalibrationConfig
 
 
 @dataclasses.dataclass(frozen=True)

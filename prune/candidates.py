@@ -6,14 +6,16 @@ during the first few hundred steps), so criteria and controls name candidates he
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from compress.config import config
 from compress.errors import UsageError
-from compress.prune.calibration import AtLeastOne, CalibrationConfig
-from compress.prune.ranking import WITHOUT_TEXT, Method, Ranking, RankingConfig
+from compress.prune.config import WITHOUT_TEXT, AtLeastOne, CalibrationConfig, Method, RankingConfig
 from compress.prune.spec import check_spec, parse_spec
 from compress.units import Count
+
+if TYPE_CHECKING:
+    from compress.prune.ranking import Ranking
 
 METHODS: tuple[Method, ...] = get_args(Method)
 RANDOM_DRAWS = 3
@@ -90,7 +92,7 @@ class Chosen:
     """Layers that were chosen by healing candidates, and what was asked for."""
 
     asked: RankAfterConfig
-    ranking: Ranking
+    ranking: "Ranking"
 
 
 def check_request(

@@ -28,6 +28,8 @@ WINDOW = 12
 _WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
 IDENTITY_TOLERANCE = 1e-5
 """Of the largest logit: the two models do the same arithmetic, but may be split over threads in another way."""
+CAST_TOLERANCE = 1e-2
+"""Of the largest logit, where weights are cast: those that the teacher keeps in another dtype were not rounded."""
 CACHE_TOLERANCE = 1e-3
 """Of the largest logit: one token at a time sums in another order; a wrong cache is off by tenths."""
 _LOADING_OVERHEAD = 1.25
@@ -69,14 +71,19 @@ def available_memory() -> int:
 
 
 @torch.no_grad()
-def check_student(teacher: Path, student: Path, dropped: tuple[int, ...]) -> CheckResult:
+def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: str | None = None) -> CheckResult:
     """Compare the model in `student` with the one in `teacher` without its `dropped` layers.
+
+    Where the student's weights were `cast`, the teacher's are rounded to that dtype first.
 
     Raises:
         InputError: one of them does not load strictly, or does not run on token ids alone.
         CompressError: they differ, or the student's cached logits differ from its uncached ones.
     """
     model = _load(teacher, WINDOW)
+    if cast is not None:
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(getattr(torch, cast)))
     ids = _token_ids(model)
     layers = decoder_layers(model)[1]
     for index in dropped:
@@ -85,7 +92,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...]) -> Che
     del model, layers
     model = _load(student, WINDOW)
     identity = _distance(_run(model, student, ids), expected)
-    if not identity.within(IDENTITY_TOLERANCE):
+    if not identity.within(CAST_TOLERANCE if cast else IDENTITY_TOLERANCE):
         raise CompressError(
             f"The student's logits differ from those of the teacher with its dropped layers skipped {identity}. This "
             "architecture uses the layers' positions in a way this tool does not know, so nothing was written. Please "

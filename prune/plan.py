@@ -10,11 +10,13 @@ from compress.architecture import count_parameters, decoder_layers, empty_model
 from compress.artifacts import read_json
 from compress.costs import model_costs
 from compress.errors import InputError, UsageError
-from compress.models import config_from, load_config, resolve_model
+from compress.model_files import resolve_model
+from compress.models import config_from, load_config
 from compress.prune.candidates import RankAfterConfig
+from compress.prune.casting import cast_derivation
+from compress.prune.config import RankingConfig
 from compress.prune.kinds import layer_kinds
 from compress.prune.mix import choose_layers, count_types, mix_note, require_attention
-from compress.prune.ranking import RankingConfig
 from compress.prune.spec import format_layers
 from compress.prune.student_config import num_layers, student_config, text_config
 from compress.units import format_bytes, format_count
@@ -114,14 +116,18 @@ class Derivation:
     checkpoint was saved without its head."""
 
 
-def plan_prune(teacher: str, keep: str | RankingConfig | RankAfterConfig = "alternate") -> PrunePlan:
+def plan_prune(
+    teacher: str, keep: str | RankingConfig | RankAfterConfig = "alternate", cast: str | None = None
+) -> PrunePlan:
     """Plan a cut of `teacher`, a folder or a hub id, reading its config.json only; see `derive` for a measure.
+
+    `cast` is the dtype the student's weights would be stored in, by default the teacher's.
 
     Raises:
         UsageError: `keep` is no SPEC, or reaches outside the model's layers.
         InputError: the config is missing, broken, or has per-layer fields that the cut cannot express.
     """
-    return derive(teacher, resolve_model(teacher, weights=False), keep).plan
+    return cast_derivation(derive(teacher, resolve_model(teacher, weights=False), keep), cast).plan
 
 
 def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConfig) -> Derivation:

@@ -19,37 +19,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from compress.config import config
 from compress.errors import InputError
-from compress.models import check_weight_files, find_dtype, load_model
+from compress.model_files import check_weight_files
+from compress.models import find_dtype, load_model
 from compress.progress import Bar, progress_bar
 from compress.prune.ablation import Ablation, drop_greedily
-from compress.prune.calibration import AtLeastOne, Calibration, CalibrationConfig, load_calibration
+from compress.prune.calibration import Calibration, load_calibration
 from compress.prune.check import available_memory
+from compress.prune.config import WITHOUT_TEXT, RankingConfig
 from compress.prune.influence import measure_influence
 from compress.prune.saliency import magnitude, taylor
 from compress.prune.text_loss import TextLoss
 from compress.runtime import fast_fp32_products, find_device
-from compress.units import Count, format_bytes
-
-Method = Literal[
-    "block-influence", "angular", "perplexity", "perplexity-greedy", "taylor", "magnitude", "random"
-]  # fmt: skip
-WITHOUT_TEXT = ("magnitude", "random")
-
-
-@config
-class RankingConfig(CalibrationConfig):
-    """Keep the layers that matter most."""
-
-    layers: AtLeastOne
-    """How many layers stay."""
-    by: Method
-    """METHOD: block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random."""
-    seed: Count = 0
-    """Of the draw, for `by: random`."""
+from compress.units import format_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

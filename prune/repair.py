@@ -18,18 +18,18 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from compress.architecture import decoder_layers, hidden_states
-from compress.config import config
 from compress.errors import InputError
-from compress.models import check_weight_files, find_dtype, load_model
+from compress.model_files import check_weight_files
+from compress.models import find_dtype, load_model
 from compress.progress import progress_bar
-from compress.prune.calibration import Calibration, CalibrationConfig, load_calibration
+from compress.prune.calibration import Calibration, load_calibration
+from compress.prune.config import RepairConfig
 from compress.prune.text_loss import TextLoss
 from compress.prune.weights import read_header, replace_tensor
 from compress.runtime import fast_fp32_products, find_device
@@ -37,14 +37,6 @@ from compress.runtime import fast_fp32_products, find_device
 _LAST_MAPS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "fc2")
 _HELD_OUT_SHARE = 10
 _TOLERANCE = 1e-3
-
-
-@config
-class RepairConfig(CalibrationConfig):
-    """Repair the cut by least squares on the text."""
-
-    repair_ridge: Annotated[float, Field(gt=0)] = 1e-3
-    """Pull of the repair towards no change, in mean squares of the map's input."""
 
 
 @dataclasses.dataclass(frozen=True)

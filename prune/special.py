@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,9 +26,8 @@ def is_prediction_head(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The kept ones of `total` blocks of `block_bytes`, in each of `rows` rows of stored bytes."""
+    """The kept ones of `total` blocks of `block_bytes`, in each row of stored bytes."""
 
-    rows: int
     total: int
     block_bytes: int
     kept: tuple[int, ...]
@@ -36,33 +35,14 @@ class Blocks:
     """Of the tensor that the kept blocks make."""
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of the kept blocks."""
-        return self.rows * len(self.kept) * self.block_bytes
+    def row_bytes(self) -> int:
+        """Bytes of all blocks of a row, from which the kept ones are picked together."""
+        return self.total * self.block_bytes
 
-    @property
-    def _by_row(self) -> bool:
-        """Many short rows are read whole and picked from; a single long one is read block by block."""
-        return self.rows > 1
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Parts of the stored bytes to read, as (first, how many)."""
-        if self._by_row:
-            yield 0, self.rows * self.total * self.block_bytes
-        else:
-            yield from ((block * self.block_bytes, self.block_bytes) for block in self.kept)
-
-    def whole_rows(self, buffer_bytes: int) -> int:
-        """How much to read at once into a buffer."""
-        row_bytes = self.total * self.block_bytes
-        return max(1, buffer_bytes // row_bytes) * row_bytes if self._by_row else buffer_bytes
-
-    def pick(self, read: memoryview) -> memoryview:
-        """The kept blocks of what was read."""
-        if not self._by_row:
-            return read
-        rows = np.frombuffer(read, np.uint8).reshape(-1, self.total, self.block_bytes)
-        return memoryview(rows[:, list(self.kept)].tobytes())
+    def __call__(self, rows: memoryview) -> memoryview:
+        """The kept blocks of whole rows."""
+        blocks = np.frombuffer(rows, np.uint8).reshape(-1, self.total, self.block_bytes)
+        return np.ascontiguousarray(blocks[:, list(self.kept)]).reshape(-1).data
 
 
 def layer_blocks(
@@ -81,7 +61,6 @@ def layer_blocks(
     width = shape[dim] // num_layers * len(kept)
     rows = math.prod(shape[:dim])
     return Blocks(
-        rows=rows,
         total=num_layers,
         block_bytes=num_bytes // (rows * num_layers),
         kept=tuple(kept),

@@ -1,288 +1,134 @@
-"""`compress prune`: teacher checkpoint in, student checkpoint out, complete and checked or not at all."""
+"""`compress prune`: teacher checkpoint in, student checkpoints out, each complete and checked or absent.
 
-import dataclasses
-import shutil
-import time
+The copy starts before the model is known: headers and config.json nearly always tell which tensors a student keeps.
+Torch and transformers are imported, the plan is made and the teacher is checked while the disk is at work, and a copy
+that turns out to be of other tensors than planned is made again.
+"""
+
+import re
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
 
-import torch
-from pydantic import Field
-
-from compress.artifacts import manifest, require_free, sha256_file, staged_folder, write_json
-from compress.config import config, to_dict
-from compress.errors import CompressError, InputError, UsageError
-from compress.models import (
-    WEIGHT_FILES,
-    check_weight_files,
-    copy_side_files,
-    load_model,
-    model_fingerprint,
-    resolve_model,
-)
-from compress.prune.calibration import AtLeastOne, CalibrationConfig, calibration_fingerprint
-from compress.prune.candidates import Chosen, RankAfterConfig, check_request
-from compress.prune.check import CheckResult, check_student, reason_to_skip
-from compress.prune.fields import VERIFIED_TYPES
-from compress.prune.plan import Derivation, PrunePlan, derive
-from compress.prune.ranking import WITHOUT_TEXT, Method, Ranking, RankingConfig, Teacher, rank_layers
-from compress.prune.repair import RepairConfig
-from compress.prune.repair import repair as repair_student
-from compress.prune.spec import PATTERN, check_spec, format_layers
-from compress.prune.weights import MAX_SHARD_BYTES, StoredTensor, copy_weights, select_tensors
-from compress.units import Count, format_bytes
-
-RECORD = "prune.json"
-_ASKED_NOT_TO = "asked not to"
-
-
-@config
-class PruneConfig(CalibrationConfig):
-    """Which layers stay, by name (`keep`) or by measure (`layers` and `by`), and whether the student is compared with
-    its teacher."""
-
-    keep: str | None = None
-    """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay). `alternate` when
-    neither it nor `layers` is given."""
-    preserve_pattern: bool = False
-    """Keep as many layers as `keep` says, but of each type of layer (sliding or full attention, dense or sparse) its
-    share, the last layer kept."""
-    layers: AtLeastOne | None = None
-    """How many layers stay, those that matter most `by` a measure."""
-    by: Method | None = None
-    """METHOD: block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random."""
-    rank_after: AtLeastOne | None = None
-    """Heal each candidate cut of `layers` layers on so many tokens first, and keep the one that is best then."""
-    candidates: tuple[str, ...] | None = None
-    """METHODs and SPECs that name the cuts to heal, `random` three; by default every METHOD (or that of `by`),
-    alternate, uniform:N, contiguous:N and random."""
-    seed: Count = 0
-    """Of the draw, for `by: random`."""
-    repair: bool = False
-    """Change the block before each cut by least squares, so that it does some of what was dropped."""
-    repair_ridge: Annotated[float, Field(gt=0)] = 1e-3
-    """Pull of the repair towards no change, in mean squares of the input of the map that is changed."""
-    check: bool = True
-    """Compare the student's logits with the teacher's, dropped layers skipped (needs 5 bytes a teacher parameter)."""
-
-    def __post_init__(self) -> None:
-        check_request(self.rank_after, self.candidates, self.layers, self.keep)
-        if self.rank_after is None and (self.layers is None) != (self.by is None):
-            raise ValueError("`layers` (how many stay) and `by` (the METHOD that chooses them) go together")
-        if self.keep is not None and self.by is not None:
-            raise ValueError("`keep` names the layers and `by` measures them; write one of the two")
-        if self.layers is None:
-            object.__setattr__(self, "keep", self.keep or "alternate")
-            check_spec(str(self.choice))
-        elif self.preserve_pattern:
-            raise ValueError("`preserve_pattern` chooses layers by their type and `by` by a measure; write one of them")
-
-    @property
-    def choice(self) -> str | RankingConfig | RankAfterConfig:
-        """What `prune` takes as `keep`; of a RankAfterConfig, `compress.pipeline` makes it first."""
-        if self.layers is None:
-            return f"{PATTERN}{self.keep}" if self.preserve_pattern else str(self.keep)
-        if self.rank_after is not None:
-            own = RankAfterConfig.__dataclass_fields__.keys() - {"data", "heal"}
-            return RankAfterConfig(**{name: getattr(self, name) for name in own})
-        return RankingConfig(**{name: getattr(self, name) for name in RankingConfig.__dataclass_fields__})
-
-    @property
-    def repairing(self) -> RepairConfig | None:
-        """What `prune` takes as `repair`."""
-        if not self.repair:
-            return None
-        return RepairConfig(**{name: getattr(self, name) for name in RepairConfig.__dataclass_fields__})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PruneResult:
-    """A student on disk. `record` is the content of its prune.json."""
-
-    out: Path
-    plan: PrunePlan
-    check: CheckResult
-    record: dict[str, Any]
-
-    def describe(self) -> str:
-        """The result for people, a few lines."""
-        if self.check.skipped is not None:
-            checked = f"not compared with the teacher: {self.check.skipped}"
-        else:
-            checked = (
-                f"equals the teacher with dropped layers skipped: logits within {self.check.max_abs_difference:.2g}, "
-                f"cached within {self.check.max_abs_difference_cached:.2g} (largest logit "
-                f"{self.check.max_abs_logit:.3g})"
-            )
-            if self.check.teacher_cache_differs:
-                checked += "; with a cache both write other text than without, the student as its teacher's"
-        if repaired := self.record["repair"]:
-            checked += (
-                f"\nrepaired: loss {repaired['loss_nats_before']:.4f} -> {repaired['loss_nats_after']:.4f} nats a "
-                f"token on text that was not fitted (teacher {repaired['loss_nats_teacher']:.4f})"
-            )
-        return f"{self.plan.describe()}\n{checked}\nwritten to {self.out}"
+from compress.artifacts import require_free, staged_folder
+from compress.errors import UsageError
+from compress.model_files import check_weight_files, model_fingerprint
+from compress.prune.config import RepairConfig, StorageConfig
+from compress.prune.hub_teacher import HubTeacher, open_teacher, streams
+from compress.prune.record import PruneResult
+from compress.prune.student import Call, Keep, load_shapes, plan_student
+from compress.prune.under_way import WeightsUnderWay, disk_errors
 
 
 def prune(
     teacher: str | Path,
     out: str | Path,
-    keep: str | RankingConfig | Chosen = "alternate",
+    keep: Keep = "alternate",
     *,
     check: bool = True,
     repair: RepairConfig | None = None,
+    storage: StorageConfig | None = None,
 ) -> PruneResult:
     """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only: a SPEC, a measure, or
-    those that `compress.pipeline` chose by healing candidates.
+    those that `compress.rank_after` chose by healing candidates.
 
-    The weights are copied byte for byte and the tokenizer, generation config, chat template and licence as they are.
-    With `check`, the student's logits are compared with the teacher's, dropped layers skipped, where its fp32 weights
-    fit in memory. With `repair` the cut is then repaired by least squares (see `compress.prune.repair`).
-    `out/prune.json` says what was done.
+    The weights are copied byte for byte, unless `storage` asks for a cast, and the tokenizer, generation config, chat
+    template and licence as they are. With `check`, the student's logits are compared with the teacher's, dropped layers
+    skipped, where its fp32 weights fit in memory. With `repair` the cut is then repaired by least squares (see
+    `compress.prune.repair`). `out/prune.json` says what was done.
 
     Raises:
         UsageError: `keep` is no SPEC or reaches outside the layers, `out` is not free, a measure lacks its text, or
             `check` is False for a model type that only the check can vouch for.
-        InputError: the teacher cannot be loaded, its weights are damaged, its config cannot be cut, or the text that
-            its layers are measured on cannot be used.
+        InputError: the teacher cannot be loaded, its weights are damaged, its config cannot be cut, the text that
+            its layers are measured on cannot be used, or a weight is too large for the dtype it is cast to.
         CompressError: the student differs from the teacher, or the disk is full. Nothing is left in `out`.
     """
-    started = time.monotonic()
-    out = Path(out)
-    require_free(out)
-    folder = resolve_model(str(teacher))
-    asked, ranking = (keep.asked, keep.ranking) if isinstance(keep, Chosen) else (keep, None)
-    derivation = derive(str(teacher), folder, asked)
-    skip = _reason_to_skip(derivation.plan, check)
-    files = check_weight_files(folder)
-    load_model(folder, dtype=torch.float32, device="meta", device_map="meta")
-    inputs = prune_inputs(folder, asked, repair)
-    if isinstance(keep, RankingConfig):
-        ranking = _rank(keep, str(teacher), folder, derivation)
-    if ranking is not None:
-        derivation = derive(str(teacher), folder, format_layers(ranking.kept_layers))
-    plan = derivation.plan
-    tensors = select_tensors(files, derivation.layer_prefixes, plan.kept_layers, plan.num_layers)
-    _require_space(out, sum(tensor.num_bytes for _, tensor in tensors))
-    with _disk_errors(out), staged_folder(out) as partial:
-        sha256 = _write_student(folder, partial, tensors, derivation.student_json)
-        result = CheckResult(passed=False, skipped=skip)
-        if skip is None:
-            result = check_student(folder, partial, plan.dropped_layers)
-        repaired = None
-        if repair is not None:
-            repaired = repair_student(repair, folder, partial, plan.kept_layers, plan.num_layers)
-            sha256 |= {path.name: sha256_file(path) for path in partial.glob(WEIGHT_FILES)}
-        record = plan.to_dict() | {
-            "method": "spec" if ranking is None else ranking.method,
-            "scores": None if ranking is None else ranking.scores or None,
-            "ranking": None if ranking is None else ranking.details,
-            "repair": repaired,
-            "bytes_before": sum(path.stat().st_size for path in files),
-            "bytes_after": sum(path.stat().st_size for path in partial.glob(WEIGHT_FILES)),
-            "sha256": sha256,
-            "check": dataclasses.asdict(result),
-            "manifest": manifest(
-                config=prune_settings(asked, check=check, repair=repair),
-                inputs=inputs,
-                outputs=sha256,
-                seconds=time.monotonic() - started,
-            ),
-        }
-        write_json(partial / RECORD, record)
-    return PruneResult(out=out, plan=plan, check=result, record=record)
+    return _prune(str(teacher), [(Path(out), keep)], check, repair, storage)[0]
 
 
-def prune_settings(
-    keep: str | RankingConfig | RankAfterConfig, *, check: bool, repair: RepairConfig | None = None
-) -> dict[str, Any]:
-    """What was asked of `prune`, for its manifest; which text it reads, `prune_inputs` says by content."""
-    asked: dict[str, Any] = {"keep": keep} if isinstance(keep, str) else to_dict(keep)
-    if repair is not None:
-        asked |= {"repair": True, **to_dict(repair)}
-    for place in ("calibration", "data"):
-        asked.pop(place, None)
-    return {**asked, "check": check}
+def prune_family(
+    teacher: str | Path,
+    out: str | Path,
+    keeps: Sequence[str],
+    *,
+    check: bool = True,
+    repair: RepairConfig | None = None,
+    storage: StorageConfig | None = None,
+) -> list[PruneResult]:
+    """Write several students of one teacher, one a SPEC, into folders of `out`, reading the teacher's weights once.
+
+    Each is what `prune` makes of its SPEC; `student_name` names its folder. They appear when all are done.
+
+    Raises: as `prune`, and
+        UsageError: two of `keeps` would have the same folder.
+    """
+    named = {student_name(keep): keep for keep in keeps}
+    if len(named) < len(keeps) or not keeps:
+        raise UsageError(f"--keep {', '.join(keeps) or '(none)'}: give one SPEC or several different ones.")
+    return _prune(str(teacher), [(Path(out) / name, keep) for name, keep in named.items()], check, repair, storage)
 
 
-def prune_inputs(
-    folder: Path, keep: str | RankingConfig | RankAfterConfig, repair: RepairConfig | None = None
-) -> dict[str, Any]:
-    """Fingerprints of what `prune` reads, for its manifest: the teacher, and the text it is measured or repaired on."""
-    inputs: dict[str, Any] = {"teacher": model_fingerprint(folder)}
-    if isinstance(keep, RankingConfig) and keep.by not in WITHOUT_TEXT:
-        inputs["calibration"] = calibration_fingerprint(keep.calibration)
-    if isinstance(keep, RankAfterConfig):
-        if keep.reads_text:
-            inputs["calibration"] = calibration_fingerprint(keep.calibration)
-        inputs["data"] = calibration_fingerprint(keep.data)
-    if repair is not None:
-        inputs["repair"] = calibration_fingerprint(repair.calibration)
-    return inputs
+def student_name(keep: str) -> str:
+    """Folder of a family's student: its SPEC without spaces, `_` for `:` (`uniform_4`, `1__2`, `0,2,5-9`)."""
+    return re.sub(r"\s", "", keep).replace(":", "_")
 
 
-def measure_layers(teacher: str, folder: Path, config: RankingConfig) -> Ranking:
-    """Score the layers of the model in `folder`, which the user calls `teacher`; raises as `prune` does."""
-    return _rank(config, teacher, folder, derive(teacher, folder, config))
-
-
-def _rank(config: RankingConfig, name: str, folder: Path, derivation: Derivation) -> Ranking:
-    subject = Teacher(
-        name=name,
-        folder=folder,
-        num_layers=derivation.plan.num_layers,
-        layer_prefixes=derivation.layer_prefixes,
-        num_parameters=derivation.plan.params_before,
-    )
-    return rank_layers(config, subject)
-
-
-def _write_student(
-    folder: Path, out: Path, tensors: Sequence[tuple[str, StoredTensor]], config_json: dict[str, Any]
-) -> dict[str, str]:
-    """Write the student's files into `out`, load it strictly (shapes only) and return each file's SHA-256."""
-    sha256 = copy_weights(tensors, out, MAX_SHARD_BYTES)
-    write_json(out / "config.json", config_json)
-    copy_side_files(folder, out)
-    load_model(out, dtype=torch.float32, device="meta", device_map="meta")
-    for path in (path for path in out.rglob("*") if path.is_file()):
-        name = path.relative_to(out).as_posix()
-        sha256[name] = sha256.get(name) or sha256_file(path)
-    return dict(sorted(sha256.items()))
-
-
-def _reason_to_skip(plan: PrunePlan, check: bool) -> str | None:
-    """Why the comparison with the teacher will not run; a type we have not verified must have it."""
-    reason = reason_to_skip(plan.params_before) if check else _ASKED_NOT_TO
-    if reason is None or plan.model_type in VERIFIED_TYPES:
-        return reason
-    refusal = (
-        f"{plan.model_type} is not among the model types whose every config field this tool has verified "
-        f"({', '.join(sorted(VERIFIED_TYPES))}), so the student must be compared with its teacher"
-    )
-    if not check:
-        raise UsageError(f"{refusal}. Leave the check on.")
-    raise InputError(f"{refusal}, but {reason}. Run it on a machine with more memory.")
-
-
-def _require_space(out: Path, needed: int) -> None:
-    parent = next(path for path in out.absolute().parents if path.is_dir())
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise CompressError(
-            f"{out} needs {format_bytes(needed)} and {format_bytes(free)} are free in {parent}. Make room, or write "
-            "the student to another disk."
+def _prune(
+    teacher: str,
+    asked: Sequence[tuple[Path, Keep]],
+    check: bool,
+    repair: RepairConfig | None,
+    storage: StorageConfig | None,
+) -> list[PruneResult]:
+    """Write a student into each folder of `asked`, cut as the choice of layers beside it says."""
+    storage = storage or StorageConfig()
+    keeps = [keep for _, keep in asked]
+    for out, _ in asked:
+        require_free(out)
+    with ExitStack() as stack:
+        stream = streams(teacher, storage.stream, check=check, needed_by=_needs_all(keeps, repair))
+        folder, hub = stack.enter_context(open_teacher(teacher, stream=stream))
+        files = check_weight_files(folder)
+        call = Call(
+            teacher=teacher,
+            folder=folder,
+            files=files,
+            hub=hub,
+            fingerprint=stack.enter_context(_fingerprint(folder, hub)),
+            check=check,
+            repair=repair,
+            storage=storage,
         )
+        stack.enter_context(disk_errors(asked[0][0]))
+        staged = [stack.enter_context(staged_folder(out)) for out, _ in asked]
+        weights = stack.enter_context(WeightsUnderWay(call, staged))
+        weights.start_early(keeps)
+        students = [plan_student(call, keep) for keep in keeps]
+        load_shapes(folder)
+        weights.start([student.derivation for student in students])
+        for student, at in zip(students, staged, strict=True):
+            student.write_small_files(at)
+        places = zip(students, staged, weights.finish(), asked, strict=True)
+        return [student.finish(at, sha256, out) for student, at, sha256, (out, _) in places]
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CompressError(
-            f"{out} could not be written ({error.strerror or error}); what was there of it is removed. Make room on "
-            "the disk, or write the student elsewhere."
-        ) from error
+def _fingerprint(folder: Path, hub: HubTeacher | None) -> Iterator[Future[dict[str, str]]]:
+    """The teacher's fingerprint under way; all of its bytes are hashed, unless the hub knows their hashes."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, "fingerprint") as background:
+        try:
+            yield background.submit(hub.fingerprint if hub else partial(model_fingerprint, folder, stop=stop))
+        finally:
+            stop.set()
+
+
+def _needs_all(keeps: Sequence[Keep], repair: RepairConfig | None) -> str | None:
+    """What, beside the check, reads weights that the student does not keep."""
+    if not all(isinstance(keep, str) for keep in keeps):
+        return "measuring layers"
+    return "the repair" if repair is not None else None

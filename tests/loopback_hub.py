@@ -1,9 +1,10 @@
-"""A Hugging Face hub on the loopback interface: the few routes that reading a dataset takes, and every fault."""
+"""A Hugging Face hub on the loopback interface: the few routes that reading data or a model takes, and every fault."""
 
 import hashlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,10 +15,11 @@ REPOSITORY = "org/name"
 
 
 class Hub:
-    """Commits of one dataset: `commits[sha][path] = content`; `main` names one. `faults` are served first, in turn.
+    """Commits of one repository: `commits[sha][path] = content`; `main` names one. `faults` are served first, in turn.
 
-    A fault is None, a status code, `drop` (half the body, then the connection is closed), `reset` (closed at once) or
-    `stall` (no answer in time). `fault_paths` says on which requests they fall; `requests` logs what was asked.
+    It is both a dataset and a model of that name. A fault is None, a status code, `drop` (half the body, then the
+    connection is closed), `reset` (closed at once) or `stall` (no answer in time). `fault_paths` says on which requests
+    they fall; `requests` logs what was asked, and `served` counts the bytes of each file that were sent.
     """
 
     def __init__(self) -> None:
@@ -26,6 +28,7 @@ class Hub:
         self.faults: list[int | str | None] = []
         self.fault_paths: tuple[str, ...] = ("/resolve/",)
         self.requests: list[str] = []
+        self.served: Counter[str] = Counter()
         self.url = ""
 
     def commit(self, files: dict[str, bytes]) -> str:
@@ -89,17 +92,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, body, headers, with_body=with_body, drop=fault == "drop")
 
     def _route(self, path: str) -> tuple[int, bytes, dict[str, str]]:
-        api, files = f"/api/datasets/{REPOSITORY}", f"/datasets/{REPOSITORY}/resolve/"
-        if path.startswith(files):
-            revision, _, name = path.removeprefix(files).partition("/")
-            return self._file(revision, name)
+        api = f"/api/{'models' if path.startswith('/api/models/') else 'datasets'}/{REPOSITORY}"
+        for files in (f"/datasets/{REPOSITORY}/resolve/", f"/{REPOSITORY}/resolve/"):
+            if path.startswith(files):
+                revision, _, name = path.removeprefix(files).partition("/")
+                return self._file(revision, name)
         if path.startswith(api + "/tree/"):
             revision, _, folder = path.removeprefix(api + "/tree/").partition("/")
+            if "recursive=true" in urlparse(self.path).query.lower():
+                return self._json([_entry(name, raw) for name, raw in self._files(revision).items()])
             return self._json(_children(self._files(revision), folder))
         if path == api or path.startswith(api + "/revision/"):
             revision = path.rpartition("/revision/")[2] if "/revision/" in path else "main"
             sha = self.the_hub.main if revision == "main" else revision
-            return self._json({"id": REPOSITORY, "sha": sha, "tags": [], "siblings": []})
+            siblings = [{"rfilename": name} for name in self.the_hub.commits.get(sha, {})]
+            return self._json({"id": REPOSITORY, "sha": sha, "tags": [], "siblings": siblings})
         return (
             404,
             b"",
@@ -115,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, b"", {"X-Error-Code": "EntryNotFound"}
         sha = self.the_hub.main if revision == "main" else revision
         headers = {"ETag": f'"{hashlib.sha1(files[name]).hexdigest()}"', "X-Repo-Commit": sha}
+        if name.endswith(".safetensors"):
+            headers |= {"X-Linked-Etag": f'"{hashlib.sha256(files[name]).hexdigest()}"'}
+            headers |= {"X-Linked-Size": str(len(files[name]))}
         wanted = self.headers.get("range")
         if wanted is None:
             return 200, files[name], headers
@@ -135,7 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         if with_body:
-            self.wfile.write(body[: len(body) // 2] if drop else body)
+            sent = body[: len(body) // 2] if drop else body
+            self.wfile.write(sent)
+            self.the_hub.served[urlparse(self.path).path.rpartition("/")[2]] += len(sent)
         if drop:
             self.close_connection = True
 
@@ -146,6 +158,10 @@ def _children(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
     for name, raw in files.items():
         if name.startswith(prefix):
             head, _, rest = name.removeprefix(prefix).partition("/")
-            entry = {"type": "directory"} if rest else {"type": "file", "size": len(raw)}
-            found[head] = {**entry, "path": prefix + head, "oid": "0" * 40}
+            path = prefix + head
+            found[head] = {"type": "directory", "path": path, "oid": "0" * 40} if rest else _entry(path, raw)
     return list(found.values())
+
+
+def _entry(path: str, raw: bytes) -> dict[str, Any]:
+    return {"type": "file", "size": len(raw), "path": path, "oid": "0" * 40}

@@ -99,7 +99,8 @@ def load_spec(folder: str | Path) -> TokenizerSpec:
     Raises:
         InputError: there is none, or it cannot be used.
     """
-    from compress.models import load_tokenizer, resolve_model
+    from compress.model_files import resolve_model
+    from compress.models import load_tokenizer
 
     path = Path(folder).expanduser()
     return tokenizer_spec(load_tokenizer(path if path.is_dir() else resolve_model(str(folder), weights=False)))

@@ -158,7 +158,7 @@ def check_settings(run: RunFolder, record: StepRecord, section: Sequence[str], *
     full, written = run.settings(*section)
     if section == ("prune",) and run.recipe is not None:
         asked, choice = asked_cut(run.recipe, run.path)
-        full = written = prune_settings(choice, check=asked.check, repair=asked.repairing)
+        full = written = prune_settings(choice, **asked.how)
     known = fixed.keys() & record.config.keys()
     require(differences({**full, **fixed}, {*written, *known}, record.config))
     return f"as recipe.yaml says under {'.'.join(section)}"

@@ -9,7 +9,7 @@ from compress.config import load_yaml, to_dict
 from compress.data import INDEX, TokenStore
 from compress.distill.publish import RECORD
 from compress.errors import CompressError
-from compress.models import WEIGHT_FILES, model_fingerprint
+from compress.model_files import WEIGHT_FILES, model_fingerprint
 from compress.pipeline import resolve_paths
 from compress.recipe import Recipe, load_recipe
 from compress.report.run_files import MODELS

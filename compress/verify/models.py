@@ -6,7 +6,8 @@ import torch
 from safetensors import safe_open
 
 from compress.errors import InputError
-from compress.models import check_weight_files, load_model
+from compress.model_files import check_weight_files
+from compress.models import load_model
 
 _SCAN_ELEMENTS = 2**24
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from compress.artifacts import sha256_tree
-from compress.models import copy_side_files
+from compress.model_files import copy_side_files
 
 BELONGS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",

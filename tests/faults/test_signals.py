@@ -14,8 +14,8 @@ from compress.runtime import stop_on_signal
 GRACE_S = 20.0
 """One step, one save and the end of a process: a second for models this small, far more when the machine is busy."""
 STAGES = {
-    "pruning": Signal(at=("compress.prune.step:copy_weights",), after=True),
-    "checking the student": Signal(at=("compress.prune.step:check_student",)),
+    "pruning": Signal(at=("compress.prune.under_way:WeightsUnderWay.finish",), after=True),
+    "checking the student": Signal(at=("compress.prune.check:check_student",)),
     "preparing data": Signal(at=("compress.data.preparation:Preparation._take_document",), call=20),
     "publishing the data": Signal(at=("os:replace",), path="*/data"),
     "loading models": Signal(at=("compress.distill.session:load_models",)),

@@ -27,7 +27,8 @@ from compress.compare import compare_models
 from compress.data import DataConfig, TokenStore, prepare
 from compress.data.store import fingerprint_of
 from compress.errors import InputError
-from compress.models import check_weight_files, load_config, load_model, load_tokenizer
+from compress.model_files import check_weight_files
+from compress.models import load_config, load_model, load_tokenizer
 from compress.prune.spec import parse_spec
 from compress.recipe import load_recipe, scratch_config
 from compress.report import write_report

@@ -29,7 +29,7 @@ from compress.prune import (
     ranking,
 )
 from compress.prune.plan import derive
-from compress.prune.step import _rank
+from compress.prune.student import _rank
 
 LAYERS = 6
 PLANTED = (1, 4)

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.artifacts import is_current, sha256_file
 from compress.errors import CompressError, InputError, UsageError
-from compress.models import model_fingerprint
-from compress.prune import PrunePlan, check, plan_prune, prune, step
+from compress.model_files import model_fingerprint
+from compress.prune import PrunePlan, check, plan_prune, prune, under_way
 from compress.prune import plan as planning
 
 LLAMA_1B = {
@@ -161,7 +161,7 @@ def test_a_wrong_student_is_noticed_and_not_written(tmp_path: Path, monkeypatch:
         return derivation
 
     prune(teacher, tmp_path / "right", "0,3")
-    monkeypatch.setattr(step, "derive", forgetful)
+    monkeypatch.setattr(planning, "derive", forgetful)
     with pytest.raises(CompressError, match=r"differ from those of the teacher .* by up to [0-9.]+") as caught:
         prune(teacher, tmp_path / "wrong", "0,3")
     assert not isinstance(caught.value, UsageError | InputError)
@@ -230,7 +230,7 @@ def test_free_memory_is_a_sane_number() -> None:
 def test_a_disk_without_room_is_refused_before_work(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(under_way.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     with pytest.raises(CompressError, match="10 B are free"):
         prune(teacher, tmp_path / "student")
     assert list(tmp_path.iterdir()) == []

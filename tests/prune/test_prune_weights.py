@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from compress.artifacts import sha256_file
 from compress.errors import InputError
 from compress.models import load_model
-from compress.prune import prune, weights
+from compress.prune import StorageConfig, prune, weights
+from compress.prune.casting import student_tensors
+from compress.prune.copying import Copying
 
 
 def save_sharded(folder: Path, model_type: str = "llama") -> Path:
@@ -45,6 +47,11 @@ def renumbered(state: dict[str, torch.Tensor], kept: tuple[int, ...]) -> dict[st
     return result
 
 
+def copy_into(folder: Path, named: list[tuple[str, weights.StoredTensor]]) -> None:
+    with Copying([(folder, student_tensors(named, None, (), 0))]) as copying:
+        copying.finish()
+
+
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -59,11 +66,10 @@ def test_pruning_nothing_changes_no_weight(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000, 1])
-def test_shards_in_shards_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_shard_bytes: int) -> None:
+def test_shards_in_shards_out(tmp_path: Path, max_shard_bytes: int) -> None:
     teacher = save_sharded(tmp_path / "teacher")
-    monkeypatch.setattr("compress.prune.step.MAX_SHARD_BYTES", max_shard_bytes)
     student = tmp_path / "student"
-    result = prune(teacher, student, "1,3")
+    result = prune(teacher, student, "1,3", storage=StorageConfig(max_shard_size=max_shard_bytes))
     assert_same(all_tensors(student), renumbered(all_tensors(teacher), (1, 3)))
     files = sorted(student.glob("*.safetensors"))
     if max_shard_bytes == 10**9:
@@ -92,7 +98,7 @@ def test_mixed_dtypes_and_odd_sizes_keep_their_bytes(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     tensors = weights.select_tensors([tmp_path / "model.safetensors"], ["model.layers"], [1], 2)
     (tmp_path / "out").mkdir()
-    weights.copy_weights(tensors, tmp_path / "out")
+    copy_into(tmp_path / "out", tensors)
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert found.keys() == {"model.layers.0.a", "model.layers.0.scalar", "head", "empty"}
     assert torch.equal(found["model.layers.0.a"], state["model.layers.1.a"])
@@ -180,7 +186,7 @@ def test_a_number_that_is_none_is_found_wherever_it_is(tmp_path: Path, dtype: to
         state["w"][position] = value
         save_file(state, tmp_path / "x.safetensors")
         with pytest.raises(InputError, match="tensor w holds NaN or infinity"):
-            weights.copy_weights([("w", weights.read_header(tmp_path / "x.safetensors")[0])], tmp_path)
+            copy_into(tmp_path, [("w", weights.read_header(tmp_path / "x.safetensors")[0])])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -205,20 +211,23 @@ def test_a_layer_without_weights_and_a_tensor_in_two_files_are_named(tmp_path: P
         weights.select_tensors([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], ["model.layers"], [0], 1)
 
 
-def test_memory_stays_at_one_buffer(tmp_path: Path) -> None:
+def test_memory_stays_at_a_few_buffers(tmp_path: Path) -> None:
     for i in range(2):
         save_file({f"model.layers.{i}.w": torch.zeros(24 << 20)}, tmp_path / f"{i}.safetensors")
     script = """
 import resource, sys
 from pathlib import Path
-from compress.prune.weights import copy_weights, select_tensors
+from compress.prune.casting import student_tensors
+from compress.prune.copying import Copying
+from compress.prune.weights import select_tensors
 folder = Path(sys.argv[1])
 tensors = select_tensors([folder / "0.safetensors", folder / "1.safetensors"], ["model.layers"], [0, 1], 2)
 (folder / "out").mkdir()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-copy_weights(tensors, folder / "out")
+with Copying([(folder / "out", student_tensors(tensors, None, [0, 1], 2))]) as copying:
+    copying.finish()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 192 << 20
+    assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) > 192 << 20
     assert int(done.stdout) < 64 << 10, "more than 64 MiB to copy 192 MiB"

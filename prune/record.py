@@ -1,0 +1,102 @@
+"""What prune.json says, and the result that carries it."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.config import to_dict
+from compress.model_files import model_fingerprint
+from compress.prune.candidates import RankAfterConfig
+from compress.prune.config import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
+from compress.units import format_bytes
+
+if TYPE_CHECKING:
+    from compress.prune.check import CheckResult
+    from compress.prune.plan import PrunePlan
+
+RECORD = "prune.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """A student on disk. `record` is the content of its prune.json."""
+
+    out: Path
+    plan: "PrunePlan"
+    check: "CheckResult"
+    record: dict[str, Any]
+
+    def describe(self) -> str:
+        """The result for people, a few lines."""
+        lines = [self.plan.describe()]
+        if self.check.skipped is not None:
+            lines.append(f"not compared with the teacher: {self.check.skipped}")
+        else:
+            lines.append(
+                f"equals the teacher with dropped layers skipped: logits within {self.check.max_abs_difference:.2g}, "
+                f"cached within {self.check.max_abs_difference_cached:.2g} (largest logit "
+                f"{self.check.max_abs_logit:.3g})"
+            )
+            if self.check.teacher_cache_differs:
+                lines[-1] += "; with a cache both write other text than without, the student as its teacher's"
+        if repaired := self.record["repair"]:
+            lines.append(
+                f"repaired: loss {repaired['loss_nats_before']:.4f} -> {repaired['loss_nats_after']:.4f} nats a "
+                f"token on text that was not fitted (teacher {repaired['loss_nats_teacher']:.4f})"
+            )
+        if streamed := self.record["streamed"]:
+            read, whole = streamed["downloaded_bytes"], streamed["of_bytes"]
+            lines.append(f"downloaded   {format_bytes(read)} of the teacher's {format_bytes(whole)}")
+        return "\n".join([*lines, f"written to {self.out}"])
+
+
+def prune_settings(
+    keep: str | RankingConfig | RankAfterConfig,
+    *,
+    check: bool,
+    repair: RepairConfig | None = None,
+    storage: StorageConfig | None = None,
+) -> dict[str, Any]:
+    """What was asked of `prune`, for its manifest; which text it reads, `prune_inputs` says by content.
+
+    Of how weights are stored, only what differs from the default and changes the student's bytes.
+    """
+    asked: dict[str, Any] = {"keep": keep} if isinstance(keep, str) else to_dict(keep)
+    if repair is not None:
+        asked |= {"repair": True, **to_dict(repair)}
+    for place in ("calibration", "data"):
+        asked.pop(place, None)
+    stored, default = storage or StorageConfig(), StorageConfig()
+    for name in ("cast", "max_shard_size"):
+        if getattr(stored, name) != getattr(default, name):
+            asked[name] = getattr(stored, name)
+    return {**asked, "check": check}
+
+
+def prune_inputs(
+    folder: Path, keep: str | RankingConfig | RankAfterConfig, repair: RepairConfig | None = None
+) -> dict[str, Any]:
+    """Fingerprints of what `prune` reads, for its manifest: the teacher, and the text it is measured or repaired on."""
+    return inputs_record(model_fingerprint(folder), keep, repair)
+
+
+def inputs_record(
+    teacher: dict[str, str], keep: str | RankingConfig | RankAfterConfig, repair: RepairConfig | None = None
+) -> dict[str, Any]:
+    """`prune_inputs` of a teacher whose fingerprint is known."""
+    inputs: dict[str, Any] = {"teacher": teacher}
+    if isinstance(keep, RankingConfig) and keep.by not in WITHOUT_TEXT:
+        inputs["calibration"] = _text_fingerprint(keep.calibration)
+    if isinstance(keep, RankAfterConfig):
+        if keep.reads_text:
+            inputs["calibration"] = _text_fingerprint(keep.calibration)
+        inputs["data"] = _text_fingerprint(keep.data)
+    if repair is not None:
+        inputs["repair"] = _text_fingerprint(repair.calibration)
+    return inputs
+
+
+def _text_fingerprint(source: str | None) -> dict[str, Any] | None:
+    from compress.prune.calibration import calibration_fingerprint
+
+    return calibration_fingerprint(source)

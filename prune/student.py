@@ -1,0 +1,175 @@
+"""One student of a call: planned, written, compared with its teacher, repaired, recorded."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.artifacts import manifest, sha256_file, write_json
+from compress.errors import InputError, UsageError
+from compress.model_files import WEIGHT_FILES, copy_side_files
+from compress.prune.candidates import Chosen, RankAfterConfig
+from compress.prune.casting import cast_derivation
+from compress.prune.config import RankingConfig, RepairConfig, StorageConfig
+from compress.prune.fields import VERIFIED_TYPES
+from compress.prune.hub_teacher import HubTeacher
+from compress.prune.record import RECORD, PruneResult, inputs_record, prune_settings
+from compress.prune.spec import format_layers
+
+if TYPE_CHECKING:
+    from compress.prune.plan import Derivation, PrunePlan
+    from compress.prune.ranking import Ranking
+
+_ASKED_NOT_TO = "asked not to"
+_STREAMED = "of the teacher, only what the student keeps was read"
+
+
+Keep = str | RankingConfig | Chosen
+"""A SPEC, a measure that is to choose, or layers that were chosen."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """What all students of one call share."""
+
+    teacher: str
+    """What the user calls it."""
+    folder: Path
+    files: Sequence[Path]
+    hub: HubTeacher | None
+    """Where the weights come from when `folder` has only their headers."""
+    fingerprint: Future[dict[str, str]]
+    """Of the teacher, under way."""
+    check: bool
+    repair: RepairConfig | None
+    storage: StorageConfig
+    started: float = dataclasses.field(default_factory=time.monotonic)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student:
+    """A student that is planned; `at` is the folder it is made in."""
+
+    call: Call
+    keep: str | RankingConfig | RankAfterConfig
+    """What was asked for."""
+    derivation: "Derivation"
+    ranking: "Ranking | None"
+    skip: str | None
+    """Why it will not be compared with its teacher."""
+
+    def write_small_files(self, at: Path) -> None:
+        """Write all but the weights, and load the student for its shapes, which needs the headers of those only."""
+        write_json(at / "config.json", self.derivation.student_json)
+        copy_side_files(self.call.folder, at)
+        load_shapes(at)
+
+    def finish(self, at: Path, sha256: dict[str, str], out: Path) -> PruneResult:
+        """Check, repair and record; `sha256` is of the weights, `out` where the folder will be.
+
+        Raises: as `prune`.
+        """
+        from compress.prune.check import CheckResult, check_student
+
+        call, plan = self.call, self.derivation.plan
+        names = {path.relative_to(at).as_posix(): path for path in at.rglob("*") if path.is_file()}
+        sha256 = {name: sha256.get(name) or sha256_file(path) for name, path in sorted(names.items())}
+        checked = CheckResult(passed=False, skipped=self.skip)
+        if self.skip is None:
+            checked = check_student(call.folder, at, plan.dropped_layers, call.storage.cast)
+        repaired = None
+        if call.repair is not None:
+            from compress.prune.repair import repair
+
+            repaired = repair(call.repair, call.folder, at, plan.kept_layers, plan.num_layers)
+            sha256 |= {path.name: sha256_file(path) for path in at.glob(WEIGHT_FILES)}
+        record = plan.to_dict() | {
+            "method": "spec" if self.ranking is None else self.ranking.method,
+            "scores": None if self.ranking is None else self.ranking.scores or None,
+            "ranking": None if self.ranking is None else self.ranking.details,
+            "repair": repaired,
+            "streamed": call.hub.to_dict() if call.hub else None,
+            "bytes_before": sum(path.stat().st_size for path in call.files),
+            "bytes_after": sum(path.stat().st_size for path in at.glob(WEIGHT_FILES)),
+            "sha256": sha256,
+            "check": dataclasses.asdict(checked),
+            "manifest": manifest(
+                config=prune_settings(self.keep, check=call.check, repair=call.repair, storage=call.storage),
+                inputs=inputs_record(call.fingerprint.result(), self.keep, call.repair),
+                outputs=sha256,
+                seconds=time.monotonic() - call.started,
+            ),
+        }
+        write_json(at / RECORD, record)
+        return PruneResult(out=out, plan=plan, check=checked, record=record)
+
+
+def plan_student(call: Call, keep: Keep) -> Student:
+    """Derive the student's config, from layers that are measured first if that is asked for.
+
+    Raises: as `prune`.
+    """
+    from compress.prune.plan import derive
+
+    asked, ranking = (keep.asked, keep.ranking) if isinstance(keep, Chosen) else (keep, None)
+    derivation = derive(call.teacher, call.folder, asked)
+    skip = _reason_to_skip(call, derivation.plan)
+    if isinstance(keep, RankingConfig):
+        ranking = _rank(keep, call.teacher, call.folder, derivation)
+    if ranking is not None:
+        derivation = derive(call.teacher, call.folder, format_layers(ranking.kept_layers))
+    derivation = cast_derivation(derivation, call.storage.cast)
+    return Student(call=call, keep=asked, derivation=derivation, ranking=ranking, skip=skip)
+
+
+def measure_layers(teacher: str, folder: Path, config: RankingConfig) -> "Ranking":
+    """Score the layers of the model in `folder`, which the user calls `teacher`; raises as `prune` does."""
+    from compress.prune.plan import derive
+
+    return _rank(config, teacher, folder, derive(teacher, folder, config))
+
+
+def load_shapes(folder: Path) -> None:
+    """Load a model strictly, but for its numbers.
+
+    Raises:
+        InputError: a key is missing, unexpected or of another shape; the message names it.
+    """
+    import torch
+
+    from compress.models import load_model
+
+    load_model(folder, dtype=torch.float32, device="meta", device_map="meta")
+
+
+def _rank(config: RankingConfig, name: str, folder: Path, derivation: "Derivation") -> "Ranking":
+    from compress.prune.ranking import Teacher, rank_layers
+
+    subject = Teacher(
+        name=name,
+        folder=folder,
+        num_layers=derivation.plan.num_layers,
+        layer_prefixes=derivation.layer_prefixes,
+        num_parameters=derivation.plan.params_before,
+    )
+    return rank_layers(config, subject)
+
+
+def _reason_to_skip(call: Call, plan: "PrunePlan") -> str | None:
+    """Why the comparison with the teacher will not run; a type we have not verified must have it."""
+    from compress.prune.check import reason_to_skip
+
+    reason = reason_to_skip(plan.params_before) if call.check else _ASKED_NOT_TO
+    if call.hub is not None:
+        reason = _STREAMED
+    if reason is None or plan.model_type in VERIFIED_TYPES:
+        return reason
+    refusal = (
+        f"{plan.model_type} is not among the model types whose every config field this tool has verified "
+        f"({', '.join(sorted(VERIFIED_TYPES))}), so the student must be compared with its teacher"
+    )
+    if not call.check or call.hub is not None:
+        raise UsageError(f"{refusal}. Leave the check on{', and streaming out' if call.hub else ''}.")
+    raise InputError(f"{refusal}, but {reason}. Run it on a machine with more memory.")

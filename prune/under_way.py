@@ -1,0 +1,124 @@
+"""The weights of a call's students while they are copied: started from a guess, and again where the guess was wrong."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from compress.artifacts import clear_folder, read_json
+from compress.errors import CompressError
+from compress.prune.casting import student_tensors
+from compress.prune.copying import Copying
+from compress.prune.shards import StudentTensor
+from compress.prune.spec import PATTERN, parse_spec
+from compress.prune.student import Call, Keep
+from compress.prune.weights import likely_prefixes, select_tensors
+from compress.units import format_bytes
+
+if TYPE_CHECKING:
+    from compress.prune.plan import Derivation
+
+_Tensors = list[list[StudentTensor]]
+
+
+class WeightsUnderWay:
+    """The copy into the folders `staged`, one a student. As a context it stops what is not finished."""
+
+    def __init__(self, call: Call, staged: Sequence[Path]) -> None:
+        self._call, self._staged = call, staged
+        self._tensors: _Tensors | None = None
+        self._copying: Copying | None = None
+
+    def start_early(self, keeps: Sequence[Keep]) -> None:
+        """Start with the tensors that headers and config.json let one expect; not where they do not."""
+        if self._call.hub is not None:  # a wrong guess would cost bytes of the network
+            return
+        try:
+            tensors = self._expected(keeps)
+        except CompressError:  # the plan says it better
+            return
+        if tensors is not None:
+            self._start(tensors)
+
+    def start(self, derivations: Sequence["Derivation"]) -> None:
+        """Copy what the plans say, from the beginning unless it is under way already."""
+        tensors = [
+            self._select(d.layer_prefixes, d.plan.kept_layers, d.plan.num_layers) for d in derivations
+        ]  # fmt: skip
+        if tensors != self._tensors:
+            self._stop()
+            for folder in self._staged:
+                clear_folder(folder)
+            self._start(tensors)
+
+    def finish(self) -> list[dict[str, str]]:
+        """Wait for the end; SHA-256 by file name, for each student."""
+        assert self._copying is not None
+        return self._copying.finish()
+
+    def __enter__(self) -> "WeightsUnderWay":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+
+    def _expected(self, keeps: Sequence[Keep]) -> _Tensors | None:
+        config = read_json(self._call.folder / "config.json")
+        prefixes = likely_prefixes(self._call.files, config)
+        if prefixes is None:
+            return None
+        found: _Tensors = []
+        for keep in keeps:
+            if not isinstance(keep, str) or keep.startswith(PATTERN):
+                return None
+            num_layers = config["num_hidden_layers"]
+            found.append(self._select(prefixes, parse_spec(keep, num_layers), num_layers))
+        return found
+
+    def _select(self, prefixes: Sequence[str], kept: Sequence[int], num_layers: int) -> list[StudentTensor]:
+        named = select_tensors(self._call.files, prefixes, kept, num_layers)
+        return student_tensors(named, self._call.storage.cast, kept, num_layers)
+
+    def _start(self, tensors: _Tensors) -> None:
+        needed = sum(tensor.num_bytes for student in tensors for tensor in student)
+        require_space(self._staged[0], needed)
+        storage = self._call.storage
+        self._tensors = tensors
+        self._copying = Copying(
+            list(zip(self._staged, tensors, strict=True)),
+            self._call.hub,
+            max_shard_bytes=storage.max_shard_size,
+            link=storage.link,
+        )
+
+    def _stop(self) -> None:
+        if self._copying is not None:
+            self._copying.stop()
+
+
+def require_space(out: Path, needed: int) -> None:
+    """Refuse to start what the disk of the folder `out` has no room for.
+
+    Raises:
+        CompressError: it has less than `needed` bytes free.
+    """
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise CompressError(
+            f"{out} needs {format_bytes(needed)} and {format_bytes(free)} are free there. Make room, or write the "
+            "student to another disk."
+        )
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn an OSError into a CompressError that names the output."""
+    try:
+        yield
+    except OSError as error:
+        raise CompressError(
+            f"{out} could not be written ({error.strerror or error}); what was there of it is removed. Make room on "
+            "the disk, or write the student elsewhere."
+        ) from error
