@@ -1,13 +1,14 @@
 """What `compress prune` costs beside `cp` of as many bytes: a 4 GB checkpoint, half of its layers kept.
 
-    python benchmarks/prune.py [--rounds 5] [--work DIR] [--layers 16]
+    python benchmarks/prune.py [--rounds 5] [--work DIR] [--layers 28]
 
-The teacher is a random Llama in bfloat16, in several files, made anew in a folder of the disk that is measured. `cp` is
-given one file of exactly the bytes the student's weights have, and then `sync FILE`, so that both have everything on
-the disk when they end. The command is measured whole, from its start to its exit: the imports, the plan, SHA-256 of the
-teacher and of the student, the search for NaN, the strict load, the fsyncs. Samples are taken in turns, each in a fresh
-process, all after one of each that is not counted. Both read from the page cache: every file was just written or read,
-and the machine has room for all of them (`cached` in the result says how much stayed in memory).
+The teacher is a random Llama in bfloat16, in several files, in a folder of the disk that is measured. `cp` is given
+one file of exactly the bytes the student's weights have, and then `sync FILE`, so that both have everything on the disk
+when they end. The command is measured whole, from its start to its exit: the imports, the plan, SHA-256 of the teacher
+and of the student, the search for NaN, the strict load, the fsyncs. Its copy alone is what reads, checks, hashes and
+writes the weights, in a process that imports neither torch nor transformers. Samples are taken in turns, each in a
+fresh process, all after one of each that is not counted. All read from the page cache: every file was just written or
+read, and the machine has room for all of them (`least_cached` in the result says how much was in memory).
 """
 
 import argparse
@@ -44,6 +45,19 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 """A process so small that the peak of what it forks is not its own (`ru_maxrss` is never less than the parent's)."""
+_COPY_ALONE = """
+import pathlib, sys
+from compress.prune.casting import student_tensors
+from compress.prune.copying import Copying
+from compress.prune.weights import select_tensors
+teacher, out, layers = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+out.mkdir()
+kept = range((layers - 1) % 2, layers, 2)
+named = select_tensors(sorted(teacher.glob("*.safetensors")), ["model.layers"], kept, layers)
+with Copying([(out, student_tensors(named, None))]) as copying:
+    copying.finish()
+"""
+"""What copies, hashes and checks the weights, without torch, transformers, the plan and the teacher's own hashes."""
 
 
 def make_teacher(folder: Path, num_layers: int) -> None:
@@ -95,7 +109,7 @@ def cached_share(folder: Path) -> float:
     return sum(map(int, done.stdout.split())) / sum(os.path.getsize(file) for file in files)
 
 
-def run(work: Path, rounds: int, num_layers: int) -> dict[str, Any]:
+def run(work: Path, rounds: int, num_layers: int, *, checked: bool) -> dict[str, Any]:
     """Samples of every command, in turns."""
     teacher, plain, out, copy = (work / name for name in ("teacher", "kept.bin", "student", "copy.bin"))
     if not (teacher / "model.safetensors.index.json").exists():
@@ -110,6 +124,7 @@ def run(work: Path, rounds: int, num_layers: int) -> dict[str, Any]:
     commands = {
         "cp": ["sh", "-c", 'cp "$1" "$2" && sync "$2"', "sh", str(plain), str(copy)],
         "compress prune --no-check": [*compress, "--no-check"],
+        "its copy alone": [sys.executable, "-c", _COPY_ALONE, str(teacher), str(out), str(num_layers)],
     }
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     cached, load = [], []
@@ -124,7 +139,8 @@ def run(work: Path, rounds: int, num_layers: int) -> dict[str, Any]:
             if number:
                 samples[name].append(sample)
                 sys.stderr.write(f"{name}: {sample[0]:.2f} s, {sample[1]:.0f} MiB\n")
-    samples["compress prune, with the check"] = [measure(compress)]
+    if checked:
+        samples["compress prune, with the check"] = [measure(compress)]
     return {
         "samples": {name: [{"seconds": s, "peak_mib": m} for s, m in found] for name, found in samples.items()},
         "teacher_bytes": sum(path.stat().st_size for path in teacher.glob("*.safetensors")),
@@ -159,7 +175,8 @@ def page(result: dict[str, Any]) -> str:
         f"A teacher of {format_bytes(result['teacher_bytes'])} in {result['teacher_files']} files, "
         f"{format_bytes(result['kept_bytes'])} of them kept. {hardware['cpu']}, {hardware['cpu_cores']} cores, "
         f"{hardware['memory_gib']} GiB; load average {load[0]:.1f} to {load[1]:.1f} (others used the machine too); "
-        f"{100 * result['least_cached']:.0f}% or more of the files read were in memory at each start.\n\n"
+        f"{100 * result['least_cached']:.0f}% or more of the files read were in memory at each start. "
+        f"{result['note']}\n\n"
         + table(["command", "wall s, median (least to most, samples)", "of cp", "peak MiB"], rows)
         + f"\nWall, of cp's: {verdict(median(ours[0]) / base, MOST_TIME, at_most=True)}. "
         f"Peak MiB: {verdict(max(ours[1]), MOST_MEMORY_MIB, at_most=True)}.\n"
@@ -171,10 +188,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="counted samples of each command")
     parser.add_argument("--layers", type=int, default=28, help="of the teacher; 135 MB each, and 262 MB")
     parser.add_argument("--work", type=Path, help="folder on the disk to measure, where the teacher is left")
+    parser.add_argument("--check", action="store_true", help="also measure the command with its check, once")
+    parser.add_argument("--note", default="", help="what else the page should say of the machine")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        result = run(options.work or Path(temporary), options.rounds, options.layers)
+        work = options.work or Path(temporary)
+        result = {**run(work, options.rounds, options.layers, checked=options.check), "note": options.note}
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "prune.json", result)
     (options.out / "prune.md").write_text(page(result))
