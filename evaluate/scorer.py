@@ -23,9 +23,9 @@ from compress.evaluate.journal import Batch, Journal
 from compress.evaluate.likelihood import log_probabilities
 from compress.evaluate.planning import Job, plan
 from compress.evaluate.prefix_cache import TreeModel
-from compress.evaluate.requests import Ids, encode_pairs
+from compress.evaluate.requests import encode_pairs
 from compress.evaluate.sharing import why_plain
-from compress.evaluate.tree import build_row
+from compress.evaluate.tree import Ids, build_row
 from compress.progress import say
 
 Request = tuple[Any, Sequence[int] | Ids, Sequence[int] | Ids]
