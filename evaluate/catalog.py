@@ -86,14 +86,14 @@ def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
         if not Path(task_folder).is_dir():
             raise UsageError(f"The task folder {task_folder} does not exist; it holds lm-eval task YAMLs.")
         folders += (task_folder,)
-    for near in ((), nearby_folders(names)):
-        small = _manager((*near, *folders), include_defaults=False)
+    for more in ((), nearby_folders(names)):
+        small = _manager((*more, *folders), include_defaults=False)
         try:
             for name in names:
                 list(leaf_tasks(small.task_index, name))
         except KeyError:
             continue
-        if not near or all(small.task_index[name].kind.name != "TAG" for name in names):  # tags span folders
+        if not more or all(small.task_index[name].kind.name != "TAG" for name in names):  # tags span folders
             return small
     manager = _manager(folders, include_defaults=True)
     for name in names:

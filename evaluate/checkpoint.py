@@ -15,7 +15,7 @@ from compress.models import find_dtype, load_model, load_tokenizer
 from compress.progress import say
 from compress.runtime import find_device
 
-_CHUNK_LOGITS = 1 << 25  # 128 MiB of float32
+_CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
 
 
 @dataclasses.dataclass(frozen=True)

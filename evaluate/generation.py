@@ -16,7 +16,8 @@ from compress.evaluate.halving import Halving
 from compress.evaluate.journal import Batch, Journal
 from compress.evaluate.planning import Cost, Job, plan
 from compress.evaluate.prefix_cache import TreeModel
-from compress.evaluate.requests import Ids, encode
+from compress.evaluate.requests import encode
+from compress.evaluate.tree import Ids
 
 _STAGE = "Generating answers"
 _OUR_SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}

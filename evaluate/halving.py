@@ -1,4 +1,7 @@
-"""Batches that do not fit the memory are halved until they do."""
+"""Batches that do not fit the memory are halved until they do.
+
+Products of other shapes may round otherwise: the results are those of the whole batch but for their last bits.
+"""
 
 import gc
 from collections.abc import Callable, Sequence

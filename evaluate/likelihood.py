@@ -5,6 +5,8 @@ from torch import Tensor
 
 from compress.evaluate.checkpoint import Checkpoint
 
+_CPU_CHUNK_TOKENS, _CPU_CHUNK_LOGITS = 128, 1 << 21  # enough rows for the product, few enough logits for the caches
+
 
 def log_probabilities(checkpoint: Checkpoint, states: Tensor, slot: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     """For each i: log p of `token[i]` after `states[slot[i]]`, and whether it is the argmax.
@@ -15,6 +17,8 @@ def log_probabilities(checkpoint: Checkpoint, states: Tensor, slot: Tensor, toke
     log_p = torch.empty(len(slot), dtype=torch.float64)
     greedy = torch.empty(len(slot), dtype=torch.bool)
     step = checkpoint.chunk_tokens
+    if states.device.type == "cpu":
+        step = min(step, max(_CPU_CHUNK_TOKENS, _CPU_CHUNK_LOGITS // checkpoint.vocab_size))
     for start in range(0, len(states), step):
         logits = checkpoint.logits(states[start : start + step])
         here = ((slot >= start) & (slot < start + step)).nonzero().squeeze(1)

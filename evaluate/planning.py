@@ -14,6 +14,7 @@ _ROW_TOKENS = 1024
 _STEM_SHARE = 0.25
 _PREFIX_TOKENS = 32
 _PREFIX_SAVES = 512
+_MASKED_TOKENS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ class _Table:
             fits = self.cost(1, tokens, count, base) <= self.budget and tokens <= _ROW_TOKENS
             if fits and stem >= _STEM_SHARE * (self.lengths[start:end].mean() - base):
                 rows.append((start, end))
-            elif stem >= _PREFIX_TOKENS and stem * (count - 1) >= _PREFIX_SAVES:
+            elif self._prefix_pays(start, end, base, stem):
                 groups.append((start, end, base + stem))
             else:
                 borders = [start, *(start + 1 + np.flatnonzero(self.shared[start + 1 : end] == least)).tolist(), end]
@@ -126,11 +127,21 @@ class _Table:
         count = 0
         for row in sorted(rows, key=lambda row: (-sizes[row], row)):
             count += row[1] - row[0]
-            if batch and self.cost(len(batch) + 1, sizes[batch[0]], count, base) > self.budget:
+            # A tree's mask would be as wide as the long row beside it.
+            unlike = batch and not base and sizes[batch[0]] > _ROW_TOKENS and row[1] - row[0] > 1
+            if unlike or (batch and self.cost(len(batch) + 1, sizes[batch[0]], count, base) > self.budget):
                 jobs.append(self._job(batch, prefix, cuts))
                 batch, count = [], row[1] - row[0]
             batch.append(row)
         return [*jobs, self._job(batch, prefix, cuts)] if batch else jobs
+
+    def _prefix_pays(self, start: int, end: int, base: int, stem: int) -> bool:
+        """Whether a range is to have its next `stem` tokens as a prefix.
+
+        Rows on a prefix need a mask of their tokens times all they see; without one, long rows need none.
+        """
+        beyond = int(self.lengths[start:end].max()) - base - stem
+        return stem >= _PREFIX_TOKENS and stem * (end - start - 1) >= _PREFIX_SAVES and beyond <= _MASKED_TOKENS
 
     def _tokens(self, start: int, end: int, base: int) -> int:
         """Nodes of the tree of a range."""

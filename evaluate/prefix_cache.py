@@ -91,8 +91,11 @@ class TreeModel:
 
 
 def attention_mask(model: Any, visible: Tensor) -> Tensor:
-    """A boolean mask as the model's attention takes it: eager attention adds the mask to its scores."""
-    if model.config._attn_implementation != "eager":
+    """A boolean mask as the model's attention takes it: eager attention adds the mask to its scores.
+
+    So does SDPA on the CPU, which would turn a boolean mask into one that can be added in each layer anew.
+    """
+    if model.config._attn_implementation != "eager" and visible.device.type != "cpu":
         return visible
     hidden = torch.finfo(model.dtype).min
     return torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill(~visible, hidden)

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
-from numpy.typing import NDArray
 
+from compress.evaluate.tree import Ids
 from compress.progress import progress_bar
 from compress.runtime import check_interrupt
 
-Ids = NDArray[np.int64]
 _BLOCK = 1024
 _BAR_FROM_PAIRS = 4096
 _NOTHING = np.empty(0, np.int64)

@@ -23,13 +23,14 @@ from compress.evaluate.journal import Batch, Journal
 from compress.evaluate.likelihood import log_probabilities
 from compress.evaluate.planning import Job, plan
 from compress.evaluate.prefix_cache import TreeModel
-from compress.evaluate.requests import Ids, encode_pairs
+from compress.evaluate.requests import encode_pairs
 from compress.evaluate.sharing import why_plain
-from compress.evaluate.tree import build_row
+from compress.evaluate.tree import Ids, build_row
 from compress.progress import say
 
 Request = tuple[Any, Sequence[int] | Ids, Sequence[int] | Ids]
 """lm-eval's token request: ((context, continuation) as text or None, context ids, continuation ids)."""
+_CPU_TOKENS = 1024  # a CPU is busy with less, and more leaves its caches
 Score = tuple[float, bool]
 """(log p of the continuation in nats, whether greedy decoding gives it)."""
 
@@ -53,7 +54,7 @@ class Scorer(HFLM):  # type: ignore[misc]
             softmax_dtype="float32",
         )
         self._checkpoint = checkpoint
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = min(batch_tokens, _CPU_TOKENS) if checkpoint.device.type == "cpu" else batch_tokens
         self._journal = journal or Journal()
         self._trees = TreeModel(checkpoint)
         self._halving = Halving(self._trees.forget)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, SHARED_DATA
 
 BENCHMARKS = ROOT / "benchmarks"
 LIMITS = {"fp32": (1e-6, 2e-6), "bf16": (1e-2, 2e-2)}
@@ -69,3 +69,14 @@ def test_the_step_benchmark_trains_the_same_in_both_loops(tmp_path: Path) -> Non
     assert set(found) == {"ours", "hf_dense"}
     assert found["ours"]["loss"] == pytest.approx(found["hf_dense"]["loss"], rel=0.01)
     assert all(len(result["windows_s"]) == 2 and result["peak_bytes"] > 2**26 for result in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"needs {SHARED_DATA}")
+def test_the_evaluation_benchmark_runs_and_finds_lm_evals_scores(tmp_path: Path) -> None:
+    options = ("--smoke", "--rounds", "1", "--out", str(tmp_path), "--work", str(tmp_path / "work"))
+    run("evaluate.py", *options)
+    ours, theirs = (entry["result"] for entry in entries(tmp_path / "smoke" / "evaluate.json", "command"))
+    assert ours["scores"] == theirs["scores"]
+    memory = entries(tmp_path / "smoke" / "evaluate.json", "memory")
+    assert {entry["case"]["side"] for entry in memory} == {"ours", "lm-eval"}

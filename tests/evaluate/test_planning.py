@@ -69,3 +69,17 @@ def test_options_of_a_question_are_one_row_and_few_shot_examples_one_prefix() ->
     assert {len(row) for job in jobs for row in job.rows} == {4}
     computed = 600 + sum(len(build_row([options[n] for n in row], 600)) for job in jobs for row in job.rows)
     assert computed == 600 + 40 * (100 + 4 * 20)
+
+
+def test_long_documents_take_no_mask() -> None:
+    """Alone in their rows, without a prefix and away from trees, they run as any forward pass does."""
+    rng = np.random.default_rng(0)
+    start = rng.integers(0, 1000, 600)
+    documents = [np.concatenate([start, rng.integers(0, 1000, 9000)]) for _ in range(8)]
+    questions = [np.concatenate([rng.integers(0, 1000, 100), [option]]) for option in range(2) for _ in range(8)]
+    questions += [np.concatenate([ids[:100], ids[100:] + 2]) for ids in questions]
+    jobs = plan([*documents, *questions], [9500] * 8 + [100] * 32, 200_000)
+    for job in jobs:
+        long = [number for number in job.members if number < 8]
+        assert not long or (job.base == 0 and all(len(row) == 1 for row in job.rows))
+    assert any(len(row) == 2 for job in jobs for row in job.rows)
