@@ -137,6 +137,20 @@ def test_one_answer_is_only_called_so_against_the_gold_and_texts_that_repeat_are
     assert answer_summary([{"metrics": {}}]) is None
 
 
+def test_the_headline_does_not_call_noise_a_share(tmp_path: Path) -> None:
+    teacher = letter_items(0.7, seed=2)
+    said = {}
+    for name, student in (("healed", letter_items(0.62, seed=3)), ("guessing", letter_items(0.26, seed=9))):
+        run = letters_run(tmp_path / name, teacher, letter_items(None, seed=4), student)
+        write_report(run)
+        said[name] = json.loads((run / "report.json").read_text())
+    kept = said["healed"]["overall"]["student"]["chance_corrected"]
+    assert f"keeps {kept:.0%} of the teacher's score above chance" in said["healed"]["headline"]
+    interval = said["guessing"]["overall"]["student"]["ci95"]
+    assert interval[0] <= 0
+    assert "keeps no" in said["guessing"]["headline"]
+
+
 def test_a_difference_is_judged_by_the_adjusted_p() -> None:
     row = {
         "p_value": 0.03,
