@@ -1,5 +1,6 @@
 """From what the user names to evaluations with their items: eval JSONs, run folders, names of one's own."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def _evaluations(source: str) -> Iterator[tuple[str, Path]]:
         raise InputError(
             f"{path} does not exist; give eval JSONs (from `compress eval --out FILE.json`) or run folders."
         )
-    run = name if named else path.resolve().name
+    run = name if named else _folder_name(path)
     paths = {key: path / "eval" / f"{stem}.json" for key, stem in MODELS.items()}
     there = {key: each for key, each in paths.items() if each.is_file()}
     if not there:
@@ -62,8 +63,13 @@ def _name_of(path: Path) -> str:
     """`runs/demo/eval/student.json` -> `demo healed`; elsewhere the file's stem."""
     stems = {stem: LABELS[key] for key, stem in MODELS.items()}
     if path.parent.name == "eval" and path.stem in stems:
-        return f"{path.resolve().parent.parent.name} {stems[path.stem]}"
+        return f"{_folder_name(path.parent.parent)} {stems[path.stem]}"
     return path.stem
+
+
+def _folder_name(path: Path) -> str:
+    """A folder's own name, as the user sees it: links are not followed."""
+    return os.path.basename(os.path.abspath(path))
 
 
 def _results(record: Record) -> tuple[object, ...]:

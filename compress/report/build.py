@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from compress.report.cells import ratio_with_interval
 from compress.report.draft import draft_figures
 from compress.report.flips import summarise_flips
 from compress.report.run_files import MODELS, Record, RunFiles, number
@@ -132,11 +133,21 @@ def headline(report: Record) -> str:
         facts.append(f"has {format_count(student['params'])} of {format_count(teacher['params'])} parameters")
     overall = report["overall"][model]
     if overall and overall["chance_corrected"] is not None:
-        share = overall["chance_corrected"]
-        facts.append(f"keeps {f'{share:.0%}' if share > 0 else 'none'} of the teacher's score above chance")
+        facts.append(_kept(overall))
     if compression["speedup_decode"] is not None:
         facts.append(f"decodes {compression['speedup_decode']:.1f}× as fast")
     return f"The {LABELS[model]} student {_and(facts)}." if facts else f"{report['name']}: a student and its teacher."
+
+
+def _kept(overall: Record) -> str:
+    """What is kept above chance; where the interval reaches down to nothing, that it may be nothing."""
+    share, interval = overall["chance_corrected"], overall["ci95"]
+    if share <= 0:
+        return "keeps none of the teacher's score above chance"
+    if interval and interval[0] <= 0:
+        shown = ratio_with_interval(share, interval)
+        return f"keeps nothing of the teacher's score above chance that is more than noise ({shown})"
+    return f"keeps {share:.0%} of the teacher's score above chance"
 
 
 def _and(words: list[str]) -> str:

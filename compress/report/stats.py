@@ -57,7 +57,9 @@ def wilson_interval(value: float, n: int) -> Interval:
     spread = _Z95**2 / n
     centre = (value + spread / 2) / (1 + spread)
     half = _Z95 * np.sqrt(value * (1 - value) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    # At 0 and 1 one bound is that number; rounding must not lift it off, or no item right would be above a chance of 0.
+    low = 0.0 if value <= 0 else max(0.0, float(centre - half))
+    return low, 1.0 if value >= 1 else min(1.0, float(centre + half))
 
 
 def score_interval(value: float, stderr: float | None, n: int) -> Interval | None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from compress.report.cells import NONE, percent, plus_minus, points, ratio_with_interval
+from compress.report.habits import habits
 from compress.report.making import importance, ranking, training
 from compress.report.measures import classes, nearness, speed, text
 from compress.report.run_files import Record, number
@@ -16,8 +17,8 @@ _LONGEST = 160
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
     made = (verdicts(report), scores(report), retention(report), flips(report), nearness(report), classes(report))
-    rest = (text(report), speed(report), training(report), ranking(report), importance(report), every_metric(report))
-    return [table for table in (*made, *rest) if table.rows]
+    rest = (habits(report), text(report), speed(report), training(report), ranking(report), importance(report))
+    return [table for table in (*made, *rest, every_metric(report)) if table.rows]
 
 
 def verdicts(report: Record) -> Table:

@@ -18,13 +18,14 @@ NAMES = (
     "model folder",
     "checkpoint",
     "report",
+    "compare",
     "verify",
     "command: prune",
     "command: run --dry-run",
     "command: report, verify",
     "command: random arguments",
 )
-FEW = {"checkpoint": 4, "verify": 6, "report": 15, "command: report, verify": 8}
+FEW = {"checkpoint": 4, "verify": 6, "report": 15, "compare": 15, "command: report, verify": 8}
 
 
 @pytest.fixture(scope="session")

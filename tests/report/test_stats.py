@@ -33,6 +33,12 @@ def test_wilson_interval_is_scipys(n: int, data: st.DataObject) -> None:
     assert stats.wilson_interval(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+def test_no_item_right_is_never_above_a_chance_of_zero_and_all_right_never_below_one() -> None:
+    for n in range(2, 500):
+        assert stats.versus_chance(stats.score_interval(0.0, 0.0, n), 0.0) == "same"
+        assert stats.versus_chance(stats.score_interval(1.0, 0.0, n), 1.0) == "same"
+
+
 def test_score_interval_knows_right_or_wrong_items_by_their_standard_error() -> None:
     rng = np.random.default_rng(0)
     binary, graded = right_or_wrong(200, 0.3, rng), rng.random(200)

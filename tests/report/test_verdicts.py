@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_world import LETTERS, letter_items, letters_run
+from report_world import ITEMS, LETTERS, letter_items, letters_run
 
 from compress.evaluate.answers import answer_summary, calibration
 from compress.report import write_report
@@ -39,6 +39,19 @@ def test_always_a_at_chance_and_healed_are_told_apart_in_words(tmp_path: Path) -
     bad = verdicts(letters_run(tmp_path / "c", teacher, letter_items(0.1, seed=5), healed))["student_init"]
     assert bad["level"] == "alarm"
     assert bad["text"].startswith("Below chance, worse than guessing (")
+
+
+def test_the_table_of_answers_has_the_favourite_and_its_calibration(tmp_path: Path) -> None:
+    run = letters_run(
+        tmp_path, letter_items(0.7, seed=2), letter_items(None, seed=4, always=0), letter_items(0.62, seed=3)
+    )
+    write_report(run)
+    answers = json.loads((run / "report.json").read_text())["student_init"]["tasks"]["letters"]["answers"]
+    share = 100 * answers["gold"][0] / ITEMS
+    ece = 100 * answers["calibration_error"]
+    row = f"| letters | cut | A | 100.0 | {share:.1f} | 60.0 | {share:.1f} | {ece:.1f} |"
+    assert row in (run / "report.md").read_text()
+    assert ece == pytest.approx(abs(60 - share))  # one bin holds all items
 
 
 def test_a_difference_of_noise_is_called_noise(tmp_path: Path) -> None:
@@ -122,6 +135,20 @@ def test_one_answer_is_only_called_so_against_the_gold_and_texts_that_repeat_are
     )
     assert one_answer_words(answer_summary([{"answer": str(i)} for i in range(10)])) is None
     assert answer_summary([{"metrics": {}}]) is None
+
+
+def test_the_headline_does_not_call_noise_a_share(tmp_path: Path) -> None:
+    teacher = letter_items(0.7, seed=2)
+    said = {}
+    for name, student in (("healed", letter_items(0.62, seed=3)), ("guessing", letter_items(0.26, seed=9))):
+        run = letters_run(tmp_path / name, teacher, letter_items(None, seed=4), student)
+        write_report(run)
+        said[name] = json.loads((run / "report.json").read_text())
+    kept = said["healed"]["overall"]["student"]["chance_corrected"]
+    assert f"keeps {kept:.0%} of the teacher's score above chance" in said["healed"]["headline"]
+    interval = said["guessing"]["overall"]["student"]["ci95"]
+    assert interval[0] <= 0
+    assert "keeps no" in said["guessing"]["headline"]
 
 
 def test_a_difference_is_judged_by_the_adjusted_p() -> None:
