@@ -137,7 +137,12 @@ def _multiplied(model: nn.Module, stack: str) -> Iterator[int]:
     """Of each matrix, how many weights a token is multiplied with; shared ones as often as they are used."""
     lookups = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.dim() < 2 or name.rpartition(".")[0] in lookups or _APART.search(name.removeprefix(stack)):
+        if (
+            parameter.dim() < 2
+            or name.endswith("bias")
+            or name.rpartition(".")[0] in lookups
+            or _APART.search(name.removeprefix(stack))
+        ):
             continue
         match = re.search(r"(.*)\.experts(\.|$)", name)
         yield int(parameter.numel() * (_active_share(model, match[1]) if match else 1))

@@ -83,10 +83,17 @@ def load_config(folder: Path) -> Any:
 
 
 def config_from(content: Mapping[str, Any]) -> Any:
-    """The `PretrainedConfig` that a config.json of this content is loaded as. Raises as `load_config` does."""
+    """The `PretrainedConfig` that a config.json of this content is loaded as.
+
+    Raises:
+        InputError: no model can have it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "config.json", content)
-        return load_config(Path(folder))
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:
+            raise InputError(f"A config.json with these fields cannot be used: {_reason(error)}.") from error
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from compress.prune.rules import (
     keeps_all,
     keeps_first,
     keeps_first_of,
+    keeps_last,
     last_is,
     layer_indices,
     layer_keys,
@@ -59,6 +60,7 @@ REFUSED_TYPES: Mapping[str, str] = {
 LAYER_RULES: Mapping[str, LayerRule] = {
     "modernbert-decoder": keeps_first("it alone has no norm before its attention"),
     "rwkv": keeps_first("it alone has a norm of its own"),
+    "gpt_neox_japanese": keeps_last("it alone has a bias after its attention"),
     "gemma4_text": last_is("full_attention"),
     "gemma4_unified_text": last_is("full_attention"),
     "zamba": keeps_first_of("hybrid", "layers_block_type", "the others use its weights"),

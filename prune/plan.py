@@ -22,9 +22,10 @@ _MOST_CONTEXT = 32768
 
 _COMPOSITES = (
     "model.layers", "model.language_model.layers", "language_model.model.layers", "language_model.layers",
-    "model.text_model.layers", "text_model.model.layers",
+    "model.text_model.layers", "text_model.model.layers", "backbone.layers",
 )  # fmt: skip
-"""Names that transformers turns into one another when it loads a text model from a composite one, or saves one."""
+"""Names that transformers turns into one another when it loads or saves a composite model's text part (Gemma 3), or a
+model under its original names (Nemotron-H)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,9 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:
     student_json = student_config(config, raw, kept)
     try:
         smaller = config_from(student_json)
+    except InputError as error:
+        raise InputError(f"This {config.model_type} model cannot be cut so: {error}") from error
+    try:
         before, after = empty_model(config), empty_model(smaller)
     except Exception as error:
         reason = " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]

@@ -230,6 +230,16 @@ def keeps_first(why: str) -> LayerRule:
     return rule
 
 
+def keeps_last(why: str) -> LayerRule:
+    """The last layer is made differently and must stay."""
+
+    def rule(fields: Fields, cut: Cut) -> None:
+        if cut.kept[-1] != cut.num_layers - 1:
+            raise NotExpressible(f"the last layer, {cut.num_layers - 1}, must stay: {why}")
+
+    return rule
+
+
 def last_is(kind: str, field: str = "layer_types") -> LayerRule:
     """The model makes its last layer one of this kind whatever the config says."""
 

@@ -43,8 +43,8 @@ class PruneConfig(CalibrationConfig):
     its teacher."""
 
     keep: str | None = None
-    """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay). `alternate` when
-    neither it nor `layers` is given."""
+    """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay), or pattern:SPEC.
+    `alternate` when neither it nor `layers` is given."""
     preserve_pattern: bool = False
     """Keep as many layers as `keep` says, but of each type of layer (sliding or full attention, dense or sparse) its
     share, the last layer kept."""
