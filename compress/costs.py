@@ -22,7 +22,7 @@ _TOKENS = 8
 _PROBE = "compress_probe"
 _APART = re.compile(r"vision|visual|image|img|audio|speech|depth_decoder|multi_modal|adapter_modality")
 _PARTS = (
-    ("norms", re.compile(r"norm|(^|\.)ln_?\w*\.(weight|bias)$")),
+    ("norms", re.compile(r"(?i)norm|(^|\.)ln_?\w*\.(weight|bias)$")),
     ("experts", re.compile(r"(^|\.)experts(\.|$)")),
     ("router", re.compile(r"router|(mlp|moe|block_sparse_moe|feed_forward|ffn)\.gate\.|expert_bias|correction_bias")),
     (
@@ -101,9 +101,13 @@ class Costs:
 
 def model_costs(config: Any) -> Costs:
     """The costs of the causal LM that a config describes. Raises as making the model does."""
-    model = empty_model(copy.deepcopy(config)).eval()
+    return costs_of(empty_model(copy.deepcopy(config)))
+
+
+def costs_of(model: Any) -> Costs:
+    """The costs of a model on the meta device, which can only be counted afterwards: its attention is replaced."""
     stack, layers = decoder_layers(model)
-    attention, cache = _probe(model, stack, len(layers))
+    attention, cache = _probe(model.eval(), stack, len(layers))
     return Costs(
         parameters=parameters_by_part(model),
         weight_flops=2 * sum(_multiplied(model, stack)),

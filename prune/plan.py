@@ -1,5 +1,6 @@
 """What a cut would do, from config.json alone: layers, parameters, bytes, key-value cache, mixture of layer types."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from compress.architecture import count_parameters, decoder_layers, empty_model
 from compress.artifacts import read_json
-from compress.costs import model_costs
+from compress.costs import costs_of
 from compress.errors import InputError, UsageError
 from compress.models import config_from, load_config, resolve_model
 from compress.prune.kinds import layer_kinds
@@ -143,7 +144,7 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:
     except InputError as error:
         raise InputError(f"This {config.model_type} model cannot be cut so: {error}") from error
     try:
-        before, after = empty_model(config), empty_model(smaller)
+        before, after = empty_model(copy.deepcopy(config)), empty_model(smaller)
     except Exception as error:
         reason = " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]
         raise InputError(f"{folder / 'config.json'} makes no causal LM: {reason}") from error
@@ -156,7 +157,7 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig) -> Derivation:
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
     counts = count_parameters(before), count_parameters(after)
     context = min(getattr(text_config(config), "max_position_embeddings", None) or _MOST_CONTEXT, _MOST_CONTEXT)
-    costs = model_costs(config), model_costs(smaller)
+    costs = costs_of(before), costs_of(after)
     cache = [cost.cache_bytes(context, dtype.itemsize) for cost in costs]
     note = mix_note(types, kept)
     notes += [] if note is None or notes else [note]
