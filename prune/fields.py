@@ -6,19 +6,14 @@ model type that has it.
 
 from collections.abc import Mapping
 
+from compress.prune.layer_rules import LayerRule, keeps_all, keeps_first, keeps_first_of, keeps_last, last_is
 from compress.prune.rules import (
-    LayerRule,
     Rule,
     becomes,
     depth_scale,
     each_layer,
     gpt_neo_types,
     interval,
-    keeps_all,
-    keeps_first,
-    keeps_first_of,
-    keeps_last,
-    last_is,
     layer_indices,
     layer_keys,
     one_based,

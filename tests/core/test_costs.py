@@ -6,7 +6,8 @@ from model_zoo import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from compress.costs import AttentionCost, CacheCost, Costs, model_costs
+from compress.costs import Costs, model_costs
+from compress.probe import AttentionCost, CacheCost
 
 TYPES = (
     "bamba", "deepseek_v3", "gemma2", "gemma3n_text", "gemma4_text", "gpt2", "gpt_oss", "laguna", "lfm2", "llama",
