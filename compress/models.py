@@ -38,13 +38,17 @@ def load_config(folder: Path) -> Any:
 def config_from(content: Mapping[str, Any], home: Path) -> Any:
     """The `PretrainedConfig` that a config.json of this content is loaded as; trusted code of its own is in `home`.
 
-    Raises as `load_config` does.
+    Raises:
+        InputError: no model can have it.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "config.json", content)
         for path in code_files(home):
             shutil.copyfile(path, Path(folder) / path.name)
-        config = load_config(Path(folder))
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
+        except Exception as error:
+            raise InputError(f"A config.json with these fields cannot be used: {_reason(error)}.") from error
     config.name_or_path = str(home)
     return config
 

@@ -210,7 +210,7 @@ def _spans(tensors: Sequence[StudentTensor]) -> Iterator[_Span]:
 
 def _parts(grains: Mapping[StoredTensor, int]) -> Iterator[tuple[StoredTensor, int, int]]:
     """(tensor, first byte in it, bytes) in reading order; the parts of a tensor are multiples of its grain."""
-    for stored in sorted(grains, key=lambda tensor: (str(tensor.path), tensor.start)):
+    for stored in sorted(grains, key=lambda tensor: tensor.place):
         grain = grains[stored]
         step = max(grain, _BUFFER_BYTES // grain * grain)
         for first in range(0, stored.num_bytes, step):

@@ -6,18 +6,14 @@ model type that has it.
 
 from collections.abc import Mapping
 
+from compress.prune.layer_rules import LayerRule, keeps_all, keeps_first, keeps_first_of, keeps_last, last_is
 from compress.prune.rules import (
-    LayerRule,
     Rule,
     becomes,
     depth_scale,
     each_layer,
     gpt_neo_types,
     interval,
-    keeps_all,
-    keeps_first,
-    keeps_first_of,
-    last_is,
     layer_indices,
     layer_keys,
     one_based,
@@ -59,6 +55,7 @@ REFUSED_TYPES: Mapping[str, str] = {
 LAYER_RULES: Mapping[str, LayerRule] = {
     "modernbert-decoder": keeps_first("it alone has no norm before its attention"),
     "rwkv": keeps_first("it alone has a norm of its own"),
+    "gpt_neox_japanese": keeps_last("it alone has a bias after its attention"),
     "gemma4_text": last_is("full_attention"),
     "gemma4_unified_text": last_is("full_attention"),
     "zamba": keeps_first_of("hybrid", "layers_block_type", "the others use its weights"),

@@ -1,5 +1,6 @@
 """What a cut would do, from config.json alone: layers, parameters, bytes, key-value cache, mixture of layer types."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from compress.architecture import count_parameters, decoder_layers, empty_model
 from compress.artifacts import read_json
-from compress.costs import model_costs
+from compress.costs import costs_of
 from compress.errors import InputError, UsageError
 from compress.model_files import resolve_model
 from compress.models import config_from, load_config
@@ -25,9 +26,10 @@ _MOST_CONTEXT = 32768
 
 _COMPOSITES = (
     "model.layers", "model.language_model.layers", "language_model.model.layers", "language_model.layers",
-    "model.text_model.layers", "text_model.model.layers",
+    "model.text_model.layers", "text_model.model.layers", "backbone.layers",
 )  # fmt: skip
-"""Names that transformers turns into one another when it loads a text model from a composite one, or saves one."""
+"""Names that transformers turns into one another when it loads or saves a composite model's text part (Gemma 3), or a
+model under its original names (Nemotron-H)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,23 +149,13 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConf
     kept = choose_layers(keep, types)
     require_attention(types, kept)
     student_json = student_config(config, raw, kept)
-    try:
-        smaller = config_from(student_json, folder)
-        before, after = empty_model(config), empty_model(smaller)
-    except Exception as error:
-        reason = " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]
-        raise InputError(f"{folder / 'config.json'} makes no causal LM: {reason}") from error
+    smaller, before, after = _models(config, student_json, folder)
     name, layers = decoder_layers(before)
     if len(layers) != total or len(decoder_layers(after)[1]) != len(kept):
         raise InputError(
             f"{type(before).__name__} keeps {len(layers)} layers in {name} for num_hidden_layers = {total}; this tool "
             "cuts only stacks in which they are one to one."
         )
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    counts = count_parameters(before), count_parameters(after)
-    context = min(getattr(text_config(config), "max_position_embeddings", None) or _MOST_CONTEXT, _MOST_CONTEXT)
-    costs = model_costs(config), model_costs(smaller)
-    cache = [cost.cache_bytes(context, dtype.itemsize) for cost in costs]
     note = mix_note(types, kept)
     notes += [] if note is None or notes else [note]
     plan = PrunePlan(
@@ -172,27 +164,50 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConf
         keep=keep,
         kept_layers=kept,
         dropped_layers=tuple(sorted(set(range(total)) - set(kept))),
-        params_before=counts[0],
-        params_after=counts[1],
-        parts_before=costs[0].parameters,
-        parts_after=costs[1].parameters,
-        dtype=str(dtype).removeprefix("torch."),
-        bytes_before=counts[0] * dtype.itemsize,
-        bytes_after=counts[1] * dtype.itemsize,
-        context_tokens=context,
-        prefill_flops_per_token_before=costs[0].prefill_flops(context),
-        prefill_flops_per_token_after=costs[1].prefill_flops(context),
-        decode_flops_per_token_before=costs[0].decode_flops(context),
-        decode_flops_per_token_after=costs[1].decode_flops(context),
-        cache_bytes_before=cache[0],
-        cache_bytes_after=cache[1],
-        kv_bytes_per_token_before=round(cache[0] / context),
-        kv_bytes_per_token_after=round(cache[1] / context),
         layer_types_before=count_types(types),
         layer_types_after=count_types([types[i] for i in kept]),
         notes=tuple(notes),
+        **_figures(config, before, after),
     )
     return Derivation(plan, student_json, smaller, _stored_prefixes(name, before.base_model_prefix))
+
+
+def _models(config: Any, student_json: dict[str, Any], folder: Path) -> tuple[Any, Any, Any]:
+    """The student's config, and teacher and student without weights.
+
+    Raises:
+        InputError: no student can have such a config, or the teacher's makes no causal LM.
+    """
+    try:
+        smaller = config_from(student_json, folder)
+    except InputError as error:
+        raise InputError(f"This {config.model_type} model cannot be cut so: {error}") from error
+    try:
+        return smaller, empty_model(copy.deepcopy(config)), empty_model(copy.deepcopy(smaller))
+    except Exception as error:
+        reason = " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]
+        raise InputError(f"{folder / 'config.json'} makes no causal LM: {reason}") from error
+
+
+def _figures(config: Any, before: Any, after: Any) -> dict[str, Any]:
+    """The plan's numbers of both models, which have no weights and cannot be used for anything else afterwards."""
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
+    context = min(getattr(text_config(config), "max_position_embeddings", None) or _MOST_CONTEXT, _MOST_CONTEXT)
+    figures: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "context_tokens": context}
+    for when, model in (("before", before), ("after", after)):
+        count = count_parameters(model)
+        costs = costs_of(model)
+        cache = costs.cache_bytes(context, dtype.itemsize)
+        figures |= {
+            f"params_{when}": count,
+            f"parts_{when}": costs.parameters,
+            f"bytes_{when}": count * dtype.itemsize,
+            f"prefill_flops_per_token_{when}": costs.prefill_flops(context),
+            f"decode_flops_per_token_{when}": costs.decode_flops(context),
+            f"cache_bytes_{when}": cache,
+            f"kv_bytes_per_token_{when}": round(cache / context),
+        }
+    return figures
 
 
 def _stored_prefixes(name: str, base: str) -> tuple[str, ...]:

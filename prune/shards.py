@@ -95,7 +95,7 @@ _Group = tuple[tuple[StudentTensor, ...], Path | None]
 
 def _groups(tensors: Sequence[StudentTensor], max_shard_bytes: int) -> Iterator[_Group]:
     by_file: dict[Path, list[StudentTensor]] = {}
-    for tensor in tensors:
+    for tensor in sorted(tensors, key=lambda tensor: tensor.source.place):
         by_file.setdefault(tensor.source.path, []).append(tensor)
     group: list[StudentTensor] = []
     size = 0

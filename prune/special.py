@@ -16,7 +16,7 @@ PER_LAYER_WEIGHTS: Mapping[str, int] = {
 """Tensors made of as many equal blocks as there are layers, and the dimension along which those lie (gemma3n, gemma4:
 [vocabulary, layers * width] and [layers * width, hidden])."""
 
-_PREDICTION_HEAD = re.compile(r"(?:.*\.)?mtp\..*")
+_PREDICTION_HEAD = re.compile(r"(?:.*\.)?mtp(?:_\w+)?\..*")
 
 
 def is_prediction_head(name: str) -> bool:

@@ -36,6 +36,11 @@ class StoredTensor:
     start: int
     num_bytes: int
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """What the teacher's tensors are sorted by when they are read, and the student's when they are laid out."""
+        return str(self.path), self.start
+
 
 def file_start(path: Path) -> bytes:
     """A safetensors file up to its tensors: the header's length and the header."""

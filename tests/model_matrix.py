@@ -1,24 +1,32 @@
-"""One cell of the matrix: a tiny teacher of a type is cut, and the student is held against what it must equal.
+"""The matrix: tiny teachers of every type are cut, and each student is held against what it must equal.
 
 The oracle is the teacher itself in which hooks let each dropped layer return its input. It shares no code with the
 check that `prune` makes.
+
+    python tests/model_matrix.py TYPE ...      the rows of these types
+    python tests/model_matrix.py --write       all types, each in a process of its own, into docs/model_types.md
+    python tests/model_matrix.py --write TYPE ...      these only
 """
 
 import contextlib
 import dataclasses
+import multiprocessing
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from model_zoo import VOCABULARY, layer_stack, save_teacher
+import transformers
+from model_zoo import TYPES, VOCABULARY, layer_stack, save_teacher, tiny_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from compress.artifacts import read_json
 from compress.errors import CompressError
 from compress.models import load_model
-from compress.prune import prune
+from compress.prune import plan_prune, prune
 
 KEPT = {"alternate": (1, 3, 5), "0,5": (0, 5), "contiguous:4": (0, 1, 2, 5), "2:3": (2,), "0,1,3-5": (0, 1, 3, 4, 5)}
 """Every second layer, the ends, a block cut out, one layer, all but one."""
@@ -34,17 +42,28 @@ class Cell:
     outcome: str
     """`right`, `refused`, `wrong` or `crashed`."""
     reason: str = ""
+    rewritten: tuple[str, ...] = ()
+    """Fields of config.json that the student has otherwise than its teacher."""
 
 
 def run_type(model_type: str, keeps: Sequence[str] = tuple(KEPT)) -> dict[str, Cell]:
-    """The outcome of every keep list for a type. A type whose tiny model cannot be made is refused as a whole."""
+    """The outcome of every keep list for a type. Where no tiny model can be made, `prune` must refuse its config."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:
             save_teacher(folder / "teacher", model_type)
         except Exception as error:
-            return dict.fromkeys(keeps, Cell("crashed", f"no tiny model: {_text(error)}"))
+            tiny_config(model_type).save_pretrained(folder / "teacher")
+            return dict.fromkeys(keeps, _without_model(folder / "teacher", error))
         return {keep: _cell(folder, keep, number) for number, keep in enumerate(keeps)}
+
+
+def _without_model(teacher: Path, why: Exception) -> Cell:
+    try:
+        plan_prune(str(teacher))
+    except CompressError as error:
+        return Cell("refused", _tidy(str(error), teacher.parent))
+    return Cell("crashed", f"no tiny model: {_text(why)}")
 
 
 def _cell(folder: Path, keep: str, number: int) -> Cell:
@@ -52,14 +71,28 @@ def _cell(folder: Path, keep: str, number: int) -> Cell:
     try:
         prune(folder / "teacher", out, keep)
     except CompressError as error:
-        return Cell("refused", str(error))
+        return Cell("refused", _tidy(str(error), folder))
     except Exception as error:
         return Cell("crashed", _text(error))
     try:
         problem = difference(folder / "teacher", out, KEPT[keep])
     except Exception as error:
         problem = _text(error)
-    return Cell("wrong", problem) if problem else Cell("right")
+    if problem:
+        return Cell("wrong", problem)
+    before, after = (read_json(path / "config.json") for path in (folder / "teacher", out))
+    return Cell("right", rewritten=_changed(before, after))
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    names = sorted(name for name in before | after if before.get(name) != after.get(name))
+    if "text_config" in names:
+        return _changed(before["text_config"], after["text_config"])
+    return tuple(names)
+
+
+def _tidy(reason: str, folder: Path) -> str:
+    return reason.replace(f"{folder}/", "")
 
 
 @torch.no_grad()
@@ -137,3 +170,107 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "docs" / "model_types.md"
+_SECONDS = 900
+_MARKS = {"right": "=", "refused": "–"}
+_HEADER = """# Model types
+
+Every causal LM of transformers {version}, made tiny (6 layers, of different kinds wherever the config has them) and cut
+by five keep lists: `=` the student equals its teacher with the dropped layers skipped, in its logits, in what
+`generate` writes with a cache, and after saving and strict loading; `–` the cut is refused before anything is written.
+Right in every list: {right}; in some: {partly}; refused: {refused}; wrong: {wrong}.
+
+`python tests/model_matrix.py --write` made this page; `make slow` compares it with a fresh run. The last column names
+the fields of config.json that were rewritten beside the number of layers, and why a list was refused.
+
+| type | {keeps} | rules and refusals |
+|---|{rule}---|
+"""
+
+
+def run_apart(model_type: str) -> dict[str, Cell]:
+    """`run_type` in a process of its own, which may crash or hang without harm to others."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["model_matrix"])
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(model_type, there))
+    process.start()
+    there.close()
+    try:
+        if here.poll(_SECONDS):
+            return here.recv()  # type: ignore[no-any-return]
+        return dict.fromkeys(KEPT, Cell("crashed", f"no answer in {_SECONDS} s"))
+    except EOFError:
+        process.join()
+        return dict.fromkeys(KEPT, Cell("crashed", f"exit {process.exitcode}"))
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(model_type: str, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    pipe.send(run_type(model_type))
+
+
+def table_row(model_type: str, cells: dict[str, Cell]) -> str:
+    """A type's line of the table."""
+    marks = [_MARKS.get(cell.outcome, cell.outcome) for cell in cells.values()]
+    fields = sorted({name for cell in cells.values() for name in cell.rewritten} - _COUNTS)
+    reasons = list(dict.fromkeys(_short(cell.reason) for cell in cells.values() if cell.reason))
+    words = [", ".join(f"`{name}`" for name in fields)] * bool(fields) + reasons[:2]
+    return f"| {model_type} | {' | '.join(marks)} | {'; '.join(words)} |"
+
+
+_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers"}
+
+
+def _short(reason: str) -> str:
+    """A refusal's own words without what all refusals say."""
+    for words in ("cannot be cut by layers: ", "cannot be cut so: ", "makes no causal LM: "):
+        reason = reason.rpartition(words)[2]
+    return reason.split(". ")[0].rstrip(".").replace("|", "\\|")[:200]
+
+
+def written_rows(page: str) -> dict[str, str]:
+    """The lines of a table by their types."""
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| type ")]
+    return {row.split(" | ")[0].removeprefix("| "): row for row in rows}
+
+
+def marks(row: str) -> dict[str, str]:
+    """What a line says of each keep list."""
+    return dict(zip(KEPT, row.split(" | ")[1 : 1 + len(KEPT)], strict=True))
+
+
+def table(rows: dict[str, str]) -> str:
+    """The page with these lines."""
+    counts = {"right": 0, "partly": 0, "refused": 0, "wrong": 0}
+    for row in rows.values():
+        found = set(marks(row).values())
+        bad = found - set(_MARKS.values())
+        counts["wrong" if bad else "partly" if len(found) > 1 else "right" if found == {"="} else "refused"] += 1
+    keeps = " | ".join(f"`{keep}`" for keep in KEPT)
+    head = _HEADER.format(version=transformers.__version__, keeps=keeps, rule="---|" * len(KEPT), **counts)
+    return head + "".join(f"{rows[name]}\n" for name in sorted(rows))
+
+
+def main(arguments: list[str]) -> None:
+    """Print the rows of some types; with --write, put them, or those of all, into the table."""
+    write = arguments[:1] == ["--write"]
+    rows = written_rows(TABLE.read_text(encoding="utf-8")) if write and TABLE.exists() else {}
+    for name in arguments[write:] or TYPES:
+        rows[name] = table_row(name, run_apart(name))
+        sys.stdout.write(f"{rows[name]}\n")
+        sys.stdout.flush()
+        if write:
+            TABLE.write_text(table({name: row for name, row in rows.items() if name in TYPES}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

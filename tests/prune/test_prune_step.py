@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import save_tiny_model
+from helpers import run_cli, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.artifacts import is_current, sha256_file
@@ -60,6 +60,35 @@ def test_the_plan_says_when_gemma2_loses_its_sliding_layers(tmp_path: Path) -> N
     proposal = plan_prune(str(tmp_path), note.rpartition("--keep ")[2])
     assert proposal.layer_types_after == {"sliding_attention": 2, "full_attention": 2}
     assert proposal.notes == ()
+
+
+def test_the_dry_run_counts_parts_cache_and_flops(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_1B))
+    done = run_cli("prune", str(tmp_path), str(tmp_path / "out"), "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert plan["context_tokens"] == 2048
+    embeddings, layer = 128256 * 2048, 2 * 2048 * (2048 + 512) + 3 * 2048 * 8192
+    for when, layers in (("before", 16), ("after", 8)):
+        assert plan[f"parts_{when}"]["embeddings"] == embeddings
+        assert sum(plan[f"parts_{when}"].values()) == plan[f"params_{when}"]
+        products = 2 * (embeddings + layers * layer)
+        assert plan[f"prefill_flops_per_token_{when}"] == products + layers * 8192 * 2049 / 2
+        assert plan[f"decode_flops_per_token_{when}"] == products + layers * 8192 * 2048
+        assert plan[f"cache_bytes_{when}"] == 2048 * plan[f"kv_bytes_per_token_{when}"] == 2048 * layers * 2048
+
+
+def test_the_mix_is_preserved_when_asked(tmp_path: Path) -> None:
+    shape = {"vocab_size": 100, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4, "head_dim": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2", "num_hidden_layers": 12, **shape}))
+    done = run_cli("prune", str(tmp_path), str(tmp_path / "out"), "--preserve-pattern", "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert plan["keep"] == "pattern:alternate"
+    assert (len(plan["kept_layers"]), plan["kept_layers"][-1]) == (6, 11)
+    assert plan["layer_types_after"] == {"sliding_attention": 3, "full_attention": 3}
+    assert plan["notes"] == []
+    refused = run_cli("prune", str(tmp_path), str(tmp_path / "out"), "--preserve-pattern", "--keep", "0,2", "--dry-run")
+    assert refused.returncode == 2
+    assert "names its layers itself" in refused.stderr
 
 
 @pytest.mark.faults(6)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from compress.artifacts import sha256_file
 from compress.errors import InputError
 from compress.models import load_model
-from compress.prune import StorageConfig, prune, weights
+from compress.prune import StorageConfig, copying, prune, weights
 from compress.prune.casting import student_tensors
 from compress.prune.copying import Copying
 
@@ -48,8 +48,8 @@ def renumbered(state: dict[str, torch.Tensor], kept: tuple[int, ...]) -> dict[st
 
 
 def copy_into(folder: Path, named: list[tuple[str, weights.StoredTensor]]) -> None:
-    with Copying([(folder, student_tensors(named, None, (), 0))]) as copying:
-        copying.finish()
+    with Copying([(folder, student_tensors(named, None, (), 0))]) as copy:
+        copy.finish()
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -231,3 +231,50 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) > 192 << 20
     assert int(done.stdout) < 64 << 10, "more than 64 MiB to copy 192 MiB"
+
+
+def select_and_copy(
+    tmp_path: Path, state: dict[str, torch.Tensor], kept: tuple[int, ...], cast: str | None = None
+) -> dict[str, torch.Tensor]:
+    save_file(state, tmp_path / "teacher.safetensors")
+    layers = {f"model.layers.{i}.w": torch.full((2,), float(i)) for i in range(6)}
+    save_file(layers, tmp_path / "layers.safetensors")
+    files = [tmp_path / "teacher.safetensors", tmp_path / "layers.safetensors"]
+    (tmp_path / "student").mkdir()
+    named = weights.select_tensors(files, ["model.layers"], kept, 6)
+    with Copying([(tmp_path / "student", student_tensors(named, cast, kept, 6))]) as copy:
+        copy.finish()
+    return load_file(tmp_path / "student" / "model.safetensors")
+
+
+@pytest.mark.parametrize("cast", [None, "float16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("buffer_bytes", [1, 100, 1 << 16])
+def test_tables_with_a_part_for_each_layer_keep_the_kept_layers_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, buffer_bytes: int, cast: str | None
+) -> None:
+    table = torch.randn(7, 6 * 4).to(dtype)
+    projection = torch.randn(6 * 4, 5).to(dtype)
+    state = {
+        "model.embed_tokens_per_layer.weight": table,
+        "model.language_model.per_layer_model_projection.weight": projection,
+    }
+    monkeypatch.setattr(copying, "_BUFFER_BYTES", max(buffer_bytes, 6 * 4 * dtype.itemsize))
+    found = select_and_copy(tmp_path, state, (1, 2, 5), cast)
+    table, projection = (each.to(torch.float16 if cast else dtype) for each in (table, projection))
+    columns = torch.cat([torch.arange(4 * layer, 4 * layer + 4) for layer in (1, 2, 5)])
+    assert torch.equal(found["model.embed_tokens_per_layer.weight"], table[:, columns])
+    assert torch.equal(found["model.language_model.per_layer_model_projection.weight"], projection[columns])
+
+
+def test_multi_token_prediction_heads_are_left_out(tmp_path: Path) -> None:
+    names = ("model.layers.6.eh_proj.w", "mtp.layers.0.w", "model.mtp.fc.w", "model.mtp_layers.0.w", "model.norm.w")
+    found = select_and_copy(tmp_path, {name: torch.ones(2) for name in names}, (0, 5))
+    assert sorted(found) == ["model.layers.0.w", "model.layers.1.w", "model.norm.w"]
+    assert found["model.layers.1.w"].tolist() == [5.0, 5.0]
+
+
+def test_a_table_that_does_not_divide_by_the_layers_is_refused(tmp_path: Path) -> None:
+    state = {"model.embed_tokens_per_layer.weight": torch.ones(3, 25)}
+    with pytest.raises(InputError, match=r"embed_tokens_per_layer.* has no part for each of 6 layers"):
+        select_and_copy(tmp_path, state, (0, 5))
