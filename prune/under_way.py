@@ -66,6 +66,8 @@ class WeightsUnderWay:
 
     def _expected(self, keeps: Sequence[Keep]) -> _Tensors | None:
         config = read_json(self._call.folder / "config.json")
+        if not isinstance(config, dict):
+            return None
         prefixes = likely_prefixes(self._call.files, config)
         if prefixes is None:
             return None

@@ -28,6 +28,7 @@ from compress.prune import (
     prune_settings,
     ranking,
 )
+from compress.prune.config import Method
 from compress.prune.plan import derive
 from compress.prune.student import _rank
 
@@ -295,7 +296,7 @@ def test_recipes_name_layers_or_measure_them() -> None:
     for wrong in ({"layers": 4}, {"by": "random"}, {"keep": "1::2", "layers": 4, "by": "random"}, {"by": "x"}):
         with pytest.raises(UsageError):
             build_from(PruneConfig, wrong, "a recipe")
-    assert set(get_args(ranking.Method)) == {*MEASURED, "random"}
+    assert set(get_args(Method)) == {*MEASURED, "random"}
 
 
 def test_a_plan_by_measure_says_that_the_layers_are_not_known(place: Path) -> None:
