@@ -30,7 +30,7 @@ from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, distill
 from compress.progress import say
 from compress.prune import RankingConfig, RepairConfig, prune
-from compress.prune.ranking import WITHOUT_TEXT, Method
+from compress.prune.config import WITHOUT_TEXT, Method
 from compress.prune.repair import seams
 from compress.prune.spec import format_layers
 from compress.recipe import ScratchTeacher
