@@ -1,6 +1,7 @@
 """The chunked loss against a dense float64 oracle, and the properties a divergence must have."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -130,7 +131,11 @@ def test_chunked_equals_dense_float64(
     # A gradient can be a small difference of large terms, of which fp32 products leave fewer digits to any loss,
     # fewer still where a chunk is one row and its product is a matrix by a vector.
     own = [relative(a, b) for a, b in zip(dense(single, alpha, temperature, torch.float32), rounded, strict=True)]
-    assert all(error < max(1e-6, 8 * least) for error, least in zip(errors[3:], own[3:], strict=True)), (errors, own)
+    assert all(error < max(1e-6, 8 * least) for error, least in zip(errors[4:], own[4:], strict=True)), (errors, own)
+    # For fewer than four rows at a time MKL on AMD adds one product after the other, and the dense loss has more rows:
+    # sqrt(V) roundings, the probable error of such a sum (Higham and Mary, SISC 41(5), 2019).
+    rows = min(int((case.labels != IGNORED).sum()), chunk or n)
+    assert errors[3] < max(1e-6, 8 * own[3], math.sqrt(v) * 2**-24 if rows < 4 else 0.0), (errors, own)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
