@@ -164,10 +164,17 @@ _ONE_REQUEST_S = 5.0
 def interrupt_on_signal() -> None:
     """Let SIGTERM raise KeyboardInterrupt as SIGINT (Ctrl-C) does; those that follow at once do nothing.
 
-    What the first one started, which is leaving and tidying up, is not itself interrupted.
+    What the first one started, which is leaving and tidying up, is not itself interrupted. One that a finalizer
+    swallows is not shown to the user, since `check_interrupt` raises it again.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _unless_interrupted
+
+
+def _unless_interrupted(failure: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(failure.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(failure)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

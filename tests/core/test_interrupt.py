@@ -17,6 +17,7 @@ from compress.runtime import check_interrupt, interrupt_on_signal
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(runtime, "_asked_at", None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     interrupt_on_signal()
     yield
     for number, handler in old.items():
@@ -71,3 +72,31 @@ cli.main()
     assert done.stderr.split("\n", 1)[0] == "tidied"
     assert done.stderr.endswith("Stopped. Run the same command again to go on.\n")
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_that_a_finalizer_swallows_shows_no_traceback() -> None:
+    script = """
+import os, signal
+from compress import cli
+from compress.runtime import check_interrupt
+class Group:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+class Broken:
+    def __del__(self):
+        raise ValueError("another fault is shown")
+@cli.cli.command()
+def wait():
+    Broken()
+    Group()
+    check_interrupt()
+import sys
+sys.argv = ["compress", "wait"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75, done.stderr
+    assert "KeyboardInterrupt" not in done.stderr
+    assert "another fault is shown" in done.stderr
