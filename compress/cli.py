@@ -18,7 +18,7 @@ from compress import processes
 from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 from compress.redact import redact
 from compress.remote_code import trusting
-from compress.runtime import ignore_signals, interrupt_on_signal
+from compress.runtime import ignore_signals, interrupt_on_signal, interrupted
 
 _TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
 
@@ -419,20 +419,27 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("Stopped. Run the same command again to go on.", InterruptedRun.exit_code, debug)
-    except CompressError as error:
-        _fail(str(error), error.exit_code, debug)
-    except OSError as error:
-        code = UsageError.exit_code if error.errno in UNUSABLE_PATH else 1
-        _fail(_explain_os_error(error), code, debug)
-    except Exception as error:
-        _fail(
-            f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}. "
-            "This is a fault of the tool; `compress --debug ...` shows where.",
-            1,
-            debug,
-        )
+    except (Exception, KeyboardInterrupt) as error:
+        _fail(*_explain(error), debug)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user of what ended the command, and its exit code.
+
+    A signal may have been made into any error by code that it hit: what is raised after one counts as stopped.
+    """
+    if isinstance(error, InterruptedRun):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort) or interrupted():
+        return "Stopped. Run the same command again to go on.", InterruptedRun.exit_code
+    if isinstance(error, CompressError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return _explain_os_error(error), UsageError.exit_code if error.errno in UNUSABLE_PATH else 1
+    return (
+        f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}. "
+        "This is a fault of the tool; `compress --debug ...` shows where."
+    ), 1
 
 
 def _explain_os_error(error: OSError) -> str:

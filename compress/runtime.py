@@ -190,8 +190,13 @@ def check_interrupt() -> None:
 
     Finalizers and callbacks from C do that, and `datasets` does while it hashes a function.
     """
-    if _asked_at is not None:
+    if interrupted():
         raise KeyboardInterrupt
+
+
+def interrupted() -> bool:
+    """Whether a signal has asked for the end of the command."""
+    return _asked_at is not None
 
 
 def ignore_signals() -> None:

@@ -100,3 +100,23 @@ cli.main()
     assert done.returncode == 75, done.stderr
     assert "KeyboardInterrupt" not in done.stderr
     assert "another fault is shown" in done.stderr
+
+
+def test_an_error_that_a_signal_was_made_into_is_a_stop() -> None:
+    """pydantic's compiled code makes a SchemaError of an interrupt that hits it."""
+    script = """
+import os, signal, sys
+from compress import cli
+@cli.cli.command()
+def wait():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except KeyboardInterrupt as interrupt:
+        raise ValueError("made of an interrupt") from interrupt
+sys.argv = ["compress", "wait"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "Error: Stopped. Run the same command again to go on.\n"
