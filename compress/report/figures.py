@@ -179,7 +179,7 @@ def _references(report: Record, heldout: Points) -> list[tuple[str, str, float]]
 
 def loss_figure(panel: LossPanel) -> str:
     """Training and held-out loss over tokens; a logarithmic axis when the values span a factor of five."""
-    width, height, left, right, top, bottom = 470.0, 290.0, 44.0, 96.0, 10.0, 250.0
+    width, height, left, right, top, bottom = 470.0, 290.0, 44.0, 112.0, 10.0, 250.0
     values = [y for _, y in panel.training + panel.heldout] + [y for *_, y in panel.references]
     low, high = min(values), max(values)
     log = low > 0 and high / low > _LOG_RATIO
