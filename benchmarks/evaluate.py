@@ -34,10 +34,10 @@ _SUBJECTS = [
     "mmlu_world_religions",
 ]
 TASKS: dict[str, dict[str, Any]] = {
-    "mmlu": {"names": ",".join(_SUBJECTS), "shots": 5, "limit": 60, "batches": [1, 4, 8], "memory_batch": 1},
+    "mmlu": {"names": ",".join(_SUBJECTS), "shots": 5, "limit": 250, "batches": [1, 4, 8], "memory_batch": 1},
     "hellaswag": {"names": "hellaswag", "shots": 0, "limit": 400, "batches": [1, 8, 32], "memory_batch": 8},
 }
-"""MMLU is every seventh of its 57 subjects by name, at most 60 of each one's items (of 246 on average)."""
+"""MMLU is every seventh of its 57 subjects by name, at most 250 of each one's items (of 246 on average)."""
 WANTED = {"mmlu": 5.0, "hellaswag": 2.0}
 """How many times sooner than lm-eval's command ours is asked to be."""
 SAMPLE_ITEMS, MEMORY_ITEMS = 3, 2
