@@ -187,13 +187,14 @@ def model_fingerprint(folder: Path, *, weights: bool = True, stop: threading.Eve
     """
     names = {"config.json", "generation_config.json", "chat_template.jinja", "model.safetensors.index.json"}
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
+    code = code_files(folder)
     chosen = [
         p
         for p in files
         if p.name in names
         or (weights and p.suffix == ".safetensors")
         or p.name.startswith(("token", "vocab", "merges", "special", "spiece"))
-        or p in code_files(folder)
+        or p in code
     ]
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         return dict(

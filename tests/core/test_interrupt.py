@@ -30,6 +30,13 @@ def send(number: signal.Signals) -> None:
     time.sleep(0.05)
 
 
+def run_command(script: str) -> subprocess.CompletedProcess[str]:
+    """Run `compress wait` in a fresh process, with the command that the script defines."""
+    begin = "import os, signal, sys\nfrom compress import cli\n"
+    end = '\nsys.argv = ["compress", "wait"]\ncli.main()\n'
+    return subprocess.run([sys.executable, "-c", begin + script + end], capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_swallowed_signal_is_raised_again_and_a_second_one_does_nothing(number: signal.Signals) -> None:
     check_interrupt()
@@ -53,8 +60,6 @@ def test_a_signal_later_is_a_new_request(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_command_line_ends_with_75_whatever_follows_the_first_signal() -> None:
     """A command whose clean-up is hit by two more signals."""
     script = """
-import os, signal, sys
-from compress import cli
 @cli.cli.command()
 def wait():
     try:
@@ -64,10 +69,8 @@ def wait():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         sys.stderr.write("tidied\\n")
-sys.argv = ["compress", "wait"]
-cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = run_command(script)
     assert done.returncode == 75, done.stderr
     assert done.stderr.split("\n", 1)[0] == "tidied"
     assert done.stderr.endswith("Stopped. Run the same command again to go on.\n")
@@ -76,8 +79,6 @@ cli.main()
 
 def test_a_signal_that_a_finalizer_swallows_shows_no_traceback() -> None:
     script = """
-import os, signal
-from compress import cli
 from compress.runtime import check_interrupt
 class Group:
     def __del__(self):
@@ -92,11 +93,8 @@ def wait():
     Broken()
     Group()
     check_interrupt()
-import sys
-sys.argv = ["compress", "wait"]
-cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = run_command(script)
     assert done.returncode == 75, done.stderr
     assert "KeyboardInterrupt" not in done.stderr
     assert "another fault is shown" in done.stderr
@@ -105,8 +103,6 @@ cli.main()
 def test_an_error_that_a_signal_was_made_into_is_a_stop() -> None:
     """pydantic's compiled code makes a SchemaError of an interrupt that hits it."""
     script = """
-import os, signal, sys
-from compress import cli
 @cli.cli.command()
 def wait():
     try:
@@ -114,9 +110,7 @@ def wait():
         signal.pause()
     except KeyboardInterrupt as interrupt:
         raise ValueError("made of an interrupt") from interrupt
-sys.argv = ["compress", "wait"]
-cli.main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = run_command(script)
     assert done.returncode == 75, done.stderr
     assert done.stderr == "Error: Stopped. Run the same command again to go on.\n"
