@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -165,3 +167,15 @@ def _children(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
 
 def _entry(path: str, raw: bytes) -> dict[str, Any]:
     return {"type": "file", "size": len(raw), "path": path, "oid": "0" * 40}
+
+
+def client_environment(hub: Hub, home: Path) -> dict[str, str]:
+    """The environment of a process to which `hub` is the Hugging Face hub, with a cache of its own in `home`."""
+    return {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_TOKEN": "hf_not_a_real_token",
+    }

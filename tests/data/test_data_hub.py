@@ -4,7 +4,6 @@ The client runs in a process of its own (this file as a script), for the hub's a
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from data_world import data_config, documents, write_source
-from loopback_hub import REPOSITORY, Hub, serving
+from loopback_hub import REPOSITORY, Hub, client_environment, serving
 
 from compress.data import TokenStore, prepare, stream
 from compress.runtime import StopRequest
@@ -42,12 +41,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def client(hub: Hub, tmp_path: Path, tokenizer: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
     """Prepare each of `jobs` (options, `out`) in a fresh process; what came of each."""
     environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-        "HF_TOKEN": "hf_not_a_real_token",
+        **client_environment(hub, tmp_path / "home"),
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
     command = [sys.executable, __file__, str(tokenizer), json.dumps(jobs)]

@@ -4,7 +4,6 @@ The client runs in a process of its own, since the hub's address is read at impo
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, save_tiny_model
-from loopback_hub import REPOSITORY, Hub, serving
+from loopback_hub import REPOSITORY, Hub, client_environment, serving
 from safetensors.torch import load_file, save_file
 
 from compress.artifacts import sha256_file, sha256_tree
@@ -52,12 +51,7 @@ def hub(teacher: Path) -> Iterator[Hub]:
 
 def client(hub: Hub, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-        "HF_TOKEN": "hf_not_a_real_token",
+        **client_environment(hub, tmp_path / "home"),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "compress.cli", "prune", REPOSITORY, *arguments, "--json"]
