@@ -54,7 +54,7 @@ teacher, out, layers = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int
 out.mkdir()
 kept = range((layers - 1) % 2, layers, 2)
 named = select_tensors(sorted(teacher.glob("*.safetensors")), ["model.layers"], kept, layers)
-with Copying([(out, student_tensors(named, None))]) as copying:
+with Copying([(out, student_tensors(named, None, kept, layers))]) as copying:
     copying.finish()
 """
 """What copies, hashes and checks the weights, without torch, transformers, the plan and the teacher's own hashes."""

@@ -1,10 +1,5 @@
-"""The command line: flags in, the same configs as a recipe out. Everything heavy is imported inside commands.
+"""The command line: flags in, the same configs as a recipe out. Everything heavy is imported inside commands."""
 
-Exit codes: 0 done; 2 wrong usage or a bad recipe; 3 bad input data or model; 75 stopped by a signal after saving
-(run again to resume); 1 anything else.
-"""
-
-import errno
 import io
 import json
 import sys
@@ -15,17 +10,12 @@ from typing import Any, TypeVar
 import click
 
 from compress import processes
-from compress.errors import CompressError, InputError, InterruptedRun, UsageError
-from compress.redact import redact
+from compress.errors import InputError, UsageError
+from compress.exits import fail
 from compress.remote_code import trusting
-from compress.runtime import ignore_signals, interrupt_on_signal, interrupted
-
-_TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
+from compress.runtime import ignore_signals, interrupt_on_signal
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-"""What the system says of a path that the user gave and that cannot be one."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -420,50 +410,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (Exception, KeyboardInterrupt) as error:
-        _fail(*_explain(error), debug)
-
-
-def _explain(error: BaseException) -> tuple[str, int]:
-    """What to tell the user of what ended the command, and its exit code.
-
-    A signal may have been made into any error by code that it hit: what is raised after one counts as stopped.
-    """
-    if isinstance(error, InterruptedRun):
-        return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt | click.Abort) or interrupted():
-        return "Stopped. Run the same command again to go on.", InterruptedRun.exit_code
-    if isinstance(error, CompressError):
-        return str(error), error.exit_code
-    if isinstance(error, OSError):
-        return _explain_os_error(error), UsageError.exit_code if error.errno in UNUSABLE_PATH else 1
-    return (
-        f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}. "
-        "This is a fault of the tool; `compress --debug ...` shows where."
-    ), 1
-
-
-def _explain_os_error(error: OSError) -> str:
-    place = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (
-            f"No space left to write{place}: free some, or choose another output folder. Nothing half-written is left."
-        )
-    return f"{error.strerror or error}{place}."
-
-
-def _fail(message: str, code: int, debug: bool) -> None:
-    ignore_signals()
-    if debug:
-        import traceback
-
-        click.echo(redact(traceback.format_exc()), err=True)
-    told = isinstance(sys.exception(), _TOLD_BY_MAIN)
-    if processes.is_main():
-        click.echo(f"Error: {redact(message)}", err=True)
-    elif not told:
-        click.echo(f"Error in process {processes.rank()}: {redact(message)}", err=True)
-    sys.stderr.flush()
-    sys.exit(code)
+        fail(error, debug)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ C = TypeVar("C")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[C]) -> type[C]:
-    """Make a class a config: frozen, keyword-only, slotted; unknown keys and loose types are refused."""
+    """Make a class a config: frozen, keyword-only; unknown keys and loose types are refused."""
     cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
-    return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,20 +1,22 @@
 """The whole of what `compress prune`, or a recipe's `prune:` section, can be asked."""
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+import dataclasses
+from collections.abc import Collection
+from typing import Any, TypeVar
 
 from compress.config import config
 from compress.prune.candidates import RankAfterConfig, check_request
-from compress.prune.config import AtLeastOne, CalibrationConfig, Method, RankingConfig, RepairConfig, StorageConfig
+from compress.prune.config import AtLeastOne, Method, RankingConfig, RepairConfig, StorageConfig
 from compress.prune.spec import PATTERN, check_spec
-from compress.units import ByteSize, Count
+from compress.units import Count
+
+C = TypeVar("C")
 
 
 @config
-class PruneConfig(CalibrationConfig):
-    """Which layers stay, by name (`keep`), by measure (`layers` and `by`) or by trial (`rank_after`), and whether the
-    student is compared with its teacher."""
+class PruneConfig(RepairConfig, StorageConfig):
+    """Which layers stay, by name (`keep`), by measure (`layers` and `by`) or by trial (`rank_after`), whether the
+    student is repaired and compared with its teacher, and how it is stored."""
 
     keep: str | None = None
     """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay), or pattern:SPEC.
@@ -35,18 +37,8 @@ class PruneConfig(CalibrationConfig):
     """Of the draw, for `by: random`."""
     repair: bool = False
     """Change the block before each cut by least squares, so that it does some of what was dropped."""
-    repair_ridge: Annotated[float, Field(gt=0)] = 1e-3
-    """Pull of the repair towards no change, in mean squares of the input of the map that is changed."""
     check: bool = True
     """Compare the student's logits with the teacher's, dropped layers skipped (needs 5 bytes a teacher parameter)."""
-    cast: Literal["float32", "bfloat16", "float16"] | None = None
-    """Store the weights in this dtype instead of the teacher's (see `StorageConfig`)."""
-    max_shard_size: ByteSize = 5 * 10**9
-    """Bytes of tensors a file of the student holds at most (`5GB`, `500MB`), or one larger tensor."""
-    link: bool = False
-    """Hard-link the teacher's files that stay as they are instead of copying them."""
-    stream: bool | None = None
-    """Read only what the student keeps of a teacher on the hub; None: where nothing needs the whole of it."""
 
     def __post_init__(self) -> None:
         check_request(self.rank_after, self.candidates, self.layers, self.keep)
@@ -66,19 +58,20 @@ class PruneConfig(CalibrationConfig):
         if self.layers is None:
             return f"{PATTERN}{self.keep}" if self.preserve_pattern else str(self.keep)
         if self.rank_after is not None:
-            own = RankAfterConfig.__dataclass_fields__.keys() - {"data", "heal"}
-            return RankAfterConfig(**{name: getattr(self, name) for name in own})
-        return RankingConfig(**{name: getattr(self, name) for name in RankingConfig.__dataclass_fields__})
+            return self._part(RankAfterConfig, but=("data", "heal"))
+        return self._part(RankingConfig)
 
     @property
     def repairing(self) -> RepairConfig | None:
         """What `prune` takes as `repair`."""
-        if not self.repair:
-            return None
-        return RepairConfig(**{name: getattr(self, name) for name in RepairConfig.__dataclass_fields__})
+        return self._part(RepairConfig) if self.repair else None
 
     @property
     def how(self) -> dict[str, Any]:
         """What `prune` and `prune_settings` take besides `keep`: `check`, `repair` and `storage`."""
-        storage = StorageConfig(**{name: getattr(self, name) for name in StorageConfig.__dataclass_fields__})
-        return {"check": self.check, "repair": self.repairing, "storage": storage}
+        return {"check": self.check, "repair": self.repairing, "storage": self._part(StorageConfig)}
+
+    def _part(self, kind: type[C], but: Collection[str] = ()) -> C:
+        """The config of that kind with the values that this one has under the same names."""
+        names = [field.name for field in dataclasses.fields(kind) if field.name not in but]  # type: ignore[arg-type]
+        return kind(**{name: getattr(self, name) for name in names})
