@@ -24,11 +24,11 @@ from typing import Any, Literal
 from compress.artifacts import staged_folder, write_json
 from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, distill
-from compress.pipeline import initialise
 from compress.progress import say
 from compress.prune import prune
 from compress.recipe import ScratchTeacher
 from compress.runtime import environment
+from compress.scratch import initialise
 
 CORPUS = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "corpus"
 Combination = tuple[Literal["adamw", "muon"], Literal["cosine", "wsd"]]

@@ -16,20 +16,10 @@ import dataclasses
 import functools
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from compress.artifacts import (
-    is_current,
-    manifest,
-    owned,
-    read_json,
-    sha256_tree,
-    staged_folder,
-    write_json,
-    write_text,
-)
+from compress.artifacts import manifest, owned, read_json, sha256_tree, write_json, write_text
 from compress.config import build as build_config
 from compress.config import dump_yaml, parse_yaml, to_dict
 from compress.data import INDEX, TokenStore, changes_since, prepare
@@ -39,10 +29,8 @@ from compress.distill.publish import RECORD
 from compress.distill.publish import changes_since as student_changes
 from compress.distill.session import fingerprints
 from compress.distill.start_up import check_start
-from compress.errors import UsageError
 from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs
 from compress.model_files import model_fingerprint, resolve_model
-from compress.models import load_tokenizer, no_transformers_bars
 from compress.processes import on_main
 from compress.progress import say
 from compress.prune import (
@@ -55,9 +43,11 @@ from compress.prune import (
     prune_settings,
 )
 from compress.rank_after import prune_best, with_heal
-from compress.recipe import DistillOptions, Recipe, ScratchTeacher, load_recipe, scratch_config
+from compress.recipe import DistillOptions, Recipe, load_recipe
 from compress.remote_code import trusting
 from compress.report import write_report
+from compress.scratch import initialise
+from compress.step_results import is_done, make
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None) -> Path:
@@ -111,7 +101,7 @@ def resolve_paths(recipe: Recipe, run: Path) -> Recipe:
 def make_world(recipe: Recipe, run: Path) -> None:
     """Write the demo's world of text to RUN/world, when the recipe asks for one."""
     if (world := recipe.world) is not None:
-        _make("world", run / "world", "world.json", to_dict(world), {}, lambda out: write_world(out, world))
+        make("world", run / "world", "world.json", to_dict(world), {}, lambda out: write_world(out, world))
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:
@@ -143,34 +133,9 @@ def make_teacher(recipe: Recipe, run: Path) -> Path:
     start = run / "teacher-init"
     config = {"architecture": scratch.architecture, "seed": scratch.train.seed}
     inputs = {"tokenizer": sha256_tree(Path(scratch.tokenizer), "*.json")}
-    on_main(lambda: _make("teacher-init", start, "init.json", config, inputs, lambda out: initialise(scratch, out)))
+    on_main(lambda: make("teacher-init", start, "init.json", config, inputs, lambda out: initialise(scratch, out)))
     train("teacher", scratch.train, student=start, teacher=None, run=run, out=run / "teacher")
     return run / "teacher"
-
-
-def initialise(scratch: ScratchTeacher, out: Path) -> None:
-    """Write a random model (fp32, seeded) of the given architecture, with its tokenizer.
-
-    Raises:
-        UsageError: the architecture makes no causal LM, or its vocabulary is smaller than the tokenizer's.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    tokenizer = load_tokenizer(Path(scratch.tokenizer))
-    config = scratch_config(scratch.architecture)
-    if config.vocab_size < len(tokenizer):
-        raise UsageError(
-            f"teacher.scratch.architecture.vocab_size = {config.vocab_size} is too small for the tokenizer in "
-            f"{scratch.tokenizer}, which has {len(tokenizer)} tokens."
-        )
-    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    torch.manual_seed(scratch.train.seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    with no_transformers_bars():
-        model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
 
 
 def measures_data(prune: PruneConfig) -> bool:
@@ -202,7 +167,7 @@ def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
     out = run / "student-init"
 
     def done() -> bool:
-        return _done("prune", out, "prune.json", config, prune_inputs(teacher, choice, asked.repairing))
+        return is_done("prune", out, "prune.json", config, prune_inputs(teacher, choice, asked.repairing))
 
     if on_main(done):
         return
@@ -270,13 +235,13 @@ def evaluate_all(recipe: Recipe, teacher: Path, run: Path) -> None:
 
 def _evaluated(name: str, config: EvalConfig, model: Path, teacher: Path | None, text: Path | None, out: Path) -> bool:
     inputs = evaluation_inputs(model, teacher=teacher, text=text)
-    return _done(f"eval {name}", out.parent, out.name, to_dict(config), inputs, [out])
+    return is_done(f"eval {name}", out.parent, out.name, to_dict(config), inputs, [out])
 
 
 def time_all(recipe: Recipe, models: Mapping[str, Path], folder: Path) -> None:
     """Measure the speed of all models interleaved, and write it into their eval JSONs and speed.json."""
     inputs = {name: model_fingerprint(path) for name, path in models.items()}
-    if not _done("speed", folder, "speed.json", to_dict(recipe.eval), inputs, [folder / "speed.json"]):
+    if not is_done("speed", folder, "speed.json", to_dict(recipe.eval), inputs, [folder / "speed.json"]):
         started = time.monotonic()
         speed = compare_speed(models, recipe.eval)
         record = manifest(config=to_dict(recipe.eval), inputs=inputs, outputs={}, seconds=time.monotonic() - started)
@@ -286,43 +251,3 @@ def time_all(recipe: Recipe, models: Mapping[str, Path], folder: Path) -> None:
         scores = read_json(folder / f"{name}.json")
         if scores["speed"] != speeds[name]:
             write_json(folder / f"{name}.json", {**scores, "speed": speeds[name]})
-
-
-def _make(
-    name: str,
-    out: Path,
-    record: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, Any],
-    write: Callable[[Path], None],
-) -> None:
-    """`write` the folder `out`, with a manifest in its file `record`, unless what is there is current."""
-    if _done(name, out, record, config, inputs):
-        return
-    started = time.monotonic()
-    with staged_folder(out) as partial:
-        write(partial)
-        outputs = sha256_tree(partial)
-        made = manifest(config=config, inputs=inputs, outputs=outputs, seconds=time.monotonic() - started)
-        write_json(partial / record, {"manifest": made})
-
-
-def _done(
-    name: str,
-    folder: Path,
-    record: str,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, Any],
-    remove: Sequence[Path] | None = None,
-) -> bool:
-    """Whether a step's result is there and current; one made otherwise is removed (by default its whole folder)."""
-    path = folder / record
-    if not path.is_file():
-        return False
-    if is_current(folder, read_json(path)["manifest"], config=config, inputs=inputs):
-        say(f"{name}: done, unchanged.")
-        return True
-    say(f"{name}: its settings or inputs changed; doing it again.")
-    for stale in remove or [folder]:
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    return False

@@ -12,8 +12,9 @@ from compress.model_files import resolve_model
 from compress.models import load_config
 from compress.prune import PrunePlan, RankAfterConfig
 from compress.prune.plan import derive
-from compress.recipe import Recipe, scratch_config
+from compress.recipe import Recipe
 from compress.remote_code import trusting
+from compress.scratch import scratch_config
 from compress.units import format_bytes, format_count
 
 _REMEDY = "does not fit; lower distill.micro_batch_rows or set distill.gradient_checkpointing (same result, slower)"

@@ -8,7 +8,6 @@ from compress.config import build, config, load_yaml
 from compress.data import DataConfig
 from compress.demo import WorldConfig
 from compress.distill import DistillConfig
-from compress.errors import UsageError
 from compress.evaluate import EvalConfig
 from compress.prune import PruneConfig
 
@@ -100,20 +99,3 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     document = load_yaml(Path(source))
     document.override(overrides)
     return build(Recipe, document)
-
-
-def scratch_config(architecture: dict[str, Any]) -> Any:
-    """The `PretrainedConfig` of a teacher to be trained from scratch.
-
-    Raises:
-        UsageError: no `model_type`, one that transformers does not know, or fields that make no config.
-    """
-    from transformers import AutoConfig
-
-    fields = dict(architecture)
-    try:
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except KeyError as error:
-        raise UsageError("teacher.scratch.architecture needs a `model_type`, e.g. llama.") from error
-    except Exception as error:
-        raise UsageError(f"teacher.scratch.architecture: {' '.join(str(error).split())[:300]}") from error
