@@ -118,19 +118,9 @@ def rank_cuts(
     """
     started = time.monotonic()
     folder, data = on_main(lambda: resolve_model(teacher)), Path(str(choice.data))
-    if not min(healing.heldout_sequences, TokenStore.open(data).num_heldout):
-        raise UsageError(
-            f"Candidates are compared on held-out rows, and of {data} none are to be read: set data.heldout_sequences "
-            "and distill.heldout_sequences above 0."
-        )
-    if (steps := choice.rank_after // healing.batch_tokens) < _FEW_STEPS:
-        say(
-            f"Each candidate is healed for {steps} steps only, and the order of cuts settles in some hundred: give it "
-            "more tokens (prune.rank_after), or smaller steps (distill.batch_tokens)."
-        )
-    inputs = on_main(lambda: prune_inputs(folder, choice, asked.repairing))
-    plan = on_main(lambda: plan_prune(teacher, choice))
-    num_layers = len(plan.kept_layers) + len(plan.dropped_layers)
+    _check_heal(choice, healing, data)
+    memory = Memory(work, on_main(lambda: prune_inputs(folder, choice, asked.repairing)))
+    num_layers = on_main(lambda: plan_prune(teacher, choice).num_layers)
 
     def measure(how: RankingConfig) -> dict[str, Any]:
         found = on_main(lambda: measure_layers(teacher, folder, how))
@@ -146,14 +136,7 @@ def rank_cuts(
         config = short_heal(healing, choice.rank_after)
         distill(config, student=start, teacher=folder, data=data, out=place / "student", work=place / "train")
 
-    memory = Memory(work, inputs)
-    proposals, measured = [], {}
-    for name, how in choice.proposals(num_layers):
-        if isinstance(how, RankingConfig):
-            found = memory.recall(prune_settings(how, check=False), functools.partial(measure, how))
-            measured[f"{name}, seed {how.seed}" if name == "random" else name] = found
-            how = tuple(found["kept_layers"])
-        proposals.append((name, how))
+    proposals, measured = propose(choice, num_layers, memory, measure)
     candidates = [c for c in gather(proposals) if not asked.repair or seams(c.kept_layers, num_layers)]
     if not candidates:
         raise UsageError(
@@ -169,6 +152,20 @@ def rank_cuts(
     }
     best = tuple(healed[0]["kept_layers"])
     return Ranking(method="rank-after", kept_layers=best, scores=(), details=details)
+
+
+def _check_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> None:
+    """Refuse a heal that nothing would be measured after, and say when it is too short to settle the order."""
+    if not min(healing.heldout_sequences, TokenStore.open(data).num_heldout):
+        raise UsageError(
+            f"Candidates are compared on held-out rows, and of {data} none are to be read: set data.heldout_sequences "
+            "and distill.heldout_sequences above 0."
+        )
+    if (steps := choice.rank_after // healing.batch_tokens) < _FEW_STEPS:
+        say(
+            f"Each candidate is healed for {steps} steps only, and the order of cuts settles in some hundred: give it "
+            "more tokens (prune.rank_after), or smaller steps (distill.batch_tokens)."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +204,20 @@ class Memory:
             known = json.loads(json.dumps(make()))
             on_main(lambda: write_json(path, {"of": what, "inputs": self.inputs, "result": known}))
         return known
+
+
+def propose(
+    choice: RankAfterConfig, num_layers: int, memory: Memory, measure: Callable[[RankingConfig], dict[str, Any]]
+) -> tuple[list[tuple[str, Cut]], dict[str, Any]]:
+    """The cuts that are proposed, by name, and what `measure` found for those names that are measures."""
+    proposals, measured = [], {}
+    for name, how in choice.proposals(num_layers):
+        if isinstance(how, RankingConfig):
+            found = memory.recall(prune_settings(how, check=False), functools.partial(measure, how))
+            measured[f"{name}, seed {how.seed}" if name == "random" else name] = found
+            how = tuple(found["kept_layers"])
+        proposals.append((name, how))
+    return proposals, measured
 
 
 def heal_all(
