@@ -2,13 +2,15 @@
 
     python benchmarks/prune.py [--rounds 5] [--work DIR] [--layers 28]
 
-The teacher is a random Llama in bfloat16, in several files, in a folder of the disk that is measured. `cp` is given
-one file of exactly the bytes the student's weights have, and then `sync FILE`, so that both have everything on the disk
+The teacher is a random Llama in bfloat16, in several files, in a folder of the disk that is measured. `cp` is given one
+file of exactly the bytes the student's weights have, and then `sync FILE`, so that both have everything on the disk
 when they end. The command is measured whole, from its start to its exit: the imports, the plan, SHA-256 of the teacher
 and of the student, the search for NaN, the strict load, the fsyncs. Its copy alone is what reads, checks, hashes and
-writes the weights, in a process that imports neither torch nor transformers. Samples are taken in turns, each in a
-fresh process, all after one of each that is not counted. All read from the page cache: every file was just written or
-read, and the machine has room for all of them (`least_cached` in the result says how much was in memory).
+writes the weights, in a process that imports neither torch nor transformers; its plan alone is what imports them, for
+figures and strict loads; and SHA-256 alone is what one core needs for the hashes that prune.json promises. Samples are
+taken in turns, each in a fresh process, all after one of each that is not counted. All read from the page cache: every
+file was just written or read, and the machine has room for all of them (`least_cached` in the result says how much was
+in memory).
 """
 
 import argparse
@@ -58,6 +60,12 @@ with Copying([(out, student_tensors(named, None, kept, layers))]) as copying:
     copying.finish()
 """
 """What copies, hashes and checks the weights, without torch, transformers, the plan and the teacher's own hashes."""
+_HASH_ALONE = """
+import hashlib, sys
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        hashlib.file_digest(file, "sha256")
+"""
 
 
 def make_teacher(folder: Path, num_layers: int) -> None:
@@ -125,6 +133,9 @@ def run(work: Path, rounds: int, num_layers: int, *, checked: bool) -> dict[str,
         "cp": ["sh", "-c", 'cp "$1" "$2" && sync "$2"', "sh", str(plain), str(copy)],
         "compress prune --no-check": [*compress, "--no-check"],
         "its copy alone": [sys.executable, "-c", _COPY_ALONE, str(teacher), str(out), str(num_layers)],
+        "its plan alone (--dry-run)": [*compress, "--dry-run"],
+        "SHA-256 of the kept bytes": [sys.executable, "-c", _HASH_ALONE, str(plain)],
+        "SHA-256 of the teacher": [sys.executable, "-c", _HASH_ALONE, *map(str, sorted(teacher.glob("*.safetensors")))],
     }
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     cached, load = [], []

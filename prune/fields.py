@@ -30,12 +30,13 @@ from compress.prune.rules import (
 
 VERIFIED_TYPES = frozenset(
     {
-        "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "olmo2", "phi3", "gpt2", "gpt_neox",
-        "opt",
+        "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "smollm3",
+        "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "gpt2", "gpt_neox", "gpt_oss", "opt", "granite", "granitemoe",
+        "cohere", "glm4", "deepseek_v3", "ernie4_5", "helium", "nemotron", "seed_oss", "stablelm", "starcoder2",
     }
 )  # fmt: skip
-"""Types whose every field was read and whose students equal their teachers with skipped layers in our tests. Others
-are cut only when the check against the teacher can run."""
+"""Types of which every use of a layer's index was read in their code, and whose students equal their teachers with
+skipped layers in docs/model_types.md. Others are cut only when the check against the teacher can run."""
 
 REFUSED_TYPES: Mapping[str, str] = {
     "diffllama": "its attention's lambda_init is computed from the layer's index",
