@@ -4,7 +4,8 @@
 
 The same run (29M parameters, 350 MB a checkpoint, hashed and forced to the disk) is done with a checkpoint at its end
 only, and with one every few steps in both ways, in turns. A run's seconds are those from its first step to its last
-metrics row, so the last checkpoint, which every run waits for, is left out.
+metrics row, so the last checkpoint, which every run waits for, is left out. With a thread, the steps during which it
+writes are also set beside the others.
 """
 
 import argparse
@@ -17,35 +18,56 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import torch
 from step_world import WORLDS
 
 from compress.artifacts import write_json
-from compress.distill import DistillConfig, distill, train
+from compress.distill import DistillConfig, checkpoint, distill, train
 from compress.distill.metrics import Metrics
 from compress.runtime import environment
 
 WAYS = {"none": {}, "in the loop": {}, "on a thread": {"async_checkpoints": True}}
 
 
-def seconds_of_steps(folder: Path, config: DistillConfig, out: Path) -> float:
-    """Wall time from the first row of metrics to the last."""
+def timed_run(folder: Path, config: DistillConfig, out: Path) -> tuple[list[float], list[tuple[float, float]]]:
+    """When each row of metrics was written, and from when to when each checkpoint was."""
     rows: list[float] = []
+    writes: list[tuple[float, float]] = []
 
     class Timed(Metrics):
         def write(self, row: dict[str, object]) -> None:
             super().write(row)
             rows.append(time.perf_counter())
 
+    def write(*arguments: Any) -> None:
+        start = time.perf_counter()
+        original_write(*arguments)
+        writes.append((start, time.perf_counter()))
+
     train.Metrics, original = Timed, train.Metrics
+    checkpoint.write, original_write = write, checkpoint.write
     try:
         distill(
             config, student=folder / "student", teacher=None, data=folder / "data", out=out / "student", work=out / "w"
         )
     finally:
-        train.Metrics = original
+        train.Metrics, checkpoint.write = original, original_write
         shutil.rmtree(out)
-    return rows[-1] - rows[0]
+    return rows, writes
+
+
+def split_steps(rows: list[float], writes: list[tuple[float, float]]) -> dict[str, list[float]]:
+    """Seconds of the steps during most of which a checkpoint was written, and of those during which none was."""
+    found: dict[str, list[float]] = {"while one is written": [], "while none is": []}
+    for start, end in itertools.pairwise(rows):
+        overlap = sum(max(0.0, min(end, last) - max(start, first)) for first, last in writes)
+        if overlap == 0:
+            found["while none is"].append(end - start)
+        elif overlap > (end - start) / 2:
+            found["while one is written"].append(end - start)
+    return found
 
 
 def main() -> None:
@@ -61,20 +83,27 @@ def main() -> None:
         heldout_every=0, heldout_sequences=0, checkpoint_every=options.every,
     )  # fmt: skip
     found: dict[str, list[float]] = {way: [] for way in WAYS}
+    steps: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         world.build(folder, num_rows=options.steps * world.rows + 1)
         for number, way in itertools.product(range(options.rounds + 1), WAYS):
             every = 0 if way == "none" else options.every
             config = dataclasses.replace(base, checkpoint_every=every, **WAYS[way])
-            took = seconds_of_steps(folder, config, folder / "run")
-            if number:  # the first round warms up
-                found[way].append(took)
+            rows, writes = timed_run(folder, config, folder / "run")
+            if not number:  # the first round warms up
+                continue
+            found[way].append(rows[-1] - rows[0])
+            if way == "on a thread":
+                for when, seconds in split_steps(rows, writes).items():
+                    steps.setdefault(when, []).extend(seconds)
     saves = (options.steps - 1) // options.every
     without = median(found["none"])
     cost = {way: (median(times) - without) / saves for way, times in found.items() if way != "none"}
-    write_json(options.out, {"seconds": found, "seconds_a_checkpoint": cost, "saves": saves, **environment()})
-    sys.stdout.write(json.dumps({"seconds": {w: median(t) for w, t in found.items()}, "a checkpoint": cost}) + "\n")
+    result = {"seconds": found, "seconds_a_checkpoint": cost, "saves": saves, "steps_with_a_thread": steps}
+    write_json(options.out, {**result, "torch_threads": torch.get_num_threads(), **environment()})
+    medians = {name: {k: median(v) for k, v in times.items()} for name, times in (("runs", found), ("steps", steps))}
+    sys.stdout.write(json.dumps({**medians, "a checkpoint": cost}) + "\n")
 
 
 if __name__ == "__main__":

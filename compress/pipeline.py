@@ -221,11 +221,10 @@ def train(name: str, config: DistillConfig, *, student: Path, teacher: Path | No
 def evaluate_all(recipe: Recipe, teacher: Path, run: Path) -> None:
     """Score teacher, cut and healed student into RUN/eval, then time them side by side in one run."""
     models = {"teacher": teacher, "student-init": run / "student-init", "student": run / "student"}
-    config = recipe.eval.without_speed()
+    config, text = recipe.eval.without_speed(), run / "data"
     for name, model in models.items():
         out = run / "eval" / f"{name}.json"
         reference = None if name == "teacher" else teacher
-        text = run / "data" if recipe.eval.heldout_sequences else None
         if not on_main(functools.partial(_evaluated, name, config, model, reference, text, out)):
             say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
             evaluate_model(model, config, teacher=reference, text=text, out=out)
@@ -233,18 +232,18 @@ def evaluate_all(recipe: Recipe, teacher: Path, run: Path) -> None:
         on_main(lambda: time_all(recipe, models, run / "eval"))
 
 
-def _evaluated(name: str, config: EvalConfig, model: Path, teacher: Path | None, text: Path | None, out: Path) -> bool:
-    inputs = evaluation_inputs(model, teacher=teacher, text=text)
+def _evaluated(name: str, config: EvalConfig, model: Path, teacher: Path | None, text: Path, out: Path) -> bool:
+    inputs = evaluation_inputs(model, config, teacher=teacher, text=text, earlier=out)
     return is_done(f"eval {name}", out.parent, out.name, to_dict(config), inputs, [out])
 
 
 def time_all(recipe: Recipe, models: Mapping[str, Path], folder: Path) -> None:
     """Measure the speed of all models interleaved, and write it into their eval JSONs and speed.json."""
-    inputs = {name: model_fingerprint(path) for name, path in models.items()}
-    if not is_done("speed", folder, "speed.json", to_dict(recipe.eval), inputs, [folder / "speed.json"]):
+    inputs, config = {name: model_fingerprint(path) for name, path in models.items()}, recipe.eval.only_speed()
+    if not is_done("speed", folder, "speed.json", to_dict(config), inputs, [folder / "speed.json"]):
         started = time.monotonic()
-        speed = compare_speed(models, recipe.eval)
-        record = manifest(config=to_dict(recipe.eval), inputs=inputs, outputs={}, seconds=time.monotonic() - started)
+        speed = compare_speed(models, config)
+        record = manifest(config=to_dict(config), inputs=inputs, outputs={}, seconds=time.monotonic() - started)
         write_json(folder / "speed.json", {**speed, "manifest": record})
     speeds = read_json(folder / "speed.json")
     for name in models:

@@ -62,8 +62,10 @@ def _choices(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def option_probabilities(log_likelihoods: Sequence[float]) -> Floats:
-    """softmax of the options' log-likelihoods, [options]."""
+    """softmax of the options' log-likelihoods, [options]; all alike where each is -inf."""
     scores = np.asarray(log_likelihoods, dtype=np.float64)
+    if np.isneginf(scores).all():
+        scores = np.zeros_like(scores)
     weights = np.exp(scores - scores.max())
     return np.asarray(weights / weights.sum())
 

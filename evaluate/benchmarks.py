@@ -4,6 +4,7 @@ import dataclasses
 import io
 import logging
 import os
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import lm_eval.api.task
 from lm_eval import evaluator
+from lm_eval.defaults import DEFAULT_RANDOM_SEED
 
 from compress.artifacts import sha256_json
 from compress.evaluate.answers import answer_summary
@@ -34,10 +36,12 @@ _ALONE = "DISABLE_MULTIPROC"
 
 @dataclasses.dataclass(frozen=True)
 class Benchmarks:
-    """`tasks`: scores by task and group name, as the eval JSON has them. `items`: one object an item, as its jsonl."""
+    """`tasks`: scores by task and group name, as the eval JSON has them. `items`: one object an item, as its jsonl.
+    `datasets`: hub ids of the data sets that were read from `config.datasets_root`."""
 
     tasks: dict[str, dict[str, Any]]
     items: list[dict[str, Any]]
+    datasets: set[str]
 
 
 def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal) -> Benchmarks:
@@ -47,10 +51,10 @@ def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal)
         UsageError, InputError: see `build_tasks`; InputError also when the model's context is too short.
     """
     root = None if config.datasets_root is None else Path(config.datasets_root)
-    seed_everything(config.seed)
-    with _quiet_harness(), cached_templates(), local_datasets(root):
+    _seed(config)
+    with _quiet_harness(), cached_templates(), local_datasets(root) as datasets:
         loaded = main_first(lambda: build_tasks(config))
-        seed_everything(config.seed)  # building draws fewer numbers where `datasets` has a table cached
+        _seed(config)  # building draws fewer numbers where `datasets` has a table cached
         results = evaluator.evaluate(
             lm=Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed),
             task_dict=loaded,
@@ -71,7 +75,13 @@ def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal)
         scores[name] = group_score({member: scores[member] for member in members}, metrics)
         scores[name]["data_sha256"] = sha256_json([scores[member]["data_sha256"] for member in members])
         scores[name]["answers"] = answer_summary([item for item in items if item["task"] in members])
-    return Benchmarks(scores, items)
+    return Benchmarks(scores, items, datasets)
+
+
+def _seed(config: EvalConfig) -> None:
+    """Seed all generators; Python's own as lm-eval does, for tasks that shuffle their options with it."""
+    seed_everything(config.seed)
+    random.seed(DEFAULT_RANDOM_SEED)
 
 
 def _task_score(task: Any, items: list[dict[str, Any]], harness: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -24,7 +24,8 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
 
     Raises:
         UsageError: an unknown name (the nearest known ones are given), a task folder that does not exist, two numbers
-            of shots for one task, or shots for a task that is defined without.
+            of shots for one task, shots for a task that is defined without, or a task that runs what a model writes
+            or shows it pictures.
         InputError: a data set, the split to evaluate, or the split of few-shot examples is not there.
     """
     asked = [split_shots(task) for task in config.tasks]
@@ -51,10 +52,21 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
         loaded["tasks"].update(built["tasks"])
         loaded["groups"].update(built.get("groups", {}))
         members[name] = list(built["tasks"])
+    _refuse_unfit(loaded["tasks"])
     shots = _shots_by_task(asked, members)
     for name, task in loaded["tasks"].items():
         _set_fewshot(name, task, shots[name], config)
     return loaded
+
+
+def _refuse_unfit(tasks: Mapping[str, Any]) -> None:
+    for name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UsageError(
+                f"The task {name} runs the code that a model writes, which this tool does not: leave it out."
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise UsageError(f"The task {name} asks about pictures or sound, and causal LMs read text: leave it out.")
 
 
 def _shots_by_task(asked: Sequence[tuple[str, int | None]], members: Mapping[str, list[str]]) -> dict[str, int | None]:

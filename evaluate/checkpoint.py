@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.architecture import OutputHead, check_output_head, hidden_states, output_head
-from compress.errors import CompressError
+from compress.errors import CompressError, InputError
 from compress.evaluate.config import EvalConfig
 from compress.model_files import resolve_model
 from compress.models import find_dtype, load_model, load_tokenizer
@@ -60,6 +60,19 @@ class Checkpoint:
     def logits(self, states: Tensor) -> Tensor:
         """float32 logits [N, V] of `states` [N, D]."""
         return states.float() if self.head is None else self.head.logits(states.float())
+
+
+def require_numbers(scores: Tensor, checkpoint: Checkpoint) -> None:
+    """Refuse scores that a model's logits make no number.
+
+    Raises:
+        InputError: one is NaN.
+    """
+    if scores.isnan().any():
+        raise InputError(
+            f"{checkpoint.name} gives NaN for logits on some text, so it has no score: its weights hold NaN, or values "
+            f"too large for {checkpoint.dtype}. Try --set eval.dtype=float32, or an earlier checkpoint of its training."
+        )
 
 
 def load_checkpoint(name: str | Path, config: EvalConfig) -> Checkpoint:

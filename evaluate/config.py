@@ -76,8 +76,20 @@ class EvalConfig:
         """The same scores, and no speed: other options of the speed do not make scores stale."""
         return dataclasses.replace(self, **untimed())
 
+    def only_speed(self) -> "EvalConfig":
+        """The same speed, and no scores: other tasks do not make it stale."""
+        return dataclasses.replace(self, **unscored())
+
 
 def untimed() -> dict[str, Any]:
     """The options of the speed when it is not measured."""
     defaults = dataclasses.asdict(EvalConfig())
     return {name: value for name, value in defaults.items() if name.startswith("speed")} | {"speed": False}
+
+
+def unscored() -> dict[str, Any]:
+    """The options that the speed does not depend on, when nothing is scored."""
+    defaults = dataclasses.asdict(EvalConfig())
+    return {
+        n: value for n, value in defaults.items() if not n.startswith("speed") and n not in ("dtype", "device", "seed")
+    }

@@ -2,12 +2,12 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.architecture import count_parameters
-from compress.artifacts import manifest, sha256_file, write_json, write_text
+from compress.artifacts import manifest, read_json, sha256_file, sha256_tree, write_json, write_text
 from compress.config import to_dict
 from compress.data import text_fingerprint
 from compress.errors import UsageError
@@ -16,6 +16,7 @@ from compress.evaluate.config import EvalConfig
 from compress.evaluate.heldout import Heldout, load_heldout
 from compress.evaluate.journal import Header, Journal, open_journal
 from compress.evaluate.language import heldout_scores
+from compress.evaluate.local_data import data_fingerprint
 from compress.evaluate.samples import continuations, prompts_from_rows, response_similarity
 from compress.evaluate.speed import device_name, measure_speed
 from compress.model_files import model_fingerprint, resolve_model
@@ -63,13 +64,14 @@ def evaluate_model(
     with open_journal(out, _header(config, inputs)) as journal:
         checkpoint = load_checkpoint(model, config)
         heldout = None if text is None else on_main(lambda: load_heldout(text, checkpoint, config))
-        result, items = _measure(checkpoint, config, heldout, reference, prompts, journal)
+        result, items, datasets = _measure(checkpoint, config, heldout, reference, prompts, journal)
 
         def publish() -> dict[str, Any]:
             seconds = time.monotonic() - started
             made: dict[str, Any] = {"versions": versions(), "seconds": round(seconds, 3)}
             outputs = {} if out is None or not items else _write_items(out.with_name(f"{out.stem}.items.jsonl"), items)
-            made["manifest"] = manifest(config=to_dict(config), inputs=inputs, outputs=outputs, seconds=seconds)
+            read = {**inputs, "benchmarks": benchmark_inputs(config, datasets)}
+            made["manifest"] = manifest(config=to_dict(config), inputs=read, outputs=outputs, seconds=seconds)
             if out is not None:
                 write_json(out, result | made)
             journal.remove()
@@ -79,12 +81,34 @@ def evaluate_model(
 
 
 def evaluation_inputs(
-    model: str | Path, *, teacher: str | Path | None = None, text: str | Path | None = None
+    model: str | Path,
+    config: EvalConfig,
+    *,
+    teacher: str | Path | None = None,
+    text: str | Path | None = None,
+    earlier: Path,
 ) -> dict[str, Any]:
-    """The `inputs` of an evaluation's manifest: fingerprints of the model, the teacher and the text.
+    """The `inputs` that the manifest of the eval JSON `earlier` would have now: fingerprints of the model, the teacher,
+    the text, and the files of the benchmarks that it was made from.
 
-    A pipeline compares them (with the config) to know whether an eval JSON is still current.
+    A pipeline compares them (with the config) to know whether that eval JSON is still current.
     """
+    inputs = read_json(earlier)["manifest"]["inputs"] if earlier.is_file() else {}
+    datasets = (inputs.get("benchmarks") or {}).get("datasets", ())
+    return {**_fingerprints(model, teacher, text), "benchmarks": benchmark_inputs(config, datasets)}
+
+
+def benchmark_inputs(config: EvalConfig, datasets: Iterable[str]) -> dict[str, Any] | None:
+    """Fingerprints of the user's task definitions and of those `datasets` that lie in a folder; None without tasks."""
+    if not config.tasks:
+        return None
+    return {
+        "task_folder": None if config.task_folder is None else sha256_tree(Path(config.task_folder)),
+        "datasets": {} if config.datasets_root is None else data_fingerprint(Path(config.datasets_root), datasets),
+    }
+
+
+def _fingerprints(model: str | Path, teacher: str | Path | None, text: str | Path | None) -> dict[str, Any]:
     return {
         "model": model_fingerprint(resolve_model(str(model))),
         "teacher": None if teacher is None else model_fingerprint(resolve_model(str(teacher))),
@@ -98,7 +122,7 @@ def _check(model: str | Path, teacher: str | Path | None, text: str | Path | Non
         raise UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")
     if out is not None:
         _require_writable(out)
-    return evaluation_inputs(model, teacher=teacher, text=text)
+    return _fingerprints(model, teacher, text)
 
 
 def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:
@@ -115,8 +139,8 @@ def _measure(
     teacher: Path | None,
     prompts: Sequence[str],
     journal: Journal,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The measured part of the eval JSON, and the benchmark items."""
+) -> tuple[dict[str, Any], list[dict[str, Any]], set[str]]:
+    """The measured part of the eval JSON, the benchmark items, and the local data sets they came from."""
     result: dict[str, Any] = {
         "model": checkpoint.name,
         "params": count_parameters(checkpoint.model),
@@ -127,11 +151,12 @@ def _measure(
         "speed": None,
     }
     items: list[dict[str, Any]] = []
+    datasets: set[str] = set()
     if config.tasks:
         from compress.evaluate.benchmarks import run_benchmarks
 
         benchmarks = run_benchmarks(checkpoint, config, journal)
-        result["tasks"], items = benchmarks.tasks, benchmarks.items
+        result["tasks"], items, datasets = benchmarks.tasks, benchmarks.items, benchmarks.datasets
     reference = None if teacher is None else load_checkpoint(teacher, config)
     if heldout is not None:
         result["heldout"], result["fidelity"] = heldout_scores(
@@ -152,7 +177,8 @@ def _measure(
             speed = result["speed"]
             result["fidelity"]["draft"] = draft_figures(result["fidelity"], speed, speed["teacher"])
     chosen = _prompts(checkpoint, heldout, prompts, config.samples, config)
-    return {**result, "samples": continuations(checkpoint, chosen, config.sample_tokens, journal)}, items
+    samples = continuations(checkpoint, chosen, config.sample_tokens, journal)
+    return {**result, "samples": samples}, items, datasets
 
 
 def _speed(checkpoint: Checkpoint, teacher: Checkpoint | None, config: EvalConfig) -> dict[str, Any]:

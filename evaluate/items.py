@@ -80,17 +80,19 @@ def _options(task: Any, sample: dict[str, Any]) -> tuple[list[float], list[str]]
 
 
 def _chance(task: Any, sample: dict[str, Any]) -> float | None:
-    """Score of a model that picks an option at random; 0 for generated answers; None where chance means nothing."""
+    """Primary score of a model that picks an option at random; 0 for generated answers; None where there is none."""
+    metric = primary_metric(sample["metrics"])
     if task.OUTPUT_TYPE == "generate_until":
-        return 0.0
+        return 0.0 if task.higher_is_better().get(metric, True) else None
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
     _, choices = _options(task, sample)
     if callable(task.config.process_results):
-        metric = primary_metric(sample["metrics"])
         return chance_by_choice(
             lambda answers: float(task.process_results(sample["doc"], answers)[metric]), len(choices)
         )
+    if metric is None or not metric.startswith("acc"):  # a correlation, an F1: chance depends on all answers
+        return None
     if task.multiple_input:
         return 1.0 / len(choices)
     return len(gold_indices(sample["target"], choices)) / len(choices)

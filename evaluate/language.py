@@ -1,7 +1,7 @@
 """Held-out loss, and fidelity to the teacher, on the same rows: token chunks, float32 log-softmax, float64 sums."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.errors import InputError
-from compress.evaluate.checkpoint import Checkpoint
+from compress.evaluate.checkpoint import Checkpoint, require_numbers
+from compress.evaluate.halving import Halving
 from compress.evaluate.journal import Batch, Journal
 from compress.evaluate.token_classes import Grouping, group_tokens
 from compress.progress import say
@@ -56,7 +57,7 @@ def heldout_scores(
       (see `compress.evaluate.token_classes`), with each class's tokens
 
     Raises:
-        InputError: a token id beyond the vocabulary, or a teacher with another tokenizer.
+        InputError: a token id beyond the vocabulary, a teacher with another tokenizer, or logits that are NaN.
     """
     _check_rows(checkpoint, rows)
     if teacher is not None:
@@ -64,11 +65,20 @@ def heldout_scores(
         check_same_tokens(checkpoint, teacher)
     groupings = group_tokens(rows, checkpoint.tokenizer)
     step = max(1, batch_tokens // rows.shape[1])
-    parts = [slice(start, start + step) for start in range(0, len(rows), step)]
+    parts = [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
+    halving = Halving(lambda: None)
+
+    def sums_of(part: Sequence[int]) -> Sums:
+        def compute(numbers: Sequence[int]) -> list[Sums]:
+            here = slice(numbers[0], numbers[-1] + 1)
+            return [_batch_sums(checkpoint, teacher, torch.from_numpy(rows[here].copy()), groupings, here)]
+
+        return _join(halving.run(part, compute, lambda numbers: len(numbers) * rows.shape[1]))
+
     found = (journal or Journal()).measure(
         "Held-out text",
-        [Batch(rows[part].tolist(), len(rows[part])) for part in parts],
-        lambda i: _batch_sums(checkpoint, teacher, torch.from_numpy(rows[parts[i]].copy()), groupings, parts[i]),
+        [Batch(rows[part].tolist(), len(part)) for part in parts],
+        lambda number: sums_of(parts[number]),
     )
     sums = _join(found)
     tokens = rows.shape[0] * (rows.shape[1] - 1)
@@ -173,7 +183,7 @@ def compare_tokens(teacher_logits: Tensor, logits: Tensor) -> Comparison:
 
 def _expectation(p: Tensor, values: Tensor) -> Tensor:
     """sum_v p(v) values(v), with 0 where p(v) = 0 (a masked id has log p = -inf)."""
-    return torch.where(p > 0, p * values, torch.zeros_like(p)).sum(dim=-1)
+    return torch.where(p == 0, 0.0, p * values).sum(dim=-1)
 
 
 @torch.inference_mode()
@@ -193,8 +203,10 @@ def _batch_sums(
         logits = checkpoint.logits(states[start : start + step])
         target = labels[start : start + step]
         values = {"loss": torch.nn.functional.cross_entropy(logits, target, reduction="none")}
+        require_numbers(values["loss"], checkpoint)
         if teacher is not None and teacher_states is not None:
             teacher_logits = teacher.logits(teacher_states[start : start + step]).to(logits.device)
+            require_numbers(teacher_logits.logsumexp(dim=-1), teacher)
             shared = min(checkpoint.vocab_size, teacher.vocab_size)
             values |= compare_tokens(teacher_logits[:, :shared], logits[:, :shared])._asdict()
         for quantity, tensor in values.items():

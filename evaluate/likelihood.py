@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from compress.evaluate.checkpoint import Checkpoint
+from compress.evaluate.checkpoint import Checkpoint, require_numbers
 
 _CPU_CHUNK_TOKENS, _CPU_CHUNK_LOGITS = 128, 1 << 21  # enough rows for the product, few enough logits for the caches
 
@@ -13,6 +13,9 @@ def log_probabilities(checkpoint: Checkpoint, states: Tensor, slot: Tensor, toke
 
     `states` is [N, D] on the checkpoint's device, `slot` and `token` [M] on the CPU. Returns float64 nats and booleans,
     [M] on the CPU: z[token] - logsumexp(z) of the float32 logits z, of which one chunk exists at a time.
+
+    Raises:
+        InputError: one is NaN.
     """
     log_p = torch.empty(len(slot), dtype=torch.float64)
     greedy = torch.empty(len(slot), dtype=torch.bool)
@@ -25,4 +28,5 @@ def log_probabilities(checkpoint: Checkpoint, states: Tensor, slot: Tensor, toke
         local, wanted = (slot[here] - start).to(logits.device), token[here].to(logits.device)
         log_p[here] = (logits[local, wanted] - logits.logsumexp(dim=-1)[local]).cpu().double()
         greedy[here] = (logits.argmax(dim=-1)[local] == wanted).cpu()
+    require_numbers(log_p, checkpoint)
     return log_p, greedy

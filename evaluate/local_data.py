@@ -4,7 +4,7 @@ lm-eval calls `datasets.load_dataset` in its tasks' constructors, with the hub i
 class, so that function is the one place which sees every request; it is replaced while `local_datasets` is open.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any
 import datasets
 from datasets.utils import are_progress_bars_disabled
 
-from compress.artifacts import sha256_json
+from compress.artifacts import sha256_file, sha256_json
 from compress.errors import InputError
 
 _load_dataset = datasets.load_dataset
 _root: ContextVar[Path | None] = ContextVar("datasets_root", default=None)
 _last: ContextVar["tuple[str, Splits] | None"] = ContextVar("last_local_dataset", default=None)
+_read: ContextVar[set[str] | None] = ContextVar("local_datasets_read", default=None)
 
 
 class DatasetUnavailable(InputError):
@@ -43,21 +44,25 @@ class Splits(datasets.DatasetDict):  # type: ignore[misc]
 
 
 @contextmanager
-def local_datasets(root: Path | None) -> Iterator[None]:
+def local_datasets(root: Path | None) -> Iterator[set[str]]:
     """Let `datasets.load_dataset` read from `root` while the block runs; None changes nothing but the errors.
+
+    The value is the hub ids of the data sets that were read from there so far.
 
     Raises (from inside the block):
         DatasetUnavailable: a data set is neither under `root` nor reachable on the hub.
     """
     silent = are_progress_bars_disabled()
-    token = _root.set(root)
+    token, read = _root.set(root), set[str]()
+    reading = _read.set(read)
     datasets.load_dataset = _load
     datasets.disable_progress_bars()
     try:
-        yield
+        yield read
     finally:
         datasets.load_dataset = _load_dataset
         _root.reset(token)
+        _read.reset(reading)
         if not silent:
             datasets.enable_progress_bars()
 
@@ -65,6 +70,18 @@ def local_datasets(root: Path | None) -> Iterator[None]:
 def is_local(root: Path | None, dataset: str) -> bool:
     """Whether `dataset` (ORG/NAME) has a folder under `root`."""
     return root is not None and (root / dataset).is_dir()
+
+
+def data_fingerprint(root: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """One SHA-256 for the files of each data set ORG/NAME under `root`; None for one that is not there."""
+
+    def content(folder: Path) -> str | None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        seen = {path.relative_to(folder).as_posix(): path for path in files}
+        visible = {name: path for name, path in seen.items() if not any(p.startswith(".") for p in name.split("/"))}
+        return sha256_json({name: sha256_file(path) for name, path in visible.items()}) if visible else None
+
+    return {name: content(root / name) for name in sorted(names)}
 
 
 def last_local_splits() -> str:
@@ -85,6 +102,8 @@ def _load(path: str, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
         if root is not None and local:
             kwargs["cache_dir"] = _cache_folder(root / path)
             loaded = _load_dataset(str(root / path), name, *args, **kwargs)
+            if (read := _read.get()) is not None:
+                read.add(path)
         else:
             loaded = _load_dataset(path, name, *args, **kwargs)
     except Exception as error:

@@ -63,13 +63,18 @@ def primary_metric(metrics: Sequence[str]) -> str | None:
 def group_score(members: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Scores of a group from its tasks' scores.
 
-    For every metric all members have: METRIC is the micro average (each item counts the same; lm-eval's
-    weight_by_size) with lm-eval's pooled standard error, METRIC_macro the plain mean over tasks (each task counts the
-    same) with sqrt(sum se_i^2) / k. `chance` is averaged the same two ways.
+    For every metric that all members have a number of: METRIC is the micro average (each item counts the same; that
+    of lm-eval's groups with weight_by_size) with lm-eval's pooled standard error, METRIC_macro the plain mean over
+    tasks (each task counts the same; that of lm-eval's other groups) with sqrt(sum se_i^2) / k. `chance` is averaged
+    the same two ways.
     """
     tasks = list(members.values())
     sizes = [int(task["n"]) for task in tasks]
-    shared = [m for m in metrics[next(iter(members))] if all(m in metrics[name] for name in members)]
+    shared = [
+        metric
+        for metric in metrics[next(iter(members))]
+        if all(metric in metrics[name] and task[metric] is not None for name, task in members.items())
+    ]
     result: dict[str, Any] = {}
     for metric in shared:
         values = [float(task[metric]) for task in tasks]

@@ -12,7 +12,7 @@ from compress.artifacts import read_json
 from compress.data import INDEX
 from compress.distill.publish import RECORD
 from compress.errors import InputError
-from compress.evaluate.config import untimed
+from compress.evaluate.config import unscored, untimed
 from compress.recipe import load_recipe
 from compress.report.run_files import MODELS
 from compress.verify import chain
@@ -146,7 +146,7 @@ def _evaluations(run: RunFolder) -> Iterator[Check]:
         path = run.path / "eval" / f"{stem}.json"
         expected: chain.Expected = chain.evaluation_inputs(run, stem, path) if path.is_file() else {}
         yield from _step(run, f"eval/{stem}", f"eval/{stem}.json", ("eval",), expected, **untimed())
-    yield from _step(run, "eval/speed", "eval/speed.json", ("eval",), chain.speed_inputs(run))
+    yield from _step(run, "eval/speed", "eval/speed.json", ("eval",), chain.speed_inputs(run), **unscored())
     if (run.path / "report.json").is_file():
         yield perform("report.json", lambda: _check_report(run))
 

@@ -10,6 +10,7 @@ from compress.config import build_from
 from compress.data import DataConfig, LocalSource, find_source, tokenizer_fingerprint
 from compress.distill.config import MAY_CHANGE_AT_RESUME
 from compress.errors import CompressError, InputError
+from compress.evaluate.evaluation import benchmark_inputs
 from compress.models import load_tokenizer
 from compress.pipeline import asked_cut
 from compress.prune import WITHOUT_TEXT, RankAfterConfig, RankingConfig, prune_settings
@@ -98,10 +99,18 @@ def evaluation_inputs(run: RunFolder, stem: str, path: Path) -> Expected:
             raise NotChecked("it was measured on a text of its own")
         return {"store": run.store.fingerprint}
 
+    def benchmarks() -> dict[str, Any] | None:
+        if run.resolved is None:
+            raise NotChecked("the recipe, which says where they lie, is not there")
+        recorded = typed(read_record(path).inputs["benchmarks"], dict, f"{path}: manifest.inputs.benchmarks")
+        names = typed(recorded.get("datasets"), dict, f"{path}: manifest.inputs.benchmarks.datasets")
+        return benchmark_inputs(run.resolved.eval, names)
+
     return {
         "model": lambda: run.fingerprint(run.measured(stem)),
         "teacher": lambda: run.fingerprint(run.teacher()),
         "text": text,
+        "benchmarks": benchmarks,
     }
 
 

@@ -83,17 +83,33 @@ doc_to_text: ""
 doc_to_target: "{{question}}"
 metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 """
+_SHUFFLED = """
+dataset_path: acme/quiz
+output_type: multiple_choice
+test_split: test
+process_docs: !function quiz_class.shuffled
+doc_to_text: "{{question}}\\nAnswer:"
+doc_to_target: gold
+doc_to_choice: options
+metric_list: [{metric: acc}]
+"""
 TASKS = {
     "quiz.yaml": "tag: quiz_tag\ntask: quiz" + _QUIZ,
     "quiz_again.yaml": "tag: quiz_tag\ntask: quiz_again" + _QUIZ.replace("Answer:", "The answer:"),
     "quiz_mass.yaml": "task: quiz_mass" + _QUIZ + "process_results: !function quiz_class.mass\n",
     "quiz_sampled.yaml": _SAMPLED,
     "quiz_rolling.yaml": _ROLLING,
+    "quiz_shuffled.yaml": "task: quiz_shuffled" + _SHUFFLED,
+    "quiz_mcc.yaml": "task: quiz_mcc" + _QUIZ.partition("metric_list")[0] + "metric_list: [{metric: mcc}]\n",
+    "quiz_code.yaml": _SAMPLED.replace("quiz_sampled", "quiz_code") + "unsafe_code: true\n",
+    "quiz_pictures.yaml": _SAMPLED.replace("quiz_sampled", "quiz_pictures") + "doc_to_image: text\n",
     "quizzes.yaml": "group: quizzes\ntask: [quiz, quiz_again]\n",
     "quiz_class.yaml": "task: quiz_class\nclass: !function quiz_class.Quiz\n",
     "quiz_lost.yaml": "task: quiz_lost" + _QUIZ.replace("acme/quiz", "acme/lost"),
     "quiz_split.yaml": "task: quiz_split" + _QUIZ.replace("test_split: test", "test_split: exam"),
     "quiz_class.py": '''
+import random
+
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
@@ -103,6 +119,16 @@ def mass(doc, results):
     """Probability mass of the right option, as TruthfulQA's mc2."""
     p = np.exp(np.array([r[0] for r in results]) - max(r[0] for r in results))
     return {"acc": float(p[doc["gold"]] / p.sum())}
+
+
+def shuffled(docs):
+    """Options in an order drawn from Python's own random numbers, as gpqa's."""
+
+    def shuffle(doc):
+        order = random.sample(range(len(doc["options"])), len(doc["options"]))
+        return {"options": [doc["options"][i] for i in order], "gold": order.index(doc["gold"])}
+
+    return docs.map(shuffle)
 
 
 class Quiz(ConfigurableTask):

@@ -1,6 +1,7 @@
 """Benchmarks on a generated data set: lm-eval's own backend is the reference."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from compress.artifacts import sha256_file
 from compress.errors import InputError, UsageError
-from compress.evaluate import EvalConfig, evaluate_model
+from compress.evaluate import EvalConfig, evaluate_model, evaluation_inputs
 from compress.evaluate.checkpoint import load_checkpoint
 from compress.evaluate.scorer import Scorer
 
@@ -62,6 +63,46 @@ def test_numbers_are_those_of_lm_evals_hf_backend(world: dict[str, Path]) -> Non
     assert found == pytest.approx(expected_ll, abs=2e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_options_that_a_task_shuffles_have_lm_evals_order(world: dict[str, Path]) -> None:
+    reference = harness_scores(world, ["quiz_shuffled"])["samples"]["quiz_shuffled"]
+    out = world["folder"] / "eval" / "shuffled.json"
+    evaluate_model(world["model"], settings(world, "quiz_shuffled"), out=out)
+    items = [json.loads(line) for line in out.with_name("shuffled.items.jsonl").read_text().splitlines()]
+    assert [item["options"] for item in items] == [sample["doc"]["options"] for sample in reference]
+    assert len({tuple(item["options"]) for item in items}) > 12
+
+
+def test_only_an_accuracy_has_chance(world: dict[str, Path]) -> None:
+    score = evaluate_model(world["model"], settings(world, "quiz_mcc"))["tasks"]["quiz_mcc"]
+    assert (score["primary"], score["chance"]) == ("mcc", None)
+    assert -1 <= score["mcc"] <= 1
+
+
+def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Path], tmp_path: Path) -> None:
+    here = {**world, "root": tmp_path / "root", "tasks": tmp_path / "tasks"}
+    for name in ("root", "tasks"):
+        shutil.copytree(world[name], here[name])
+    asked, out = settings(here, "quiz", limit=2), tmp_path / "m.json"
+    made = evaluate_model(here["model"], asked, out=out)["manifest"]["inputs"]
+    assert list(made["benchmarks"]["datasets"]) == ["acme/quiz"]
+
+    def now() -> dict[str, Any]:
+        return evaluation_inputs(here["model"], asked, earlier=out)
+
+    assert now() == made
+    with (here["root"] / "acme" / "spans" / "validation.jsonl").open("a") as unused:
+        unused.write("\n")
+    assert now() == made
+    task, rows = here["tasks"] / "quiz.yaml", here["root"] / "acme" / "quiz" / "test.jsonl"
+    for file in (task, rows):
+        before = file.read_text()
+        file.write_text(before.replace("1", "2").replace("Answer:", "The answer:"))
+        assert now() != made, file
+        file.write_text(before)
+    assert now() == made
+
+
 class Request:
     """What the scorer reads of an lm-eval instance."""
 
@@ -108,6 +149,8 @@ def test_the_limit_takes_the_first_items(world: dict[str, Path]) -> None:
         ("quiz_lost", {}, InputError, ["quiz_lost", "acme/lost", "hf download acme/lost --repo-type dataset"]),
         ("quiz", {"num_fewshot": 3}, InputError, ["quiz", "3 shots", "'train'", "acme/quiz", "--num-fewshot"]),
         ("quiz_split", {}, InputError, ["quiz_split", "exam", "test"]),
+        ("quiz_code", {}, UsageError, ["quiz_code", "runs the code"]),
+        ("quiz_pictures", {}, UsageError, ["quiz_pictures", "pictures"]),
         ("quiz", {"datasets_root": "nowhere"}, UsageError, ["nowhere", "hf download"]),
     ],
 )

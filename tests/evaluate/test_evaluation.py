@@ -72,19 +72,21 @@ def test_the_whole_measurement_on_a_token_store(place: dict[str, Path]) -> None:
     assert fidelity["draft"]["greedy"]["acceptance_rate"] == fidelity["top1_agreement"]
     assert result["tasks"] == {}
     assert result["manifest"]["config"]["heldout_sequences"] == 4
-    assert result["manifest"]["inputs"] == evaluation_inputs(place["model"], teacher=teacher, text=place["store"])
+    assert result["manifest"]["inputs"] == evaluation_inputs(
+        place["model"], config(), teacher=teacher, text=place["store"], earlier=out
+    )
     assert not list(out.parent.glob("*.partial"))
     assert not list(out.parent.glob(".*"))
 
 
 def test_inputs_change_with_the_content_of_the_text_and_the_model(place: dict[str, Path]) -> None:
-    note = place["folder"] / "note.txt"
+    note, out = place["folder"] / "note.txt", place["folder"] / "none.json"
     inputs = []
     for content in ("a b\n", "a b\n", "a c\n"):
         note.write_text(content)
-        inputs.append(evaluation_inputs(place["model"], text=note))
+        inputs.append(evaluation_inputs(place["model"], config(), text=note, earlier=out))
     assert inputs[0] == inputs[1] != inputs[2]
-    assert inputs[0] != evaluation_inputs(place["folder"] / "model", text=place["text"])
+    assert inputs[0] != evaluation_inputs(place["folder"] / "model", config(), text=place["text"], earlier=out)
 
 
 def test_given_prompts_are_continued(place: dict[str, Path]) -> None:

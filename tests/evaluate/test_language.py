@@ -173,6 +173,39 @@ def test_disjoint_distributions_reach_the_bound_and_masked_ids_do_no_harm() -> N
     assert not found.top1.item()
 
 
+@pytest.mark.parametrize("broken", ["model", "teacher"])
+def test_logits_that_are_no_numbers_are_refused_by_name(models: dict[str, Path], broken: str) -> None:
+    pair = {name: load_checkpoint(models[name], CONFIG) for name in ("model", "teacher")}
+    with torch.no_grad():
+        pair[broken].model.base_model.norm.weight[3] = math.nan
+    with pytest.raises(InputError, match=rf"{broken} gives NaN.*eval\.dtype=float32"):
+        heldout_scores(pair["model"], rows(), 80, teacher=pair["teacher"])
+
+
+def test_rows_that_the_memory_does_not_hold_are_halved(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = [load_checkpoint(models[name], CONFIG) for name in ("model", "teacher")]
+    whole = heldout_scores(pair[0], rows(), 80, teacher=pair[1])
+    states, sizes = Checkpoint.states, []
+
+    def limited(self: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return states(self, ids)
+
+    monkeypatch.setattr(Checkpoint, "states", limited)
+    parts = heldout_scores(pair[0], rows(), 80, teacher=pair[1])
+    assert sum(size for size in sizes if size <= 2) == 2 * 5
+    for found, expected in zip(parts, whole, strict=True):
+        assert found is not None
+        assert expected is not None
+        assert found == {
+            k: v if isinstance(v, dict | None) else pytest.approx(v, rel=1e-6) for k, v in expected.items()
+        }
+
+
 def test_bf16_models_are_scored_from_float32_logits(models: dict[str, Path]) -> None:
     checkpoint, ids = load_checkpoint(models["model"], dataclasses.replace(CONFIG, dtype="bfloat16")), rows()
     with torch.no_grad():

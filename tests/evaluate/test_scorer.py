@@ -1,6 +1,7 @@
 """The scorer's parts: token ids, greedy answers, memory that runs out, models that need the plain forward pass."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -185,6 +186,15 @@ def test_one_sequence_that_does_not_fit_is_an_error_that_says_what_to_do(
         scorer.loglikelihood([Request("abc", "de")])
     monkeypatch.setattr(TreeModel, "states", lambda *_: (_ for _ in ()).throw(RuntimeError("a defect")))
     with pytest.raises(RuntimeError, match="a defect"):
+        scorer.loglikelihood([Request("abc", "de")])
+
+
+def test_logits_that_are_no_numbers_are_refused(world: dict[str, Path]) -> None:
+    broken = load_checkpoint(world["model"], EvalConfig(device="cpu"))
+    scorer = Scorer(broken, 4096)
+    with torch.no_grad():
+        broken.model.base_model.norm.weight[0] = math.nan
+    with pytest.raises(InputError, match=r"gives NaN.*eval\.dtype=float32"):
         scorer.loglikelihood([Request("abc", "de")])
 
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from compress.evaluate.answers import option_probabilities
 from compress.evaluate.scores import (
     chance_by_choice,
     choice_metrics,
@@ -78,6 +79,13 @@ def test_group_micro_is_the_mean_over_items_and_macro_over_tasks() -> None:
     assert group["chance_macro"] == pytest.approx(0.375)
     assert (group["n"], group["num_fewshot"], group["members"]) == (8, 5, ["small", "large"])
     assert "extra" not in group
+    members["small"] |= {"acc": None, "acc_stderr": None}  # lm-eval's aggregate was NaN
+    assert "acc" not in group_score(members, {"small": ["acc"], "large": ["acc"]})
+
+
+def test_options_of_no_probability_are_alike() -> None:
+    assert option_probabilities([-math.inf, -math.inf]).tolist() == [0.5, 0.5]
+    assert option_probabilities([-math.inf, -3.0]).tolist() == [0.0, 1.0]
 
 
 def test_the_primary_metric_is_plain_accuracy_or_verbatim_completion() -> None:
