@@ -1,5 +1,10 @@
 """Failures a user can act on. The command line prints one paragraph and exits with `exit_code`."""
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where it gives no more room: the disk, a quota, the longest file."""
+
 
 class CompressError(Exception):
     """Something the user can mend. The message says what was given, what is allowed and what to do."""

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from compress import processes
-from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
 from compress.redact import redact
 from compress.runtime import ignore_signals, interrupted
 
@@ -58,7 +58,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def _explain_os_error(error: OSError) -> str:
     place = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in DISK_FULL:
         return (
             f"No space left to write{place}: free some, or choose another output folder. Nothing half-written is left."
         )

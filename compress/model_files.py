@@ -22,6 +22,7 @@ _SIDE_FILES = (
 )  # fmt: skip
 _NEVER_COPIED = (".safetensors", ".bin", ".pt", ".pth")
 _CODE = "*.py"
+_OTHER_WEIGHTS = "transformers_weights"  # transformers loads what this field of config.json names
 WEIGHT_FILES = "*.safetensors"
 SMALL_FILES = ("*.json", *_SIDE_FILES)
 """What a hub model has besides its weights."""
@@ -97,13 +98,14 @@ def hub_errors(name: str) -> Iterator[None]:
 
 
 def shard_names(folder: Path) -> list[str]:
-    """Names of a model folder's safetensors files, from its index or by the usual name; the files are not looked at.
+    """Names of a model folder's safetensors files: those that transformers loads, which takes an index only where there
+    is no file of the usual name. The files are not looked at.
 
     Raises:
         InputError: the index is broken, or has a name that is not a plain file name.
     """
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    if (folder / "model.safetensors").is_file() or not index.is_file():
         return ["model.safetensors"]
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
@@ -122,11 +124,17 @@ def check_weight_files(folder: Path) -> list[Path]:
     Symbolic links may lead out of the folder only as the hub cache's do (into its `blobs/`).
 
     Raises:
-        InputError: no weights, only pickles, a shard named outside the folder, or one that is missing or damaged.
+        InputError: no weights, only pickles, a config.json that names other files, a shard named outside the folder, or
+            one that is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
+    if (config := folder / "config.json").is_file() and (named := read_json(config).get(_OTHER_WEIGHTS)):
+        raise InputError(
+            f"{config} has {_OTHER_WEIGHTS}: {named!r}, which would load other weights than model.safetensors. Remove "
+            "the field, and give the file that name."
+        )
     if not index.is_file() and not (folder / "model.safetensors").is_file():
         pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))]
         hint = f" It has {pickles[0]}, a pickle, which can run code: convert it to safetensors." if pickles else ""

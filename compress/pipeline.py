@@ -18,10 +18,10 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compress.artifacts import manifest, owned, read_json, sha256_tree, write_json, write_text
-from compress.config import build as build_config
-from compress.config import dump_yaml, parse_yaml, to_dict
+from compress.config import build_from, dump_yaml, to_dict
 from compress.data import INDEX, TokenStore, changes_since, prepare
 from compress.demo import DEMO, write_world
 from compress.distill import DistillConfig, DistillResult, distill
@@ -94,8 +94,17 @@ def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
 
 def resolve_paths(recipe: Recipe, run: Path) -> Recipe:
     """The recipe with `$RUN` replaced by the run folder and `$DEMO` by the folder of `compress.demo`."""
-    text = dump_yaml(recipe).replace("$RUN", run.as_posix()).replace("$DEMO", DEMO.as_posix())
-    return build_config(Recipe, parse_yaml(text, "recipe.yaml"))
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: resolved(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [resolved(item) for item in value]
+        if isinstance(value, str):
+            return value.replace("$RUN", run.as_posix()).replace("$DEMO", DEMO.as_posix())
+        return value
+
+    return build_from(Recipe, resolved(to_dict(recipe)), "the recipe")
 
 
 def make_world(recipe: Recipe, run: Path) -> None:
@@ -203,9 +212,9 @@ def _store_of(options: DistillOptions, *, student: str, teacher: str | None, run
 def train(name: str, config: DistillConfig, *, student: Path, teacher: Path | None, run: Path, out: Path) -> None:
     """Train `student` into `out` on RUN/data, or continue; a result made from something else is made anew."""
     work = run / ("train" if out.name == "student" else f"{out.name}-train")
-    inputs = fingerprints(student, teacher, TokenStore.open(run / "data"))
 
     def keep_only_current() -> None:
+        inputs = fingerprints(student, teacher, TokenStore.open(run / "data"))
         done = (out / RECORD).is_file()
         if done and (changes := student_changes(out, config, inputs)):
             say(f"{name}: {'; '.join(changes)}; doing it again.")

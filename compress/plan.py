@@ -92,8 +92,8 @@ def _plan_recipe(recipe: Recipe, flops_per_s: float) -> RecipePlan:
             folder = resolve_model(str(recipe.teacher.model), recipe.teacher.revision, weights=False)
         teacher = load_config(folder)
         cut = derive(recipe.teacher.model or "a teacher trained from scratch", folder, recipe.prune.choice)
-    choice, num_layers = recipe.prune.choice, len(cut.plan.kept_layers) + len(cut.plan.dropped_layers)
-    ranked = choice.rank_after * len(choice.proposals(num_layers)) if isinstance(choice, RankAfterConfig) else 0
+    choice = recipe.prune.choice
+    ranked = choice.rank_after * len(choice.proposals(cut.layer_types)) if isinstance(choice, RankAfterConfig) else 0
     training = None
     if recipe.teacher.scratch is not None:
         training = _plan(recipe.teacher.scratch.train, recipe.data, teacher, None)

@@ -20,6 +20,7 @@ from compress.artifacts import owned, read_json, require_free, sha256_json, writ
 from compress.data import INDEX, TokenStore, prepare
 from compress.distill import DistillConfig, distill
 from compress.distill.config import MAY_CHANGE_AT_RESUME
+from compress.distill.guard import Diverged
 from compress.distill.publish import as_json
 from compress.errors import InputError, UsageError
 from compress.model_files import resolve_model
@@ -33,11 +34,11 @@ from compress.prune import (
     Ranking,
     RankingConfig,
     measure_layers,
-    plan_prune,
     prune,
     prune_inputs,
     prune_settings,
 )
+from compress.prune.plan import derive
 from compress.prune.repair import seams
 from compress.prune.spec import format_layers
 from compress.recipe import PruneOptions
@@ -114,13 +115,22 @@ def rank_cuts(
 
     Raises:
         UsageError: the token store has no held-out rows, or fewer training rows than `rank_after` asks for; or no
-            candidate can be repaired, as was asked for.
+            candidate can be cut, and repaired where that was asked for.
     """
     started = time.monotonic()
     folder, data = on_main(lambda: resolve_model(teacher)), Path(str(choice.data))
     _check_heal(choice, healing, data)
     memory = Memory(work, on_main(lambda: prune_inputs(folder, choice, asked.repairing)))
-    num_layers = on_main(lambda: plan_prune(teacher, choice).num_layers)
+    types = on_main(lambda: derive(teacher, folder, choice).layer_types)
+
+    def refusal(kept: Cut) -> str | None:
+        if asked.repair and not seams(kept, len(types)):
+            return "it drops only layers before the first that stays, so there is nothing to repair."
+        try:
+            derive(teacher, folder, format_layers(kept))
+        except InputError as error:
+            return str(error)
+        return None
 
     def measure(how: RankingConfig) -> dict[str, Any]:
         found = on_main(lambda: measure_layers(teacher, folder, how))
@@ -136,13 +146,8 @@ def rank_cuts(
         config = short_heal(healing, choice.rank_after)
         distill(config, student=start, teacher=folder, data=data, out=place / "student", work=place / "train")
 
-    proposals, measured = propose(choice, num_layers, memory, measure)
-    candidates = [c for c in gather(proposals) if not asked.repair or seams(c.kept_layers, num_layers)]
-    if not candidates:
-        raise UsageError(
-            "No candidate can be repaired: each drops only layers before the first that stays. Leave the repair out, "
-            "or name other candidates."
-        )
+    proposals, measured = propose(choice, types, memory, measure)
+    candidates = possible(gather(proposals), refusal)
     healed = heal_all(candidates, memory, settings, heal)
     details = {
         "rank_after_tokens": choice.rank_after,
@@ -184,6 +189,24 @@ def gather(proposals: Iterable[tuple[str, Cut]]) -> list[Candidate]:
     return [Candidate(kept, tuple(dict.fromkeys(found))) for kept, found in names.items()]
 
 
+def possible(candidates: Sequence[Candidate], refusal: Callable[[Cut], str | None]) -> list[Candidate]:
+    """Those candidates that `refusal` gives no reason against; the others are named with it, and left out.
+
+    Raises:
+        UsageError: none is left.
+    """
+    found = []
+    for candidate in candidates:
+        kept = candidate.kept_layers
+        if (reason := on_main(functools.partial(refusal, kept))) is None:
+            found.append(candidate)
+            continue
+        say(f"Layers {format_layers(kept)} ({', '.join(candidate.proposed_by)}) are no candidate: {reason}")
+    if not found:
+        raise UsageError("No candidate can be cut as asked (the reasons are above); name others (prune.candidates).")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Results of earlier calls in a folder; all processes ask together, and the main one reads and writes."""
@@ -207,11 +230,11 @@ class Memory:
 
 
 def propose(
-    choice: RankAfterConfig, num_layers: int, memory: Memory, measure: Callable[[RankingConfig], dict[str, Any]]
+    choice: RankAfterConfig, types: Sequence[str], memory: Memory, measure: Callable[[RankingConfig], dict[str, Any]]
 ) -> tuple[list[tuple[str, Cut]], dict[str, Any]]:
     """The cuts that are proposed, by name, and what `measure` found for those names that are measures."""
     proposals, measured = [], {}
-    for name, how in choice.proposals(num_layers):
+    for name, how in choice.proposals(types):
         if isinstance(how, RankingConfig):
             found = memory.recall(prune_settings(how, check=False), functools.partial(measure, how))
             measured[f"{name}, seed {how.seed}" if name == "random" else name] = found
@@ -230,7 +253,7 @@ def heal_all(
 
     `settings` is what decides how a cut is healed, and `heal` heals it in a folder, its metrics in train/metrics.jsonl.
     A record has the held-out losses `before` and `after`: what healing minimises (`loss`), its `soft` and `hard` part,
-    nats a token.
+    nats a token; `after` is null where the heal diverged.
 
     Raises:
         InputError: no candidate has a finite loss after its heal.
@@ -242,7 +265,11 @@ def heal_all(
         say(f"{name}: layers {', '.join(map(str, kept))} ({', '.join(candidate.proposed_by)})")
 
         def losses(kept: Cut = kept, place: Path = place) -> dict[str, Any]:
-            heal(kept, place)
+            try:
+                heal(kept, place)
+            except Diverged as error:
+                say(f"Layers {format_layers(kept)} are out: {error}")
+                return on_main(lambda: heldout_losses(place / "train" / "metrics.jsonl", diverged=True))
             return on_main(lambda: heldout_losses(place / "train" / "metrics.jsonl"))
 
         found = memory.recall(what, losses)
@@ -258,13 +285,13 @@ def heal_all(
     return records
 
 
-def heldout_losses(metrics: Path) -> dict[str, dict[str, float | None]]:
-    """The first and the last held-out losses of a metrics.jsonl."""
+def heldout_losses(metrics: Path, *, diverged: bool = False) -> dict[str, dict[str, float | None]]:
+    """The first and the last held-out losses of a metrics.jsonl; null for the last of a training that diverged."""
     rows = [
         row for line in metrics.read_text(encoding="utf-8").splitlines() if "heldout_loss" in (row := json.loads(line))
     ]
     before, after = ({name: row[f"heldout_{name}"] for name in ("loss", "soft", "hard")} for row in (rows[0], rows[-1]))
-    return {"before": before, "after": after}
+    return {"before": before, "after": dict.fromkeys(after) if diverged else after}
 
 
 def _finite(loss: float | None) -> float:

@@ -44,7 +44,11 @@ def initialise(scratch: ScratchTeacher, out: Path) -> None:
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(scratch.train.seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:
+        reason = " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:300]
+        raise UsageError(f"teacher.scratch.architecture makes no causal LM: {reason}") from error
     with no_transformers_bars():
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)

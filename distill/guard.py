@@ -14,6 +14,10 @@ from compress.progress import say
 _ROWS_NAMED = 32
 
 
+class Diverged(CompressError):
+    """Too many steps in a row had to be skipped."""
+
+
 class Skips(NamedTuple):
     """Skipped steps so far."""
 
@@ -73,13 +77,13 @@ def tell_skips(skips: Skips, told: int, config: DistillConfig, rows_of: Callable
     """Tell the user of steps skipped beyond the `told` first ones; `rows_of` gives the row ids of a 0-based step.
 
     Raises:
-        CompressError: `max_skipped_steps` steps in a row were skipped; the message has the ids of their rows.
+        Diverged: `max_skipped_steps` steps in a row were skipped; the message has the ids of their rows.
     """
     reason = "loss or gradient not finite" + ("" if config.spike_sigma is None else ", or a spike of the loss")
     if skips.longest >= config.max_skipped_steps and skips.longest_end:
         first = max(skips.longest_end - skips.longest, 0)
         rows = [row for step in range(first, skips.longest_end) for row in rows_of(step)]
-        raise CompressError(
+        raise Diverged(
             f"{skips.longest} steps in a row were skipped ({skips.total} in all), steps {first + 1} to "
             f"{skips.longest_end}: {reason}. The weights are those before them. They read the rows {_listed(rows)} of "
             "the token store. Lower lr or clip_norm, or use precision fp32; max_skipped_steps sets the limit."

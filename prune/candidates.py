@@ -1,7 +1,8 @@
 """Candidate cuts, for a choice that is made by healing each of them a little.
 
 How much a cut costs before healing says little of what it costs after (Minitron, arXiv:2407.14679, saw rankings flip
-during the first few hundred steps), so criteria and controls name candidates here, and `compress.pipeline` heals them.
+during the first few hundred steps), so criteria and controls name candidates here, and `compress.rank_after` heals
+them.
 """
 
 import dataclasses
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from compress.config import config
 from compress.errors import UsageError
 from compress.prune.config import WITHOUT_TEXT, AtLeastOne, CalibrationConfig, Method, RankingConfig
-from compress.prune.spec import check_spec, parse_spec
+from compress.prune.mix import choose_layers
+from compress.prune.spec import check_spec
 from compress.units import Count
 
 if TYPE_CHECKING:
@@ -47,18 +49,19 @@ class RankAfterConfig(CalibrationConfig):
         """Whether a candidate is named by a measure that needs text."""
         return any(name in METHODS and name not in WITHOUT_TEXT for name in self._names(self.layers))
 
-    def proposals(self, num_layers: int) -> list[tuple[str, tuple[int, ...] | RankingConfig]]:
-        """Each candidate's name, and its layers or the measure that is to choose them.
+    def proposals(self, types: Sequence[str]) -> list[tuple[str, tuple[int, ...] | RankingConfig]]:
+        """Each candidate's name, and its layers or the measure that is to choose them; `types` are the model's layers'.
 
         Raises:
             UsageError: the model has fewer layers, or a SPEC keeps another number of them.
         """
+        num_layers = len(types)
         if self.layers > num_layers:
             raise UsageError(f"layers = {self.layers}: the model has {num_layers} layers; write how many of them stay.")
         found: list[tuple[str, tuple[int, ...] | RankingConfig]] = []
         for name in self._names(num_layers):
             if name not in METHODS:
-                found.append((name, self._named(name, num_layers)))
+                found.append((name, self._named(name, types)))
                 continue
             for draw in range(RANDOM_DRAWS if name == "random" else 1):
                 shared = {field: getattr(self, field) for field in CalibrationConfig.__dataclass_fields__}
@@ -77,11 +80,11 @@ class RankAfterConfig(CalibrationConfig):
             controls.append("alternate")
         return tuple(dict.fromkeys([*measures, *controls]))
 
-    def _named(self, spec: str, num_layers: int) -> tuple[int, ...]:
-        kept = parse_spec(spec, num_layers)
+    def _named(self, spec: str, types: Sequence[str]) -> tuple[int, ...]:
+        kept = choose_layers(spec, types)
         if len(kept) != self.layers:
             raise UsageError(
-                f"The candidate {spec} keeps {len(kept)} of {num_layers} layers, and layers = {self.layers}. "
+                f"The candidate {spec} keeps {len(kept)} of {len(types)} layers, and layers = {self.layers}. "
                 "Candidates are compared at one size; change one of the two."
             )
         return kept

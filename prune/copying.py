@@ -35,7 +35,11 @@ class Files(Protocol):
     """How many threads read at once."""
 
     def read(self, path: Path, start: int, into: memoryview) -> int:
-        """Fill `into` with the bytes of a file from `start` on; returns how many there were."""
+        """Fill `into` with the bytes of a file from `start` on; returns how many there were.
+
+        Raises:
+            OSError: they cannot be read; it names the file.
+        """
 
     def stop(self) -> None:
         """Nothing more will be read: give up what waits."""
@@ -49,8 +53,11 @@ class LocalFiles:
     def read(self, path: Path, start: int, into: memoryview) -> int:
         done = 0
         with path.open("rb", buffering=0) as file:
-            while done < len(into) and (count := os.preadv(file.fileno(), [into[done:]], start + done)):
-                done += count
+            try:
+                while done < len(into) and (count := os.preadv(file.fileno(), [into[done:]], start + done)):
+                    done += count
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
         return done
 
     def stop(self) -> None:

@@ -116,6 +116,8 @@ class Derivation:
     layer_prefixes: tuple[str, ...]
     """What keys of layer weights may start with on disk, before `.INDEX.`: `model.layers`, or `layers` where a
     checkpoint was saved without its head."""
+    layer_types: tuple[str, ...]
+    """Of each of the teacher's layers (see `layer_kinds`)."""
 
 
 def plan_prune(
@@ -169,7 +171,7 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConf
         notes=tuple(notes),
         **_figures(config, before, after),
     )
-    return Derivation(plan, student_json, smaller, _stored_prefixes(name, before.base_model_prefix))
+    return Derivation(plan, student_json, smaller, _stored_prefixes(name, before.base_model_prefix), tuple(types))
 
 
 def _models(config: Any, student_json: dict[str, Any], folder: Path) -> tuple[Any, Any, Any]:

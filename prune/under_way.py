@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from compress.artifacts import clear_folder, read_json
-from compress.errors import CompressError
+from compress.errors import DISK_FULL, CompressError
 from compress.prune.casting import student_tensors
 from compress.prune.copying import Copying
 from compress.prune.shards import StudentTensor
@@ -116,11 +116,16 @@ def require_space(out: Path, needed: int) -> None:
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError into a CompressError that names the output."""
+    """Turn an OSError into a CompressError that names the output where its disk is full, else the file."""
     try:
         yield
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise CompressError(
+                f"{out} could not be written ({error.strerror}); what was there of it is removed. Make room on the "
+                "disk, or write the student elsewhere."
+            ) from error
         raise CompressError(
-            f"{out} could not be written ({error.strerror or error}); what was there of it is removed. Make room on "
-            "the disk, or write the student elsewhere."
+            f"{error.filename or 'A file'} could not be read or written ({error.strerror or error}); nothing is left "
+            f"of {out}."
         ) from error

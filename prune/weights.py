@@ -50,7 +50,7 @@ def file_start(path: Path) -> bytes:
 
 
 def read_header(path: Path) -> list[StoredTensor]:
-    """Tensors of a safetensors file in the order of their bytes; `models.check_weight_files` has found it whole."""
+    """Tensors of a safetensors file in the order of their bytes; `check_weight_files` has found it whole."""
     start = file_start(path)
     header: dict[str, Any] = json.loads(start[8:])
     header.pop("__metadata__", None)

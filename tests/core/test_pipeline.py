@@ -1,5 +1,6 @@
 """`compress run`: every step once, nothing twice, what changed again, what was cut continued."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,8 +21,11 @@ from compress.artifacts import read_json, sha256_tree
 from compress.cli import cli
 from compress.demo import DEMO
 from compress.demo import RECIPE as RECIPE_OF_DEMO
-from compress.pipeline import cut, make_data, measures_data
-from compress.recipe import load_recipe
+from compress.distill import DistillConfig
+from compress.errors import UsageError
+from compress.pipeline import cut, make_data, measures_data, resolve_paths
+from compress.recipe import ScratchTeacher, load_recipe
+from compress.scratch import initialise
 
 STEPS = (
     "student-init/prune.json",
@@ -178,6 +182,25 @@ def test_the_four_commands_make_the_same_report(world: Path, run: Path, tmp_path
         record = json.loads(done.stdout)
     assert record["retention"]["tiny_choice"]["paired_items"] == 9
     assert record["train"]["tokens"] == 4032
+
+
+@pytest.mark.parametrize("folder", ["a #2", "b: c", "d 'e' \"f\"", "- g", "{h}"])
+def test_a_run_folder_may_have_any_name(world: Path, folder: str) -> None:
+    recipe = load_recipe(world / "recipe.yaml", ["data.dataset=$RUN/world", "eval.datasets_root=$RUN"])
+    found = resolve_paths(recipe, Path("runs") / folder)
+    assert (found.data.dataset, found.eval.datasets_root) == (f"runs/{folder}/world", f"runs/{folder}")
+    data = dataclasses.replace(recipe.data, dataset=found.data.dataset)
+    changed = {"data": data, "eval": dataclasses.replace(recipe.eval, datasets_root=found.eval.datasets_root)}
+    assert found == dataclasses.replace(recipe, **changed)
+
+
+def test_a_teacher_from_scratch_that_makes_no_causal_lm_is_refused(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    scratch = ScratchTeacher(
+        architecture={"model_type": "vit", "vocab_size": 300}, tokenizer=str(tmp_path), train=DistillConfig(alpha=0.0)
+    )
+    with pytest.raises(UsageError, match="makes no causal LM"):
+        initialise(scratch, tmp_path / "out")
 
 
 def test_dry_run_writes_nothing(world: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, run_cli
+from helpers import ROOT, run_cli, tiny_config
 from launch import launch
 from recipe_world import make_run_world
 from transformers import AutoModelForCausalLM
@@ -21,15 +21,18 @@ from compress.artifacts import read_json
 from compress.config import build_from
 from compress.data import TokenStore
 from compress.distill import distill
+from compress.distill.guard import Diverged
 from compress.errors import InputError, UsageError
 from compress.pipeline import cut, make_data
 from compress.plan import plan_recipe
-from compress.prune import PruneConfig, RankAfterConfig, prune
-from compress.rank_after import Candidate, Memory, gather, heal_all
+from compress.prune import PruneConfig, RankAfterConfig, plan_prune, prune
+from compress.prune.plan import derive
+from compress.rank_after import Candidate, Memory, gather, heal_all, possible
 from compress.recipe import load_recipe
 from compress.verify import verify_run
 
 PLANTED = (0, 1)
+ALIKE = ["full_attention"] * 6
 RANKING = ["prune.keep=null", "prune.layers=2", "prune.rank_after=2k"]
 NAMED = [*RANKING, "prune.candidates=[block-influence, alternate, 'contiguous:2']"]
 """Three cuts of four layers: 2,3 by block influence, which finds the idle blocks, 1,3 and 0,3."""
@@ -134,31 +137,52 @@ def test_a_ranking_that_was_stopped_goes_on_with_the_candidates_that_are_done(
 def test_candidates_are_the_distinct_cuts_of_criteria_and_controls() -> None:
     asked = PruneConfig(layers=3, rank_after=1000).choice
     assert isinstance(asked, RankAfterConfig)
-    names = [name for name, _ in asked.proposals(6)]
+    names = [name for name, _ in asked.proposals(ALIKE)]
     assert set(names) == {
         "block-influence", "angular", "perplexity", "perplexity-greedy", "taylor", "magnitude", "random",
         "contiguous:3", "uniform:3", "alternate",
     }  # fmt: skip
-    draws = [how.seed for name, how in asked.proposals(6) if name == "random" and not isinstance(how, tuple)]
+    draws = [how.seed for name, how in asked.proposals(ALIKE) if name == "random" and not isinstance(how, tuple)]
     assert draws == [0, 1, 2]
-    assert "alternate" not in [name for name, _ in asked.proposals(7)]  # which keeps four of seven
+    assert "alternate" not in [name for name, _ in asked.proposals([*ALIKE, ALIKE[0]])]  # which keeps four of seven
     only = PruneConfig(layers=3, rank_after=1000, by="taylor").choice
     assert isinstance(only, RankAfterConfig)
-    assert {name for name, _ in only.proposals(6)} == {"taylor", "random", "contiguous:3", "uniform:3", "alternate"}
+    assert {name for name, _ in only.proposals(ALIKE)} == {"taylor", "random", "contiguous:3", "uniform:3", "alternate"}
     assert gather([("a", (0, 2)), ("b", (1, 2)), ("a", (0, 2)), ("c", (0, 2))]) == [
         Candidate((0, 2), ("a", "c")),
         Candidate((1, 2), ("b",)),
     ]
 
 
+def test_a_candidate_is_the_cut_that_keep_makes_of_its_spec(tmp_path: Path) -> None:
+    tiny_config("gemma2", num_hidden_layers=8, head_dim=8).save_pretrained(tmp_path)
+    specs = ("uniform:4", "pattern:alternate", "contiguous:4", "alternate")
+    asked = PruneConfig(layers=4, rank_after=1000, candidates=specs).choice
+    assert isinstance(asked, RankAfterConfig)
+    found = dict(asked.proposals(derive("gemma2", tmp_path, "alternate").layer_types))
+    assert found == {spec: plan_prune(str(tmp_path), spec).kept_layers for spec in specs}
+    assert found["uniform:4"] != (0, 2, 5, 7)  # evenly spaced, blind to sliding and full attention
+
+
+def test_a_cut_that_cannot_be_made_is_no_candidate(capsys: pytest.CaptureFixture[str]) -> None:
+    candidates = [Candidate((1, 3), ("alternate",)), Candidate((0, 3), ("angular", "contiguous:2"))]
+    refusals = {(1, 3): "layer 0 must stay.", (0, 3): None}
+    assert possible(candidates, lambda kept: refusals[kept]) == candidates[1:]
+    assert "Layers 1,3 (alternate) are no candidate: layer 0 must stay." in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UsageError, match="No candidate can be cut"):
+        possible(candidates, lambda _: "no.")
+
+
 def test_the_loss_after_the_heal_decides(tmp_path: Path) -> None:
-    losses = {(0,): (1.0, 5.0), (1,): (2.0, float("nan")), (2,): (3.0, 4.0), (3,): (None, 4.0)}
+    losses = {(0,): (1.0, 5.0), (1,): (2.0, float("nan")), (2,): (3.0, 4.0), (3,): (None, 4.0), (4,): (1.0, 2.0)}
 
     def heal(kept: tuple[int, ...], place: Path) -> None:
         rows = [{f"heldout_{part}": loss for part in ("loss", "soft", "hard")} for loss in losses[kept]]
         (place / "train").mkdir(parents=True)
         text = "".join(json.dumps(row) + "\n" for row in (rows[0], {"loss": 9.0}, rows[1]))
         (place / "train" / "metrics.jsonl").write_text(text.replace("NaN", "null"))
+        if kept == (4,):
+            raise Diverged("3 steps in a row were skipped.")
 
     def order(cuts: list[tuple[int, ...]], folder: Path) -> list[tuple[int, ...]]:
         records = heal_all(
@@ -167,6 +191,7 @@ def test_the_loss_after_the_heal_decides(tmp_path: Path) -> None:
         return [record["kept_layers"] for record in records]
 
     assert order([(0,), (1,), (2,), (3,)], tmp_path / "a") == [(2,), (3,), (0,), (1,)]
+    assert order([(4,), (0,)], tmp_path / "d") == [(0,), (4,)]
     assert order([(3,), (2,)], tmp_path / "b") == [(3,), (2,)]
     with pytest.raises(InputError, match="No candidate cut has a finite"):
         order([(1,)], tmp_path / "c")
@@ -187,7 +212,7 @@ def test_what_cannot_be_ranked_is_refused(world: Path, tmp_path: Path) -> None:
         (["prune.layers=5"], "has 4 layers"),
         (["data.heldout_sequences=0"], "held-out rows"),
         (["prune.candidates=[alternate]", "prune.rank_after=1G"], "tokens"),
-        (["prune.candidates=['2,3']", "prune.repair=true"], "No candidate can be repaired"),
+        (["prune.candidates=['2,3']", "prune.repair=true"], "No candidate can be cut as asked"),
     ):
         with pytest.raises(UsageError, match=says):
             ranked(world, tmp_path / changes[-1], [*RANKING, *changes])

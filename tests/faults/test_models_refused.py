@@ -13,6 +13,7 @@ from helpers import save_tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compress.artifacts import read_json, write_json
 from compress.distill import DistillConfig, distill
 from compress.errors import InputError
 from compress.models import load_model
@@ -119,6 +120,27 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
     with pytest.raises(InputError, match=r"model\.safetensors .*outside"):
+        load_model(folder, dtype=torch.float32)
+
+
+@pytest.mark.faults(15)
+def test_what_transformers_would_load_is_what_is_checked(tmp_path: Path) -> None:
+    """It takes model.safetensors before an index, and before both what `transformers_weights` names."""
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "shard.safetensors")
+    names = load_file(folder / "shard.safetensors")
+    write_json(
+        folder / "model.safetensors.index.json",
+        {"metadata": {}, "weight_map": dict.fromkeys(names, "shard.safetensors")},
+    )
+    load_model(folder, dtype=torch.float32)
+    (folder / "model.safetensors").symlink_to(save_tiny_model(tmp_path / "other") / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors .*outside"):
+        load_model(folder, dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "transformers_weights": "../other/model.safetensors"})
+    with pytest.raises(InputError, match="transformers_weights"):
         load_model(folder, dtype=torch.float32)
 
 

@@ -1,5 +1,6 @@
 """The step as a whole: figures of the plan, files of the student, the record, refusals, and a full disk."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -236,9 +237,9 @@ def test_a_teacher_too_big_to_compare_says_so(teacher: Path, tmp_path: Path, mon
 
 
 def test_a_type_we_have_not_verified_needs_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = save_tiny_model(tmp_path / "teacher", "granite")
+    teacher = save_tiny_model(tmp_path / "teacher", "arcee")
     assert prune(teacher, tmp_path / "student", "0,3").check.passed
-    with pytest.raises(UsageError, match=r"granite .*Leave the check on"):
+    with pytest.raises(UsageError, match=r"arcee .*Leave the check on"):
         prune(teacher, tmp_path / "other", check=False)
     monkeypatch.setattr(check, "available_memory", lambda: 1000)
     with pytest.raises(InputError, match="more memory"):
@@ -281,6 +282,19 @@ except CompressError as error:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("CompressError")
     assert "could not be written (File too large)" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_that_cannot_be_read_is_not_blamed_on_the_output(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.preadv", broken)
+    with pytest.raises(CompressError) as caught:
+        prune(teacher, tmp_path / "student")
+    assert f"{teacher / 'model.safetensors'} could not be read" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
