@@ -98,8 +98,14 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
             "architecture uses the layers' positions in a way this tool does not know, so nothing was written. Please "
             "report the model's type and config.json."
         )
+    if _long_windows(load_config(student)):
+        del model
+        model = _load(student, None)
+    text, found = _generate(model, ids[:, : NUM_TOKENS // 2])
+    cached = _distance(found, _run(model, student, text)[:, NUM_TOKENS // 2 - 1 : -1])
     del model
-    cached, faithful = _check_cache(teacher, student, dropped, ids)
+    if not (faithful := cached.within(CACHE_TOLERANCE)):
+        cached = _distance_from_teachers(text, found, teacher, dropped, cached)
     return CheckResult(
         passed=True,
         max_abs_difference=identity.difference,
@@ -110,23 +116,21 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
     )
 
 
-def _check_cache(teacher: Path, student: Path, dropped: tuple[int, ...], ids: Tensor) -> tuple["_Distance", bool]:
-    """How far what the student generates with its cache is from what it must be, and whether that is itself without.
+def _distance_from_teachers(
+    text: Tensor, logits: Tensor, teacher: Path, dropped: tuple[int, ...], cached: "_Distance"
+) -> "_Distance":
+    """How far the `logits` with which a student wrote `text` are from those with which its teacher does.
 
-    Some models differ from themselves when they generate; then the student must do what its teacher does.
+    Some models differ from themselves, here by `cached`, when they generate; then the student must do what its teacher
+    does.
     """
-    model = _load(student, None)
-    text, found = _generate(model, ids[:, : NUM_TOKENS // 2])
-    cached = _distance(found, _run(model, student, text)[:, ids.shape[1] // 2 - 1 : -1])
-    if cached.within(CACHE_TOLERANCE):
-        return cached, True
-    del model
     model = _load(teacher, None)
     for index in dropped:
         _make_identity(decoder_layers(model)[1][index])
-    same_text, expected = _generate(model, ids[:, : NUM_TOKENS // 2])
-    if torch.equal(text, same_text) and _distance(found, expected).within(CACHE_TOLERANCE):
-        return _distance(found, expected), False
+    same_text, expected = _generate(model, text[:, : NUM_TOKENS // 2])
+    found = _distance(logits, expected)
+    if torch.equal(text, same_text) and found.within(CACHE_TOLERANCE):
+        return found
     raise CompressError(
         f"The student's logits with a key-value cache differ from those without one {cached}, and not as its teacher's "
         "do, so it would generate wrong text; nothing was written. Please report the model's type and config.json."
@@ -155,12 +159,16 @@ def _distance(found: Tensor, expected: Tensor) -> _Distance:
 def _load(folder: Path, window: int | None) -> Any:
     """The model in fp32, its attention windows no longer than `window` tokens."""
     config = load_config(folder)
-    text = config.get_text_config()
-    for name in _WINDOWS:
-        size = getattr(text, name, None)
-        if window is not None and isinstance(size, int) and size > window:
-            setattr(text, name, window)
+    if window is not None:
+        for name in _long_windows(config):
+            setattr(config.get_text_config(), name, window)
     return load_model(folder, dtype=torch.float32, config=config)
+
+
+def _long_windows(config: Any) -> list[str]:
+    """Fields of a config with windows that are longer than `WINDOW`."""
+    sizes = {name: getattr(config.get_text_config(), name, None) for name in _WINDOWS}
+    return [name for name, size in sizes.items() if isinstance(size, int) and size > WINDOW]
 
 
 def _run(model: Any, folder: Path, ids: Tensor) -> Tensor:
