@@ -105,6 +105,22 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, each with the newline that ends it: a last one without is one that was cut short.
+
+    A newline alone ends a line. `str.splitlines` would also split at U+0085, U+2028 and their like, which stand
+    unescaped in JSON strings.
+
+    Raises:
+        InputError: the file is not UTF-8; the message names it.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return list(file)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}.") from error
+
+
 def require_free(out: Path) -> None:
     """Refuse an output folder that holds something, before any work is done.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import owned, read_json, require_free, sha256_json, write_json
+from compress.artifacts import owned, read_json, read_lines, require_free, sha256_json, write_json
 from compress.data import INDEX, TokenStore, prepare
 from compress.distill import DistillConfig, distill
 from compress.distill.config import MAY_CHANGE_AT_RESUME
@@ -287,9 +287,7 @@ def heal_all(
 
 def heldout_losses(metrics: Path, *, diverged: bool = False) -> dict[str, dict[str, float | None]]:
     """The first and the last held-out losses of a metrics.jsonl; null for the last of a training that diverged."""
-    rows = [
-        row for line in metrics.read_text(encoding="utf-8").splitlines() if "heldout_loss" in (row := json.loads(line))
-    ]
+    rows = [row for line in read_lines(metrics) if "heldout_loss" in (row := json.loads(line))]
     before, after = ({name: row[f"heldout_{name}"] for name in ("loss", "soft", "hard")} for row in (rows[0], rows[-1]))
     return {"before": before, "after": dict.fromkeys(after) if diverged else after}
 

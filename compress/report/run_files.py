@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import read_json
+from compress.artifacts import read_json, read_lines
 from compress.config import load_yaml
 from compress.errors import InputError
 from compress.report import shapes
@@ -109,10 +109,7 @@ def _jsonl(path: Path, shape: Any) -> list[Record]:
     if not path.is_file():
         return []
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}.") from error
+    lines = read_lines(path)
     for index, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))

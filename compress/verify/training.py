@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.artifacts import read_json
+from compress.artifacts import read_json, read_lines
 from compress.config import build_from
 from compress.data import TokenStore
 from compress.data.order import START, extend
@@ -90,10 +90,7 @@ class Training:
         path = self.work / "metrics.jsonl"
         if not path.is_file():
             raise NotChecked(f"{path} is not there")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8: {error}.") from error
+        lines = read_lines(path)
         rows = []
         for number, line in enumerate(lines, 1):
             if number == len(lines) and not line.endswith("\n") and not self.finished:

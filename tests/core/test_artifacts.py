@@ -1,18 +1,23 @@
 """Results are complete or absent, and a manifest tells whether they still hold."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from compress.artifacts import (
     is_current,
     manifest,
     read_json,
+    read_lines,
     require_free,
     sha256_tree,
     staged_folder,
@@ -82,6 +87,26 @@ def test_read_json_names_the_file(tmp_path: Path) -> None:
     for name in ("absent.json", "bad.json", "deep.json"):
         with pytest.raises(InputError, match=name):
             read_json(tmp_path / name)
+
+
+_LINE_ENDS = "\x85\u2028\u2029"
+"""What str.splitlines splits at and JSON need not escape."""
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(st.dictionaries(st.text(), st.text())), cut=st.text(max_size=5))
+@example(values=[{"question": _LINE_ENDS}], cut=_LINE_ENDS)
+def test_json_lines_come_back_whatever_text_they_hold(
+    values: list[Any], cut: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+    assert [json.loads(line) for line in read_lines(path)] == values
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(cut, ensure_ascii=False))
+    *whole, last = read_lines(path)
+    assert [json.loads(line) for line in whole] == values
+    assert (last.endswith("\n"), json.loads(last)) == (False, cut)
 
 
 def test_a_manifest_holds_until_config_inputs_or_outputs_change(tmp_path: Path) -> None:

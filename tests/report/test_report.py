@@ -81,6 +81,18 @@ def test_items_are_matched_by_identity_not_by_order(fake_run: Callable[..., Path
     assert report_of(run)["retention"] == before
 
 
+def test_text_may_hold_any_character(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    before = report_of(run)["retention"]
+    for stem in ("teacher", "student"):
+        items = [{**item, "question": "a\x85b\u2028c\u2029d"} for item in items_of(run, stem)]  # MMLU has U+0085
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        (run / "eval" / f"{stem}.items.jsonl").write_text(lines, encoding="utf-8")
+    report = report_of(run)
+    assert report["retention"] == before
+    assert report["flips"]["examples"][0]["question"] == "a\x85b\u2028c\u2029d"
+
+
 def test_only_shared_items_are_compared(fake_run: Callable[..., Path]) -> None:
     run = fake_run(CHOICE)
     items = items_of(run, "student")[:200]
