@@ -61,4 +61,4 @@ def pair_items(
             return None, "no interval: the score is no mean over its items"
     known = not bool(np.isnan(table[:, 2]).any())
     table = np.nan_to_num(table)
-    return Paired(pairs, table, paired_means(*table.T), known), None
+    return Paired(pairs, table, paired_means(*table.T, name=name), known), None

@@ -84,16 +84,17 @@ def versus_chance(interval: Interval | None, chance: float | None) -> Verdict | 
 
 
 def paired_means(
-    teacher: Floats, student: Floats, chance: Floats, *, seed: int = 0, resamples: int = RESAMPLES
+    teacher: Floats, student: Floats, chance: Floats, *, name: str, resamples: int = RESAMPLES
 ) -> PairedMeans:
     """Bootstrap the means of teacher, student and chance, each [n] with item i the same in all three.
 
     Drawing n items with replacement is drawing multinomial counts of the DISTINCT (teacher, student, chance) triples,
-    which are few for right-or-wrong items: 14,000 items and 10,000 resamples take milliseconds.
+    which are few for right-or-wrong items: 14,000 items and 10,000 resamples take milliseconds. The draws of a task are
+    seeded with its `name`: the same each time, and independent of every other task's.
     """
     rows = np.stack([teacher, student, chance], axis=1).astype(np.float64)
     values, counts = np.unique(rows, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([ord(letter) for letter in name])
     block = max(1, _MAX_COUNTS // len(values))
     sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
     draws = [rng.multinomial(len(rows), counts / len(rows), size=size) @ values / len(rows) for size in sizes]
@@ -106,10 +107,9 @@ def raw_retention(means: PairedMeans) -> Estimate:
 
 
 def chance_corrected_retention(means: Sequence[PairedMeans]) -> Estimate:
-    """(student - chance) / (teacher - chance), each summed over the tasks in `means`.
+    """(student - chance) / (teacher - chance), each summed over the tasks in `means`, whose draws must be independent.
 
-    With one task this is that task's retention. With several it is the retention of the macro average; tasks are
-    resampled independently of each other, items within a task together.
+    With one task this is that task's retention. With several it is the retention of the macro average.
     """
     student, teacher = (sum(m.mean[i] - m.mean[2] for m in means) for i in (1, 0))
     student_draws, teacher_draws = (np.sum([m.draws[:, i] - m.draws[:, 2] for m in means], axis=0) for i in (1, 0))

@@ -1,5 +1,7 @@
 """Paired tests against scipy, and the coverage of every interval of a comparison against a known truth."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from scipy import stats as scipy_stats
 
 from compress.report import stats
 from compress.report.draft import draft_figures, speculative_speedup
+from compress.report.scores import compare
 from compress.report.significance import holm, mcnemar_exact, paired_test, sign_flip_test
 
 
@@ -78,7 +81,7 @@ def test_intervals_of_difference_and_retention_cover_the_truth_95_times_in_100(n
     covered = dict.fromkeys(truth, 0)
     told = dict.fromkeys(truth, 0)
     for _ in range(runs):
-        means = stats.paired_means(*answers(rng, joint, n), np.full(n, 0.25), resamples=1000)
+        means = stats.paired_means(*answers(rng, joint, n), np.full(n, 0.25), name=name, resamples=1000)
         found = {
             "difference": stats.difference(means),
             "raw": stats.raw_retention(means),
@@ -92,6 +95,20 @@ def test_intervals_of_difference_and_retention_cover_the_truth_95_times_in_100(n
         share = covered[what] / told[what]
         assert 0.925 <= share <= 0.98, (what, share)
         assert told[what] >= 0.8 * runs  # none where the teacher may be at chance
+
+
+def test_tasks_are_resampled_independently_of_each_other() -> None:
+    rng, sizes = np.random.default_rng(11), {"a": 40, "b": 40, "ab": 60, "ba": 100, "": 3000}
+    score = {"num_fewshot": 0, "data_sha256": None, "n": None}
+    entry = {"metric": "acc", "chance": 0.25, "part_of": None, "teacher": score, "student": score}
+    items: tuple[list[Any], list[Any]] = ([], [])
+    for name, n in sizes.items():
+        for column, of_model in zip(answers(rng, np.array([0.25, 0.05, 0.20, 0.50]), n), items, strict=True):
+            of_model += [{"task": name, "doc_id": i, "metrics": {"acc": right}} for i, right in enumerate(column)]
+    pairs = compare(dict.fromkeys(sizes, entry), ("teacher", "student"), items).pairs
+    draws = [paired.means.draws[:, column] for paired in pairs.values() for column in (0, 1)]
+    between = np.kron(1 - np.eye(len(sizes)), np.ones((2, 2))) == 1
+    assert np.abs(np.corrcoef(draws)[between]).max() < 0.05  # 5 standard errors at 10,000 resamples
 
 
 def test_a_difference_that_is_not_there_is_called_noise_19_times_in_20() -> None:

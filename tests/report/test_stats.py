@@ -67,7 +67,7 @@ def test_intervals_are_scipys_paired_bootstrap(graded: bool) -> None:
     if graded:
         teacher, student = teacher * rng.random(600), student * rng.random(600)
     chance = np.where(np.arange(600) % 3, 0.25, 0.2) * (0.2 if graded else 1.0)
-    means = stats.paired_means(teacher, student, chance)
+    means = stats.paired_means(teacher, student, chance, name="a")
     statistics: dict[str, tuple[stats.Estimate, Callable[..., Any]]] = {
         "raw": (stats.raw_retention(means), lambda t, s, c, axis: s.mean(axis) / t.mean(axis)),
         "corrected": (
@@ -89,11 +89,11 @@ def test_intervals_are_scipys_paired_bootstrap(graded: bool) -> None:
 def test_a_student_like_its_teacher_keeps_all_and_a_guessing_one_keeps_nothing() -> None:
     teacher = np.repeat([1.0, 0.0], [60, 40])
     chance = np.full(100, 0.25)
-    same = stats.paired_means(teacher, teacher, chance)
+    same = stats.paired_means(teacher, teacher, chance, name="a")
     assert stats.raw_retention(same) == stats.Estimate(1.0, (1.0, 1.0))
     assert stats.chance_corrected_retention([same]) == stats.Estimate(1.0, (1.0, 1.0))
     assert stats.difference(same) == stats.Estimate(0.0, (0.0, 0.0))
-    guess = stats.paired_means(teacher, np.tile([1.0, 0.0, 0.0, 0.0], 25), chance)
+    guess = stats.paired_means(teacher, np.tile([1.0, 0.0, 0.0, 0.0], 25), chance, name="a")
     estimate = stats.chance_corrected_retention([guess])
     assert estimate.value == pytest.approx(0.0)
     assert estimate.ci95 is not None
@@ -102,30 +102,32 @@ def test_a_student_like_its_teacher_keeps_all_and_a_guessing_one_keeps_nothing()
 
 def test_retention_by_hand() -> None:
     teacher, student = np.repeat([1.0, 0.0], [65, 35]), np.repeat([1.0, 0.0], [45, 55])
-    means = stats.paired_means(teacher, student, np.full(100, 0.25))
+    means = stats.paired_means(teacher, student, np.full(100, 0.25), name="a")
     assert stats.raw_retention(means).value == pytest.approx(45 / 65)
     assert stats.chance_corrected_retention([means]).value == pytest.approx((0.45 - 0.25) / (0.65 - 0.25))
-    other = stats.paired_means(np.ones(50), np.repeat([1.0, 0.0], 25), np.zeros(50))
+    other = stats.paired_means(np.ones(50), np.repeat([1.0, 0.0], 25), np.zeros(50), name="b")
     both = stats.chance_corrected_retention([means, other])
     assert both.value == pytest.approx((0.20 + 0.50) / (0.40 + 1.00))
 
 
 def test_undefined_when_the_teacher_is_at_chance_or_at_zero() -> None:
     rng = np.random.default_rng(3)
-    at_chance = stats.paired_means(right_or_wrong(400, 0.26, rng), right_or_wrong(400, 0.3, rng), np.full(400, 0.25))
+    at_chance = stats.paired_means(
+        right_or_wrong(400, 0.26, rng), right_or_wrong(400, 0.3, rng), np.full(400, 0.25), name="a"
+    )
     estimate = stats.chance_corrected_retention([at_chance])
     assert (estimate.value, estimate.ci95) == (None, None)
     assert estimate.note is not None
     assert "chance" in estimate.note
     assert stats.raw_retention(at_chance).ci95 is not None
-    zero = stats.paired_means(np.zeros(40), np.ones(40), np.zeros(40))
+    zero = stats.paired_means(np.zeros(40), np.ones(40), np.zeros(40), name="a")
     assert stats.raw_retention(zero).value is None
 
 
 def test_interval_is_refused_not_infinite_when_few_resamples_have_no_teacher_score() -> None:
     teacher = np.zeros(200)
     teacher[:4] = 1.0
-    means = stats.paired_means(teacher, np.ones(200), np.zeros(200))
+    means = stats.paired_means(teacher, np.ones(200), np.zeros(200), name="a")
     share_of_zero = np.mean(means.draws[:, 0] == 0)
     assert 0.005 < share_of_zero < 0.025
     estimate = stats.raw_retention(means)
@@ -138,8 +140,8 @@ def test_seeded_and_indifferent_to_the_order_of_items() -> None:
     teacher, student = correlated_pair(300, 0.8, 0.6, rng)
     order = rng.permutation(300)
     chance = np.full(300, 0.25)
-    first = stats.chance_corrected_retention([stats.paired_means(teacher, student, chance)])
-    again = stats.chance_corrected_retention([stats.paired_means(teacher[order], student[order], chance)])
+    first = stats.chance_corrected_retention([stats.paired_means(teacher, student, chance, name="a")])
+    again = stats.chance_corrected_retention([stats.paired_means(teacher[order], student[order], chance, name="a")])
     assert first.value == pytest.approx(again.value)
     assert first.ci95 == pytest.approx(again.ci95)
 
@@ -151,10 +153,10 @@ def test_intervals_cover_the_truth_95_times_in_100() -> None:
     covered = narrower = 0
     for _ in range(runs):
         teacher, student = correlated_pair(300, teacher_share, student_share, rng)
-        paired = stats.paired_means(teacher, student, np.full(300, 0.25), resamples=1000)
+        paired = stats.paired_means(teacher, student, np.full(300, 0.25), name="a", resamples=1000)
         low, high = stats.chance_corrected_retention([paired]).ci95 or (0.0, 0.0)
         covered += low <= truth <= high
-        apart = stats.paired_means(teacher, rng.permutation(student), np.full(300, 0.25), resamples=1000)
+        apart = stats.paired_means(teacher, rng.permutation(student), np.full(300, 0.25), name="a", resamples=1000)
         wide = stats.chance_corrected_retention([apart]).ci95 or (0.0, 0.0)
         narrower += high - low < wide[1] - wide[0]
     assert 0.92 <= covered / runs <= 0.98
