@@ -5,6 +5,7 @@ scores like one that is not.
 """
 
 import collections
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,22 +28,32 @@ def answer_summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
       its own way)
     - confidence: mean softmax probability of the picked option over the item's options, from the summed
       log-likelihoods; accuracy: how often it is right; calibration_error and calibration_noise95: see `calibration`
-    - of generated answers: distinct, most_common (cut), most_common_share, empty_share
+    - of generated answers: n, distinct, most_common (cut), most_common_share, most_common_gold_share (of how many items
+      it is a right answer, letter case and outer punctuation aside; null where an item has no target), empty_share
     """
     picked = [item for item in items if item.get("log_likelihoods")]
     if picked:
         return _choices(picked)
-    texts = [item["answer"].strip() for item in items if isinstance(item.get("answer"), str)]
-    if not texts:
+    written = [item for item in items if isinstance(item.get("answer"), str)]
+    if not written:
         return None
+    texts = [item["answer"].strip() for item in written]
     counts = collections.Counter(texts)
     (text, times), *_ = counts.most_common(1)
+    targets = [item.get("target") for item in written]
+    right = [_bare(text) in map(_bare, [t] if isinstance(t, str) else t) for t in targets if t is not None]
     return {
+        "n": len(texts),
         "distinct": len(counts),
         "most_common": text[:_SHOWN_CHARACTERS],
         "most_common_share": times / len(texts),
+        "most_common_gold_share": sum(right) / len(texts) if len(right) == len(texts) else None,
         "empty_share": counts[""] / len(texts),
     }
+
+
+def _bare(text: str) -> str:
+    return text.strip(string.whitespace + string.punctuation).casefold()
 
 
 def _choices(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Rules, in the order in which they speak:
 
-- one answer: at least 90% of the picked options stand in one place, 20 points more than of the right ones do; or half
-  of the generated answers are one text. Such a score says nothing, whatever it is.
+- one answer: of at least 10 items, 90% of the picked options stand in one place, or half of the generated answers are
+  one text; and in 20 points more of the items than it is right in. Such a score says nothing, whatever it is.
 - chance: where the 95% interval of the score lies. Below chance is no knowledge but a habit that guessing lacks.
 - the teacher: a difference counts when its paired p, adjusted for the number of tasks (Holm), is under 0.05.
 - certainty: over lettered options, a calibration error of 5 points or more that sampling alone does not explain.
@@ -87,23 +87,33 @@ def one_answer_words(answers: Mapping[str, Any] | None) -> str | None:
         return None
     if chosen := answers.get("chosen"):
         return _one_option(chosen, answers.get("gold"))
-    share = number(answers.get("most_common_share")) or 0.0
-    if share < _ONE_TEXT or answers.get("distinct") is None:
+    return _one_text(answers)
+
+
+def _one_text(answers: Mapping[str, Any]) -> str | None:
+    names = ("n", "most_common_share", "most_common_gold_share")
+    total, share, right = (number(answers.get(name)) for name in names)
+    if total is None or share is None or not _one_for_all(total, share, right, _ONE_TEXT):
         return None
-    text = str(answers.get("most_common"))
-    if not text:
-        return f"answers nothing at all to {share:.0%} of items, so its score measures that habit"
-    return f"gives the same answer, “{text}”, to {share:.0%} of items, so its score measures that habit"
+    text = answers.get("most_common")
+    said = f"gives the same answer, “{text}”," if text else "answers nothing at all"
+    known = f"; that is right in {right:.0%}" if right is not None else ""
+    return f"{said} to {share:.0%} of items{known}, so its score measures that habit"
+
+
+def _one_for_all(total: float, share: float, right: float | None, least: float) -> bool:
+    """Whether an answer that a `share` of `total` items got, and that is right in `right` of them, is given blindly."""
+    return total >= _FEWEST_ITEMS and share >= least and (right is None or share - right >= _BEYOND_GOLD)
 
 
 def _one_option(chosen: list[int], gold: list[int] | None) -> str | None:
     total = sum(chosen)
-    if total < _FEWEST_ITEMS or len(chosen) < 2:
+    if not total or len(chosen) < 2:
         return None
     place = max(range(len(chosen)), key=lambda i: chosen[i])
     share = chosen[place] / total
     right = gold[place] / total if gold and place < len(gold) else None
-    if share < _NEARLY or (right is not None and share - right < _BEYOND_GOLD):
+    if not _one_for_all(total, share, right, _NEARLY):
         return None
     letter, often = option_letter(place), "always" if share >= _ALWAYS else "nearly always"
     known = f"; {letter} is right in {right:.0%}" if right is not None else ""

@@ -123,18 +123,36 @@ def test_false_certainty_is_called_out_and_chance_miscalibration_is_not() -> Non
     assert certainty_words(long) is None
 
 
-def test_one_answer_is_only_called_so_against_the_gold_and_texts_that_repeat_are_too() -> None:
+def test_one_answer_is_only_called_so_against_the_gold() -> None:
     assert one_answer_words({"chosen": [96, 2, 1, 1], "gold": [95, 2, 2, 1]}) is None
     assert "nearly always answers B (93%" in str(one_answer_words({"chosen": [5, 93, 2], "gold": None}))
     assert one_answer_words({"chosen": [60, 20, 20], "gold": [33, 33, 34]}) is None
     assert one_answer_words({"chosen": [5, 0], "gold": [2, 3]}) is None  # too few to say
-    texts = [{"answer": "the"}] * 8 + [{"answer": "Paris"}] * 2
-    assert "gives the same answer, “the”, to 80% of items" in str(one_answer_words(answer_summary(texts)))
-    assert "answers nothing at all to 80% of items" in str(
-        one_answer_words(answer_summary([{"answer": " "}] * 8 + [{"answer": "x"}] * 2))
-    )
-    assert one_answer_words(answer_summary([{"answer": str(i)} for i in range(10)])) is None
     assert answer_summary([{"metrics": {}}]) is None
+
+
+def written(*answers: tuple[int, str, Any]) -> list[dict[str, Any]]:
+    """Items of generated answers: how often, the answer, the target."""
+    return [{"answer": answer, "target": target} for times, answer, target in answers for _ in range(times)]
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        (written((8, "the", "Paris"), (2, "Rome", "the")), "“the”, to 80% of items; that is right in 20%,"),
+        (written((8, " ", "x"), (2, "x", ["y", ""])), "answers nothing at all to 80% of items; that is right in 20%,"),
+        (written((10, "the", None)), "gives the same answer, “the”, to 100% of items, so"),
+        (written((6, "yes", "yes"), (4, "yes", "no")), "“yes”, to 100% of items; that is right in 60%,"),
+        (written((7, "yes", "Yes."), (1, "yes", ["no", "nope"]), (2, "no", "(yes)")), None),
+        (written((9, "the", "Paris")), None),  # too few to say
+        (written(*((1, str(i), "0") for i in range(10))), None),
+    ],
+)  # fmt: skip
+def test_one_text_for_many_items_is_called_so_unless_it_is_right_in_as_many(
+    items: list[dict[str, Any]], said: str | None
+) -> None:
+    words = one_answer_words(answer_summary(items))
+    assert words is None if said is None else said in str(words)
 
 
 def test_the_headline_does_not_call_noise_a_share(tmp_path: Path) -> None:
