@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from compress.compare.sources import Model
 from compress.errors import InputError
-from compress.report.draft import draft_figures
+from compress.report.draft import drafts
 from compress.report.flips import summarise_flips
 from compress.report.run_files import Record
 from compress.report.scores import build_scores, compare, mismatches
@@ -39,7 +39,7 @@ def build_comparison(models: Sequence[Model]) -> Record:
         "compared": tasks,
         "overall": {key: each.overall for key, each in compared.items()},
         "flips": summarise_flips(compared, reference),
-        "draft": _drafts(evals),
+        "draft": drafts(evals, None),
         "train": None,
         "prune": None,
         "left_out": [f"{labels[key]}: no per-item scores, so no paired intervals." for key in keys if not items[key]],
@@ -65,13 +65,3 @@ def _headline(labels: list[str]) -> str:
     if len(others) == 1:
         return f"{others[0]} compared with {first}."
     return f"{', '.join(others[:-1])} and {others[-1]}, each compared with {first}."
-
-
-def _drafts(evals: dict[str, Record]) -> dict[str, Record]:
-    """Models as drafts of the teacher that they were measured with, where both speeds are of one run."""
-    found = {}
-    for key, record in evals.items():
-        speed = record.get("speed") or {}
-        if figures := draft_figures(record.get("fidelity"), speed, speed.get("teacher")):
-            found[key] = figures
-    return found

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.report.cells import ratio_with_interval
-from compress.report.draft import draft_figures
+from compress.report.draft import drafts
 from compress.report.flips import summarise_flips
 from compress.report.run_files import MODELS, Record, RunFiles, number
 from compress.report.scores import STUDENTS, Comparison, build_scores, compare, mismatches
+from compress.report.speeds import speed_pair
 from compress.report.verdicts import judge_all
 from compress.units import format_count
 
@@ -38,7 +39,7 @@ def build_report(run: RunFiles) -> Record:
         "retention_student_init": compared["student_init"].tasks if "student_init" in compared else {},
         "overall": {model: compared[model].overall if model in compared else None for model in STUDENTS},
         "flips": summarise_flips(compared, "teacher"),
-        "draft": _drafts(run),
+        "draft": drafts({key: run.evals[key] for key in STUDENTS if key in run.evals}, run.evals.get("teacher")),
         "compression": _compression(run),
         "train": _train(run.distill),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
@@ -60,18 +61,6 @@ def _comparisons(run: RunFiles, scores: Mapping[str, Record]) -> dict[str, Compa
     }
 
 
-def _drafts(run: RunFiles) -> dict[str, Record]:
-    """Each student as its teacher's draft, where speeds were measured."""
-    teacher = (run.evals.get("teacher") or {}).get("speed")
-    found = {}
-    for key in STUDENTS:
-        record = run.evals.get(key) or {}
-        beside = (record.get("speed") or {}).get("teacher") or teacher
-        if figures := draft_figures(record.get("fidelity"), record.get("speed"), beside):
-            found[key] = figures
-    return found
-
-
 def _train(distill: Record | None) -> Record | None:
     """The training record without its manifest, but with the peak memory that it names and the sum of the plan."""
     if distill is None:
@@ -83,13 +72,12 @@ def _train(distill: Record | None) -> Record | None:
 
 
 def _compression(run: RunFiles) -> Record | None:
-    """Sizes and speeds of the smallest model as a share of the teacher's; speeds only when measured alike."""
+    """Sizes and speeds of the smallest model as a share of the teacher's; speeds only where `speed_pair` has them."""
     model = next((key for key in reversed(STUDENTS) if key in run.evals), None)
     if model is None or "teacher" not in run.evals:
         return None
     teacher, student = run.evals["teacher"], run.evals[model]
-    fast, slow = student.get("speed") or {}, teacher.get("speed") or {}
-    alike = all(fast.get(key) == slow.get(key) for key in ("device", "dtype"))
+    fast, slow = speed_pair(student, teacher) or ({}, {})
 
     def of_teacher(key: str, small: Mapping[str, Any], large: Mapping[str, Any]) -> float | None:
         top, bottom = number(small.get(key)), number(large.get(key))
@@ -99,9 +87,9 @@ def _compression(run: RunFiles) -> Record | None:
         "model": model,
         "params": of_teacher("params", student, teacher),
         "bytes": of_teacher("bytes", student, teacher),
-        "speedup_prefill": of_teacher("prefill_tokens_per_s", fast, slow) if alike else None,
-        "speedup_decode": of_teacher("decode_tokens_per_s", fast, slow) if alike else None,
-        "peak_memory": of_teacher("peak_gib", fast, slow) if alike else None,
+        "speedup_prefill": of_teacher("prefill_tokens_per_s", fast, slow),
+        "speedup_decode": of_teacher("decode_tokens_per_s", fast, slow),
+        "peak_memory": of_teacher("peak_gib", fast, slow),
     }
 
 

@@ -1,8 +1,10 @@
 """A student as the draft of its teacher: what speculative decoding would gain."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from compress.report.run_files import Record, number
+from compress.report.speeds import measured_alike, speed_pair
 
 _MOST_DRAFT_TOKENS = 16
 
@@ -22,7 +24,7 @@ def speculative_speedup(acceptance: float, cost_ratio: float, draft_tokens: int)
 def draft_figures(fidelity: Record | None, speed: Record | None, teacher_speed: Record | None) -> dict[str, Any] | None:
     """What the student gains its teacher as a draft, sampling at temperature 1 and greedily; None if not measured.
 
-    `cost_ratio` is the ratio of the median times of one decoded token, measured in one run on one device; for each of
+    `cost_ratio` is the ratio of the median times of one decoded token, which must be `measured_alike`; for each of
     `sampled` and `greedy`: acceptance_rate, the best number of draft_tokens (at most 16; 0 where drafting only costs)
     and the speedup it gives.
     """
@@ -30,8 +32,7 @@ def draft_figures(fidelity: Record | None, speed: Record | None, teacher_speed: 
     ours, theirs = number(fast.get("latency_ms_p50")), number(slow.get("latency_ms_p50"))
     rates = {"sampled": "acceptance_rate", "greedy": "top1_agreement"}
     known = {name: number((fidelity or {}).get(key)) for name, key in rates.items()}
-    alike = all(fast.get(key) == slow.get(key) for key in ("device", "dtype", "batch"))
-    if ours is None or not theirs or not alike or any(rate is None for rate in known.values()):
+    if ours is None or not theirs or not measured_alike(fast, slow) or any(rate is None for rate in known.values()):
         return None
     found: dict[str, Any] = {"cost_ratio": ours / theirs}
     for name, rate in known.items():
@@ -46,3 +47,13 @@ def draft_figures(fidelity: Record | None, speed: Record | None, teacher_speed: 
             "speedup": speculative_speedup(rate, ours / theirs, tokens),
         }
     return found
+
+
+def drafts(evals: Mapping[str, Record], teacher: Record | None) -> dict[str, Record]:
+    """`draft_figures` of each model that has them, beside its teacher's speed in the same run (see `speed_pair`).
+
+    `teacher` is the teacher's evaluation in the run of them all, or None where they are of several runs.
+    """
+    pairs = {key: speed_pair(record, teacher) or (None, None) for key, record in evals.items()}
+    found = {key: draft_figures(evals[key].get("fidelity"), *pair) for key, pair in pairs.items()}
+    return {key: figures for key, figures in found.items() if figures}

@@ -11,6 +11,7 @@ from compress.report.importance import importance_figure, measures, score_unit
 from compress.report.layout import alarms, chip, left_out, page, scores_section, section, tables
 from compress.report.ranked import candidates_figure
 from compress.report.run_files import Record, RunFiles, number
+from compress.report.speeds import speed_pair
 from compress.report.table import labels
 from compress.units import format_bytes, format_count, format_seconds
 
@@ -59,7 +60,7 @@ def _tiles(report: Record) -> list[tuple[str, str, str]]:
         tasks = f"{overall['num_tasks']} task{'s' if overall['num_tasks'] > 1 else ''}"
         found.append((share_kept(overall["chance_corrected"]), "kept above chance", detail + tasks))
     if faster := compression.get("speedup_decode"):
-        rates = [report[key]["speed"]["decode_tokens_per_s"] for key in (model, "teacher")]
+        rates = [speed["decode_tokens_per_s"] for speed in speed_pair(report[model], report["teacher"]) or ()]
         found.append((f"{faster:.1f}×", "decoding speed", f"{rates[0]:,.0f} against {rates[1]:,.0f} tokens/s"))
     train = report["train"] or {}
     if tokens := number(train.get("tokens")):
@@ -107,22 +108,25 @@ _SIZES: tuple[tuple[str, str, bool, Callable[[float], str]], ...] = (
 
 
 def _sizes(report: Record) -> str:
-    """Bars of teacher and smallest student for each size and speed that both have."""
+    """Bars of teacher and smallest student for each size that both have, and each speed that `speed_pair` has."""
     compression = report["compression"]
     if compression is None:
         return ""
     keys = ["teacher", compression["model"]]
-    speeds = [report[key].get("speed") or {} for key in keys]
-    devices = dict.fromkeys(f"{speed.get('device')}, {speed.get('dtype')}" for speed in speeds if speed)
+    fast, slow = speed_pair(report[compression["model"]], report["teacher"]) or ({}, {})
     cards = []
     for title, field, is_speed, show in _SIZES:
-        records = speeds if is_speed else [report[key] for key in keys]
+        records = [slow, fast] if is_speed else [report[key] for key in keys]
         values = [number(record.get(field)) for record in records]
         pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None and value > 0]
-        if len(pairs) == len(keys) and not (is_speed and len(devices) > 1):
+        if len(pairs) == len(keys):
             bars = [(key, LABELS[key], value) for key, value in pairs]
             cards.append(f"<div><h3>{title}</h3>{_bars(bars, show)}</div>")
-    caption = f"Speed and memory measured on {' and on '.join(devices)}." if devices else "Speed was not measured."
+    if fast:
+        caption = f"Speed and memory measured on {fast.get('device')}, {fast.get('dtype')}."
+    else:
+        measured = all(report[key].get("speed") for key in keys)
+        caption = "The speeds were not measured alike." if measured else "Speed was not measured."
     return section("What it costs to use", caption, f'<div class="cards">{"".join(cards)}</div>')
 
 

@@ -213,13 +213,40 @@ def test_partial_runs_are_reported(fake_run: Callable[..., Path], absent: list[s
         assert "cut student has 749M" in report["headline"]
 
 
-def test_speeds_of_different_devices_are_not_compared(fake_run: Callable[..., Path]) -> None:
+ALIKE = {"device": "cpu", "dtype": "bfloat16", "threads": 2, "batch": 1, "prompt_tokens": 512, "decode_tokens": 64}
+
+
+@pytest.mark.parametrize("other", [None, *ALIKE])
+def test_only_speeds_that_were_measured_alike_are_compared(fake_run: Callable[..., Path], other: str | None) -> None:
     run = fake_run(CHOICE)
-    edit(run / "eval" / "student.json", lambda record: record["speed"].update(device="cpu"))
+    for stem in ("teacher", "student"):
+        edit(run / "eval" / f"{stem}.json", lambda record: record["speed"].update(ALIKE))
+        edit(
+            run / "eval" / f"{stem}.json",
+            lambda record: record["fidelity"] and record["fidelity"].update(acceptance_rate=0.5),
+        )
+    if other is not None:
+        edit(run / "eval" / "teacher.json", lambda record: record["speed"].update({other: "another"}))
     report = report_of(run)
-    assert report["compression"]["speedup_decode"] is None
-    assert "decodes" not in report["headline"]
-    assert "Decode, tokens/s" not in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert (report["compression"]["speedup_decode"] is None) == (other is not None)
+    assert ("student" not in report["draft"]) == (other is not None)
+    for shown in ("decodes 1.8×", "Decode, tokens/s", "131 against 71 tokens/s"):
+        assert (shown not in page) == (other is not None)
+
+
+def test_the_teachers_speed_is_the_one_measured_in_turns_with_the_students(fake_run: Callable[..., Path]) -> None:
+    run = fake_run(CHOICE)
+    beside = {**ALIKE, "decode_tokens_per_s": 32.85, "latency_ms_p50": 30.4, "peak_gib": 4.62}
+    edit(run / "eval" / "student.json", lambda record: record["speed"].update(ALIKE, teacher=beside))
+    edit(run / "eval" / "student.json", lambda record: record["fidelity"].update(acceptance_rate=0.5))
+    report = report_of(run)
+    assert report["compression"]["speedup_decode"] == pytest.approx(131.4 / 32.85)
+    assert report["compression"]["peak_memory"] == pytest.approx(2.31 / 4.62)
+    assert report["draft"]["student"]["cost_ratio"] == pytest.approx(7.6 / 30.4)
+    page = (run / "report.html").read_text()
+    assert "131 against 33 tokens/s" in page
+    assert "30.4 ms" in page
 
 
 def test_nothing_to_report_is_refused_and_writes_nothing(fake_run: Callable[..., Path]) -> None:
