@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from compress.report import svg
 from compress.report.cells import percent, share_kept
 from compress.report.run_files import Record, RunFiles, number
-from compress.report.svg import Scale
+from compress.report.svg import Markup, Scale
 from compress.report.table import compared, labels, main_tasks
 from compress.units import format_count
 
@@ -66,7 +65,7 @@ def _kept(report: Record) -> dict[str, str]:
     return {name: share_kept(entry["chance_corrected"]) for name, entry in table.items()}
 
 
-def _score_headings(keys: Mapping[str, str], right: float, kept: bool) -> list[str]:
+def _score_headings(keys: Mapping[str, str], right: float, kept: bool) -> list[Markup]:
     parts = [
         svg.text(right + _COLUMN * (i + 1), _TOP - 14, label, class_=f"name end {key}")
         for i, (key, label) in enumerate(keys.items())
@@ -89,7 +88,7 @@ def _label(name: str, entry: Record, keys: Sequence[str]) -> tuple[str, str]:
 
 def _score_marks(
     entry: Record, keys: Mapping[str, str], scale: Scale, place: tuple[float, float], weak: set[str], *, first: bool
-) -> list[str]:
+) -> list[Markup]:
     """Marks in a row whose middle and height are `place`; those of `weak` models are hollow."""
     middle, row = place
     parts = []
@@ -111,7 +110,7 @@ def _score_marks(
     return parts
 
 
-def _score_numbers(entry: Record, keys: Sequence[str], right: float, middle: float) -> list[str]:
+def _score_numbers(entry: Record, keys: Sequence[str], right: float, middle: float) -> list[Markup]:
     return [
         svg.text(right + _COLUMN * (i + 1), middle + 5, percent(entry[key]["value"]), class_=f"number end {key}")
         for i, key in enumerate(keys)
@@ -119,9 +118,9 @@ def _score_numbers(entry: Record, keys: Sequence[str], right: float, middle: flo
     ]
 
 
-def marker(key: str, x: float, y: float, class_: str, told: str = "") -> str:
+def marker(key: str, x: float, y: float, class_: str, told: str = "") -> Markup:
     """Teacher: diamond. Cut: square. Healed: circle. Of compared models m0, m1, ... they alternate. `told` on hover."""
-    title = svg.element("title", escape(told)) if told else ""
+    title = svg.element("title", told) if told else ""
     if key in _CIRCLES:
         return svg.element("circle", title, cx=x, cy=y, r=5, class_=class_)
     if key in _SQUARES:

@@ -1,11 +1,9 @@
 """What candidate cuts lost, and how much of it a short heal gave back: a line each, and the same as a table's rows."""
 
-from collections.abc import Sequence
-
 from compress.report import svg
 from compress.report.cells import layer_ranges
 from compress.report.run_files import Record, number
-from compress.report.svg import Scale
+from compress.report.svg import Markup, Scale
 
 _WIDTH, _ROW, _TOP = 960.0, 30.0, 30.0
 _LEFT, _RIGHT = 330.0, 880.0
@@ -41,7 +39,7 @@ def candidates_figure(prune: Record) -> str:
 
 def _row(
     candidate: Record, before: float | None, after: float | None, y: float, across: Scale, *, best: bool
-) -> Sequence[str]:
+) -> list[Markup]:
     named = ", ".join(candidate["proposed_by"])
     told = svg.element("title", f"layers {layer_ranges(candidate['kept_layers'])}, named by {named}")
     parts = [svg.text(0, y + 5, _shortened(named), class_="strong" if best else "tick")]

@@ -9,33 +9,40 @@ from dataclasses import dataclass
 from html import escape
 
 
-def element(tag: str, *children: str, **attributes: str | float) -> str:
+class Markup(str):
+    """Text that is SVG already. Any other text is content, which `element` escapes."""
+
+    __slots__ = ()
+
+
+def element(tag: str, *children: str, **attributes: str | float) -> Markup:
     """One element. `class_` is written `class`, `font_size` `font-size`; numbers get at most two decimals."""
     pairs = (
         f' {key.rstrip("_").replace("_", "-")}="{escape(value) if isinstance(value, str) else _short(value)}"'
         for key, value in attributes.items()
     )
-    body = "".join(children)
-    return f"<{tag}{''.join(pairs)}>{body}</{tag}>" if body else f"<{tag}{''.join(pairs)}/>"
+    start = f"{tag}{''.join(pairs)}"
+    body = "".join(child if isinstance(child, Markup) else escape(child) for child in children)
+    return Markup(f"<{start}>{body}</{tag}>" if body else f"<{start}/>")
 
 
-def text(x: float, y: float, content: str, **attributes: str | float) -> str:
-    """A text element at (x, y), its content escaped."""
-    return element("text", escape(content), x=x, y=y, **attributes)
+def text(x: float, y: float, content: str, **attributes: str | float) -> Markup:
+    """A text element at (x, y)."""
+    return element("text", content, x=x, y=y, **attributes)
 
 
-def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     """A straight line."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
-def path(points: Sequence[tuple[float, float]], class_: str) -> str:
+def path(points: Sequence[tuple[float, float]], class_: str) -> Markup:
     """A line through points."""
     steps = "L".join(f"{_short(x)} {_short(y)}" for x, y in points)
     return element("path", d=f"M{steps}", class_=class_)
 
 
-def figure(width: float, height: float, label: str, *children: str, class_: str = "") -> str:
+def figure(width: float, height: float, label: str, *children: str, class_: str = "") -> Markup:
     """An inline SVG picture with a text alternative."""
     box = f"0 0 {_short(width)} {_short(height)}"
     return element("svg", *children, viewBox=box, role="img", aria_label=label, class_=f"figure {class_}".strip())

@@ -80,6 +80,9 @@ def test_everything_from_the_run_is_escaped(fake_run: Callable[..., Path]) -> No
         record["speed"]["device"] = HOSTILE
         record["manifest"]["command"] = [HOSTILE]
         path.write_text(json.dumps(record))
+    path = run / "student-init" / "prune.json"
+    cut = {"kept_layers": [1, 3], "proposed_by": [HOSTILE], "before": {"loss": 3.0}, "after": {"loss": 2.0}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ranking": {"candidates": [cut]}}))
     page, parser = parse(run)
     assert "<script" not in page
     assert parser.text.count(HOSTILE) >= 10
