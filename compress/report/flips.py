@@ -1,4 +1,4 @@
-"""Answers that changed: items that one model gets right and another does not, with their text."""
+"""Scores that changed: items that one model answers better than another, with their text."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -183,9 +183,16 @@ def _retention(entry: Record, keys: tuple[str, str], paired: Paired | None, reas
 
 
 def _unpaired(entry: Record, keys: tuple[str, str], reason: str | None) -> tuple[Estimate, Estimate, Estimate]:
-    """Raw and chance-corrected retention and difference from the scores alone: no intervals, and none if `_refusal`."""
-    if _refusal(entry, keys):
-        return (Estimate(None, None, reason),) * 3
+    """Raw and chance-corrected retention and difference from the scores alone, without intervals.
+
+    None at all where the scores say nothing about each other: if `_refusal`, or over numbers of items that differ.
+    """
+    counts = [entry[key]["n"] for key in keys]
+    refusal = _refusal(entry, keys)
+    if refusal is None and counts[0] != counts[1]:
+        refusal = f"not comparable: {counts[0]} and {counts[1]} items"
+    if refusal:
+        return (Estimate(None, None, refusal),) * 3
     first, second, chance = entry[keys[0]]["value"], entry[keys[1]]["value"], entry["chance"]
     above = chance is not None and entry[keys[0]]["versus_chance"] == "above"
     return (

@@ -119,7 +119,7 @@ def _test(entry: Record) -> list[str]:
 
 
 def flips(report: Record) -> Table:
-    """Items on which the last model and the reference differ: of each task a few lost and a few gained."""
+    """Items whose score differs between the last model and the reference: of each task a few lost and a few gained."""
     shown = report["flips"]["examples"]
     rows = []
     for flip in shown:
@@ -133,7 +133,7 @@ def flips(report: Record) -> Table:
         "all, with their whole text."
     )
     return Table(
-        title="Answers that changed", note=note, columns=columns, rows=rows, text_columns=len(columns), folded=True
+        title="Items whose score changed", note=note, columns=columns, rows=rows, text_columns=len(columns), folded=True
     )
 
 

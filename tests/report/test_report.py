@@ -104,6 +104,10 @@ def test_only_shared_items_are_compared(fake_run: Callable[..., Path]) -> None:
     teacher = [item["metrics"]["acc"] for item in items_of(run, "teacher")[1:200]]
     assert entry["paired_items"] == 199
     assert entry["raw"] == pytest.approx(sum(shared) / sum(teacher))
+    (run / "eval" / "student.items.jsonl").unlink()
+    entry = report_of(run)["retention"]["choice"]
+    assert (entry["raw"], entry["chance_corrected"], entry["difference"]) == (None, None, None)
+    assert entry["note"] == "not comparable: 300 and 200 items"
 
 
 def test_groups_pool_their_members_and_count_once(fake_run: Callable[..., Path]) -> None:
