@@ -22,16 +22,11 @@ def metric_names(task: Record) -> list[str]:
     return [k for k, v in task.items() if number(v) is not None and k not in known and not k.endswith("_stderr")]
 
 
-def primary_metric(task: Record) -> str | None:
-    """The metric a task is judged by: what the evaluation named, else the first that it lists."""
-    named = task.get("primary")
-    return named if isinstance(named, str) else next(iter(metric_names(task)), None)
-
-
 def build_scores(evals: Evals) -> dict[str, Record]:
     """By task: its metric, chance, parent group, and by model value, stderr, ci95, n, num_fewshot, versus_chance.
 
-    A group's model entries also have `macro`: value, stderr and chance of the mean over its tasks.
+    The metric is the one that the evaluation calls `primary`. A group's model entries also have `macro`: value,
+    stderr and chance of the mean over its tasks.
     """
     names = dict.fromkeys(name for record in evals.values() for name in record["tasks"])
     parents = _parents(evals)
@@ -39,13 +34,13 @@ def build_scores(evals: Evals) -> dict[str, Record]:
     for name in names:
         scored = {key: record["tasks"][name] for key, record in evals.items() if name in record["tasks"]}
         first = next(iter(scored.values()))
-        metric = primary_metric(first)
+        metric = first.get("primary")
         chance = number(first.get("chance"))
         entry: Record = {"metric": metric, "chance": chance, "part_of": parents.get(name)}
         for key, task in scored.items():
             value = number(task.get(metric)) if metric else None
             if value is not None:
-                entry[key] = _score(task, str(metric), value, chance)
+                entry[key] = _score(task, metric, value, chance)
         table[name] = entry
     return table
 
