@@ -30,8 +30,9 @@ from compress.errors import InputError
 from compress.model_files import check_weight_files
 from compress.models import load_config, load_model, load_tokenizer
 from compress.prune.spec import parse_spec
-from compress.recipe import load_recipe, scratch_config
+from compress.recipe import load_recipe
 from compress.report import write_report
+from compress.scratch import scratch_config
 from compress.verify import verify_run
 
 RECIPES = [*sorted(ROOT.glob("recipes/*.yaml")), ROOT / "compress" / "demo" / "recipe.yaml"]
