@@ -14,7 +14,6 @@ from compress.data.permutation import permute
 from compress.errors import InputError, UsageError
 
 INDEX = "index.json"
-INDEX = "index.json"
 FORMAT = "compress-token-store-1"
 _CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "train", "heldout")
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
