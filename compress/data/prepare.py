@@ -23,7 +23,8 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
 
     Documents are tokenized as plain text, each followed by EOS, and packed without gaps into rows of `seq_len` tokens.
     Held-out documents (see `HeldOutPool`) are packed apart. The files are the same however often the preparation
-    was cut and continued, and whatever the number of processes.
+    was cut and continued, and whatever the number of processes. A failure leaves nothing of what this call began, and
+    all of what an earlier one saved.
 
     Args:
         tokenizer: a model folder (a bare tokenizer.json will do) or a hub model.
@@ -45,13 +46,15 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
     spec = load_spec(tokenizer)
     require_free(out)
     with stop_on_signal() as stop, owned_folder(out) as folder:
+        preparation = Preparation(config, spec, out, folder, stop)
         try:
-            Preparation(config, spec, out, folder, stop).run(visible=visible)
+            preparation.run(visible=visible)
         except (InterruptedRun, Unavailable):
             remove_if_empty(folder)
             raise
         except CompressError:
-            shutil.rmtree(folder)
+            if preparation.began_here:
+                shutil.rmtree(folder)
             raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -22,7 +22,7 @@ from fault_injection import Signal
 
 from compress.data import preparation, prepare, shards, stream
 from compress.data.preparation import Preparation
-from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 
 
 @pytest.fixture
@@ -117,6 +117,45 @@ def test_other_options_or_data_start_again(
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
+def test_a_failing_run_keeps_what_an_earlier_one_saved(
+    tmp_path: Path, tokenizer_folder: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is not mounted, an option that does not go with the source: mended, nothing is read twice."""
+    write_sources(tmp_path)
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+    read: list[str] = []
+    take = Preparation._take_document
+
+    def note(self: Preparation, text: str, ids: Any) -> None:
+        take(self, text, ids)
+        read.append(text)
+        if len(read) == 60:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Preparation, "_take_document", note)
+    with pytest.raises(InterruptedRun):
+        prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    (tmp_path / "source").rename(tmp_path / "away")
+    with pytest.raises(InputError, match="does not exist"):
+        prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    (tmp_path / "away").rename(tmp_path / "source")
+    with pytest.raises(UsageError, match=r"data\.split applies to hub datasets"):
+        prepare(data_config(tmp_path / "source", split="test"), tokenizer_folder, tmp_path / "cut")
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    assert len(read) == 150
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
+def test_a_run_that_began_anew_and_fails_leaves_nothing(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sources(tmp_path)
+    interrupt(tmp_path, tokenizer_folder, monkeypatch)
+    with pytest.raises(InputError, match=r"only .* training tokens of the 10000000 asked for"):
+        prepare(data_config(tmp_path / "source", tokens=10_000_000), tokenizer_folder, tmp_path / "cut")
+    assert not (tmp_path / "cut.partial").exists()
+
+
 def test_only_one_process_prepares_a_store(tmp_path: Path, tokenizer_folder: Path) -> None:
     write_sources(tmp_path)
     (tmp_path / "out.partial").mkdir()
@@ -168,6 +207,10 @@ def test_a_complete_store_that_was_not_renamed_is_only_renamed(
         with pytest.raises(OSError, match="Input/output"):
             prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     monkeypatch.setattr(Preparation, "_read", fail)
+    (tmp_path / "source").rename(tmp_path / "away")
+    with pytest.raises(InputError, match="does not exist"):
+        prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    (tmp_path / "away").rename(tmp_path / "source")
     prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
