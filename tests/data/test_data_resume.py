@@ -7,8 +7,10 @@ fsync, rename or document, again and again until one comes to the end.
 import errno
 import fcntl
 import importlib
+import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_world import content, data_config, documents, write_source
+from data_world import FORMATS, content, data_config, documents, write_source
 from fault_injection import Signal
 
 from compress.data import preparation, prepare, shards, stream
 from compress.data.preparation import Preparation
+from compress.data.sources import LocalSource
 from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 
 
@@ -190,6 +193,88 @@ def test_no_space_while_saving_keeps_what_was_saved(
         with pytest.raises(CompressError, match="No space is left"):
             prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
+class Failing(io.RawIOBase):
+    """A file whose first `reads` reads succeed."""
+
+    def __init__(self, path: Path, reads: int, error: Exception) -> None:
+        self._file, self._left, self._error = path.open("rb", buffering=0), reads, error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@pytest.mark.faults(19)
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), MemoryError("full")])
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    small_steps: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    error: Exception,
+) -> None:
+    """By default damage is skipped: were it taken for that, the rest of the file would be missing without a word."""
+    texts = documents(300, 5)
+    paths = [write_source(tmp_path / "source" / f"{i}.{name}", texts[i * 100 : i * 100 + 100]) for i in range(3)]
+    config = data_config(tmp_path / "source")
+    prepare(config, tokenizer_folder, tmp_path / "uncut")
+    for reads in (0, 2):
+
+        def opened(self: LocalSource, index: int, reads: int = reads) -> Any:
+            return io.BufferedReader(Failing(self._paths[index], reads if index == 1 else 10**6, error), 512)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalSource, "open", opened)
+            told = (
+                f"{paths[1].stem}.* cannot be read now .*{re.escape(str(error))}.* run the same command again to go on"
+            )
+            with pytest.raises(InputError, match=told):
+                prepare(config, tokenizer_folder, tmp_path / "cut")
+        assert (tmp_path / "cut.partial" / "state.json").is_file()
+    prepare(config, tokenizer_folder, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
+def test_a_file_that_cannot_be_opened_later_on_keeps_what_was_prepared(
+    tmp_path: Path, tokenizer_folder: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sources(tmp_path)
+    config = data_config(tmp_path / "source")
+    prepare(config, tokenizer_folder, tmp_path / "uncut")
+    lost, away = tmp_path / "source" / "c.parquet", tmp_path / "c.parquet"
+    take = Preparation._take_document
+
+    def lose(self: Preparation, text: str, ids: Any) -> None:
+        take(self, text, ids)
+        if lost.exists():
+            lost.rename(away)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preparation, "_take_document", lose)
+        with pytest.raises(InputError, match=r"c\.parquet cannot be read now .*No such file.* again to go on"):
+            prepare(config, tokenizer_folder, tmp_path / "cut")
+    away.rename(lost)
+    prepare(config, tokenizer_folder, tmp_path / "cut")
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
