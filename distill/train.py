@@ -58,7 +58,8 @@ def train(session: Session, config: DistillConfig, inputs: dict[str, Any], work:
         progress_bar("distill", steps, done=run.step) as bar,
     ):
         if run.step == 0 or (run.heldout_loss is None and _measured_after(config, run.step, steps)):
-            _measure_heldout(s, config, metrics)  # of a run that was stopped: now, what it had no time for
+            with clock.paused(s.accelerator.device):
+                _measure_heldout(s, config, metrics)  # of a run that was stopped: now, what it had no time for
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             losses = s.losses.backward(batch)

@@ -9,18 +9,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from distill_world import World
+from distill_world import SEQ_LEN, World
 from fault_injection import Signal, run_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from compress.distill import DistillConfig, checkpoint, distillation, train
+from compress.distill import DistillConfig, checkpoint, distillation, meters, train
 from compress.distill.optimizer import StudentOptimizer
+from compress.distill.step import Losses
 from compress.errors import CompressError, InterruptedRun, UsageError
 
 Options = Callable[..., DistillConfig]
@@ -84,6 +86,46 @@ def test_a_signal_saves_and_the_next_call_ends_bitwise_equal(
     world.run("cut", config)
     assert weights(world, "cut") == weights(world, "whole")
     assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """SIGTERM in a step, 1-based."""
+    rate = train.learning_rate
+
+    def signalled(config: DistillConfig, index: int, steps: int) -> float:
+        if index + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(config, index, steps)
+
+    monkeypatch.setattr(train, "learning_rate", signalled)
+
+
+def test_measuring_and_saving_count_as_no_time_of_training(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock on which a step takes a second, and a measurement a hundred: at the start and after a stop too."""
+    now = [0.0]
+    backward, measure = Losses.backward, Losses.measure
+
+    def step(self: Losses, batch: Any) -> torch.Tensor:
+        now[0] += 1
+        return backward(self, batch)
+
+    def measurement(self: Losses, batch: Any) -> tuple[float, float]:
+        now[0] += 100
+        return measure(self, batch)
+
+    monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(Losses, "backward", step)
+    monkeypatch.setattr(Losses, "measure", measurement)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        with pytest.raises(InterruptedRun):
+            world.run("run", options())
+    result = world.run("run", options())
+    assert now == [8 + 5 * 100]
+    assert (result.seconds, result.tokens_per_s) == (8.0, 4 * SEQ_LEN)
+    assert [row["tokens_per_s"] for row in world.metrics("run") if "loss" in row] == [4 * SEQ_LEN] * 8
 
 
 def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(
