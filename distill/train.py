@@ -48,18 +48,20 @@ def train(session: Session, config: DistillConfig, inputs: dict[str, Any], work:
         recent=run.recent_losses,
     )
     clock, vote = Clock(run.seconds, run.position * s.store.seq_len), StopVote(s.accelerator)
+    # of a run that was stopped: now, what it had no time for
+    unmeasured = run.step == 0 or (run.heldout_loss is None and _measured_after(config, run.step, steps))
     with (
         stop_on_signal() as stop,
         contextlib.closing(read_ahead(_reads(s, config))) as batches,
-        Metrics(work / "metrics.jsonl", s.accelerator, done=run.step) as metrics,
+        Metrics(work / "metrics.jsonl", s.accelerator, done=run.step, unmeasured=unmeasured) as metrics,
         Checkpointer(
             work / "checkpoints", keep=config.keep_checkpoints, background=config.async_checkpoints, done=run.step
         ) as checkpoints,
         progress_bar("distill", steps, done=run.step) as bar,
     ):
-        if run.step == 0 or (run.heldout_loss is None and _measured_after(config, run.step, steps)):
+        if unmeasured:
             with clock.paused(s.accelerator.device):
-                _measure_heldout(s, config, metrics)  # of a run that was stopped: now, what it had no time for
+                _measure_heldout(s, config, metrics)
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             losses = s.losses.backward(batch)

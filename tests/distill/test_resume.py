@@ -20,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from compress.data import TokenStore
 from compress.distill import DistillConfig, checkpoint, distillation, meters, train
 from compress.distill.optimizer import StudentOptimizer
 from compress.distill.step import Losses
 from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.verify.training import Training, check_metrics
 
 Options = Callable[..., DistillConfig]
 
@@ -98,6 +100,24 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         return rate(config, index, steps)
 
     monkeypatch.setattr(train, "learning_rate", signalled)
+
+
+def test_a_heldout_loss_measured_after_a_stop_is_in_the_log_once(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped where one was due, killed after the next run has measured it, continued from the same checkpoint."""
+    config = options(checkpoint_every=4)
+    world.run("whole", config)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        with pytest.raises(InterruptedRun):
+            world.run("cut", config)
+    killed(world, "cut", config, "compress.distill.train:learning_rate", 1)
+    assert [row["step"] for row in world.metrics("cut") if "heldout_loss" in row] == [0, 4]
+    world.run("cut", config)
+    assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
+    training = Training(world.root / "cut" / "student", world.root / "cut" / "train")
+    assert "8 logged steps in order" in check_metrics(training, TokenStore.open(world.data))
 
 
 def test_measuring_and_saving_count_as_no_time_of_training(
