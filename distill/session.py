@@ -45,7 +45,7 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     heldout_loss: float | None = None
-    """Held-out loss at this very step, if it was measured."""
+    """Held-out loss at this very step, if it was measured and finite."""
     best_heldout_loss: float | None = None
     seconds: float = 0.0
     """Wall time of training so far, over all resumed runs."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from compress.distill.sharding import clip_gradients
 from compress.distill.step import Batch
 from compress.distill.stop_vote import StopVote
 from compress.errors import InterruptedRun
-from compress.progress import progress_bar
+from compress.progress import progress_bar, say
 from compress.runtime import peak_memory_gib, stop_on_signal
 
 RowIds = NDArray[np.int64]
@@ -167,14 +168,17 @@ def _measured_after(config: DistillConfig, step: int, steps: int) -> bool:
 
 
 def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> None:
-    """Measure and log the held-out loss of the student as it is."""
+    """Measure and log the held-out loss of the student as it is; one that is not finite counts as none."""
     if not len(s.heldout):
         return
     soft, hard = s.losses.measure(s.losses.batch(s.heldout))
     loss = config.alpha * soft + (1 - config.alpha) * hard
     run = s.progress
-    run.heldout_loss = loss
-    run.best_heldout_loss = loss if run.best_heldout_loss is None else min(loss, run.best_heldout_loss)
+    if math.isfinite(loss):
+        run.heldout_loss = loss
+        run.best_heldout_loss = loss if run.best_heldout_loss is None else min(loss, run.best_heldout_loss)
+    else:
+        say(f"The held-out loss after step {run.step} is {loss}.")
     metrics.write(
         {
             "step": run.step,

@@ -1,6 +1,8 @@
 """Runs that are killed, stopped or damaged, and what the next call makes of them."""
 
 import dataclasses
+import json
+import math
 import os
 import resource
 import shutil
@@ -148,6 +150,27 @@ def test_measuring_and_saving_count_as_no_time_of_training(
     assert [row["tokens_per_s"] for row in world.metrics("run") if "loss" in row] == [4 * SEQ_LEN] * 8
 
 
+def test_a_heldout_loss_that_is_not_finite_counts_as_none(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    measured = iter([(3.0, 3.0), (math.nan, 3.0), (2.0, 2.0), (math.inf, 2.0), (math.nan, math.nan)])
+    monkeypatch.setattr(Losses, "measure", lambda self, batch: next(measured))
+    result = world.run("run", options(keep_checkpoints=1))
+    assert (result.heldout_loss, result.best_heldout_loss) == (None, 2.0)
+    assert [row["heldout_loss"] for row in world.metrics("run") if "heldout_loss" in row] == [
+        3.0,
+        None,
+        2.0,
+        None,
+        None,
+    ]
+    assert "held-out loss after step 6 is inf" in " ".join(capfd.readouterr().err.split())
+    kept = sorted((world.root / "run/train/checkpoints").iterdir())
+    assert [path.name for path in kept] == ["step-4", "step-8"]
+    for path in (*(path / "state.json" for path in kept), world.root / "run/student/distill.json"):
+        json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+
+
 def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,14 +240,14 @@ def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults(23)
-@given(st.lists(st.none() | st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
-def test_rotation_never_deletes_the_best_or_the_latest(losses: list[int | None], keep: int) -> None:
+@given(st.lists(st.sampled_from([None, math.nan, math.inf, 1, 2, 3, 4]), min_size=1, max_size=6), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_rotation_never_deletes_the_best_or_the_latest(losses: list[float | None], keep: int) -> None:
     """So there is always one that is whole; a tie goes to the later one, and no more are kept than that."""
     with tempfile.TemporaryDirectory() as folder:
         for step, loss in enumerate(losses, 1):
             fake_checkpoint(Path(folder), step, loss, keep)
-            measured = [(value, -at) for at, value in enumerate(losses[:step], 1) if value is not None]
+            measured = [(value, -at) for at, value in enumerate(losses[:step], 1) if value in (1, 2, 3, 4)]
             expected = {*range(max(1, step - keep + 1), step + 1), *(-at for _, at in sorted(measured)[:1])}
             assert {int(path.name.removeprefix("step-")) for path in Path(folder).iterdir()} == expected
             found = checkpoint.latest(Path(folder))
