@@ -332,17 +332,20 @@ def verify(run_dir: Path, data: Path | None, as_json: bool) -> None:
     """
     from compress.verify import verify_run
 
-    checks = []
-    for check in verify_run(run_dir, data):
-        checks.append(check)
-        if not as_json:
-            click.echo(check.describe())
-    failed = [check.name for check in checks if check.status == "FAILED"]
-    if as_json:
-        record = {"run": str(run_dir), "ok": not failed, "checks": [check.to_dict() for check in checks]}
-        _print(record, "", as_json)
-    if failed:
-        raise InputError(f"{run_dir}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+    def check_all() -> None:
+        checks = []
+        for check in verify_run(run_dir, data):
+            checks.append(check)
+            if not as_json:
+                click.echo(check.describe())
+        failed = [check.name for check in checks if check.status == "FAILED"]
+        if as_json:
+            record = {"run": str(run_dir), "ok": not failed, "checks": [check.to_dict() for check in checks]}
+            _print(record, "", as_json)
+        if failed:
+            raise InputError(f"{run_dir}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+
+    processes.on_main(check_all)
 
 
 @cli.command(short_help="The whole way in minutes: no network, no GPU.")
