@@ -53,6 +53,10 @@ class DistillResult:
     """In the last of its runs."""
     shard: str = "none"
     """Whose weights were split over them."""
+    precision: str | None = None
+    """bf16 or fp32: what `auto` came to. None in a record that does not say."""
+    micro_batch_rows: int | None = None
+    """Sequences at most that went through a model at once, per process. None in a record that does not say."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON data."""

@@ -75,7 +75,7 @@ class Session:
     """Of one process's device."""
     progress: Progress
     notes: dict[str, Any]
-    """What was decided for this machine (precision, micro-batch rows, processes), and the quantised teacher's KL."""
+    """Fields of distill.json: what was decided for this machine, and the quantised teacher's KL."""
 
 
 def fingerprints(student: Path, teacher: Path | None, store: Any) -> dict[str, Any]:
