@@ -192,14 +192,15 @@ def distill(
 
     Further settings go through --set: `--set distill.lr=1e-4 --set data.seq_len=1024`.
     """
-    from compress.config import from_flags
+    from compress.config import build, given_flags
     from compress.pipeline import distill_text
     from compress.recipe import DistillOptions
 
     training = {"tokens": tokens, "alpha": alpha, "temperature": temperature}
     flags = {"data": {"dataset": source, "tokens": tokens}, "distill": training}
-    options = from_flags(DistillOptions, flags, overrides)
-    result = distill_text(options, student=student, teacher=teacher, run=out)
+    given = given_flags(flags, overrides)
+    options = build(DistillOptions, given)
+    result = distill_text(options, student=student, teacher=teacher, run=out, given=given.data["data"])
     _print(result.to_dict(), result.describe(), as_json)
 
 

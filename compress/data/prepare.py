@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from compress.artifacts import require_free
@@ -16,6 +17,9 @@ from compress.data.store import INDEX, TokenStore
 from compress.data.stream import Unavailable
 from compress.errors import CompressError, InterruptedRun, UsageError
 from compress.runtime import stop_on_signal
+
+_OF_NO_CONSEQUENCE = ("dataset", "num_proc")
+"""Options that may be others than those of the store: where it is itself, and a matter of speed."""
 
 
 def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bool = True) -> TokenStore:
@@ -74,3 +78,14 @@ def changes_since(out: Path, config: DataConfig, tokenizer: Path | str) -> list[
     if not find_source(config).matches(store.index["source"]):
         differing.append("the source has other files, or their content changed")
     return differing
+
+
+def options_unlike(out: Path, config: DataConfig, given: Collection[str]) -> list[str]:
+    """Which of the `given` data options the finished store `out` was not made with, and what they were."""
+    index = TokenStore.open(out).index
+    made = {**index["manifest"]["config"], **index["source"]}
+    return [
+        f"data.{name} was {made.get(name)!r} and is {value!r}"
+        for name, value in to_dict(config).items()
+        if name in given and name not in _OF_NO_CONSEQUENCE and made.get(name) != value
+    ]

@@ -45,8 +45,12 @@ class _HeldOut(_Shard):
     bytes: list[Count]
 
 
+class _Manifest(_Shape):
+    config: dict[str, Any]
+
+
 class _Index(_Shape):
-    """What a store relies on in its index.json."""
+    """What a store, and those who compare it with what is asked for, rely on in its index.json."""
 
     seq_len: Annotated[Count, Field(ge=1)]
     dtype: Literal["uint16", "uint32"]
@@ -56,6 +60,9 @@ class _Index(_Shape):
     fingerprint: str
     train: _Train
     heldout: _HeldOut | _NoRows
+    identity: dict[str, Any]
+    source: dict[str, Any]
+    manifest: _Manifest
 
 
 def fingerprint_of(index: Mapping[str, Any]) -> str:
