@@ -192,14 +192,15 @@ def distill(
 
     Further settings go through --set: `--set distill.lr=1e-4 --set data.seq_len=1024`.
     """
-    from compress.config import from_flags
+    from compress.config import build, given_flags
     from compress.pipeline import distill_text
     from compress.recipe import DistillOptions
 
     training = {"tokens": tokens, "alpha": alpha, "temperature": temperature}
     flags = {"data": {"dataset": source, "tokens": tokens}, "distill": training}
-    options = from_flags(DistillOptions, flags, overrides)
-    result = distill_text(options, student=student, teacher=teacher, run=out)
+    given = given_flags(flags, overrides)
+    options = build(DistillOptions, given)
+    result = distill_text(options, student=student, teacher=teacher, run=out, given=given.data["data"])
     _print(result.to_dict(), result.describe(), as_json)
 
 
@@ -332,17 +333,20 @@ def verify(run_dir: Path, data: Path | None, as_json: bool) -> None:
     """
     from compress.verify import verify_run
 
-    checks = []
-    for check in verify_run(run_dir, data):
-        checks.append(check)
-        if not as_json:
-            click.echo(check.describe())
-    failed = [check.name for check in checks if check.status == "FAILED"]
-    if as_json:
-        record = {"run": str(run_dir), "ok": not failed, "checks": [check.to_dict() for check in checks]}
-        _print(record, "", as_json)
-    if failed:
-        raise InputError(f"{run_dir}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+    def check_all() -> None:
+        checks = []
+        for check in verify_run(run_dir, data):
+            checks.append(check)
+            if not as_json:
+                click.echo(check.describe())
+        failed = [check.name for check in checks if check.status == "FAILED"]
+        if as_json:
+            record = {"run": str(run_dir), "ok": not failed, "checks": [check.to_dict() for check in checks]}
+            _print(record, "", as_json)
+        if failed:
+            raise InputError(f"{run_dir}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+
+    processes.on_main(check_all)
 
 
 @cli.command(short_help="The whole way in minutes: no network, no GPU.")

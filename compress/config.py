@@ -169,16 +169,25 @@ def build_from(cls: type[C], values: Mapping[str, Any], source: str = "the comma
     return build(cls, Document(dict(values), {}, source))
 
 
-def from_flags(cls: type[C], values: dict[str, Any], overrides: Sequence[str]) -> C:
-    """Validate command-line flags, by section and without those not given, with `--set` overrides applied.
+def given_flags(values: dict[str, Any], overrides: Sequence[str]) -> Document:
+    """What a command line gives: flags by section, without those not given, and then its `--set` overrides.
 
     Raises:
-        UsageError: every fault with its dotted path, as `build`.
+        UsageError: an override cannot be applied.
     """
     given = {name: {k: v for k, v in section.items() if v is not None} for name, section in values.items()}
     document = Document(given, {}, "the command line")
     document.override(overrides)
-    return build(cls, document)
+    return document
+
+
+def from_flags(cls: type[C], values: dict[str, Any], overrides: Sequence[str]) -> C:
+    """Validate what `given_flags` finds.
+
+    Raises:
+        UsageError: every fault with its dotted path, as `build`.
+    """
+    return build(cls, given_flags(values, overrides))
 
 
 def to_dict(value: Any) -> dict[str, Any]:

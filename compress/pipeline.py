@@ -16,19 +16,20 @@ import dataclasses
 import functools
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.artifacts import manifest, owned, read_json, sha256_tree, write_json, write_text
 from compress.config import build_from, dump_yaml, to_dict
-from compress.data import INDEX, TokenStore, changes_since, prepare
+from compress.data import INDEX, TokenStore, changes_since, options_unlike, prepare
 from compress.demo import DEMO, write_world
 from compress.distill import DistillConfig, DistillResult, distill
 from compress.distill.publish import RECORD
 from compress.distill.publish import changes_since as student_changes
 from compress.distill.session import fingerprints
 from compress.distill.start_up import check_start
+from compress.errors import UsageError
 from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs
 from compress.model_files import model_fingerprint, resolve_model
 from compress.processes import on_main
@@ -187,23 +188,35 @@ def cut(recipe: Recipe, teacher: Path, run: Path) -> None:
     say(f"prune: {result.describe()}")
 
 
-def distill_text(options: DistillOptions, *, student: str, teacher: str | None, run: Path) -> DistillResult:
+def distill_text(
+    options: DistillOptions, *, student: str, teacher: str | None, run: Path, given: Collection[str] = ()
+) -> DistillResult:
     """`compress distill`: prepare the text in RUN/data (or take a token store as it is) and train RUN/student on it.
 
-    Called again, it continues or returns the finished result; raises as `distill` and `prepare` do.
+    Called again, it continues or returns the finished result. `given` names the data options that the user wrote down,
+    which a token store must have been made with.
+
+    Raises:
+        UsageError: a token store was made with others; and as `distill` and `prepare`.
     """
     with contextlib.ExitStack() as lock:
         on_main(lambda: lock.enter_context(owned(run)))
-        store = on_main(lambda: _store_of(options, student=student, teacher=teacher, run=run))
+        store = on_main(lambda: _store_of(options, given, student=student, teacher=teacher, run=run))
         return distill(
             options.distill, student=student, teacher=teacher, data=store, out=run / "student", work=run / "train"
         )
 
 
-def _store_of(options: DistillOptions, *, student: str, teacher: str | None, run: Path) -> Path:
-    given = Path(options.data.dataset)
-    if (given / INDEX).is_file():
-        return given
+def _store_of(options: DistillOptions, given: Collection[str], *, student: str, teacher: str | None, run: Path) -> Path:
+    named = Path(options.data.dataset)
+    if (named / INDEX).is_file():
+        of_training = {"tokens"} if options.data.tokens == options.distill.tokens else set()  # as --tokens sets both
+        if differing := options_unlike(named, options.data, set(given) - of_training):
+            raise UsageError(
+                f"{named} is a token store, and was made with other options: {'; '.join(differing)}. Leave them out, "
+                "or name the text, to prepare it with them."
+            )
+        return named
     start, _ = check_start(options.distill, student=student, teacher=teacher, out=run / "student")
     prepare(options.data, start, run / "data")
     return run / "data"

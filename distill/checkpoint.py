@@ -7,6 +7,7 @@ whole, so a run may go on with any number of them.
 """
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -206,10 +207,10 @@ def _rotate(folder: Path, keep: int, step: int) -> None:
 
 def _heldout_loss(path: Path) -> float | None:
     try:
-        loss = json.loads((path / "state.json").read_text())["heldout_loss"]
+        loss = float(json.loads((path / "state.json").read_text())["heldout_loss"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return None if loss is None else float(loss)
+    return loss if math.isfinite(loss) else None
 
 
 def _checkpoints(folder: Path) -> list[Path]:

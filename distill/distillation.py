@@ -128,7 +128,7 @@ def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None)
         "heldout_loss": run.heldout_loss,
         "best_heldout_loss": run.best_heldout_loss,
         "skipped_steps": run.skipped_steps,
-        **{name: s.notes[name] for name in ("teacher_kl", "processes", "shard")},
+        **s.notes,
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
         "flops": tokens * s.flops_per_token,

@@ -73,13 +73,18 @@ class StepGuard:
         return [loss for loss in self._recent.tolist() if math.isfinite(loss)]
 
 
+def skip_reason(spike_sigma: float | None) -> str:
+    """What a skipped step may have been skipped for."""
+    return "loss or gradient not finite" + ("" if spike_sigma is None else ", or a spike of the loss")
+
+
 def tell_skips(skips: Skips, told: int, config: DistillConfig, rows_of: Callable[[int], list[int]]) -> None:
     """Tell the user of steps skipped beyond the `told` first ones; `rows_of` gives the row ids of a 0-based step.
 
     Raises:
         Diverged: `max_skipped_steps` steps in a row were skipped; the message has the ids of their rows.
     """
-    reason = "loss or gradient not finite" + ("" if config.spike_sigma is None else ", or a spike of the loss")
+    reason = skip_reason(config.spike_sigma)
     if skips.longest >= config.max_skipped_steps and skips.longest_end:
         first = max(skips.longest_end - skips.longest, 0)
         rows = [row for step in range(first, skips.longest_end) for row in rows_of(step)]

@@ -14,14 +14,14 @@ class Metrics:
     """Appends rows to metrics.jsonl (main process only) and sends them to accelerate's trackers.
 
     `done` is the number of finished steps of the checkpoint a run continues from: rows after it are dropped, since
-    those steps are run again.
+    those steps are run again. So is that step's own row of held-out losses, if they are `unmeasured` in the checkpoint.
     """
 
-    def __init__(self, path: Path, accelerator: Any, *, done: int) -> None:
+    def __init__(self, path: Path, accelerator: Any, *, done: int, unmeasured: bool) -> None:
         self._accelerator = accelerator
         self._file = None
         if accelerator.is_main_process:
-            write_text(path, "".join(line + "\n" for line in _lines_up_to(path, done)))
+            write_text(path, "".join(line + "\n" for line in _lines_up_to(path, done, unmeasured)))
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -50,17 +50,19 @@ class Metrics:
             tracker.finish()
 
 
-def _lines_up_to(path: Path, done: int) -> list[str]:
-    """Whole rows of an earlier run up to step `done`; none when it starts anew."""
+def _lines_up_to(path: Path, done: int, unmeasured: bool) -> list[str]:
+    """Whole rows of an earlier run up to step `done`, but for those measured again; none when it starts anew."""
     kept: list[str] = []
     if done == 0 or not path.is_file():
         return kept
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            step = json.loads(line)["step"]
+            row = json.loads(line)
+            step = row["step"]
         except (ValueError, LookupError, TypeError, RecursionError):
             break
-        if isinstance(step, int) and step <= done:
+        again = unmeasured and step == done and "heldout_loss" in row
+        if isinstance(step, int) and step <= done and not again:
             kept.append(line)
     return kept
 

@@ -11,6 +11,7 @@ import torch
 from compress import artifacts
 from compress.config import to_dict
 from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
+from compress.distill.guard import skip_reason
 from compress.errors import UsageError
 from compress.model_files import check_weight_files, copy_side_files
 from compress.models import load_config, no_transformers_bars
@@ -53,6 +54,10 @@ class DistillResult:
     """In the last of its runs."""
     shard: str = "none"
     """Whose weights were split over them."""
+    precision: str | None = None
+    """bf16 or fp32: what `auto` came to. None in a record that does not say."""
+    micro_batch_rows: int | None = None
+    """Sequences at most that went through a model at once, per process. None in a record that does not say."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON data."""
@@ -68,7 +73,10 @@ class DistillResult:
         if self.heldout_loss is not None:
             lines.insert(1, f"held-out loss {self.heldout_loss:.4f} (best {self.best_heldout_loss:.4f})")
         if self.skipped_steps:
-            lines.insert(1, f"{self.skipped_steps} steps were skipped: loss or gradient not finite")
+            reason = skip_reason(self.manifest["config"]["spike_sigma"])
+            lines.insert(
+                1, f"{self.skipped_steps} step{'s were' if self.skipped_steps > 1 else ' was'} skipped: {reason}"
+            )
         return "\n".join(lines)
 
 

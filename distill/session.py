@@ -45,7 +45,7 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     heldout_loss: float | None = None
-    """Held-out loss at this very step, if it was measured."""
+    """Held-out loss at this very step, if it was measured and finite."""
     best_heldout_loss: float | None = None
     seconds: float = 0.0
     """Wall time of training so far, over all resumed runs."""
@@ -75,7 +75,7 @@ class Session:
     """Of one process's device."""
     progress: Progress
     notes: dict[str, Any]
-    """What was decided for this machine (precision, micro-batch rows, processes), and the quantised teacher's KL."""
+    """Fields of distill.json: what was decided for this machine, and the quantised teacher's KL."""
 
 
 def fingerprints(student: Path, teacher: Path | None, store: Any) -> dict[str, Any]:

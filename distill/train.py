@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from compress.distill.sharding import clip_gradients
 from compress.distill.step import Batch
 from compress.distill.stop_vote import StopVote
 from compress.errors import InterruptedRun
-from compress.progress import progress_bar
+from compress.progress import progress_bar, say
 from compress.runtime import peak_memory_gib, stop_on_signal
 
 RowIds = NDArray[np.int64]
@@ -48,17 +49,20 @@ def train(session: Session, config: DistillConfig, inputs: dict[str, Any], work:
         recent=run.recent_losses,
     )
     clock, vote = Clock(run.seconds, run.position * s.store.seq_len), StopVote(s.accelerator)
+    # of a run that was stopped: now, what it had no time for
+    unmeasured = run.step == 0 or (run.heldout_loss is None and _measured_after(config, run.step, steps))
     with (
         stop_on_signal() as stop,
         contextlib.closing(read_ahead(_reads(s, config))) as batches,
-        Metrics(work / "metrics.jsonl", s.accelerator, done=run.step) as metrics,
+        Metrics(work / "metrics.jsonl", s.accelerator, done=run.step, unmeasured=unmeasured) as metrics,
         Checkpointer(
             work / "checkpoints", keep=config.keep_checkpoints, background=config.async_checkpoints, done=run.step
         ) as checkpoints,
         progress_bar("distill", steps, done=run.step) as bar,
     ):
-        if run.step == 0 or (run.heldout_loss is None and _measured_after(config, run.step, steps)):
-            _measure_heldout(s, config, metrics)  # of a run that was stopped: now, what it had no time for
+        if unmeasured:
+            with clock.paused(s.accelerator.device):
+                _measure_heldout(s, config, metrics)
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             losses = s.losses.backward(batch)
@@ -164,14 +168,17 @@ def _measured_after(config: DistillConfig, step: int, steps: int) -> bool:
 
 
 def _measure_heldout(s: Session, config: DistillConfig, metrics: Metrics) -> None:
-    """Measure and log the held-out loss of the student as it is."""
+    """Measure and log the held-out loss of the student as it is; one that is not finite counts as none."""
     if not len(s.heldout):
         return
     soft, hard = s.losses.measure(s.losses.batch(s.heldout))
     loss = config.alpha * soft + (1 - config.alpha) * hard
     run = s.progress
-    run.heldout_loss = loss
-    run.best_heldout_loss = loss if run.best_heldout_loss is None else min(loss, run.best_heldout_loss)
+    if math.isfinite(loss):
+        run.heldout_loss = loss
+        run.best_heldout_loss = loss if run.best_heldout_loss is None else min(loss, run.best_heldout_loss)
+    else:
+        say(f"The held-out loss after step {run.step} is {loss}.")
     metrics.write(
         {
             "step": run.step,

@@ -238,10 +238,15 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **changes}
 
 
+def command_with(faults: Sequence[Fault], *arguments: str) -> list[str]:
+    """The command line of a fresh process that runs `compress ARGUMENTS`."""
+    # -P: the folder of this file must not be on the command's path
+    return [sys.executable, "-P", __file__, _to_json(faults), *arguments]
+
+
 def run_with(faults: Sequence[Fault], *arguments: str, cwd: Path | None = None, **changes: str) -> Outcome:
     """`compress ARGUMENTS` in a fresh process; `changes` are environment variables."""
-    # -P: the folder of this file must not be on the command's path
-    command = [sys.executable, "-P", __file__, _to_json(faults), *arguments]
+    command = command_with(faults, *arguments)
     done = subprocess.run(
         command, cwd=cwd or ROOT, env=environment(**changes), capture_output=True, text=True, input="", timeout=600
     )

@@ -3,7 +3,7 @@
 from compress.data.config import DataConfig
 from compress.data.encode import tokenizer_fingerprint
 from compress.data.hub import HubSource
-from compress.data.prepare import changes_since, prepare
+from compress.data.prepare import changes_since, options_unlike, prepare
 from compress.data.sample import read_start, text_fingerprint
 from compress.data.sources import LocalSource, Source, find_source
 from compress.data.store import INDEX, TokenStore
@@ -17,6 +17,7 @@ __all__ = [
     "TokenStore",
     "changes_since",
     "find_source",
+    "options_unlike",
     "prepare",
     "read_start",
     "text_fingerprint",

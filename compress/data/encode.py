@@ -2,7 +2,8 @@
 
 `None` processes means the tokenizer's own threads, driven from one thread of ours so that reading goes on meanwhile:
 on two cores as fast as two processes, and nothing to spawn or pickle. With `num_proc`, that many processes are
-spawned (never forked: threads and locks of the parent are not copied), each single-threaded.
+spawned (never forked: threads and locks of the parent are not copied), each single-threaded. The parent alone decides
+when they end.
 """
 
 import itertools
@@ -10,10 +11,13 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -178,12 +182,45 @@ def split_pieces(text: str) -> list[str]:
     return pieces
 
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _WorkerProcess(SpawnProcess):
+    """A process that the stop signals sent to a whole group do not end, from its first moment on, and that ends with
+    its parent however that ends."""
+
+    def start(self) -> None:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # a new process inherits what is blocked
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def run(self) -> None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().run()
+
+    def terminate(self) -> None:
+        """What a pool that lost a worker does to the others before it waits for them."""
+        self.kill()
+
+
+class _WorkerContext(SpawnContext):
+    Process = _WorkerProcess
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 _worker: Encoder | None = None
 
 
 def _start_worker(spec: TokenizerSpec) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker = Encoder(spec)
 
@@ -200,8 +237,9 @@ def encoding(spec: TokenizerSpec, num_proc: int | None) -> Iterator[Callable[[Se
     if num_proc is None:
         executor, function = ThreadPoolExecutor(1, "encode"), Encoder(spec).__call__
     else:
-        context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start_worker, initargs=(spec,))
+        executor = ProcessPoolExecutor(
+            num_proc, mp_context=_WorkerContext(), initializer=_start_worker, initargs=(spec,)
+        )
         function = _work
     try:
         yield lambda documents: executor.submit(function, documents)

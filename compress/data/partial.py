@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.artifacts import fsync_path, owned, read_json, write_text
+from compress.data.store import INDEX
 from compress.errors import InputError
 
 _STATE = "state.json"
@@ -36,6 +37,11 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     except InputError:
         return None
     return state if isinstance(state, dict) else None
+
+
+def can_continue(folder: Path) -> bool:
+    """Whether an earlier process left something to go on from: its record, or a store that only lacks its name."""
+    return load_state(folder) is not None or (folder / INDEX).is_file()
 
 
 def forget_state(folder: Path) -> None:

@@ -33,6 +33,8 @@ class Preparation:
 
     def __init__(self, config: DataConfig, spec: TokenizerSpec, out: Path, folder: Path, stop: StopRequest) -> None:
         self._config, self._spec, self._out, self._folder, self._stop = config, spec, out, folder, stop
+        self.began_here = not partial.can_continue(folder)
+        """Whether nothing in the folder is an earlier process's, so that a failure may remove it."""
         self._identity = identity(config, spec.sha256)
         self._encoder = Encoder(spec)
         self._retry = Retry(stop)
@@ -77,7 +79,6 @@ class Preparation:
             return False
         index = read_json(self._folder / INDEX)
         if index["identity"] != self._identity or not find_source(self._config).matches(index["source"]):
-            clear_folder(self._folder)
             return False
         self._publish()
         return True
@@ -107,6 +108,7 @@ class Preparation:
                 say(f"Continuing {self._out}: {format_count(writer.tokens)} tokens are prepared already.")
                 return writer
         clear_folder(self._folder)
+        self.began_here = True
         self._check_space()
         return ShardWriter(self._folder, self._spec.dtype, self._config.seq_len, None)
 

@@ -1,7 +1,7 @@
 """Text to a token store, or the store that is there already."""
 
-import errno
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from compress.artifacts import require_free
@@ -14,8 +14,11 @@ from compress.data.record import identity
 from compress.data.sources import find_source
 from compress.data.store import INDEX, TokenStore
 from compress.data.stream import Unavailable
-from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
 from compress.runtime import stop_on_signal
+
+_OF_NO_CONSEQUENCE = ("dataset", "num_proc")
+"""Options that may be others than those of the store: where it is itself, and a matter of speed."""
 
 
 def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bool = True) -> TokenStore:
@@ -23,7 +26,8 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
 
     Documents are tokenized as plain text, each followed by EOS, and packed without gaps into rows of `seq_len` tokens.
     Held-out documents (see `HeldOutPool`) are packed apart. The files are the same however often the preparation
-    was cut and continued, and whatever the number of processes.
+    was cut and continued, and whatever the number of processes. A failure leaves nothing of what this call began, and
+    all of what an earlier one saved.
 
     Args:
         tokenizer: a model folder (a bare tokenizer.json will do) or a hub model.
@@ -45,16 +49,18 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
     spec = load_spec(tokenizer)
     require_free(out)
     with stop_on_signal() as stop, owned_folder(out) as folder:
+        preparation = Preparation(config, spec, out, folder, stop)
         try:
-            Preparation(config, spec, out, folder, stop).run(visible=visible)
+            preparation.run(visible=visible)
         except (InterruptedRun, Unavailable):
             remove_if_empty(folder)
             raise
         except CompressError:
-            shutil.rmtree(folder)
+            if preparation.began_here:
+                shutil.rmtree(folder)
             raise
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno not in DISK_FULL:
                 raise
             raise CompressError(
                 f"No space is left on the device of {out}. Free some and run the same command again: what is "
@@ -71,3 +77,14 @@ def changes_since(out: Path, config: DataConfig, tokenizer: Path | str) -> list[
     if not find_source(config).matches(store.index["source"]):
         differing.append("the source has other files, or their content changed")
     return differing
+
+
+def options_unlike(out: Path, config: DataConfig, given: Collection[str]) -> list[str]:
+    """Which of the `given` data options the finished store `out` was not made with, and what they were."""
+    index = TokenStore.open(out).index
+    made = {**index["manifest"]["config"], **index["source"]}
+    return [
+        f"data.{name} was {made.get(name)!r} and is {value!r}"
+        for name, value in to_dict(config).items()
+        if name in given and name not in _OF_NO_CONSEQUENCE and made.get(name) != value
+    ]

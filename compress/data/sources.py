@@ -129,10 +129,7 @@ class LocalSource:
         return
 
     def open(self, index: int) -> BinaryIO:
-        try:
-            return self._paths[index].open("rb")
-        except OSError as error:
-            raise InputError(f"{self._paths[index]} cannot be opened: {error.strerror}.") from error
+        return self._paths[index].open("rb")
 
     def full_name(self, index: int) -> str:
         return str(self._paths[index])

@@ -14,7 +14,6 @@ from compress.data.permutation import permute
 from compress.errors import InputError, UsageError
 
 INDEX = "index.json"
-INDEX = "index.json"
 FORMAT = "compress-token-store-1"
 _CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "train", "heldout")
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -46,8 +45,12 @@ class _HeldOut(_Shard):
     bytes: list[Count]
 
 
+class _Manifest(_Shape):
+    config: dict[str, Any]
+
+
 class _Index(_Shape):
-    """What a store relies on in its index.json."""
+    """What a store, and those who compare it with what is asked for, rely on in its index.json."""
 
     seq_len: Annotated[Count, Field(ge=1)]
     dtype: Literal["uint16", "uint32"]
@@ -57,6 +60,9 @@ class _Index(_Shape):
     fingerprint: str
     train: _Train
     heldout: _HeldOut | _NoRows
+    identity: dict[str, Any]
+    source: dict[str, Any]
+    manifest: _Manifest
 
 
 def fingerprint_of(index: Mapping[str, Any]) -> str:

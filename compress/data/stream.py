@@ -44,7 +44,7 @@ class Item(NamedTuple):
 
 
 class Unavailable(InputError):
-    """The network failed for longer than it is worth waiting; what was prepared so far is kept."""
+    """The source cannot be read now, though it may be later; what was prepared so far is kept."""
 
 
 class Stopped(Exception):
@@ -69,7 +69,7 @@ class Retry:
             Unavailable: this was the last try, or trying again would not help (no permission, not found).
             Stopped: a stop was requested meanwhile.
         """
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = _reason(error)
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in _FINAL_STATUS or type(error).__name__ == "OfflineModeIsEnabled":
             raise Unavailable(f"{what} cannot be read ({reason}). What was prepared so far is kept.") from error
@@ -107,8 +107,8 @@ def read_items(source: Source, column: str, start: Position, retry: Retry) -> It
     A file that is damaged midway gives its rows up to there, and then an item with `ends_file`.
 
     Raises:
-        InputError: the text column is missing, or a file cannot be opened.
-        Unavailable: the network failed too often in a row.
+        InputError: the text column is missing.
+        Unavailable: the network failed too often in a row, or the system failed to open or read a file.
     """
     files = source.files
     index, next_row = start
@@ -128,9 +128,26 @@ def read_items(source: Source, column: str, start: Position, retry: Retry) -> It
             if failure := source.failure(file):
                 retry.failed(source.full_name(index), failure)
                 continue
+            if not _is_damage(error):
+                raise Unavailable(
+                    f"{source.full_name(index)} cannot be read now ({_reason(error)}). What was prepared so far is "
+                    "kept: run the same command again to go on, or leave the file out if it can never be read."
+                ) from error
             fault = f"is damaged ({' '.join(str(error).split())[:200] or type(error).__name__}); the rest is not read"
             yield Item(index, Row(next_row, None, fault, 1.0), Position(index + 1, 0), ends_file=True)
         index, next_row = index + 1, 0
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether reading failed because of what a file holds, and not because of the machine or its file system.
+
+    What the system says has a number, what a decoder says has none.
+    """
+    return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:

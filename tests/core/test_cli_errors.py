@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, byte_tokenizer, save_tiny_model
+from helpers import ROOT, byte_tokenizer, run_cli, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from compress.artifacts import sha256_tree
 from compress.cli import main
+from compress.data import DataConfig, prepare
 
 Run = Callable[..., tuple[int, str]]
 SECOND_SHARD = "model-00002-of-00004.safetensors"
@@ -42,6 +43,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids = vocabulary["model"]["vocab"]
     ids["A"], ids["B"] = ids["B"], ids["A"]
     (folder / "other-words" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    text = DataConfig(dataset=f"{folder}/text.jsonl", seq_len=16, heldout_sequences=2)
+    prepare(text, folder / "model", folder / "store", visible=False)
     (folder / "full").mkdir()
     (folder / "full" / "something").write_text("")
     (folder / "taken" / "student").mkdir(parents=True)
@@ -113,6 +116,16 @@ CASES = {
     "no text column": (3, distill("{}/model", "{}/no-text.jsonl", *PLAIN), "no-text.jsonl"),
     "empty data": (3, distill("{}/model", "{}/empty.jsonl", *PLAIN), "no tokens"),
     "no such data": (3, distill("{}/model", "{}/absent.jsonl", *PLAIN), "absent.jsonl"),
+    "a store of other rows": (
+        2,
+        distill("{}/model", "{}/store", *PLAIN, "--set", "data.seq_len=2048"),
+        "{}/store is a token store, and was made with other options: data.seq_len was 16 and is 2048.",
+    ),
+    "a store of other text": (
+        2,
+        distill("{}/model", "{}/store", *PLAIN, "--tokens=64", "--set=data.tokens=96", "--set=data.split=test"),
+        "data.split was 'train' and is 'test'; data.tokens was None and is 96.",
+    ),
     "vocabularies differ": (
         3,
         distill("{}/model", "{}/text.jsonl", "--teacher", "{}/other-words", *SMALL),
@@ -154,6 +167,14 @@ def test_one_paragraph_and_the_right_code(
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left <= {"OUT/recipe.yaml"}
     assert sha256_tree(world) == before
+
+
+def test_options_that_a_store_has_may_be_given_with_it(world: Path, tmp_path: Path) -> None:
+    """--tokens is how much of it to train on: 128 are two steps of 64."""
+    arguments = distill(f"{world}/model", f"{world}/store", *PLAIN, "--tokens=128", "--set=data.num_proc=2")
+    done = run_cli(*arguments, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run/student/distill.json").read_text())["steps"] == 2
 
 
 def test_debug_shows_the_traceback(world: Path, run: Run) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import byte_tokenizer
+from launch import launch
 from recipe_world import RECIPE, make_run_world
 from safetensors.torch import load_file, save_file
 
@@ -367,6 +368,14 @@ def test_the_command(world: Path, run: Path, tmp_path: Path, command: Any) -> No
     assert {"name": "recipe.yaml", "status": "ok", "detail": "a valid recipe"} in record["checks"]
     for folder in (tmp_path / "absent", tmp_path):
         assert command("verify", str(folder))[0] == 3
+
+
+def test_under_a_launcher_each_check_is_told_once(run: Path) -> None:
+    flip_a_bit(run / "student/model.safetensors")
+    done = launch(2, ["verify", str(run)])
+    assert done.returncode != 0
+    assert done.stdout.splitlines() == [check.describe() for check in verify_run(run)]
+    assert done.stderr.count("checks failed") == 1
 
 
 def test_a_distillation_alone_and_its_text_elsewhere(world: Path, tmp_path: Path, command: Any) -> None:

@@ -7,8 +7,10 @@ fsync, rename or document, again and again until one comes to the end.
 import errno
 import fcntl
 import importlib
+import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_world import content, data_config, documents, write_source
+from data_world import FORMATS, content, data_config, documents, write_source
 from fault_injection import Signal
 
 from compress.data import preparation, prepare, shards, stream
 from compress.data.preparation import Preparation
-from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.data.sources import LocalSource
+from compress.errors import CompressError, InputError, InterruptedRun, UsageError
 
 
 @pytest.fixture
@@ -117,6 +120,45 @@ def test_other_options_or_data_start_again(
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
+def test_a_failing_run_keeps_what_an_earlier_one_saved(
+    tmp_path: Path, tokenizer_folder: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is not mounted, an option that does not go with the source: mended, nothing is read twice."""
+    write_sources(tmp_path)
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+    read: list[str] = []
+    take = Preparation._take_document
+
+    def note(self: Preparation, text: str, ids: Any) -> None:
+        take(self, text, ids)
+        read.append(text)
+        if len(read) == 60:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Preparation, "_take_document", note)
+    with pytest.raises(InterruptedRun):
+        prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    (tmp_path / "source").rename(tmp_path / "away")
+    with pytest.raises(InputError, match="does not exist"):
+        prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    (tmp_path / "away").rename(tmp_path / "source")
+    with pytest.raises(UsageError, match=r"data\.split applies to hub datasets"):
+        prepare(data_config(tmp_path / "source", split="test"), tokenizer_folder, tmp_path / "cut")
+    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    assert len(read) == 150
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
+def test_a_run_that_began_anew_and_fails_leaves_nothing(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sources(tmp_path)
+    interrupt(tmp_path, tokenizer_folder, monkeypatch)
+    with pytest.raises(InputError, match=r"only .* training tokens of the 10000000 asked for"):
+        prepare(data_config(tmp_path / "source", tokens=10_000_000), tokenizer_folder, tmp_path / "cut")
+    assert not (tmp_path / "cut.partial").exists()
+
+
 def test_only_one_process_prepares_a_store(tmp_path: Path, tokenizer_folder: Path) -> None:
     write_sources(tmp_path)
     (tmp_path / "out.partial").mkdir()
@@ -154,6 +196,88 @@ def test_no_space_while_saving_keeps_what_was_saved(
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
+class Failing(io.RawIOBase):
+    """A file whose first `reads` reads succeed."""
+
+    def __init__(self, path: Path, reads: int, error: Exception) -> None:
+        self._file, self._left, self._error = path.open("rb", buffering=0), reads, error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@pytest.mark.faults(19)
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), MemoryError("full")])
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    small_steps: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    error: Exception,
+) -> None:
+    """By default damage is skipped: were it taken for that, the rest of the file would be missing without a word."""
+    texts = documents(300, 5)
+    paths = [write_source(tmp_path / "source" / f"{i}.{name}", texts[i * 100 : i * 100 + 100]) for i in range(3)]
+    config = data_config(tmp_path / "source")
+    prepare(config, tokenizer_folder, tmp_path / "uncut")
+    for reads in (0, 2):
+
+        def opened(self: LocalSource, index: int, reads: int = reads) -> Any:
+            return io.BufferedReader(Failing(self._paths[index], reads if index == 1 else 10**6, error), 512)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalSource, "open", opened)
+            told = (
+                f"{paths[1].stem}.* cannot be read now .*{re.escape(str(error))}.* run the same command again to go on"
+            )
+            with pytest.raises(InputError, match=told):
+                prepare(config, tokenizer_folder, tmp_path / "cut")
+        assert (tmp_path / "cut.partial" / "state.json").is_file()
+    prepare(config, tokenizer_folder, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
+def test_a_file_that_cannot_be_opened_later_on_keeps_what_was_prepared(
+    tmp_path: Path, tokenizer_folder: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sources(tmp_path)
+    config = data_config(tmp_path / "source")
+    prepare(config, tokenizer_folder, tmp_path / "uncut")
+    lost, away = tmp_path / "source" / "c.parquet", tmp_path / "c.parquet"
+    take = Preparation._take_document
+
+    def lose(self: Preparation, text: str, ids: Any) -> None:
+        take(self, text, ids)
+        if lost.exists():
+            lost.rename(away)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preparation, "_take_document", lose)
+        with pytest.raises(InputError, match=r"c\.parquet cannot be read now .*No such file.* again to go on"):
+            prepare(config, tokenizer_folder, tmp_path / "cut")
+    away.rename(lost)
+    prepare(config, tokenizer_folder, tmp_path / "cut")
+    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+
+
 def test_a_complete_store_that_was_not_renamed_is_only_renamed(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +292,10 @@ def test_a_complete_store_that_was_not_renamed_is_only_renamed(
         with pytest.raises(OSError, match="Input/output"):
             prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     monkeypatch.setattr(Preparation, "_read", fail)
+    (tmp_path / "source").rename(tmp_path / "away")
+    with pytest.raises(InputError, match="does not exist"):
+        prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    (tmp_path / "away").rename(tmp_path / "source")
     prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 

@@ -90,6 +90,7 @@ def test_a_spike_changes_nothing_and_is_told(
                      keep_checkpoints=99, log_every=2)  # fmt: skip
     result = world.run("run", config)
     assert result.skipped_steps == 1
+    assert "1 step was skipped: loss or gradient not finite, or a spike of the loss" in result.describe()
     before, after, later = (
         (world.root / f"run/train/checkpoints/step-{step}/model.safetensors").read_bytes() for step in (10, 11, 12)
     )

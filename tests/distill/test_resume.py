@@ -1,6 +1,8 @@
 """Runs that are killed, stopped or damaged, and what the next call makes of them."""
 
 import dataclasses
+import json
+import math
 import os
 import resource
 import shutil
@@ -9,19 +11,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from distill_world import World
+from distill_world import SEQ_LEN, World
 from fault_injection import Signal, run_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from compress.distill import DistillConfig, checkpoint, distillation, train
+from compress.data import TokenStore
+from compress.distill import DistillConfig, checkpoint, distillation, meters, train
 from compress.distill.optimizer import StudentOptimizer
+from compress.distill.step import Losses
 from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.verify.training import Training, check_metrics
 
 Options = Callable[..., DistillConfig]
 
@@ -84,6 +90,85 @@ def test_a_signal_saves_and_the_next_call_ends_bitwise_equal(
     world.run("cut", config)
     assert weights(world, "cut") == weights(world, "whole")
     assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """SIGTERM in a step, 1-based."""
+    rate = train.learning_rate
+
+    def signalled(config: DistillConfig, index: int, steps: int) -> float:
+        if index + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(config, index, steps)
+
+    monkeypatch.setattr(train, "learning_rate", signalled)
+
+
+def test_a_heldout_loss_measured_after_a_stop_is_in_the_log_once(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped where one was due, killed after the next run has measured it, continued from the same checkpoint."""
+    config = options(checkpoint_every=4)
+    world.run("whole", config)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        with pytest.raises(InterruptedRun):
+            world.run("cut", config)
+    killed(world, "cut", config, "compress.distill.train:learning_rate", 1)
+    assert [row["step"] for row in world.metrics("cut") if "heldout_loss" in row] == [0, 4]
+    world.run("cut", config)
+    assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
+    training = Training(world.root / "cut" / "student", world.root / "cut" / "train")
+    assert "8 logged steps in order" in check_metrics(training, TokenStore.open(world.data))
+
+
+def test_measuring_and_saving_count_as_no_time_of_training(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock on which a step takes a second, and a measurement a hundred: at the start and after a stop too."""
+    now = [0.0]
+    backward, measure = Losses.backward, Losses.measure
+
+    def step(self: Losses, batch: Any) -> torch.Tensor:
+        now[0] += 1
+        return backward(self, batch)
+
+    def measurement(self: Losses, batch: Any) -> tuple[float, float]:
+        now[0] += 100
+        return measure(self, batch)
+
+    monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(Losses, "backward", step)
+    monkeypatch.setattr(Losses, "measure", measurement)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        with pytest.raises(InterruptedRun):
+            world.run("run", options())
+    result = world.run("run", options())
+    assert now == [8 + 5 * 100]
+    assert (result.seconds, result.tokens_per_s) == (8.0, 4 * SEQ_LEN)
+    assert [row["tokens_per_s"] for row in world.metrics("run") if "loss" in row] == [4 * SEQ_LEN] * 8
+
+
+def test_a_heldout_loss_that_is_not_finite_counts_as_none(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    measured = iter([(3.0, 3.0), (math.nan, 3.0), (2.0, 2.0), (math.inf, 2.0), (math.nan, math.nan)])
+    monkeypatch.setattr(Losses, "measure", lambda self, batch: next(measured))
+    result = world.run("run", options(keep_checkpoints=1))
+    assert (result.heldout_loss, result.best_heldout_loss) == (None, 2.0)
+    assert [row["heldout_loss"] for row in world.metrics("run") if "heldout_loss" in row] == [
+        3.0,
+        None,
+        2.0,
+        None,
+        None,
+    ]
+    assert "held-out loss after step 6 is inf" in " ".join(capfd.readouterr().err.split())
+    kept = sorted((world.root / "run/train/checkpoints").iterdir())
+    assert [path.name for path in kept] == ["step-4", "step-8"]
+    for path in (*(path / "state.json" for path in kept), world.root / "run/student/distill.json"):
+        json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN and Infinity are no JSON
 
 
 def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(
@@ -155,14 +240,14 @@ def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults(23)
-@given(st.lists(st.none() | st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
-def test_rotation_never_deletes_the_best_or_the_latest(losses: list[int | None], keep: int) -> None:
+@given(st.lists(st.sampled_from([None, math.nan, math.inf, 1, 2, 3, 4]), min_size=1, max_size=6), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_rotation_never_deletes_the_best_or_the_latest(losses: list[float | None], keep: int) -> None:
     """So there is always one that is whole; a tie goes to the later one, and no more are kept than that."""
     with tempfile.TemporaryDirectory() as folder:
         for step, loss in enumerate(losses, 1):
             fake_checkpoint(Path(folder), step, loss, keep)
-            measured = [(value, -at) for at, value in enumerate(losses[:step], 1) if value is not None]
+            measured = [(value, -at) for at, value in enumerate(losses[:step], 1) if value in (1, 2, 3, 4)]
             expected = {*range(max(1, step - keep + 1), step + 1), *(-at for _, at in sorted(measured)[:1])}
             assert {int(path.name.removeprefix("step-")) for path in Path(folder).iterdir()} == expected
             found = checkpoint.latest(Path(folder))

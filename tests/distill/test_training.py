@@ -66,6 +66,7 @@ def test_a_distilled_student_is_a_plain_checkpoint_with_its_record(world: World,
     record = json.loads((out / "distill.json").read_text())
     assert record["manifest"]["outputs"] == {k: v for k, v in sha256_tree(out).items() if k != "distill.json"}
     assert (record["steps"], record["tokens"], record["skipped_steps"]) == (12, 12 * 4 * SEQ_LEN, 0)
+    assert (record["processes"], record["micro_batch_rows"]) == (1, 4096 // SEQ_LEN)
     assert result == dataclasses.replace(result, **record)
 
     heldout = [row for row in world.metrics("run") if "heldout_loss" in row]
@@ -141,6 +142,8 @@ def test_bf16_trains_fp32_weights_and_saves_what_is_asked(world: World, options:
     assert {t.dtype for t in checkpoint.values()} == {torch.float32}
     assert {t.dtype for t in saved.values()} == {torch.bfloat16}
     world.run("exact", options(precision="fp32"))
+    records = [json.loads((world.root / name / "student/distill.json").read_text()) for name in ("run", "exact")]
+    assert [record["precision"] for record in records] == ["bf16", "fp32"]
     ends = [world.metrics(name)[-1]["heldout_loss"] for name in ("run", "exact")]
     assert ends[0] != ends[1]
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
