@@ -99,7 +99,7 @@ def _data(run: RunFolder) -> Iterator[Check]:
     def content() -> str:
         run.store.verify()
         outputs = read_record(path).outputs
-        if sorted(outputs.values()) != sorted(shard["sha256"] for shard in run.store.shards()):
+        if outputs != {shard["file"]: shard["sha256"] for shard in run.store.shards()}:
             raise InputError(f"{path}: manifest.outputs are not the hashes of its shards.")
         rows = f"{run.store.num_rows} + {run.store.num_heldout} rows of {run.store.seq_len} tokens"
         return f"{rows} in {len(outputs)} files, which match their SHA-256"

@@ -199,6 +199,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], set[str], str]] = {
         | {f"eval/{name}: made from text" for name in ("teacher", "student-init", "student")},
         "heldout.bin",
     ),
+    "a shard's hash in a store's manifest": (
+        lambda run: edit_json(
+            run / "data/index.json", lambda index: index["manifest"]["outputs"].update({"heldout.bin": None})
+        ),
+        {"data"},
+        "manifest.outputs are not the hashes of its shards",
+    ),
     "a bit of a checkpoint": (
         lambda run: flip_a_bit(run / "train/checkpoints/step-12/optimizer.safetensors"),
         {"train: checkpoint step-12"},
