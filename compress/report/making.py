@@ -14,7 +14,7 @@ from compress.units import format_bytes, format_seconds
 _TRAINING: Sequence[tuple[str, str, Callable[[float], str]]] = (
     ("tokens", "Training tokens", fixed(0)),
     ("steps", "Steps", fixed(0)),
-    ("skipped_steps", "Steps skipped (not finite)", fixed(0)),
+    ("skipped_steps", "Steps skipped (not finite, or a spike of the loss)", fixed(0)),
     ("seconds", "Wall time", format_seconds),
     ("tokens_per_s", "Tokens a second", fixed(0)),
     ("flops", "FLOPs", lambda value: f"{value:.2e}"),
