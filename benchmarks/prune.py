@@ -185,7 +185,7 @@ def page(result: dict[str, Any]) -> str:
         "# compress prune beside cp\n\n"
         f"A teacher of {format_bytes(result['teacher_bytes'])} in {result['teacher_files']} files, "
         f"{format_bytes(result['kept_bytes'])} of them kept. {hardware['cpu']}, {hardware['cpu_cores']} cores, "
-        f"{hardware['memory_gib']} GiB; load average {load[0]:.1f} to {load[1]:.1f} (others used the machine too); "
+        f"{hardware['memory_gib']} GiB; load average {load[0]:.1f} to {load[1]:.1f}; "
         f"{100 * result['least_cached']:.0f}% or more of the files read were in memory at each start. "
         f"{result['note']}\n\n"
         + table(["command", "wall s, median (least to most, samples)", "of cp", "peak MiB"], rows)
