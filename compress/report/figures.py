@@ -189,7 +189,7 @@ def loss_figure(panel: LossPanel) -> str:
     parts = [svg.line(left, up(t), width - right, up(t), "grid") for t in up.ticks()]
     parts += [svg.text(left - 8, up(t) + 4, f"{t:.4g}", class_="tick end") for t in up.ticks()]
     parts += [svg.text(across(t), bottom + 20, format_count(t), class_="tick middle") for t in across.ticks(5)]
-    parts.append(svg.text((left + width - right) / 2, bottom + 38, "training tokens", class_="tick middle"))
+    parts.append(svg.text((left + width - right) / 2, bottom + 35, "training tokens", class_="tick middle"))
     parts += [svg.line(left, up(y), width - right, up(y), f"reference {key}") for key, _, y in panel.references]
     ends = [(f"{label} {y:.2f}", y, key) for key, label, y in panel.references]
     for points, name, style in ((panel.training, "training", "faint"), (panel.heldout, "held-out", "bold")):
