@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.architecture import count_parameters
-from compress.artifacts import manifest, read_json, sha256_file, sha256_tree, write_json, write_text
+from compress.artifacts import manifest, read_json, sha256_file, write_json, write_text
 from compress.config import to_dict
 from compress.data import text_fingerprint
 from compress.errors import UsageError
@@ -16,7 +16,7 @@ from compress.evaluate.config import EvalConfig
 from compress.evaluate.heldout import Heldout, load_heldout
 from compress.evaluate.journal import Header, Journal, open_journal
 from compress.evaluate.language import heldout_scores
-from compress.evaluate.local_data import data_fingerprint
+from compress.evaluate.local_data import data_fingerprint, folder_fingerprint
 from compress.evaluate.samples import continuations, prompts_from_rows, response_similarity
 from compress.evaluate.speed import device_name, measure_speed
 from compress.model_files import model_fingerprint, resolve_model
@@ -103,7 +103,7 @@ def benchmark_inputs(config: EvalConfig, datasets: Iterable[str]) -> dict[str, A
     if not config.tasks:
         return None
     return {
-        "task_folder": None if config.task_folder is None else sha256_tree(Path(config.task_folder)),
+        "task_folder": None if config.task_folder is None else folder_fingerprint(Path(config.task_folder)),
         "datasets": {} if config.datasets_root is None else data_fingerprint(Path(config.datasets_root), datasets),
     }
 

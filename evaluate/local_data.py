@@ -74,14 +74,18 @@ def is_local(root: Path | None, dataset: str) -> bool:
 
 def data_fingerprint(root: Path, names: Iterable[str]) -> dict[str, str | None]:
     """One SHA-256 for the files of each data set ORG/NAME under `root`; None for one that is not there."""
+    found = {name: folder_fingerprint(root / name) for name in sorted(names)}
+    return {name: sha256_json(files) if files else None for name, files in found.items()}
 
-    def content(folder: Path) -> str | None:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        seen = {path.relative_to(folder).as_posix(): path for path in files}
-        visible = {name: path for name, path in seen.items() if not any(p.startswith(".") for p in name.split("/"))}
-        return sha256_json({name: sha256_file(path) for name, path in visible.items()}) if visible else None
 
-    return {name: content(root / name) for name in sorted(names)}
+def folder_fingerprint(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file under `folder` but for hidden ones (of download tools) and compiled Python."""
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name.as_posix(): sha256_file(path)
+        for name, path in files.items()
+        if not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+    }
 
 
 def last_local_splits() -> str:

@@ -83,7 +83,7 @@ def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Pa
     here = {**world, "root": tmp_path / "root", "tasks": tmp_path / "tasks"}
     for name in ("root", "tasks"):
         shutil.copytree(world[name], here[name])
-    asked, out = settings(here, "quiz", limit=2), tmp_path / "m.json"
+    asked, out = settings(here, "quiz", "quiz_mass", limit=2), tmp_path / "m.json"
     made = evaluate_model(here["model"], asked, out=out)["manifest"]["inputs"]
     assert list(made["benchmarks"]["datasets"]) == ["acme/quiz"]
 
@@ -93,6 +93,9 @@ def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Pa
     assert now() == made
     with (here["root"] / "acme" / "spans" / "validation.jsonl").open("a") as unused:
         unused.write("\n")
+    for name in ("root/acme/quiz/.cache/lock", "tasks/__pycache__/quiz_class.pyc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of a tool")
     assert now() == made
     task, rows = here["tasks"] / "quiz.yaml", here["root"] / "acme" / "quiz" / "test.jsonl"
     for file in (task, rows):
