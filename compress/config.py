@@ -22,7 +22,10 @@ C = TypeVar("C")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[C]) -> type[C]:
-    """Make a class a config: frozen, keyword-only; unknown keys and loose types are refused."""
+    """Make a class a config: frozen, keyword-only; unknown keys and loose types are refused.
+
+    Without slots, so that one config may be made of several others.
+    """
     cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 

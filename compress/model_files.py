@@ -130,7 +130,9 @@ def check_weight_files(folder: Path) -> list[Path]:
     from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
-    if (config := folder / "config.json").is_file() and (named := read_json(config).get(_OTHER_WEIGHTS)):
+    config = folder / "config.json"
+    content = read_json(config) if config.is_file() else None
+    if isinstance(content, dict) and (named := content.get(_OTHER_WEIGHTS)):
         raise InputError(
             f"{config} has {_OTHER_WEIGHTS}: {named!r}, which would load other weights than model.safetensors. Remove "
             "the field, and give the file that name."

@@ -137,7 +137,8 @@ def rank_cuts(
         return {"kept_layers": found.kept_layers, "scores": found.scores, **found.details}
 
     def settings(kept: Cut) -> dict[str, Any]:
-        return prune_settings(format_layers(kept), **asked.how) | {"heal": choice.heal}
+        patience = {"max_skipped_steps": healing.max_skipped_steps}  # which decides whether a heal has diverged
+        return prune_settings(format_layers(kept), **asked.how) | {"heal": choice.heal | patience}
 
     def heal(kept: Cut, place: Path) -> None:
         start, keep = place / "start", format_layers(kept)
@@ -253,7 +254,7 @@ def heal_all(
 
     `settings` is what decides how a cut is healed, and `heal` heals it in a folder, its metrics in train/metrics.jsonl.
     A record has the held-out losses `before` and `after`: what healing minimises (`loss`), its `soft` and `hard` part,
-    nats a token; `after` is null where the heal diverged.
+    nats a token; those `after` are null where the heal diverged.
 
     Raises:
         InputError: no candidate has a finite loss after its heal.

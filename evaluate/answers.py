@@ -5,12 +5,13 @@ scores like one that is not.
 """
 
 import collections
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from compress.evaluate.scores import primary_metric
 
 _BINS = 15
 _DRAWS = 1000
@@ -28,8 +29,8 @@ def answer_summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
       its own way)
     - confidence: mean softmax probability of the picked option over the item's options, from the summed
       log-likelihoods; accuracy: how often it is right; calibration_error and calibration_noise95: see `calibration`
-    - of generated answers: n, distinct, most_common (cut), most_common_share, most_common_gold_share (of how many items
-      it is a right answer, letter case and outer punctuation aside; null where an item has no target), empty_share
+    - of generated answers: n, distinct, most_common (cut), most_common_share, most_common_right_share (of how many
+      items it was given to and right, by the primary metric; null where that is no share), empty_share
     """
     picked = [item for item in items if item.get("log_likelihoods")]
     if picked:
@@ -40,20 +41,23 @@ def answer_summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     texts = [item["answer"].strip() for item in written]
     counts = collections.Counter(texts)
     (text, times), *_ = counts.most_common(1)
-    targets = [item.get("target") for item in written]
-    right = [_bare(text) in map(_bare, [t] if isinstance(t, str) else t) for t in targets if t is not None]
+    right = [_right(item) for item, given in zip(written, texts, strict=True) if given == text]
+    known = [share for share in right if share is not None]
     return {
         "n": len(texts),
         "distinct": len(counts),
         "most_common": text[:_SHOWN_CHARACTERS],
         "most_common_share": times / len(texts),
-        "most_common_gold_share": sum(right) / len(texts) if len(right) == len(texts) else None,
+        "most_common_right_share": sum(known) / len(texts) if len(known) == len(right) else None,
         "empty_share": counts[""] / len(texts),
     }
 
 
-def _bare(text: str) -> str:
-    return text.strip(string.whitespace + string.punctuation).casefold()
+def _right(item: Mapping[str, Any]) -> float | None:
+    """How right an item is by its primary metric; None where that is not between 0 and 1."""
+    metrics = item.get("metrics") or {}
+    value = metrics.get(primary_metric(list(metrics)))
+    return value if value is not None and 0 <= value <= 1 else None
 
 
 def _choices(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -91,19 +91,25 @@ def evaluation_inputs(
     """The `inputs` that the manifest of the eval JSON `earlier` would have now: fingerprints of the model, the teacher,
     the text, and the files of the benchmarks that it was made from.
 
-    A pipeline compares them (with the config) to know whether that eval JSON is still current.
+    A pipeline compares them (with the config) to know whether that eval JSON is still current. Benchmark files that are
+    not there now (a disk that is not mounted) count as what they were: nothing could be scored anew without them.
     """
     inputs = read_json(earlier)["manifest"]["inputs"] if earlier.is_file() else {}
-    datasets = (inputs.get("benchmarks") or {}).get("datasets", ())
-    return {**_fingerprints(model, teacher, text), "benchmarks": benchmark_inputs(config, datasets)}
+    before = inputs.get("benchmarks") or {"task_folder": None, "datasets": {}}
+    benchmarks = benchmark_inputs(config, before["datasets"])
+    if benchmarks is not None:
+        datasets = {name: found or before["datasets"][name] for name, found in benchmarks["datasets"].items()}
+        benchmarks = {"task_folder": benchmarks["task_folder"] or before["task_folder"], "datasets": datasets}
+    return {**_fingerprints(model, teacher, text), "benchmarks": benchmarks}
 
 
 def benchmark_inputs(config: EvalConfig, datasets: Iterable[str]) -> dict[str, Any] | None:
-    """Fingerprints of the user's task definitions and of those `datasets` that lie in a folder; None without tasks."""
+    """Fingerprints of the user's task definitions and of those `datasets` that are read from a folder, null for what is
+    not there; None without tasks."""
     if not config.tasks:
         return None
     return {
-        "task_folder": None if config.task_folder is None else folder_fingerprint(Path(config.task_folder)),
+        "task_folder": (config.task_folder and folder_fingerprint(Path(config.task_folder))) or None,
         "datasets": {} if config.datasets_root is None else data_fingerprint(Path(config.datasets_root), datasets),
     }
 

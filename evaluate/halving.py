@@ -54,7 +54,7 @@ class Halving:
                 if len(items) == 1:
                     raise InputError(
                         f"The memory does not hold the model and a sequence of {size} tokens. Choose a smaller model, "
-                        "--set eval.dtype=bfloat16, a device with more memory, or a task with shorter prompts."
+                        "--set eval.dtype=bfloat16, a device with more memory, or shorter prompts or rows."
                     ) from error
             self._recover(size)
         middle = len(items) // 2

@@ -167,8 +167,8 @@ def _reason_to_skip(call: Call, plan: "PrunePlan") -> str | None:
     if reason is None or plan.model_type in VERIFIED_TYPES:
         return reason
     refusal = (
-        f"{plan.model_type} is not among the model types whose every config field this tool has verified "
-        f"({', '.join(sorted(VERIFIED_TYPES))}), so the student must be compared with its teacher"
+        f"{plan.model_type} is not among the {len(VERIFIED_TYPES)} model types whose code was read for this "
+        "(VERIFIED_TYPES in compress.prune.fields), so the student must be compared with its teacher"
     )
     if not call.check or call.hub is not None:
         raise UsageError(f"{refusal}. Leave the check on{', and streaming out' if call.hub else ''}.")

@@ -77,7 +77,10 @@ class Preparation:
         """Publish a store that an earlier process completed but did not come to rename."""
         if not (self._folder / INDEX).is_file():
             return False
-        index = read_json(self._folder / INDEX)
+        try:
+            index = read_json(self._folder / INDEX)
+        except InputError:
+            return False
         if index["identity"] != self._identity or not find_source(self._config).matches(index["source"]):
             return False
         self._publish()

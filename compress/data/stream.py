@@ -130,8 +130,8 @@ def read_items(source: Source, column: str, start: Position, retry: Retry) -> It
                 continue
             if not _is_damage(error):
                 raise Unavailable(
-                    f"{source.full_name(index)} cannot be read now ({_reason(error)}). What was prepared so far is "
-                    "kept: run the same command again to go on, or leave the file out if it can never be read."
+                    f"{source.full_name(index)} cannot be read now ({_reason(error)}): run the same command again to "
+                    "go on, or leave the file out if it can never be read."
                 ) from error
             fault = f"is damaged ({' '.join(str(error).split())[:200] or type(error).__name__}); the rest is not read"
             yield Item(index, Row(next_row, None, fault, 1.0), Position(index + 1, 0), ends_file=True)

@@ -33,7 +33,7 @@ def _favourite(answers: Mapping[str, Any]) -> list[str]:
     """The answer given most, the share of items it is given to, and the share in which it is right."""
     if not (chosen := answers.get("chosen")):
         text = str(answers.get("most_common") or NONE)
-        shares = (cell(dict(answers), name, percent) for name in ("most_common_share", "most_common_gold_share"))
+        shares = (cell(dict(answers), name, percent) for name in ("most_common_share", "most_common_right_share"))
         return [" ".join(text.split()), *shares]
     place, total = max(range(len(chosen)), key=lambda i: chosen[i]), sum(chosen)
     gold = answers.get("gold") or []

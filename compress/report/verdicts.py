@@ -91,7 +91,7 @@ def one_answer_words(answers: Mapping[str, Any] | None) -> str | None:
 
 
 def _one_text(answers: Mapping[str, Any]) -> str | None:
-    names = ("n", "most_common_share", "most_common_gold_share")
+    names = ("n", "most_common_share", "most_common_right_share")
     total, share, right = (number(answers.get(name)) for name in names)
     if total is None or share is None or not _one_for_all(total, share, right, _ONE_TEXT):
         return None

@@ -104,7 +104,13 @@ def evaluation_inputs(run: RunFolder, stem: str, path: Path) -> Expected:
             raise NotChecked("the recipe, which says where they lie, is not there")
         recorded = typed(read_record(path).inputs["benchmarks"], dict, f"{path}: manifest.inputs.benchmarks")
         names = typed(recorded.get("datasets"), dict, f"{path}: manifest.inputs.benchmarks.datasets")
-        return benchmark_inputs(run.resolved.eval, names)
+        found = benchmark_inputs(run.resolved.eval, names)
+        if found is not None:
+            absent = [name for name, content in found["datasets"].items() if content is None]
+            absent += ["the task folder"] if recorded.get("task_folder") and not found["task_folder"] else []
+            if absent:
+                raise NotChecked(f"not there: {', '.join(absent)}")
+        return found
 
     return {
         "model": lambda: run.fingerprint(run.measured(stem)),

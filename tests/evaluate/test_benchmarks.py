@@ -104,6 +104,9 @@ def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Pa
         assert now() != made, file
         file.write_text(before)
     assert now() == made
+    for name in ("root", "tasks"):  # a disk that is not mounted is no change
+        here[name].rename(tmp_path / f"{name}-away")
+    assert now() == made
 
 
 class Request:

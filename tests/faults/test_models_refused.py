@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from compress.artifacts import read_json, write_json
 from compress.distill import DistillConfig, distill
 from compress.errors import InputError
+from compress.model_files import check_weight_files
 from compress.models import load_model
 from compress.prune import prune
 
@@ -142,6 +143,8 @@ def test_what_transformers_would_load_is_what_is_checked(tmp_path: Path) -> None
     write_json(folder / "config.json", {**config, "transformers_weights": "../other/model.safetensors"})
     with pytest.raises(InputError, match="transformers_weights"):
         load_model(folder, dtype=torch.float32)
+    (folder / "config.json").write_text("[]")
+    check_weight_files(folder)  # what the config says otherwise is for whoever reads it
 
 
 def test_the_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:

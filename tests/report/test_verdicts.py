@@ -131,21 +131,26 @@ def test_one_answer_is_only_called_so_against_the_gold() -> None:
     assert answer_summary([{"metrics": {}}]) is None
 
 
-def written(*answers: tuple[int, str, Any]) -> list[dict[str, Any]]:
-    """Items of generated answers: how often, the answer, the target."""
-    return [{"answer": answer, "target": target} for times, answer, target in answers for _ in range(times)]
+def written(*answers: tuple[int, str, float | None]) -> list[dict[str, Any]]:
+    """Items of generated answers: how often, the answer, how right it is."""
+    return [
+        {"answer": answer, "metrics": {} if right is None else {"exact_match": right}}
+        for times, answer, right in answers
+        for _ in range(times)
+    ]
 
 
 @pytest.mark.parametrize(
     ("items", "said"),
     [
-        (written((8, "the", "Paris"), (2, "Rome", "the")), "“the”, to 80% of items; that is right in 20%,"),
-        (written((8, " ", "x"), (2, "x", ["y", ""])), "answers nothing at all to 80% of items; that is right in 20%,"),
+        (written((8, "the", 0), (2, "Rome", 1)), "“the”, to 80% of items; that is right in 0%,"),
+        (written((6, " ", 0), (2, "", 1), (2, "x", 1)), "nothing at all to 80% of items; that is right in 20%,"),
         (written((10, "the", None)), "gives the same answer, “the”, to 100% of items, so"),
-        (written((6, "yes", "yes"), (4, "yes", "no")), "“yes”, to 100% of items; that is right in 60%,"),
-        (written((7, "yes", "Yes."), (1, "yes", ["no", "nope"]), (2, "no", "(yes)")), None),
-        (written((9, "the", "Paris")), None),  # too few to say
-        (written(*((1, str(i), "0") for i in range(10))), None),
+        (written((10, "the", 17.5)), "gives the same answer, “the”, to 100% of items, so"),  # a BLEU, not a share
+        (written((6, "yes", 1), (4, "yes", 0)), "“yes”, to 100% of items; that is right in 60%,"),
+        (written((7, "yes", 1), (1, "yes", 0), (2, "no", 1)), None),
+        (written((9, "the", 0)), None),  # too few to say
+        (written(*((1, str(i), 0) for i in range(10))), None),
     ],
 )  # fmt: skip
 def test_one_text_for_many_items_is_called_so_unless_it_is_right_in_as_many(
