@@ -34,7 +34,7 @@ class Answers(_Shape):
 class Task(_Shape):
     """Scores of a task, of which `primary` names the metric to judge it by."""
 
-    primary: str | None = None
+    primary: str | None
     members: list[str] | None = None
     num_fewshot: int | None = None
     data_sha256: str | None = None

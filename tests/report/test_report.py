@@ -283,14 +283,17 @@ def test_broken_files_are_named(fake_run: Callable[..., Path]) -> None:
 
 WRONG: dict[str, tuple[str, Any, str]] = {
     "a task that is a number": ("eval/teacher.json", {"tasks": {"quiz": 5}}, "tasks.quiz"),
-    "shots that are text": ("eval/teacher.json", {"tasks": {"quiz": {"num_fewshot": "5"}}}, "tasks.quiz.num_fewshot"),
+    "a task without its metric": ("eval/teacher.json", {"tasks": {"quiz": {"acc": 0.5}}}, "tasks.quiz.primary"),
+    "shots that are text": (
+        "eval/teacher.json", {"tasks": {"quiz": {"primary": "acc", "num_fewshot": "5"}}}, "tasks.quiz.num_fewshot"
+    ),
     "a speed that is a list": ("eval/student.json", {"tasks": {}, "speed": [1]}, "speed"),
     "a sample without its text": ("eval/student.json", {"tasks": {}, "samples": [{"prompt": "a"}]}, "samples.0"),
     "layers that are text": ("student-init/prune.json", {"kept_layers": "all"}, "kept_layers"),
     "a plan of words": ("student/distill.json", {"memory_plan": {"weights": "much"}}, "memory_plan.weights"),
     "an item without a task": ("eval/teacher.items.jsonl", {"metrics": {}}, "line 1: task"),
     "a step that is null": ("train/metrics.jsonl", {"step": None, "loss": 1.0}, "line 1: step"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
