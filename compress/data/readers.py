@@ -73,7 +73,7 @@ def read_rows(file: BinaryIO, name: str, layout: Layout, column: str, *, start: 
     if layout.format == "parquet":
         return _parquet_rows(file, name, column, start)
     if layout.format == "arrow":
-        return _arrow_rows(file, name, column, start)
+        return _arrow_rows(file, name, column, start, size)
     lines = _lines(file, layout.compression, start, max(size, 1))
     return _json_rows(lines, name, column) if layout.format == "jsonl" else lines
 
@@ -94,7 +94,7 @@ def _parquet_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterato
         first += rows
 
 
-def _arrow_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterator[Row]:
+def _arrow_rows(file: BinaryIO, name: str, column: str, start: int, size: int) -> Iterator[Row]:
     import pyarrow as pa
 
     magic = file.read(6)
@@ -103,7 +103,7 @@ def _arrow_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterator[
         reader = pa.ipc.open_file(file)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
     else:
-        reader = pa.ipc.open_stream(file)
+        reader = pa.ipc.open_stream(_Bounded(file, size))
         batches = iter(reader)
     _require_text_column(reader.schema, name, column)
     index = 0
@@ -113,6 +113,25 @@ def _arrow_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterator[
             values = raw.slice(offset, _TABLE_BATCH_ROWS)
             yield from _column_rows(values, index, start, None)
             index += len(values)
+
+
+class _Bounded:
+    """A file of `size` bytes that is never asked for more than it has left.
+
+    An Arrow stream says itself how long its parts are, and a damaged one may name more than any memory holds.
+    """
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes."""
+        return self._file.read(min(count, self._size - self._file.tell()))
+
+    def close(self) -> None:
+        """Nothing: the file is closed by whoever opened it."""
 
 
 def _require_text_column(schema: Any, name: str, column: str) -> None:

@@ -130,6 +130,25 @@ def test_an_arrow_file_with_offsets_out_of_its_data(tmp_path: Path, tokenizer_fo
 
 
 @pytest.mark.faults(18)
+def test_an_arrow_stream_that_names_a_part_larger_than_any_memory(tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write_source(folder / "b.arrow", ["after"])
+    table, sink = pa.table({"text": ["before " * 20] * 10}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+        writer.write_table(table)
+    stream = sink.getvalue().to_pybytes()
+    messages = pa.ipc.MessageReader.open_stream(stream)
+    messages.read_next_message()
+    length = messages.read_next_message().body.size.to_bytes(8, "little")
+    last = stream.rindex(length)
+    (folder / "a.arrow").write_bytes(stream[:last] + (1 << 60).to_bytes(8, "little") + stream[last + 8 :])
+    store = make(tmp_path, tokenizer_folder, folder)
+    assert store.index["documents"] == 10 + 1
+    assert "a.arrow, row 10 is damaged" in store.index["skipped"]["examples"][0]
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl"])
 def test_a_missing_text_column_names_the_columns(tmp_path: Path, tokenizer_folder: Path, name: str) -> None:
     path = write_source(tmp_path / name, GOOD)
