@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -70,3 +71,13 @@ def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> sub
     }
     command = [sys.executable, "-m", "compress.cli", *arguments]
     return subprocess.run(command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=600)
+
+
+def assert_close(found: Any, expected: Any, *, rel: float) -> None:
+    """Equal but for rounding in numbers, at any depth of tables."""
+    if not isinstance(expected, dict):
+        assert found == (pytest.approx(expected, rel=rel, abs=0) if isinstance(expected, float) else expected)
+        return
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_close(found[name], expected[name], rel=rel)

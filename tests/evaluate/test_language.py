@@ -4,12 +4,11 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import byte_tokenizer, save_tiny_model
+from helpers import assert_close, byte_tokenizer, save_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -183,16 +182,6 @@ def test_logits_that_are_no_numbers_are_refused_by_name(models: dict[str, Path],
         heldout_scores(pair["model"], rows(), 80, teacher=pair["teacher"])
 
 
-def assert_close(found: Any, expected: Any) -> None:
-    """Equal but for rounding in numbers, at any depth."""
-    if not isinstance(expected, dict):
-        assert found == pytest.approx(expected, rel=1e-6)
-        return
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert_close(found[name], expected[name])
-
-
 def test_rows_that_the_memory_does_not_hold_are_halved(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +201,7 @@ def test_rows_that_the_memory_does_not_hold_are_halved(
     for found, expected in zip(parts, whole, strict=True):
         assert found is not None
         assert expected is not None
-        assert_close(found, expected)
+        assert_close(found, expected, rel=1e-6)
 
 
 def test_bf16_models_are_scored_from_float32_logits(models: dict[str, Path]) -> None:
