@@ -129,7 +129,6 @@ def test_an_arrow_file_with_offsets_out_of_its_data(tmp_path: Path, tokenizer_fo
     assert "a.arrow, row 0 is damaged" in store.index["skipped"]["examples"][0]
 
 
-@pytest.mark.faults(18)
 def test_an_arrow_stream_that_names_a_part_larger_than_any_memory(tmp_path: Path, tokenizer_folder: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -149,6 +148,7 @@ def test_an_arrow_stream_that_names_a_part_larger_than_any_memory(tmp_path: Path
     assert "a.arrow, row 10 is damaged" in store.index["skipped"]["examples"][0]
 
 
+@pytest.mark.faults(18)
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl"])
 def test_a_missing_text_column_names_the_columns(tmp_path: Path, tokenizer_folder: Path, name: str) -> None:
     path = write_source(tmp_path / name, GOOD)
