@@ -42,6 +42,11 @@ def empty_model(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted())
 
 
+def why_no_model(error: Exception) -> str:
+    """What transformers says of a config that makes no causal LM, without its list of those that do."""
+    return " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())

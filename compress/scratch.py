@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from compress.architecture import why_no_model
 from compress.errors import UsageError
 from compress.models import load_tokenizer, no_transformers_bars
 from compress.recipe import ScratchTeacher
@@ -47,8 +48,7 @@ def initialise(scratch: ScratchTeacher, out: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:
-        reason = " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:300]
-        raise UsageError(f"teacher.scratch.architecture makes no causal LM: {reason}") from error
+        raise UsageError(f"teacher.scratch.architecture makes no causal LM: {why_no_model(error)}") from error
     with no_transformers_bars():
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)

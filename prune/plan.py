@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from compress.architecture import count_parameters, decoder_layers, empty_model
+from compress.architecture import count_parameters, decoder_layers, empty_model, why_no_model
 from compress.artifacts import read_json
 from compress.costs import costs_of
 from compress.errors import InputError, UsageError
@@ -187,8 +187,7 @@ def _models(config: Any, student_json: dict[str, Any], folder: Path) -> tuple[An
     try:
         return smaller, empty_model(copy.deepcopy(config)), empty_model(copy.deepcopy(smaller))
     except Exception as error:
-        reason = " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]
-        raise InputError(f"{folder / 'config.json'} makes no causal LM: {reason}") from error
+        raise InputError(f"{folder / 'config.json'} makes no causal LM: {why_no_model(error)}") from error
 
 
 def _figures(config: Any, before: Any, after: Any) -> dict[str, Any]:

@@ -62,6 +62,21 @@ def test_killed_at_random_moments(tmp_path: Path, tokenizer_folder: Path, small_
         assert content(tmp_path / f"cut-{run}") == content(tmp_path / "uncut")
 
 
+def signalled(monkeypatch: pytest.MonkeyPatch, signals: dict[int, list[signal.Signals]]) -> list[str]:
+    """Raise `signals` after so many documents; the list that each document is noted in as it is read."""
+    read: list[str] = []
+    take = Preparation._take_document
+
+    def note(self: Preparation, text: str, ids: Any) -> None:
+        take(self, text, ids)
+        read.append(text)
+        for number in signals.get(len(read), []):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Preparation, "_take_document", note)
+    return read
+
+
 @pytest.mark.faults(8)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_saves_and_the_next_run_continues(
@@ -69,17 +84,8 @@ def test_a_signal_saves_and_the_next_run_continues(
 ) -> None:
     write_sources(tmp_path)
     prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
-    read: list[str] = []
-    take = Preparation._take_document
-
-    def note(self: Preparation, text: str, ids: Any) -> None:
-        take(self, text, ids)
-        read.append(text)
-        if len(read) in (33, 90):
-            signal.raise_signal(getattr(signal, name))
-            signal.raise_signal(getattr(signal, name))  # a second one changes nothing
-
-    monkeypatch.setattr(Preparation, "_take_document", note)
+    number = getattr(signal, name)
+    read = signalled(monkeypatch, {33: [number, number], 90: [number, number]})  # a second one changes nothing
     for _ in range(2):
         with pytest.raises(InterruptedRun, match=f"Stopped by {name}.*again to continue") as stopped:
             prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
@@ -126,16 +132,7 @@ def test_a_failing_run_keeps_what_an_earlier_one_saved(
     """A disk that is not mounted, an option that does not go with the source: mended, nothing is read twice."""
     write_sources(tmp_path)
     prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
-    read: list[str] = []
-    take = Preparation._take_document
-
-    def note(self: Preparation, text: str, ids: Any) -> None:
-        take(self, text, ids)
-        read.append(text)
-        if len(read) == 60:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Preparation, "_take_document", note)
+    read = signalled(monkeypatch, {60: [signal.SIGTERM]})
     with pytest.raises(InterruptedRun):
         prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     (tmp_path / "source").rename(tmp_path / "away")
