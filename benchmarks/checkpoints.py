@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from step_world import WORLDS
 
-from compress.artifacts import write_json
-from compress.distill import DistillConfig, checkpoint, distill, train
-from compress.distill.metrics import Metrics
-from compress.runtime import environment
+from compress.base.disk import write_json
+from compress.base.machine import environment
+from compress.distill import DistillConfig, distill
+from compress.distill.loop import checkpoint, train
+from compress.distill.loop.metrics import Metrics
 
 WAYS = {"none": {}, "in the loop": {}, "on a thread": {"async_checkpoints": True}}
 

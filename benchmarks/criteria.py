@@ -25,16 +25,16 @@ from harness import table
 from optimizers import CORPUS, small_llama, train_teacher, write_tokenizer
 from scipy.stats import spearmanr
 
-from compress.artifacts import read_json, staged_folder, write_json, write_text
+from compress.base.disk import read_json, staged_folder, write_json, write_text
+from compress.base.machine import environment
+from compress.base.progress import say
 from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, distill
-from compress.progress import say
 from compress.prune import RankingConfig, RepairConfig, prune
+from compress.prune.choose.spec import format_layers
 from compress.prune.config import WITHOUT_TEXT, Method
 from compress.prune.repair import seams
-from compress.prune.spec import format_layers
-from compress.recipe import ScratchTeacher
-from compress.runtime import environment
+from compress.run.recipe import ScratchTeacher
 
 RANK_AFTER = "rank-after"
 Cut = tuple[int, ...]

@@ -106,10 +106,10 @@ def measure_memory(case: dict[str, Any]) -> dict[str, float]:
     requests = task_requests(case, MEMORY_ITEMS)
     if case["side"] == "ours":
         from compress.evaluate import EvalConfig
-        from compress.evaluate.checkpoint import load_checkpoint
-        from compress.evaluate.scorer import Scorer
+        from compress.evaluate.harness.scorer import Scorer
+        from compress.inference.readout import load_checkpoint
 
-        model: Any = Scorer(load_checkpoint(case["model"], EvalConfig(device="cpu")), EvalConfig().batch_tokens)
+        model: Any = Scorer(load_checkpoint(case["model"], device="cpu"), EvalConfig().batch_tokens)
     else:
         model = harness_model(case["model"], case["batch"])
     model.loglikelihood(requests[:1], disable_tqdm=True)
@@ -126,8 +126,8 @@ def harness_model(model: str, batch: int) -> Any:
 def task_requests(case: dict[str, Any], items: int) -> list[Any]:
     """lm-eval's requests for the first items of the case's sample of tasks."""
     from compress.evaluate import EvalConfig
-    from compress.evaluate.catalog import build_tasks
-    from compress.evaluate.local_data import local_datasets
+    from compress.evaluate.harness.catalog import build_tasks
+    from compress.evaluate.harness.local_data import local_datasets
 
     root = case["root"]
     with local_datasets(Path(root)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lm_eval.__main__ import cli_evaluate
 
-from compress.evaluate.local_data import local_datasets
+from compress.evaluate.harness.local_data import local_datasets
 
 if __name__ == "__main__":
     root = Path(sys.argv.pop(1))

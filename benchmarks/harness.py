@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from compress.runtime import (
+from compress.base.machine import (
     environment,
     fast_fp32_products,
     keep_freed_memory,

@@ -21,14 +21,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from compress.artifacts import staged_folder, write_json
+from compress.base.disk import staged_folder, write_json
+from compress.base.machine import environment
+from compress.base.progress import say
 from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, distill
-from compress.progress import say
 from compress.prune import prune
-from compress.recipe import ScratchTeacher
-from compress.runtime import environment
-from compress.scratch import initialise
+from compress.run.recipe import ScratchTeacher
+from compress.run.scratch import initialise
 
 CORPUS = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "corpus"
 Combination = tuple[Literal["adamw", "muon"], Literal["cosine", "wsd"]]

@@ -25,9 +25,9 @@ from typing import Any
 
 from harness import MIB, table, verdict
 
-from compress.artifacts import write_json
-from compress.runtime import environment
-from compress.units import format_bytes
+from compress.base.disk import write_json
+from compress.base.machine import environment
+from compress.base.units import format_bytes
 
 MOST_TIME, MOST_MEMORY_MIB = 1.3, 600
 CONFIG = {
@@ -49,9 +49,9 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """A process so small that the peak of what it forks is not its own (`ru_maxrss` is never less than the parent's)."""
 _COPY_ALONE = """
 import pathlib, sys
-from compress.prune.casting import student_tensors
-from compress.prune.copying import Copying
-from compress.prune.weights import select_tensors
+from compress.weights.casting import student_tensors
+from compress.weights.copying import Copying
+from compress.weights.headers import select_tensors
 teacher, out, layers = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
 out.mkdir()
 kept = range((layers - 1) % 2, layers, 2)

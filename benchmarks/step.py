@@ -26,7 +26,7 @@ from step_loops import LOOPS, Job
 from step_report import report
 from step_world import WORLDS, World
 
-from compress.distill.flops import training_flops_per_token
+from compress.distill.resources.flops import training_flops_per_token
 
 WARM_WINDOWS = 1
 WINDOW_STEPS = {"cpu": 1, "cuda": 5}

@@ -8,7 +8,7 @@ from harness import ENVIRONMENTS, MIB, TUNED, Results, table, verdict
 from step_loops import LOOPS
 from step_world import World
 
-from compress.distill.flops import training_flops_per_token
+from compress.distill.resources.flops import training_flops_per_token
 
 DEFAULT_LIMIT, SAME_LIMIT, MEMORY_LIMIT = 2.0, 1.15, 0.55
 LABELS = {loop.name: loop.label for loop in LOOPS}

@@ -6,7 +6,7 @@ from compress.distill.config import DistillConfig
 
 if TYPE_CHECKING:
     from compress.distill.distillation import distill
-    from compress.distill.loss import DistillationLoss, distillation_loss
+    from compress.distill.objective.loss import DistillationLoss, distillation_loss
     from compress.distill.plan import DistillPlan, plan_distill
     from compress.distill.publish import DistillResult
 
@@ -23,9 +23,9 @@ __all__ = [
 _HOMES = {
     "DistillPlan": "plan",
     "DistillResult": "publish",
-    "DistillationLoss": "loss",
+    "DistillationLoss": "objective.loss",
     "distill": "distillation",
-    "distillation_loss": "loss",
+    "distillation_loss": "objective.loss",
     "plan_distill": "plan",
 }
 

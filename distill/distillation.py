@@ -1,4 +1,4 @@
-"""`distill`: from checked inputs to a published student; the loop between them is `compress.distill.train`."""
+"""`distill`: from checked inputs to a published student; the loop between them is `compress.distill.loop.train`."""
 
 import contextlib
 import functools
@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 
-from compress.artifacts import owned
-from compress.config import build_from, to_dict
+from compress.base.config import build_from, to_dict
+from compress.base.disk import owned
+from compress.base.errors import UsageError
+from compress.base.machine import default_device, fast_fp32_products, keep_freed_memory
+from compress.base.processes import count, join, on_main
+from compress.base.progress import say
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_fit
-from compress.distill.kernels import cpu
-from compress.distill.meters import MemoryMeter
+from compress.distill.loop.meters import MemoryMeter
+from compress.distill.loop.session import Session, fingerprints, open_session
+from compress.distill.loop.train import mfu, train
+from compress.distill.objective.kernels import cpu
 from compress.distill.plan import DistillPlan, plan_distill
 from compress.distill.publish import DistillResult, finished, publish, saved_dtype
-from compress.distill.session import Session, fingerprints, open_session
-from compress.distill.sharding import whole_model
-from compress.distill.start_up import check_start
-from compress.distill.train import mfu, train
-from compress.errors import UsageError
-from compress.models import load_config
-from compress.processes import count, join, on_main
-from compress.progress import say
-from compress.runtime import default_device, fast_fp32_products, keep_freed_memory
+from compress.distill.resources.start_up import check_start
+from compress.distill.students.sharding import whole_model
+from compress.model.load import load_config
 
 
 def distill(

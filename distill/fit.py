@@ -7,12 +7,12 @@ from typing import Any
 import psutil
 import torch
 
+from compress.base.errors import UsageError
+from compress.base.processes import count
+from compress.base.progress import say
+from compress.base.units import format_bytes
 from compress.distill.config import DistillConfig
 from compress.distill.plan import DistillPlan
-from compress.errors import UsageError
-from compress.processes import count
-from compress.progress import say
-from compress.units import format_bytes
 
 _COUNTED = ("weights", "gradients", "optimizer moments", "teacher", "gathered weights")
 

@@ -5,18 +5,18 @@ from typing import Any
 
 import torch
 
-from compress.architecture import count_parameters, decoder_layers, empty_model
+from compress.base.units import format_bytes
 from compress.distill.config import DistillConfig
-from compress.distill.flops import training_flops_per_token
-from compress.distill.loss import default_chunk_tokens
-from compress.distill.models import recompute_activations, resolve_attention
-from compress.distill.optimizer import state_bytes
-from compress.distill.quantization import teacher_bytes
-from compress.distill.schedule import budget
-from compress.distill.session import default_micro_batch_rows, resolve_precision
-from compress.distill.sharding import resolve_sharding
-from compress.distill.step_memory import StepShape, trace_step
-from compress.units import format_bytes
+from compress.distill.loop.optimizer import state_bytes
+from compress.distill.loop.session import default_micro_batch_rows, resolve_precision
+from compress.distill.objective.loss import default_chunk_tokens
+from compress.distill.resources.flops import training_flops_per_token
+from compress.distill.resources.schedule import budget
+from compress.distill.resources.step_memory import StepShape, trace_step
+from compress.distill.students.sharding import resolve_sharding
+from compress.distill.teachers.models import recompute_activations, resolve_attention
+from compress.distill.teachers.quantization import teacher_bytes
+from compress.model.parts import count_parameters, decoder_layers, empty_model
 
 _BYTES_READ_PER_TOKEN = 2 * 2 * 8
 

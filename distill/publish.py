@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from compress import artifacts
-from compress.config import to_dict
+from compress.base.config import to_dict
+from compress.base.disk import read_json, sha256_tree, staged_folder, write_json
+from compress.base.errors import UsageError
+from compress.base.records import is_current, manifest
+from compress.base.units import format_count, format_seconds
 from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
-from compress.distill.guard import skip_reason
-from compress.errors import UsageError
-from compress.model_files import check_weight_files, copy_side_files
-from compress.models import load_config, no_transformers_bars
-from compress.units import format_count, format_seconds
+from compress.distill.loop.guard import skip_reason
+from compress.model.files import check_weight_files, copy_side_files
+from compress.model.load import load_config, no_transformers_bars
 
 RECORD = "distill.json"
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -93,15 +94,15 @@ def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> Dis
         raise UsageError(
             f"{out} holds a student made otherwise ({'; '.join(changes)}). Name another output folder, or remove it."
         )
-    return DistillResult(out=out, **artifacts.read_json(path))
+    return DistillResult(out=out, **read_json(path))
 
 
 def changes_since(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> list[str]:
     """What differs between the finished student in `out` and one made from this config and these inputs."""
-    made = artifacts.read_json(out / RECORD)["manifest"]
+    made = read_json(out / RECORD)["manifest"]
     wanted = as_json(config)
     wanted.update({key: made["config"].get(key) for key in MAY_CHANGE_AT_RESUME})
-    if artifacts.is_current(out, made, config=wanted, inputs=inputs):
+    if is_current(out, made, config=wanted, inputs=inputs):
         return []
     return describe_changes(made, wanted, inputs) or ["its files were altered"]
 
@@ -130,19 +131,19 @@ def publish(
 
     `facts` are the fields of `DistillResult` but `out` and `manifest`.
     """
-    with artifacts.staged_folder(out) as partial:
+    with staged_folder(out) as partial:
         with no_transformers_bars():
             model.save_pretrained(partial)
         copy_side_files(source, partial)
-        manifest = artifacts.manifest(
+        made = manifest(
             config=as_json(config),
             inputs=inputs,
-            outputs=artifacts.sha256_tree(partial),
+            outputs=sha256_tree(partial),
             seconds=facts["seconds"],
             seed=config.seed,
         )
-        record = {**facts, "manifest": manifest}
-        artifacts.write_json(partial / RECORD, record)
+        record = {**facts, "manifest": made}
+        write_json(partial / RECORD, record)
     return DistillResult(out=out, **record)
 
 

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from compress.config import config
+from compress.base.config import config
+from compress.base.units import Count
 from compress.evaluate.presets import expand
-from compress.units import Count
 
 Positive = Annotated[Count, Field(ge=1)]
 

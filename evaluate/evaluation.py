@@ -6,23 +6,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.architecture import count_parameters
-from compress.artifacts import manifest, read_json, sha256_file, write_json, write_text
-from compress.config import to_dict
+from compress.base.config import to_dict
+from compress.base.disk import read_json, sha256_file, write_json, write_text
+from compress.base.errors import UsageError
+from compress.base.journal import Header, Journal, open_journal
+from compress.base.machine import find_device, git_commit, versions
+from compress.base.processes import join, on_main
+from compress.base.records import manifest
 from compress.data import text_fingerprint
-from compress.errors import UsageError
-from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
 from compress.evaluate.config import EvalConfig
-from compress.evaluate.heldout import Heldout, load_heldout
-from compress.evaluate.journal import Header, Journal, open_journal
-from compress.evaluate.language import heldout_scores
-from compress.evaluate.local_data import data_fingerprint, folder_fingerprint
-from compress.evaluate.samples import continuations, prompts_from_rows, response_similarity
+from compress.evaluate.harness.local_data import data_fingerprint, folder_fingerprint
 from compress.evaluate.speed import device_name, measure_speed
-from compress.model_files import model_fingerprint, resolve_model
-from compress.processes import join, on_main
-from compress.report.draft import draft_figures
-from compress.runtime import find_device, git_commit, versions
+from compress.evaluate.text.heldout import Heldout, load_heldout
+from compress.evaluate.text.language import heldout_scores
+from compress.evaluate.text.samples import continuations, prompts_from_rows, response_similarity
+from compress.inference.readout import Checkpoint, load_checkpoint
+from compress.model.files import model_fingerprint, resolve_model
+from compress.model.parts import count_parameters
+from compress.report.judge.draft import draft_figures
 
 
 def evaluate_model(
@@ -41,9 +42,9 @@ def evaluate_model(
     `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a source of
     raw text (a local file, folder or glob, or a hub data set). `prompts` are continued greedily; without them, starts
     of held-out rows are. With `out`, the result is written there as JSON, and each benchmark item to
-    `<stem>.items.jsonl` beside it (task, groups, and what `compress.evaluate.items` lists), the JSON last.
+    `<stem>.items.jsonl` beside it (task, groups, and what `compress.evaluate.scores.items` lists), the JSON last.
 
-    With `out`, finished batches are kept beside it (see `compress.evaluate.journal`): stopped in any way and called
+    With `out`, finished batches are kept beside it (see `compress.base.journal`): stopped in any way and called
     again, it goes on, and the numbers are bit for bit those of a call that nothing stopped, on the same device with the
     same number of threads. The same holds for the processes of a launch, which all call this, share the batches, and
     get the same result; the main one alone measures speed and writes.
@@ -62,7 +63,7 @@ def evaluate_model(
     inputs = on_main(lambda: _check(model, teacher, text, out))
     reference = None if teacher is None else resolve_model(str(teacher))
     with open_journal(out, _header(config, inputs)) as journal:
-        checkpoint = load_checkpoint(model, config)
+        checkpoint = load_checkpoint(model, dtype=config.dtype, device=config.device)
         heldout = None if text is None else on_main(lambda: load_heldout(text, checkpoint, config))
         result, items, datasets = _measure(checkpoint, config, heldout, reference, prompts, journal)
 
@@ -159,11 +160,11 @@ def _measure(
     items: list[dict[str, Any]] = []
     datasets: set[str] = set()
     if config.tasks:
-        from compress.evaluate.benchmarks import run_benchmarks
+        from compress.evaluate.harness.benchmarks import run_benchmarks
 
         benchmarks = run_benchmarks(checkpoint, config, journal)
         result["tasks"], items, datasets = benchmarks.tasks, benchmarks.items, benchmarks.datasets
-    reference = None if teacher is None else load_checkpoint(teacher, config)
+    reference = None if teacher is None else load_checkpoint(teacher, dtype=config.dtype, device=config.device)
     if heldout is not None:
         result["heldout"], result["fidelity"] = heldout_scores(
             checkpoint,

@@ -8,10 +8,10 @@ import sys
 
 from lm_eval.__main__ import cli_evaluate
 
-import compress.evaluate.registered  # noqa: F401
-from compress.errors import CompressError
-from compress.evaluate.templates import cached_templates
-from compress.progress import say
+import compress.evaluate.harness.registered  # noqa: F401
+from compress.base.errors import CompressError
+from compress.base.progress import say
+from compress.evaluate.harness.templates import cached_templates
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
+from compress.base.machine import peak_resident_bytes, restart_peak_resident
+from compress.base.progress import progress_bar
+from compress.base.signals import check_interrupt
 from compress.evaluate.config import EvalConfig
-from compress.progress import progress_bar
-from compress.runtime import check_interrupt, peak_resident_bytes, restart_peak_resident
+from compress.inference.readout import Checkpoint, load_checkpoint
 
 _WARM_UP = 2
 
@@ -43,7 +44,10 @@ def compare_speed(models: Mapping[str, str | Path], config: EvalConfig) -> dict[
     Raises:
         InputError, UsageError: a model cannot be loaded (see `load_checkpoint`).
     """
-    return measure_speed({name: load_checkpoint(folder, config) for name, folder in models.items()}, config)
+    return measure_speed(
+        {name: load_checkpoint(folder, dtype=config.dtype, device=config.device) for name, folder in models.items()},
+        config,
+    )
 
 
 @torch.inference_mode()

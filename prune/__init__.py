@@ -5,15 +5,15 @@ What needs torch is imported when it is first asked for, so that the copy of the
 
 from typing import TYPE_CHECKING, Any
 
-from compress.prune.candidates import Chosen, RankAfterConfig
+from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.config import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
 from compress.prune.options import PruneConfig
 from compress.prune.record import PruneResult, prune_inputs, prune_settings
 from compress.prune.step import prune, prune_family, student_name
 
 if TYPE_CHECKING:
+    from compress.prune.choose.ranking import Ranking
     from compress.prune.plan import PrunePlan, plan_prune
-    from compress.prune.ranking import Ranking
     from compress.prune.student import measure_layers
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "student_name",
 ]
 
-_HOMES = {"PrunePlan": "plan", "plan_prune": "plan", "Ranking": "ranking", "measure_layers": "student"}
+_HOMES = {"PrunePlan": "plan", "plan_prune": "plan", "Ranking": "choose.ranking", "measure_layers": "student"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,10 +17,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from compress.architecture import decoder_layers
-from compress.errors import CompressError, InputError
-from compress.models import load_config, load_model
-from compress.units import format_bytes
+from compress.base.errors import CompressError, InputError
+from compress.base.units import format_bytes
+from compress.model.load import load_config, load_model
+from compress.model.parts import decoder_layers
 
 NUM_SEQUENCES = 2
 NUM_TOKENS = 40

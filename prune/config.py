@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.config import config
-from compress.units import ByteSize, Count
+from compress.base.config import config
+from compress.base.units import ByteSize, Count
 
 AtLeastOne = Annotated[Count, Field(ge=1)]
 

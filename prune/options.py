@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, TypeVar
 
-from compress.config import config
-from compress.prune.candidates import RankAfterConfig, check_request
+from compress.base.config import config
+from compress.base.units import Count
+from compress.prune.choose.candidates import RankAfterConfig, check_request
+from compress.prune.choose.spec import PATTERN, check_spec
 from compress.prune.config import AtLeastOne, Method, RankingConfig, RepairConfig, StorageConfig
-from compress.prune.spec import PATTERN, check_spec
-from compress.units import Count
 
 C = TypeVar("C")
 
@@ -54,7 +54,7 @@ class PruneConfig(RepairConfig, StorageConfig):
 
     @property
     def choice(self) -> str | RankingConfig | RankAfterConfig:
-        """What `prune` takes as `keep`; of a RankAfterConfig, `compress.rank_after` makes it first."""
+        """What `prune` takes as `keep`; of a RankAfterConfig, `compress.run.rank_after` makes it first."""
         if self.layers is None:
             return f"{PATTERN}{self.keep}" if self.preserve_pattern else str(self.keep)
         if self.rank_after is not None:

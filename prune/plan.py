@@ -7,20 +7,19 @@ from typing import Any
 
 import torch
 
-from compress.architecture import count_parameters, decoder_layers, empty_model, why_no_model
-from compress.artifacts import read_json
-from compress.costs import costs_of
-from compress.errors import InputError, UsageError
-from compress.model_files import resolve_model
-from compress.models import config_from, load_config
-from compress.prune.candidates import RankAfterConfig
-from compress.prune.casting import cast_derivation
+from compress.base.disk import read_json
+from compress.base.errors import InputError, UsageError
+from compress.base.units import format_bytes, format_count
+from compress.model.costs import costs_of
+from compress.model.files import resolve_model
+from compress.model.load import config_from, load_config
+from compress.model.parts import count_parameters, decoder_layers, empty_model, why_no_model
+from compress.prune.choose.candidates import RankAfterConfig
+from compress.prune.choose.kinds import layer_kinds
+from compress.prune.choose.mix import choose_layers, count_types, mix_note, require_attention
+from compress.prune.choose.spec import format_layers
 from compress.prune.config import RankingConfig
-from compress.prune.kinds import layer_kinds
-from compress.prune.mix import choose_layers, count_types, mix_note, require_attention
-from compress.prune.spec import format_layers
-from compress.prune.student_config import num_layers, student_config, text_config
-from compress.units import format_bytes, format_count
+from compress.prune.rules.student_config import num_layers, student_config, text_config
 
 _MOST_CONTEXT = 32768
 
@@ -36,8 +35,8 @@ model under its original names (Nemotron-H)."""
 class PrunePlan:
     """The figures of a cut. Layers are 0-based; parameters count tied weights once; bytes are of the weights.
 
-    Costs of a token are means over a context of `context_tokens` (see `compress.costs`): its share of the cache, its
-    FLOPs in a prompt of that length; and the FLOPs of one more token after it.
+    Costs of a token are means over a context of `context_tokens` (see `compress.model.costs`): its share of the cache,
+    its FLOPs in a prompt of that length; and the FLOPs of one more token after it.
     """
 
     teacher: str
@@ -226,3 +225,27 @@ def _stand_in(teacher: str, num_kept: int, total: int) -> str:
     if num_kept > total:
         raise UsageError(f"layers = {num_kept}: {teacher} has {total} layers; write how many of them stay.")
     return f"contiguous:{num_kept}"
+
+
+def cast_derivation(derivation: Derivation, cast: str | None) -> Derivation:
+    """The plan and the config of a student whose weights are stored as `cast`."""
+    plan = derivation.plan
+    if cast is None or cast == plan.dtype:
+        return derivation
+    before, after = (getattr(torch, name).itemsize for name in (plan.dtype, cast))
+    cache = plan.cache_bytes_after // before * after
+    plan = dataclasses.replace(
+        plan,
+        dtype=cast,
+        bytes_after=plan.bytes_after // before * after,
+        cache_bytes_after=cache,
+        kv_bytes_per_token_after=round(cache / plan.context_tokens),
+        notes=(*plan.notes, f"The weights are cast from {plan.dtype} to {cast}."),
+    )
+    config = dict(derivation.student_json)
+    named = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    config |= dict.fromkeys(named, cast)
+    for name, section in config.items():
+        if isinstance(section, dict) and (found := [key for key in ("dtype", "torch_dtype") if key in section]):
+            config[name] = {**section, **dict.fromkeys(found, cast)}
+    return dataclasses.replace(derivation, plan=plan, student_json=config)

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.config import to_dict
-from compress.model_files import model_fingerprint
-from compress.prune.candidates import RankAfterConfig
+from compress.base.config import to_dict
+from compress.base.units import format_bytes
+from compress.model.files import model_fingerprint
+from compress.prune.choose.candidates import RankAfterConfig
 from compress.prune.config import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
-from compress.units import format_bytes
 
 if TYPE_CHECKING:
     from compress.prune.check import CheckResult
@@ -97,6 +97,6 @@ def inputs_record(
 
 
 def _text_fingerprint(source: str | None) -> dict[str, Any] | None:
-    from compress.prune.calibration import calibration_fingerprint
+    from compress.prune.choose.calibration import calibration_fingerprint
 
     return calibration_fingerprint(source)

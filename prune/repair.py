@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.architecture import decoder_layers, hidden_states
-from compress.errors import InputError
-from compress.model_files import check_weight_files
-from compress.models import find_dtype, load_model
-from compress.progress import progress_bar
-from compress.prune.calibration import Calibration, load_calibration
+from compress.base.errors import InputError
+from compress.base.machine import fast_fp32_products, find_device
+from compress.base.progress import progress_bar
+from compress.inference.text_loss import TextLoss
+from compress.model.files import check_weight_files
+from compress.model.load import find_dtype, load_model
+from compress.model.parts import decoder_layers, hidden_states
+from compress.prune.choose.calibration import Calibration, load_calibration
 from compress.prune.config import RepairConfig
-from compress.prune.text_loss import TextLoss
-from compress.prune.weights import read_header, replace_tensor
-from compress.runtime import fast_fp32_products, find_device
+from compress.weights.headers import read_header, replace_tensor
 
 _LAST_MAPS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "fc2")
 _HELD_OUT_SHARE = 10

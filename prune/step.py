@@ -13,14 +13,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from compress.artifacts import require_free, staged_folder
-from compress.errors import UsageError
-from compress.model_files import check_weight_files, model_fingerprint
+from compress.base.disk import require_free, staged_folder
+from compress.base.errors import UsageError
+from compress.model.files import check_weight_files, model_fingerprint
 from compress.prune.config import RepairConfig, StorageConfig
-from compress.prune.hub_teacher import HubTeacher, open_teacher, streams
 from compress.prune.record import PruneResult
 from compress.prune.student import Call, Keep, load_shapes, plan_student
 from compress.prune.under_way import WeightsUnderWay, disk_errors
+from compress.weights.hub import HubTeacher, open_teacher, streams
 
 
 def prune(
@@ -33,7 +33,7 @@ def prune(
     storage: StorageConfig | None = None,
 ) -> PruneResult:
     """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only: a SPEC, a measure, or
-    those that `compress.rank_after` chose by healing candidates.
+    those that `compress.run.rank_after` chose by healing candidates.
 
     The weights are copied byte for byte, unless `storage` asks for a cast, and the tokenizer, generation config, chat
     template and licence as they are. With `check`, the student's logits are compared with the teacher's, dropped layers

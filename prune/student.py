@@ -7,20 +7,20 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.artifacts import manifest, sha256_file, write_json
-from compress.errors import InputError, UsageError
-from compress.model_files import WEIGHT_FILES, copy_side_files
-from compress.prune.candidates import Chosen, RankAfterConfig
-from compress.prune.casting import cast_derivation
+from compress.base.disk import sha256_file, write_json
+from compress.base.errors import InputError, UsageError
+from compress.base.records import manifest
+from compress.model.files import WEIGHT_FILES, copy_side_files
+from compress.prune.choose.candidates import Chosen, RankAfterConfig
+from compress.prune.choose.spec import format_layers
 from compress.prune.config import RankingConfig, RepairConfig, StorageConfig
-from compress.prune.fields import VERIFIED_TYPES
-from compress.prune.hub_teacher import HubTeacher
 from compress.prune.record import RECORD, PruneResult, inputs_record, prune_settings
-from compress.prune.spec import format_layers
+from compress.prune.rules.fields import VERIFIED_TYPES
+from compress.weights.hub import HubTeacher
 
 if TYPE_CHECKING:
+    from compress.prune.choose.ranking import Ranking
     from compress.prune.plan import Derivation, PrunePlan
-    from compress.prune.ranking import Ranking
 
 _ASKED_NOT_TO = "asked not to"
 _STREAMED = "of the teacher, only what the student keeps was read"
@@ -111,7 +111,7 @@ def plan_student(call: Call, keep: Keep) -> Student:
 
     Raises: as `prune`.
     """
-    from compress.prune.plan import derive
+    from compress.prune.plan import cast_derivation, derive
 
     asked, ranking = (keep.asked, keep.ranking) if isinstance(keep, Chosen) else (keep, None)
     derivation = derive(call.teacher, call.folder, asked)
@@ -139,13 +139,13 @@ def load_shapes(folder: Path) -> None:
     """
     import torch
 
-    from compress.models import load_model
+    from compress.model.load import load_model
 
     load_model(folder, dtype=torch.float32, device="meta", device_map="meta")
 
 
 def _rank(config: RankingConfig, name: str, folder: Path, derivation: "Derivation") -> "Ranking":
-    from compress.prune.ranking import Teacher, rank_layers
+    from compress.prune.choose.ranking import Teacher, rank_layers
 
     subject = Teacher(
         name=name,
@@ -168,7 +168,7 @@ def _reason_to_skip(call: Call, plan: "PrunePlan") -> str | None:
         return reason
     refusal = (
         f"{plan.model_type} is not among the {len(VERIFIED_TYPES)} model types whose code was read for this "
-        "(VERIFIED_TYPES in compress.prune.fields), so the student must be compared with its teacher"
+        "(VERIFIED_TYPES in compress.prune.rules.fields), so the student must be compared with its teacher"
     )
     if not call.check or call.hub is not None:
         raise UsageError(f"{refusal}. Leave the check on{', and streaming out' if call.hub else ''}.")

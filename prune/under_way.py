@@ -7,15 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from compress.artifacts import clear_folder, read_json
-from compress.errors import DISK_FULL, CompressError
-from compress.prune.casting import student_tensors
-from compress.prune.copying import Copying
-from compress.prune.shards import StudentTensor
-from compress.prune.spec import PATTERN, parse_spec
+from compress.base.disk import clear_folder, read_json
+from compress.base.errors import DISK_FULL, CompressError
+from compress.base.units import format_bytes
+from compress.prune.choose.spec import PATTERN, parse_spec
 from compress.prune.student import Call, Keep
-from compress.prune.weights import likely_prefixes, select_tensors
-from compress.units import format_bytes
+from compress.weights.casting import student_tensors
+from compress.weights.copying import Copying
+from compress.weights.headers import likely_prefixes, select_tensors
+from compress.weights.shards import StudentTensor
 
 if TYPE_CHECKING:
     from compress.prune.plan import Derivation

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compress.config import to_dict
+from compress.base.config import to_dict
 from compress.distill import DistillConfig, DistillResult, distill
 
 SEQ_LEN = 32

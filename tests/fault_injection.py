@@ -1,8 +1,8 @@
 """The command line in a process to which something happens: a signal, a full disk, a write that fails.
 
 A fault is named by the functions at whose n-th call it strikes, `module:name` or `module:Class.method`, as they are
-looked up there: `compress.distill.checkpoint:save_file`, `os:replace`. `run_with` starts a fresh process; `Commands`
-forks one from a process that has imported everything already, which saves the seconds that importing takes.
+looked up there: `compress.distill.loop.checkpoint:save_file`, `os:replace`. `run_with` starts a fresh process;
+`Commands` forks one from a process that has imported everything already, which saves the seconds that importing takes.
 
 Run as a script, this file is that process: `FAULTS ARGUMENTS...` with the faults as JSON, or `serve`.
 """
@@ -28,8 +28,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _IMPORTED_ONCE = (
-    "compress.pipeline", "compress.evaluate.evaluation", "compress.evaluate.benchmarks",
-    "compress.distill.kernels.cpu", "accelerate", "torch._dynamo", "transformers.conversion_mapping",
+    "compress.run.pipeline", "compress.evaluate.evaluation", "compress.evaluate.harness.benchmarks",
+    "compress.distill.objective.kernels.cpu", "accelerate", "torch._dynamo", "transformers.conversion_mapping",
     "transformers.generation.utils", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 _STRUCK = "fault_injection: struck at "

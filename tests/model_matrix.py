@@ -23,9 +23,9 @@ from model_zoo import TYPES, VOCABULARY, layer_stack, save_teacher, tiny_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from compress.artifacts import read_json
-from compress.errors import CompressError
-from compress.models import load_model
+from compress.base.disk import read_json
+from compress.base.errors import CompressError
+from compress.model.load import load_model
 from compress.prune import plan_prune, prune
 
 KEPT = {"alternate": (1, 3, 5), "0,5": (0, 5), "contiguous:4": (0, 1, 2, 5), "2:3": (2,), "0,1,3-5": (0, 1, 3, 4, 5)}

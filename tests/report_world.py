@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.evaluate.answers import answer_summary
+from compress.evaluate.scores.answers import answer_summary
 
 PAPER = {
     # task: (metric, chance, shots, items, teacher, cut, healed); the seed paper's scores

@@ -10,12 +10,13 @@ from fault_injection import Setting
 from helpers import save_tiny_model
 from recipe_world import TASK
 
-from compress.data import TokenStore, order
+from compress.data import TokenStore
+from compress.data.store import order
 
 SMALL_STEPS = (
-    Setting(name="compress.data.shards:SHARD_TOKENS", value=1024),
-    Setting(name="compress.data.stream:BATCH_CHARS", value=2000),
-    Setting(name="compress.data.preparation:SAVE_EVERY_S", value=0.0),
+    Setting(name="compress.data.store.shards:SHARD_TOKENS", value=1024),
+    Setting(name="compress.data.sources.stream:BATCH_CHARS", value=2000),
+    Setting(name="compress.data.store.preparation:SAVE_EVERY_S", value=0.0),
 )
 """Many shards and saves in the preparation of a text that is small."""
 

@@ -1,12 +1,11 @@
 """Text in, a token store out: sources, preparation, reading."""
 
 from compress.data.config import DataConfig
-from compress.data.encode import tokenizer_fingerprint
-from compress.data.hub import HubSource
 from compress.data.prepare import changes_since, options_unlike, prepare
 from compress.data.sample import read_start, text_fingerprint
-from compress.data.sources import LocalSource, Source, find_source
-from compress.data.store import INDEX, TokenStore
+from compress.data.sources.hub import HubSource
+from compress.data.sources.sources import LocalSource, Source, find_source
+from compress.data.store.store import INDEX, TokenStore
 
 __all__ = [
     "INDEX",
@@ -21,5 +20,4 @@ __all__ = [
     "prepare",
     "read_start",
     "text_fingerprint",
-    "tokenizer_fingerprint",
 ]

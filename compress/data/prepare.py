@@ -4,18 +4,18 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from compress.artifacts import require_free
-from compress.config import build_from, to_dict
+from compress.base.config import build_from, to_dict
+from compress.base.disk import require_free
+from compress.base.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
+from compress.base.signals import stop_on_signal
 from compress.data.config import DataConfig
-from compress.data.encode import load_spec
-from compress.data.partial import owned_folder, remove_if_empty
-from compress.data.preparation import Preparation
-from compress.data.record import identity
-from compress.data.sources import find_source
-from compress.data.store import INDEX, TokenStore
-from compress.data.stream import Unavailable
-from compress.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
-from compress.runtime import stop_on_signal
+from compress.data.sources.sources import find_source
+from compress.data.sources.stream import Unavailable
+from compress.data.store.partial import owned_folder, remove_if_empty
+from compress.data.store.preparation import Preparation
+from compress.data.store.record import identity
+from compress.data.store.store import INDEX, TokenStore
+from compress.model.tokenizer import load_spec
 
 _OF_NO_CONSEQUENCE = ("dataset", "num_proc")
 """Options that may be others than those of the store: where it is itself, and a matter of speed."""

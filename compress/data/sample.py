@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.artifacts import sha256_json
+from compress.base.disk import sha256_json
+from compress.base.errors import InputError
+from compress.base.progress import say
+from compress.base.signals import StopRequest
 from compress.data.config import DataConfig
-from compress.data.encode import Encoder, tokenizer_spec
-from compress.data.sources import find_source
-from compress.data.store import INDEX, TokenStore
-from compress.data.stream import Position, Retry, read_items
-from compress.errors import InputError
-from compress.progress import say
-from compress.runtime import StopRequest
+from compress.data.sources.sources import find_source
+from compress.data.sources.stream import Position, Retry, read_items
+from compress.data.store.encode import Encoder
+from compress.data.store.store import INDEX, TokenStore
+from compress.model.tokenizer import tokenizer_spec
 
 
 def read_start(

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from compress.config import config
-from compress.units import Count
+from compress.base.config import config
+from compress.base.units import Count
 
 
 @config

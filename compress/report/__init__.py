@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from compress.artifacts import write_json, write_text
+from compress.base.disk import write_json, write_text
 from compress.report.build import build_report
-from compress.report.html import html_page
-from compress.report.markdown import markdown_page
+from compress.report.pages.html import html_page
+from compress.report.pages.markdown import markdown_page
+from compress.report.pages.terminal import summary
 from compress.report.run_files import read_run
-from compress.report.terminal import summary
 
 __all__ = ["summary", "write_report"]
 

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
-from compress.report.draft import drafts
-from compress.report.flips import summarise_flips
+from compress.report.judge.draft import drafts
+from compress.report.judge.flips import summarise_flips
+from compress.report.judge.scores import STUDENTS, Comparison, build_scores, compare, mismatches
+from compress.report.judge.speeds import speed_pair
+from compress.report.judge.verdicts import judge_all
 from compress.report.run_files import MODELS, Record, RunFiles, number
-from compress.report.scores import STUDENTS, Comparison, build_scores, compare, mismatches
-from compress.report.speeds import speed_pair
-from compress.report.verdicts import judge_all
-from compress.units import format_count
 
 LABELS = {"teacher": "teacher", "student_init": "cut", "student": "healed"}
 """Model key -> the one word used for it on every page and in every figure."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from compress.report.judge.scores import LOWER_IS_BETTER
 from compress.report.run_files import Record, number
-from compress.report.scores import LOWER_IS_BETTER
 
 NONE = "–"
 _MINUS = "−"

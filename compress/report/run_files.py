@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import read_json, read_lines
-from compress.config import load_yaml
-from compress.errors import InputError
+from compress.base.config import load_yaml
+from compress.base.disk import read_json, read_lines
+from compress.base.errors import InputError
 from compress.report import shapes
 
 Record = dict[str, Any]

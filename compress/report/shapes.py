@@ -5,7 +5,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from compress.errors import InputError
+from compress.base.errors import InputError
 
 T = TypeVar("T")
 

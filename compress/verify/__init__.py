@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import read_json
+from compress.base.disk import read_json
+from compress.base.errors import InputError
 from compress.data import INDEX
 from compress.distill.publish import RECORD
-from compress.errors import InputError
 from compress.evaluate.config import unscored, untimed
-from compress.recipe import load_recipe
 from compress.report.run_files import MODELS
+from compress.run.recipe import load_recipe
 from compress.verify import chain
 from compress.verify.checks import Check, NotChecked, perform, require, typed
 from compress.verify.folder import RunFolder

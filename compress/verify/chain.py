@@ -5,16 +5,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import sha256_json, sha256_tree
-from compress.config import build_from
-from compress.data import DataConfig, LocalSource, find_source, tokenizer_fingerprint
+from compress.base.config import build_from
+from compress.base.disk import sha256_json, sha256_tree
+from compress.base.errors import CompressError, InputError
+from compress.data import DataConfig, LocalSource, find_source
 from compress.distill.config import MAY_CHANGE_AT_RESUME
-from compress.errors import CompressError, InputError
 from compress.evaluate.evaluation import benchmark_inputs
-from compress.models import load_tokenizer
-from compress.pipeline import asked_cut
+from compress.model.load import load_tokenizer
+from compress.model.tokenizer import tokenizer_fingerprint
 from compress.prune import WITHOUT_TEXT, RankAfterConfig, RankingConfig, prune_settings
-from compress.prune.calibration import calibration_fingerprint
+from compress.prune.choose.calibration import calibration_fingerprint
+from compress.run.pipeline import asked_cut
 from compress.verify.checks import Check, NotChecked, perform, require, typed
 from compress.verify.folder import RunFolder
 from compress.verify.records import StepRecord, read_record

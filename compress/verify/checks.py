@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-from compress.errors import CompressError, InputError
+from compress.base.errors import CompressError, InputError
 
 T = TypeVar("T")
 

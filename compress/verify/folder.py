@@ -5,14 +5,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from compress.config import load_yaml, to_dict
+from compress.base.config import load_yaml, to_dict
+from compress.base.errors import CompressError
 from compress.data import INDEX, TokenStore
 from compress.distill.publish import RECORD
-from compress.errors import CompressError
-from compress.model_files import WEIGHT_FILES, model_fingerprint
-from compress.pipeline import resolve_paths
-from compress.recipe import Recipe, load_recipe
+from compress.model.files import WEIGHT_FILES, model_fingerprint
 from compress.report.run_files import MODELS
+from compress.run.pipeline import resolve_paths
+from compress.run.recipe import Recipe, load_recipe
 from compress.verify.checks import NotChecked
 from compress.verify.records import read_record
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from compress.errors import InputError
-from compress.model_files import check_weight_files
-from compress.models import load_model
+from compress.base.errors import InputError
+from compress.model.files import check_weight_files
+from compress.model.load import load_model
 
 _SCAN_ELEMENTS = 2**24
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from compress.artifacts import read_json, sha256_file
+from compress.base.disk import read_json, sha256_file
 from compress.verify.checks import require, typed
 
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.artifacts import read_json, read_lines
-from compress.config import build_from
+from compress.base.config import build_from
+from compress.base.disk import read_json, read_lines
+from compress.base.errors import InputError
 from compress.data import TokenStore
-from compress.data.order import START, extend
+from compress.data.store.order import START, extend
 from compress.distill.config import DistillConfig
 from compress.distill.publish import RECORD
-from compress.distill.schedule import Budget, budget
-from compress.errors import InputError
+from compress.distill.resources.schedule import Budget, budget
 from compress.verify.checks import NotChecked, require, typed
 from compress.verify.records import count_files, differing_files, read_record
 

@@ -16,8 +16,9 @@ import zstandard
 from data_world import all_rows, data_config, documents, stream_of, trained_tokenizer, write_source
 from helpers import byte_tokenizer
 
-from compress.data import TokenStore, prepare, readers
-from compress.errors import InputError, UsageError
+from compress.base.errors import InputError, UsageError
+from compress.data import TokenStore, prepare
+from compress.data.sources import readers
 
 GOOD = [f"good document number {i}" for i in range(30)]
 
@@ -254,7 +255,7 @@ def test_a_10_mb_line_takes_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(tmp_path: Path, tokenizer_folder: Path) -> None:
-    from compress.errors import CompressError
+    from compress.base.errors import CompressError
 
     path = write_source(tmp_path / "a.txt", documents(2000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -14,8 +14,9 @@ import pytest
 from data_world import data_config, documents, write_source
 from loopback_hub import REPOSITORY, Hub, client_environment, serving
 
-from compress.data import TokenStore, prepare, stream
-from compress.runtime import StopRequest
+from compress.base.signals import StopRequest
+from compress.data import TokenStore, prepare
+from compress.data.sources import stream
 
 CARD = b"""---
 configs:
@@ -161,8 +162,9 @@ def test_waits_double_and_begin_anew_after_a_success(monkeypatch: pytest.MonkeyP
 def main() -> None:
     import time
 
-    from compress.data import hub, preparation, stream
-    from compress.errors import CompressError
+    from compress.base.errors import CompressError
+    from compress.data.sources import hub, stream
+    from compress.data.store import preparation
 
     wait = time.sleep
     time.sleep = lambda seconds: wait(min(seconds, 0.002))

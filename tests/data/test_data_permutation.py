@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from compress.data.permutation import _round_keys, permute
+from compress.data.store.permutation import _round_keys, permute
 
 MASK = 2**64 - 1
 

@@ -23,10 +23,12 @@ from helpers import SHARED_DATA, byte_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compress.config import build_from
-from compress.data import DataConfig, TokenStore, encode, prepare, shards, tokenizer_fingerprint
-from compress.data.encode import Encoder, split_pieces, tokenizer_spec
-from compress.errors import UsageError
+from compress.base.config import build_from
+from compress.base.errors import UsageError
+from compress.data import DataConfig, TokenStore, prepare
+from compress.data.store import encode, shards
+from compress.data.store.encode import Encoder, split_pieces
+from compress.model.tokenizer import tokenizer_fingerprint, tokenizer_spec
 
 
 def test_rows_are_the_documents_in_order(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -86,7 +88,7 @@ def test_batches_shards_and_processes_do_not_show(
     plain = prepare(data_config(source), tokenizer_folder, tmp_path / "plain")
     two = prepare(data_config(source, num_proc=2), tokenizer_folder, tmp_path / "two")
     assert two.fingerprint == plain.fingerprint
-    monkeypatch.setattr("compress.data.stream.BATCH_CHARS", 50)
+    monkeypatch.setattr("compress.data.sources.stream.BATCH_CHARS", 50)
     monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
     small = prepare(data_config(source), tokenizer_folder, tmp_path / "small")
     assert len(small.index["train"]["shards"]) > 10
@@ -194,7 +196,7 @@ def test_a_store_made_from_something_else_is_refused_by_name(tmp_path: Path, tok
 
 
 def test_the_tokenizer_fingerprint_survives_saving_and_sees_a_change(tmp_path: Path) -> None:
-    from compress.models import load_tokenizer
+    from compress.model.load import load_tokenizer
 
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(tmp_path / "a")

@@ -20,8 +20,8 @@ from compress.data import TokenStore, prepare
 
 PATIENCE_S = 120.0
 SMALL_STEPS = (
-    Setting(name="compress.data.stream:BATCH_CHARS", value=2000),
-    Setting(name="compress.data.preparation:SAVE_EVERY_S", value=0.0),
+    Setting(name="compress.data.sources.stream:BATCH_CHARS", value=2000),
+    Setting(name="compress.data.store.preparation:SAVE_EVERY_S", value=0.0),
 )
 
 

@@ -22,10 +22,12 @@ import pytest
 from data_world import FORMATS, content, data_config, documents, write_source
 from fault_injection import Signal
 
-from compress.data import preparation, prepare, shards, stream
-from compress.data.preparation import Preparation
-from compress.data.sources import LocalSource
-from compress.errors import CompressError, InputError, InterruptedRun, UsageError
+from compress.base.errors import CompressError, InputError, InterruptedRun, UsageError
+from compress.data import prepare
+from compress.data.sources import stream
+from compress.data.sources.sources import LocalSource
+from compress.data.store import preparation, shards
+from compress.data.store.preparation import Preparation
 
 
 @pytest.fixture
@@ -183,7 +185,7 @@ def test_no_space_while_saving_keeps_what_was_saved(
             raise OSError(errno.ENOSPC, "No space left on device")
         save(path, state)
 
-    module = importlib.import_module("compress.data.partial")
+    module = importlib.import_module("compress.data.store.partial")
     save = module.save_state
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_state", full)
@@ -297,7 +299,7 @@ def test_a_complete_store_that_was_not_renamed_is_only_renamed(
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
-MOMENTS = ("os:fsync", "os:replace", "compress.data.preparation:Preparation._take_document")
+MOMENTS = ("os:fsync", "os:replace", "compress.data.store.preparation:Preparation._take_document")
 
 
 def prepare_until_done(folder: Path, tokenizer: Path, out: Path) -> int:
@@ -319,7 +321,7 @@ def prepare_until_done(folder: Path, tokenizer: Path, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    import compress.models  # noqa: F401  (once, before the forks)
+    import compress.model.load  # noqa: F401  (once, before the forks)
 
     take_small_steps(setattr)
     for number in range(3):

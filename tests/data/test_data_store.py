@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from data_world import data_config, documents, write_source
 
-from compress.data import TokenStore, prepare, shards
-from compress.data.store import fingerprint_of
-from compress.errors import InputError, UsageError
+from compress.base.errors import InputError, UsageError
+from compress.data import TokenStore, prepare
+from compress.data.store import shards
+from compress.data.store.store import fingerprint_of
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from datasets import load_dataset
 from transformers import AutoTokenizer
 
-from compress.artifacts import sha256_tree
+from compress.base.disk import sha256_tree
 from compress.demo import DEMO, WorldConfig, write_world
 from compress.demo.lexicon import RELATIONS, VOCABULARIES, is_held_out
 from compress.demo.world import Question, make_documents, make_questions

@@ -7,13 +7,13 @@ import torch
 from distill_world import World
 from safetensors.torch import load_file
 
-from compress import runtime
+from compress.base import machine
+from compress.base.machine import fast_fp32_products
 from compress.distill import DistillConfig, distillation
-from compress.runtime import fast_fp32_products
 
 
 def test_fast_products_are_fp32_and_the_setting_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_made_by_intel", lambda: False)
+    monkeypatch.setattr(machine, "_made_by_intel", lambda: False)
     g = torch.Generator().manual_seed(1)
     a, b = torch.randn(300, 700, generator=g), torch.randn(700, 200, generator=g)
     exact = a.double() @ b.double()
@@ -32,7 +32,7 @@ def test_inexact_products_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
             return product(a.bfloat16(), b.bfloat16()).float()
         return product(a, b)
 
-    monkeypatch.setattr(runtime, "_made_by_intel", lambda: False)
+    monkeypatch.setattr(machine, "_made_by_intel", lambda: False)
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     before = torch.get_float32_matmul_precision()
     with fast_fp32_products() as used:
@@ -41,7 +41,7 @@ def test_inexact_products_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_intels_own_processors_keep_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_made_by_intel", lambda: True)
+    monkeypatch.setattr(machine, "_made_by_intel", lambda: True)
     with fast_fp32_products() as used:
         assert not used
 

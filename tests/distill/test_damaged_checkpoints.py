@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from distill_world import World
 
-from compress.artifacts import read_json, sha256_tree, write_json
+from compress.base.disk import read_json, sha256_tree, write_json
+from compress.base.errors import InputError
 from compress.distill import DistillConfig
-from compress.errors import InputError
 
 Options = Callable[..., DistillConfig]
 

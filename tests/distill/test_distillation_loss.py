@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from compress.architecture import OutputHead
+from compress.base.errors import UsageError
 from compress.distill import distillation_loss
-from compress.errors import UsageError
+from compress.model.parts import OutputHead
 
 IGNORED = -100
 

@@ -11,12 +11,12 @@ from distill_world import SEQ_LEN, World
 from helpers import save_tiny_model, tiny_config
 from transformers import AutoModelForCausalLM
 
+from compress.base.errors import UsageError
 from compress.data import TokenStore
 from compress.distill import DistillConfig
-from compress.distill.documents import check_isolation, document_positions, next_tokens, packed_hidden_states
-from compress.distill.session import make_accelerator
-from compress.distill.step import Losses, StudentWithLoss, Teacher
-from compress.errors import UsageError
+from compress.distill.loop.session import make_accelerator
+from compress.distill.loop.step import Losses, StudentWithLoss, Teacher
+from compress.distill.rows.documents import check_isolation, document_positions, next_tokens, packed_hidden_states
 
 Options = Callable[..., DistillConfig]
 
@@ -113,7 +113,7 @@ def test_rows_joined_for_flash_attention_are_the_same(monkeypatch: pytest.Monkey
     model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
-    monkeypatch.setattr("compress.distill.documents._takes_one_row", lambda model: True)
+    monkeypatch.setattr("compress.distill.rows.documents._takes_one_row", lambda model: True)
     torch.testing.assert_close(packed_hidden_states(model, rows, positions), expected)
     assert shapes == [torch.Size([1, ROWS.size])]
 

@@ -11,11 +11,11 @@ from distill_world import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress.base.errors import CompressError
 from compress.data import TokenStore
 from compress.distill import DistillConfig
-from compress.distill.guard import Skips, StepGuard
-from compress.distill.step import Losses
-from compress.errors import CompressError
+from compress.distill.loop.guard import Skips, StepGuard
+from compress.distill.loop.step import Losses
 
 Options = Callable[..., DistillConfig]
 WINDOW = 8

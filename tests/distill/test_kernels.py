@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.distill.divergences import Terms
-from compress.distill.kernels import cpu
+from compress.distill.objective.divergences import Terms
+from compress.distill.objective.kernels import cpu
 
 Pass = Callable[[Tensor, Tensor | None, Tensor, Terms], Tensor]
 
@@ -50,7 +50,7 @@ def interpreted() -> ModuleType:
     pytest.importorskip("triton", reason="triton is not installed")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("TRITON_INTERPRET is not set; the kernel is tested on the GPU")
-    return importlib.import_module("compress.distill.kernels.cuda")
+    return importlib.import_module("compress.distill.objective.kernels.cuda")
 
 
 CASES = [
@@ -131,7 +131,8 @@ def test_values_that_are_not_finite_reach_the_loss(bad: float) -> None:
 
 def test_without_a_compiler_torch_does_the_work(tmp_path: Any) -> None:
     script = (
-        "import torch; from compress.distill import distillation_loss; from compress.distill.kernels import cpu\n"
+        "import torch; from compress.distill import distillation_loss\n"
+        "from compress.distill.objective.kernels import cpu\n"
         "assert not cpu.available()\n"
         "h, w = torch.randn(8, 4), torch.randn(50, 4)\n"
         "out = distillation_loss(h, w, h + 1, w, torch.arange(8)); assert out.loss > 0"
@@ -143,7 +144,7 @@ def test_without_a_compiler_torch_does_the_work(tmp_path: Any) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_triton_kernel_on_a_gpu(case: tuple[Any, ...]) -> None:
-    kernel = importlib.import_module("compress.distill.kernels.cuda")
+    kernel = importlib.import_module("compress.distill.objective.kernels.cuda")
 
     def on_gpu(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: Terms) -> Tensor:
         device = z.cuda()

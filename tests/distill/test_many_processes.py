@@ -15,9 +15,9 @@ from helpers import ROOT, assert_close, run_cli, save_tiny_model
 from launch import TORCHRUN, launch, start
 from safetensors.torch import load_file
 
+from compress.base.errors import UsageError
 from compress.distill import DistillConfig
-from compress.distill.sharding import resolve_sharding
-from compress.errors import UsageError
+from compress.distill.students.sharding import resolve_sharding
 
 Options = Callable[..., DistillConfig]
 UNLIKE = {"tokens_per_s", "peak_gib", "mfu"}
@@ -118,10 +118,10 @@ SPLIT = """
 import sys
 import torch
 from torch import nn
-from compress import processes
-from compress.distill import sharding
-from compress.distill.step import Teacher
-from compress.models import load_model
+from compress.base import processes
+from compress.distill.students import sharding
+from compress.distill.loop.step import Teacher
+from compress.model.load import load_model
 from pathlib import Path
 
 processes.join()

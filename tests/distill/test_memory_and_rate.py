@@ -14,15 +14,16 @@ import torch
 from distill_world import SEQ_LEN, World
 from helpers import save_tiny_model, tiny_config
 
-from compress.architecture import count_parameters, empty_model
-from compress.config import to_dict
+from compress.base.config import to_dict
+from compress.base.errors import UsageError
+from compress.base.units import format_bytes
 from compress.data import DataConfig, prepare
-from compress.distill import DistillConfig, DistillPlan, fit, flops, plan_distill
+from compress.distill import DistillConfig, DistillPlan, fit, plan_distill
 from compress.distill.fit import advice, check_fit
-from compress.distill.models import recompute_activations
-from compress.distill.step_memory import StepShape, trace_step
-from compress.errors import UsageError
-from compress.units import format_bytes
+from compress.distill.resources import flops
+from compress.distill.resources.step_memory import StepShape, trace_step
+from compress.distill.teachers.models import recompute_activations
+from compress.model.parts import count_parameters, empty_model
 
 Options = Callable[..., DistillConfig]
 
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from compress.config import build_from
+from compress.base.config import build_from
 from compress.distill import DistillConfig, distill
 
 job = json.loads(Path(sys.argv[1]).read_text())

@@ -12,11 +12,11 @@ from helpers import save_tiny_model, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from compress.architecture import empty_model
+from compress.base.errors import UsageError
 from compress.distill import DistillConfig
-from compress.distill.optimizer import StudentOptimizer, flat_state, hidden_matrices, make_optimizer, state_bytes
-from compress.errors import UsageError
-from compress.models import load_model
+from compress.distill.loop.optimizer import StudentOptimizer, flat_state, hidden_matrices, make_optimizer, state_bytes
+from compress.model.load import load_model
+from compress.model.parts import empty_model
 
 Options = Callable[..., DistillConfig]
 
@@ -183,7 +183,7 @@ def test_8_bit_moments_follow_adamw(world: World, options: Options) -> None:
 
 
 def test_a_missing_torchao_is_explained(world: World, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.distill.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("compress.distill.teachers.quantization.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"adamw8bit needs the package torchao: `pip install 'compress\[quant\]'`"):
         world.run("run", options(optimizer="adamw8bit"))
     with pytest.raises(UsageError, match=r"int8 needs the package torchao"):

@@ -10,12 +10,12 @@ from distill_world import World
 from helpers import save_tiny_model, tiny_config
 from torch.nn.functional import kl_div
 
-from compress.architecture import empty_model
+from compress.base.errors import UsageError
 from compress.data import TokenStore
 from compress.distill import DistillConfig
-from compress.distill.quantization import quantize_teacher, teacher_bytes
-from compress.errors import UsageError
-from compress.models import load_model
+from compress.distill.teachers.quantization import quantize_teacher, teacher_bytes
+from compress.model.load import load_model
+from compress.model.parts import empty_model
 
 Options = Callable[..., DistillConfig]
 

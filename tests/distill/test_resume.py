@@ -22,11 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from compress.base.errors import CompressError, InterruptedRun, UsageError
 from compress.data import TokenStore
-from compress.distill import DistillConfig, checkpoint, distillation, meters, train
-from compress.distill.optimizer import StudentOptimizer
-from compress.distill.step import Losses
-from compress.errors import CompressError, InterruptedRun, UsageError
+from compress.distill import DistillConfig, distillation
+from compress.distill.loop import checkpoint, meters, train
+from compress.distill.loop.optimizer import StudentOptimizer
+from compress.distill.loop.step import Losses
 from compress.verify.training import Training, check_metrics
 
 Options = Callable[..., DistillConfig]
@@ -54,12 +55,12 @@ def test_a_run_killed_in_a_step_and_in_two_phases_of_a_save_ends_bitwise_equal(
     """The student has dropout, so random numbers must be the same too."""
     config = options(epochs=2, tokens=None, heldout_every=3, checkpoint_every=2)
     world.run("whole", config)
-    killed(world, "cut", config, "compress.distill.train:learning_rate", 4)
+    killed(world, "cut", config, "compress.distill.loop.train:learning_rate", 4)
     assert sorted(p.name for p in (world.root / "cut/train/checkpoints").iterdir()) == ["step-2"]
-    killed(world, "cut", config, "compress.distill.checkpoint:save_file", 4)
+    killed(world, "cut", config, "compress.distill.loop.checkpoint:save_file", 4)
     assert [p.name for p in (world.root / "cut/train/checkpoints").glob("*.partial")] == ["step-6.partial"]
     capfd.readouterr()
-    killed(world, "cut", config, "compress.distill.checkpoint:publish_folder", 1)
+    killed(world, "cut", config, "compress.distill.loop.checkpoint:publish_folder", 1)
     world.run("cut", config)
     assert "step-6.partial: it was never finished" in capfd.readouterr().err
     assert weights(world, "cut") == weights(world, "whole")
@@ -114,7 +115,7 @@ def test_a_heldout_loss_measured_after_a_stop_is_in_the_log_once(
         stop_at(patched, 4)
         with pytest.raises(InterruptedRun):
             world.run("cut", config)
-    killed(world, "cut", config, "compress.distill.train:learning_rate", 1)
+    killed(world, "cut", config, "compress.distill.loop.train:learning_rate", 1)
     assert [row["step"] for row in world.metrics("cut") if "heldout_loss" in row] == [0, 4]
     world.run("cut", config)
     assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
@@ -349,7 +350,7 @@ def test_a_thread_that_cannot_write_ends_the_run(
 @pytest.mark.faults(1, 3)
 def test_killed_while_a_thread_writes(world: World, options: Options) -> None:
     config = options(checkpoint_every=2, async_checkpoints=True)
-    killed(world, "cut", config, "compress.distill.checkpoint:save_file", 4)
+    killed(world, "cut", config, "compress.distill.loop.checkpoint:save_file", 4)
     names = sorted(path.name for path in (world.root / "cut/train/checkpoints").iterdir())
     assert names == ["step-2", "step-4.partial"]
     world.run("whole", config)

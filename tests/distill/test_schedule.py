@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from compress.config import build_from
+from compress.base.config import build_from
+from compress.base.errors import UsageError
 from compress.distill import DistillConfig
-from compress.distill.schedule import budget, is_due, learning_rate
-from compress.errors import UsageError
+from compress.distill.resources.schedule import budget, is_due, learning_rate
 
 
 def options(**changes: Any) -> DistillConfig:

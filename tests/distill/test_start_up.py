@@ -12,10 +12,10 @@ from distill_world import SEQ_LEN, World
 from helpers import save_tiny_model, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from compress.base.errors import CompressError, InputError, UsageError
 from compress.data import TokenStore
 from compress.distill import DistillConfig, plan_distill
-from compress.distill.vocabulary import compare_tokens, shared_ids
-from compress.errors import CompressError, InputError, UsageError
+from compress.model.vocabulary import compare_tokens, shared_ids
 
 Options = Callable[..., DistillConfig]
 

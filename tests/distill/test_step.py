@@ -14,12 +14,12 @@ from helpers import save_tiny_model, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from compress.architecture import hidden_states
+from compress.base.signals import StopRequest
 from compress.distill import DistillConfig
-from compress.distill.models import compile_backbone
-from compress.distill.read_ahead import read_ahead
-from compress.distill.stop_vote import StopVote
-from compress.runtime import StopRequest
+from compress.distill.loop.stop_vote import StopVote
+from compress.distill.rows.read_ahead import read_ahead
+from compress.distill.teachers.models import compile_backbone
+from compress.model.parts import hidden_states
 
 
 def readers() -> list[str]:
@@ -123,6 +123,6 @@ def test_compilation_is_asked_of_both_models(
     world: World, options: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("compress.distill.models.compile_backbone", asked.append)
+    monkeypatch.setattr("compress.distill.teachers.models.compile_backbone", asked.append)
     world.run("run", options(compile=True, tokens=4 * SEQ_LEN))
     assert len(asked) == 2

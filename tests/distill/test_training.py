@@ -15,14 +15,14 @@ from helpers import save_tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compress.artifacts import sha256_tree
+from compress.base.disk import sha256_tree
 from compress.data import TokenStore
 from compress.distill import DistillConfig
-from compress.distill.loss import IGNORE_INDEX
-from compress.distill.optimizer import make_optimizer
-from compress.distill.session import make_accelerator
-from compress.distill.step import Losses, StudentWithLoss, Teacher, micro_batches
-from compress.models import load_model
+from compress.distill.loop.optimizer import make_optimizer
+from compress.distill.loop.session import make_accelerator
+from compress.distill.loop.step import Losses, StudentWithLoss, Teacher, micro_batches
+from compress.distill.objective.loss import IGNORE_INDEX
+from compress.model.load import load_model
 
 Options = Callable[..., DistillConfig]
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from compress.artifacts import sha256_file
-from compress.errors import InputError, UsageError
+from compress.base.disk import sha256_file
+from compress.base.errors import InputError, UsageError
 from compress.evaluate import EvalConfig, evaluate_model, evaluation_inputs
-from compress.evaluate.checkpoint import load_checkpoint
-from compress.evaluate.scorer import Scorer
+from compress.evaluate.harness.scorer import Scorer
+from compress.inference.readout import load_checkpoint
 
 
 def settings(world: dict[str, Path], *tasks: str, **options: Any) -> EvalConfig:
@@ -165,7 +165,7 @@ def test_errors_name_what_is_missing_and_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     # The full index of lm-eval takes seconds; here an unknown name is looked up among ours alone.
-    from compress.evaluate import catalog
+    from compress.evaluate.harness import catalog
 
     monkeypatch.setattr(catalog, "_manager", lambda folders, include_defaults: _small_manager(folders))
     config = settings(world, task, **{k: v for k, v in options.items() if k != "datasets_root"})

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from helpers import save_tiny_model
 
+from compress.base.errors import InputError, UsageError
 from compress.data import DataConfig, prepare
-from compress.errors import InputError, UsageError
 from compress.evaluate import EvalConfig, evaluate_model, evaluation_inputs
-from compress.evaluate.checkpoint import load_checkpoint
-from compress.evaluate.heldout import load_heldout
+from compress.evaluate.text.heldout import load_heldout
+from compress.inference.readout import load_checkpoint
 
 DOCUMENTS = [f"Document {i} says that été follows spring, and that {i} times {i} is {i * i}." for i in range(60)]
 

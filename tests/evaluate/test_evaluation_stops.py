@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import ROOT, save_tiny_model
 
-from compress.artifacts import read_json
+from compress.base.disk import read_json
 from compress.cli import cli
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from helpers import save_tiny_model
 
-from compress import runtime
-from compress.artifacts import owned, read_json
-from compress.errors import InputError, UsageError
+from compress.base import signals
+from compress.base.disk import owned, read_json
+from compress.base.errors import InputError, UsageError
+from compress.base.journal import Batch, Journal, open_journal
 from compress.evaluate import EvalConfig, evaluate_model
-from compress.evaluate.journal import Batch, Journal, open_journal
 
 TASKS = ["quiz", "quiz_sampled", "quiz_rolling"]
 Measure = Callable[..., dict[str, Any]]
@@ -165,7 +165,7 @@ def test_a_signal_that_something_swallowed_stops_at_the_next_batch(
 ) -> None:
     def compute(number: int) -> int:
         if number == 1:
-            monkeypatch.setattr(runtime, "_asked_at", 1.0)
+            monkeypatch.setattr(signals, "_asked_at", 1.0)
         return number
 
     with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "m.json", {}) as journal:

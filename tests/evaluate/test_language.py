@@ -1,6 +1,6 @@
 """Held-out loss and fidelity against a dense float64 computation from `model(...).logits`."""
 
-import dataclasses
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -12,13 +12,12 @@ from helpers import assert_close, byte_tokenizer, save_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.errors import InputError
-from compress.evaluate import EvalConfig
-from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
-from compress.evaluate.language import compare_tokens, heldout_scores
-from compress.evaluate.token_classes import FREQUENCIES, KINDS, group_tokens
+from compress.base.errors import InputError
+from compress.evaluate.text.language import compare_tokens, heldout_scores
+from compress.evaluate.text.token_classes import FREQUENCIES, KINDS, group_tokens
+from compress.inference.readout import Checkpoint, load_checkpoint
 
-CONFIG = EvalConfig(device="cpu")
+load = functools.partial(load_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +50,8 @@ def dense(checkpoint: Checkpoint, ids: np.ndarray) -> torch.Tensor:
 def test_loss_perplexity_and_bits_per_byte_are_the_dense_ones(
     models: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.evaluate.checkpoint._CHUNK_LOGITS", 7 * 257)
-    checkpoint, ids = load_checkpoint(models[name], CONFIG), rows()
+    monkeypatch.setattr("compress.inference.readout._CHUNK_LOGITS", 7 * 257)
+    checkpoint, ids = load(models[name]), rows()
     found, fidelity = heldout_scores(checkpoint, ids, 80, batch_tokens=50)
     labels = torch.from_numpy(ids[:, 1:]).flatten()
     loss = torch.nn.functional.cross_entropy(dense(checkpoint, ids), labels).item()
@@ -64,8 +63,12 @@ def test_loss_perplexity_and_bits_per_byte_are_the_dense_ones(
 
 
 def test_fidelity_is_the_dense_one(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.evaluate.checkpoint._CHUNK_LOGITS", 11 * 257)
-    model, teacher, ids = load_checkpoint(models["model"], CONFIG), load_checkpoint(models["teacher"], CONFIG), rows()
+    monkeypatch.setattr("compress.inference.readout._CHUNK_LOGITS", 11 * 257)
+    model, teacher, ids = (
+        load(models["model"]),
+        load(models["teacher"]),
+        rows(),
+    )
     _, found = heldout_scores(model, ids, 100, teacher=teacher, batch_tokens=64)
     p, q = dense(teacher, ids).softmax(-1), dense(model, ids).softmax(-1)
     m = (p + q) / 2
@@ -83,7 +86,11 @@ def test_fidelity_is_the_dense_one(models: dict[str, Path], monkeypatch: pytest.
 
 
 def test_kl_by_class_and_its_standard_error_are_the_dense_ones(models: dict[str, Path]) -> None:
-    model, teacher, ids = load_checkpoint(models["model"], CONFIG), load_checkpoint(models["teacher"], CONFIG), rows()
+    model, teacher, ids = (
+        load(models["model"]),
+        load(models["teacher"]),
+        rows(),
+    )
     held, found = heldout_scores(model, ids, 100, teacher=teacher, batch_tokens=64)
     log_p, log_q = dense(teacher, ids).log_softmax(-1), dense(model, ids).log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).reshape(5, 20).numpy()
@@ -133,7 +140,7 @@ def test_a_draft_is_accepted_as_often_as_speculative_sampling_accepts_it() -> No
 
 
 def test_a_model_is_perfectly_faithful_to_itself(models: dict[str, Path]) -> None:
-    model = load_checkpoint(models["model"], CONFIG)
+    model = load(models["model"])
     _, found = heldout_scores(model, rows(), 100, teacher=model)
     assert found is not None
     assert (found["kl_nats"], found["top1_agreement"], found["top5_agreement"], found["tokens"]) == (0.0, 1.0, 1.0, 100)
@@ -142,7 +149,11 @@ def test_a_model_is_perfectly_faithful_to_itself(models: dict[str, Path]) -> Non
 
 
 def test_a_padded_vocabulary_is_compared_over_the_shared_ids(models: dict[str, Path]) -> None:
-    model, teacher, ids = load_checkpoint(models["model"], CONFIG), load_checkpoint(models["padded"], CONFIG), rows()
+    model, teacher, ids = (
+        load(models["model"]),
+        load(models["padded"]),
+        rows(),
+    )
     _, found = heldout_scores(model, ids, 100, teacher=teacher)
     p, q = dense(teacher, ids)[:, :257].log_softmax(-1), dense(model, ids).log_softmax(-1)
     assert found is not None
@@ -175,7 +186,7 @@ def test_disjoint_distributions_reach_the_bound_and_masked_ids_do_no_harm() -> N
 
 @pytest.mark.parametrize("broken", ["model", "teacher"])
 def test_logits_that_are_no_numbers_are_refused_by_name(models: dict[str, Path], broken: str) -> None:
-    pair = {name: load_checkpoint(models[name], CONFIG) for name in ("model", "teacher")}
+    pair = {name: load(models[name]) for name in ("model", "teacher")}
     with torch.no_grad():
         pair[broken].model.base_model.norm.weight[3] = math.nan
     with pytest.raises(InputError, match=rf"{broken} gives NaN.*eval\.dtype=float32"):
@@ -185,7 +196,7 @@ def test_logits_that_are_no_numbers_are_refused_by_name(models: dict[str, Path],
 def test_rows_that_the_memory_does_not_hold_are_halved(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = [load_checkpoint(models[name], CONFIG) for name in ("model", "teacher")]
+    pair = [load(models[name]) for name in ("model", "teacher")]
     whole = heldout_scores(pair[0], rows(), 80, teacher=pair[1])
     states, sizes = Checkpoint.states, []
 
@@ -205,7 +216,7 @@ def test_rows_that_the_memory_does_not_hold_are_halved(
 
 
 def test_bf16_models_are_scored_from_float32_logits(models: dict[str, Path]) -> None:
-    checkpoint, ids = load_checkpoint(models["model"], dataclasses.replace(CONFIG, dtype="bfloat16")), rows()
+    checkpoint, ids = load(models["model"], dtype="bfloat16"), rows()
     with torch.no_grad():
         hidden = checkpoint.model.base_model(torch.from_numpy(ids)).last_hidden_state[:, :-1].flatten(0, 1).double()
     exact = hidden @ checkpoint.model.get_output_embeddings().weight.double().T
@@ -214,12 +225,12 @@ def test_bf16_models_are_scored_from_float32_logits(models: dict[str, Path]) -> 
 
 
 def test_text_of_another_vocabulary_and_another_tokenizer_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    model = load_checkpoint(models["model"], CONFIG)
+    model = load(models["model"])
     with pytest.raises(InputError, match="token id 300"):
         heldout_scores(model, np.full((2, 5), 300), 8)
     with pytest.raises(InputError, match="no held-out text"):
         heldout_scores(model, np.zeros((0, 5), dtype=np.int64), 0)
-    other = load_checkpoint(models["teacher"], CONFIG)
+    other = load(models["teacher"])
     other.tokenizer.add_tokens(["<new>"])
     with pytest.raises(InputError, match=r"different tokenizers.*<new>"):
         heldout_scores(model, rows(), 100, teacher=other)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from helpers import SHARED_DATA, save_tiny_model
 
-from compress.artifacts import read_lines
-from compress.errors import InputError
+from compress.base.disk import read_lines
+from compress.base.errors import InputError
 from compress.evaluate import EvalConfig, evaluate_model
 
 HUB = SHARED_DATA / "hub"
@@ -154,7 +154,7 @@ def test_absent_data_and_absent_few_shot_examples_are_explained(model: Path) -> 
 
 def test_a_task_found_without_the_whole_index_is_the_one_that_the_whole_index_has() -> None:
     """Every task and group that the folders called as it begins can serve; it needs no data."""
-    from compress.evaluate.catalog import find_tasks, leaf_tasks, nearby_folders
+    from compress.evaluate.harness.catalog import find_tasks, leaf_tasks, nearby_folders
 
     whole = index().task_index
     compared = 0

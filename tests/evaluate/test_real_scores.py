@@ -9,10 +9,10 @@ from helpers import SHARED_DATA, save_tiny_model
 from transformers import PreTrainedTokenizerFast
 
 from compress.evaluate import EvalConfig
-from compress.evaluate.catalog import find_tasks
-from compress.evaluate.checkpoint import load_checkpoint
-from compress.evaluate.local_data import local_datasets
-from compress.evaluate.scorer import Scorer
+from compress.evaluate.harness.catalog import find_tasks
+from compress.evaluate.harness.local_data import local_datasets
+from compress.evaluate.harness.scorer import Scorer
+from compress.inference.readout import load_checkpoint
 
 HUB = SHARED_DATA / "hub"
 AGIEVAL = ["agieval_lsat_ar", "agieval_lsat_lr", "agieval_lsat_rc", "agieval_sat_en", "agieval_sat_math"]

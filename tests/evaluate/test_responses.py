@@ -1,5 +1,6 @@
 """How alike two models write: literals, properties, and the greedy continuations themselves."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,10 @@ from helpers import save_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.evaluate import EvalConfig
-from compress.evaluate.checkpoint import load_checkpoint
-from compress.evaluate.samples import compare_responses, greedy_ids, response_similarity
+from compress.evaluate.text.samples import compare_responses, greedy_ids, response_similarity
+from compress.inference.readout import load_checkpoint
 
-CONFIG = EvalConfig(device="cpu")
+load = functools.partial(load_checkpoint, device="cpu")
 tokens = st.lists(st.integers(0, 3), max_size=8)
 
 
@@ -41,7 +41,9 @@ def test_rouge_l_is_that_of_the_longest_common_subsequence(a: list[int], b: list
 
 
 def test_similarity_is_that_of_the_greedy_continuations(tmp_path: Path) -> None:
-    model, teacher = (load_checkpoint(save_tiny_model(tmp_path / str(seed), seed=seed), CONFIG) for seed in (1, 2))
+    model, teacher = (
+        load_checkpoint(save_tiny_model(tmp_path / str(seed), seed=seed), device="cpu") for seed in (1, 2)
+    )
     prompts = ["The river", "A stone", "", "Iron and"]
     same = response_similarity(model, model, prompts, 5)
     assert same is not None

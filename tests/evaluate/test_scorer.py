@@ -15,13 +15,13 @@ import torch
 from helpers import SHARED_DATA, byte_tokenizer, save_tiny_model
 from lm_eval.models.huggingface import HFLM
 
-from compress.errors import InputError
+from compress.base.errors import InputError
 from compress.evaluate import EvalConfig, evaluate_model
-from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
-from compress.evaluate.prefix_cache import TreeModel
-from compress.evaluate.requests import encode_pairs
-from compress.evaluate.scorer import Scorer
-from compress.evaluate.sharing import why_plain
+from compress.evaluate.harness.requests import encode_pairs
+from compress.evaluate.harness.scorer import Scorer
+from compress.inference.prefix_cache import TreeModel
+from compress.inference.readout import Checkpoint, load_checkpoint
+from compress.inference.sharing import why_plain
 
 QUESTIONS = [
     "The river runs north past the mill.\n\nQuestion: Where does it run?\nAnswer:",
@@ -42,7 +42,7 @@ class Request:
 
 
 def checkpoint_of(folder: Path) -> Checkpoint:
-    return load_checkpoint(folder, EvalConfig(device="cpu"))
+    return load_checkpoint(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_one_sequence_that_does_not_fit_is_an_error_that_says_what_to_do(
 
 
 def test_logits_that_are_no_numbers_are_refused(world: dict[str, Path]) -> None:
-    broken = load_checkpoint(world["model"], EvalConfig(device="cpu"))
+    broken = load_checkpoint(world["model"], device="cpu")
     scorer = Scorer(broken, 4096)
     with torch.no_grad():
         broken.model.base_model.norm.weight[0] = math.nan

@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers import save_tiny_model
 
-from compress.evaluate import EvalConfig, planning
-from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
-from compress.evaluate.scorer import Scorer
+from compress.evaluate import EvalConfig
+from compress.evaluate.harness.scorer import Scorer
+from compress.inference import planning
+from compress.inference.readout import Checkpoint, load_checkpoint
 
 VOCABULARY, LONGEST = 257, 256
 TYPES: dict[str, dict[str, Any]] = {"llama": {}, "gpt2": {}, "qwen3": {"head_dim": 8}, "gpt_neox": {}}

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from compress.evaluate.answers import option_probabilities
-from compress.evaluate.scores import (
+from compress.evaluate.scores.answers import option_probabilities
+from compress.evaluate.scores.scores import (
     chance_by_choice,
     choice_metrics,
     gold_indices,

@@ -9,8 +9,8 @@ import torch
 from helpers import save_tiny_model
 
 from compress.evaluate import EvalConfig, compare_speed, speed
-from compress.evaluate.checkpoint import Checkpoint, load_checkpoint
-from compress.evaluate.samples import continuations
+from compress.evaluate.text.samples import continuations
+from compress.inference.readout import Checkpoint, load_checkpoint
 
 CONFIG = EvalConfig(
     device="cpu", speed_prompt_tokens=12, speed_decode_tokens=5, speed_repeats=3, speed_batch=2, speed_batches=[]
@@ -72,7 +72,7 @@ def test_models_take_turns_and_warm_up_rounds_are_left_out(folder: Path, monkeyp
 
 
 def test_decoding_feeds_one_token_at_a_time_and_gives_the_uncached_tokens(folder: Path) -> None:
-    checkpoint = load_checkpoint(folder, CONFIG)
+    checkpoint = load_checkpoint(folder, device="cpu")
     seen = []
     checkpoint.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].clone()), with_kwargs=True
@@ -87,13 +87,13 @@ def test_decoding_feeds_one_token_at_a_time_and_gives_the_uncached_tokens(folder
 
 
 def test_peak_memory_is_at_least_the_weights(folder: Path) -> None:
-    weights = sum(p.nbytes for p in load_checkpoint(folder, CONFIG).model.parameters()) / 2**30
+    weights = sum(p.nbytes for p in load_checkpoint(folder, device="cpu").model.parameters()) / 2**30
     peak = compare_speed({"a": folder}, CONFIG)["a"]["peak_gib"]
     assert peak is None or weights <= peak < weights + 0.5
 
 
 def test_samples_are_the_greedy_continuation(folder: Path) -> None:
-    checkpoint = load_checkpoint(folder, CONFIG)
+    checkpoint = load_checkpoint(folder, device="cpu")
     (sample,) = continuations(checkpoint, ["Once upon"], 6)
     ids = checkpoint.tokenizer("Once upon")["input_ids"]
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.evaluate.squad import first_answer, normalize, prompt, squad_scores
+from compress.evaluate.scores.squad import first_answer, normalize, prompt, squad_scores
 
 
 def official_normalize(text: str) -> str:

@@ -11,8 +11,8 @@ from helpers import SHARED_DATA, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from compress.cli import cli
-from compress.compare import compare_models
 from compress.evaluate import EvalConfig, evaluate_model
+from compress.report.compare import compare_models
 
 ITEMS = 80
 LETTERED = """

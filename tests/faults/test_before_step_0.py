@@ -9,7 +9,7 @@ from fault_injection import Commands, Signal
 from run_world import SMALL_STEPS, lasting
 
 SMALL = ("--set", "data.seq_len=32", "--set", "data.heldout_sequences=4", "--set", "distill.batch_tokens=128")
-FIRST_STEP = Signal(at=("compress.distill.train:learning_rate",))
+FIRST_STEP = Signal(at=("compress.distill.loop.train:learning_rate",))
 """A training that starts is killed, and so fails the test."""
 
 

@@ -13,11 +13,11 @@ from helpers import save_tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from compress.artifacts import read_json, write_json
+from compress.base.disk import read_json, write_json
+from compress.base.errors import InputError
 from compress.distill import DistillConfig, distill
-from compress.errors import InputError
-from compress.model_files import check_weight_files
-from compress.models import load_model
+from compress.model.files import check_weight_files
+from compress.model.load import load_model
 from compress.prune import prune
 
 COMMANDS = {

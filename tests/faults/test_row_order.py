@@ -17,11 +17,13 @@ from fault_injection import environment
 from helpers import ROOT, save_tiny_model
 from run_world import metrics
 
-from compress.config import to_dict
-from compress.data import DataConfig, TokenStore, prepare, shards
-from compress.distill import DistillConfig, distill, train
-from compress.distill.step import Losses
-from compress.errors import InterruptedRun
+from compress.base.config import to_dict
+from compress.base.errors import InterruptedRun
+from compress.data import DataConfig, TokenStore, prepare
+from compress.data.store import shards
+from compress.distill import DistillConfig, distill
+from compress.distill.loop import train
+from compress.distill.loop.step import Losses
 
 BATCH_ROWS = 5
 
@@ -155,7 +157,7 @@ def test_another_number_of_processes_reads_the_same_rows(
 
 
 def main() -> None:
-    from compress.config import build_from
+    from compress.base.config import build_from
 
     job = json.loads(sys.argv[1])
     config = build_from(DistillConfig, job["config"])

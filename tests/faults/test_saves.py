@@ -8,7 +8,7 @@ import pytest
 from fault_injection import Commands, FailWrite, Fault, FullDisk, Signal
 from run_world import metrics
 
-from compress.artifacts import sha256_tree
+from compress.base.disk import sha256_tree
 
 EVENTS = ("os:mkdir", "safetensors.torch:serialize_file", "os:fsync", "os:replace", "pathlib:Path.rename")
 """Whatever a save does to the disk; `serialize_file` writes a whole file in native code."""

@@ -7,7 +7,7 @@ import pytest
 from fault_injection import Commands, Crash, Setting, run_with
 from loopback_hub import REPOSITORY, Hub, serving
 
-from compress.redact import redact
+from compress.base.redact import redact
 
 TOKEN = "hf_" + "NotARealToken" * 3
 SECRETS = {"HF_TOKEN": TOKEN, "WANDB_API_KEY": "not-a-real-key-either"}
@@ -21,7 +21,7 @@ def places(out: Path, said: str, secret: str) -> list[str]:
 
 @pytest.mark.faults(25)
 @pytest.mark.parametrize("debug", [(), ("--debug",)])
-@pytest.mark.parametrize("at", ["compress.distill.train:learning_rate", "compress.pipeline:write_report"])
+@pytest.mark.parametrize("at", ["compress.distill.loop.train:learning_rate", "compress.run.pipeline:write_report"])
 def test_a_crash_that_says_the_token(
     commands: Commands, recipe: Path, tmp_path: Path, debug: tuple[str, ...], at: str
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_token_that_the_hub_or_the_client_refuses(recipe: Path, tmp_path: Path
         hub.commit({"data/0.jsonl": b"{}"})
         hub.fault_paths, hub.faults = ("/",), [401] * 1000
         hubs = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": token}
-        quick = [Setting(name="compress.data.stream:RETRIES", value=0)]
+        quick = [Setting(name="compress.data.sources.stream:RETRIES", value=0)]
         source = ("--data", f"hub:{REPOSITORY}", "--tokens", "1k", "--alpha", "0")
         model = ("--student", str(recipe.parent / "teacher"), "--set", "distill.batch_tokens=2k")
         done = run_with(quick, "--debug", "distill", *model, *source, "--out", str(tmp_path / "run"), **hubs)

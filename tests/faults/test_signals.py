@@ -8,22 +8,22 @@ import pytest
 from fault_injection import Commands, Signal
 from run_world import SMALL_STEPS, differences, lasting
 
-from compress.errors import InterruptedRun
-from compress.runtime import stop_on_signal
+from compress.base.errors import InterruptedRun
+from compress.base.signals import stop_on_signal
 
 GRACE_S = 20.0
 """One step, one save and the end of a process: a second for models this small, far more when the machine is busy."""
 STAGES = {
     "pruning": Signal(at=("compress.prune.under_way:WeightsUnderWay.finish",), after=True),
     "checking the student": Signal(at=("compress.prune.check:check_student",)),
-    "preparing data": Signal(at=("compress.data.preparation:Preparation._take_document",), call=20),
+    "preparing data": Signal(at=("compress.data.store.preparation:Preparation._take_document",), call=20),
     "publishing the data": Signal(at=("os:replace",), path="*/data"),
-    "loading models": Signal(at=("compress.distill.session:load_models",)),
-    "training": Signal(at=("compress.distill.train:learning_rate",), call=2),
+    "loading models": Signal(at=("compress.distill.loop.session:load_models",)),
+    "training": Signal(at=("compress.distill.loop.train:learning_rate",), call=2),
     "in a save": Signal(at=("safetensors.torch:serialize_file",), path="*/optimizer*"),
     "publishing the student": Signal(at=("compress.distill.publish:copy_side_files",)),
     "evaluation": Signal(at=("compress.evaluate.evaluation:heldout_scores",), call=2),
-    "report": Signal(at=("compress.pipeline:write_report",)),
+    "report": Signal(at=("compress.run.pipeline:write_report",)),
 }
 
 
@@ -56,7 +56,7 @@ def test_stopped_in_the_last_step_and_where_a_heldout_loss_was_due(
     arguments = ("run", str(recipe), "--out", str(tmp_path / "run"))
     steps = json.loads((finished / "student" / "distill.json").read_text())["steps"]
     for call in (3, steps - 3):
-        stop = Signal(at=("compress.distill.train:learning_rate",), call=call, signals=("SIGTERM",))
+        stop = Signal(at=("compress.distill.loop.train:learning_rate",), call=call, signals=("SIGTERM",))
         done = commands.run([*SMALL_STEPS, stop], *arguments)
         assert done.struck
         assert done.returncode == 75, done.stderr

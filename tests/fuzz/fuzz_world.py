@@ -12,12 +12,12 @@ from distill_world import SEQ_LEN
 from helpers import byte_tokenizer, save_tiny_model
 from report_world import letter_items, letters_run
 
-from compress.artifacts import read_json, sha256_file, write_json
+from compress.base.disk import read_json, sha256_file, write_json
 from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, distill
-from compress.pipeline import run_recipe
-from compress.recipe import Recipe, load_recipe
 from compress.report import write_report
+from compress.run.pipeline import run_recipe
+from compress.run.recipe import Recipe, load_recipe
 
 RECIPE = """
 name: fuzz

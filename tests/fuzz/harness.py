@@ -15,9 +15,9 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from compress.base.errors import CompressError, InputError, UsageError
 from compress.cli import main
-from compress.errors import CompressError, InputError, UsageError
-from compress.exits import UNUSABLE_PATH
+from compress.cli.exits import UNUSABLE_PATH
 
 LIMIT_S = 60
 LIMIT_BYTES = 4 * 2**30

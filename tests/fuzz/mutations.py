@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from compress.artifacts import sha256_tree
+from compress.base.disk import sha256_tree
 
 NUMBERS = st.one_of(
     st.sampled_from([0, 1, -1, 2, 3, 7, 255, 2**15, 2**31, 2**63, -(2**63), 10**30]),

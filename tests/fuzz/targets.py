@@ -23,16 +23,16 @@ from fuzz.mutations import (
 from helpers import ROOT
 from hypothesis import strategies as st
 
-from compress.compare import compare_models
+from compress.base.errors import InputError
 from compress.data import DataConfig, TokenStore, prepare
-from compress.data.store import fingerprint_of
-from compress.errors import InputError
-from compress.model_files import check_weight_files
-from compress.models import load_config, load_model, load_tokenizer
-from compress.prune.spec import parse_spec
-from compress.recipe import load_recipe
+from compress.data.store.store import fingerprint_of
+from compress.model.files import check_weight_files
+from compress.model.load import load_config, load_model, load_tokenizer
+from compress.prune.choose.spec import parse_spec
 from compress.report import write_report
-from compress.scratch import scratch_config
+from compress.report.compare import compare_models
+from compress.run.recipe import load_recipe
+from compress.run.scratch import scratch_config
 from compress.verify import verify_run
 
 RECIPES = [*sorted(ROOT.glob("recipes/*.yaml")), ROOT / "compress" / "demo" / "recipe.yaml"]

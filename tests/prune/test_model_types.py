@@ -7,7 +7,7 @@ import pytest
 from model_matrix import KEPT, TABLE, Cell, marks, run_apart, run_type, table_row, written_rows
 from model_zoo import TYPES
 
-from compress.prune.fields import VERIFIED_TYPES
+from compress.prune.rules.fields import VERIFIED_TYPES
 
 FAST = (
     "bert", "deepseek_v3", "gemma3", "gemma3n_text", "gpt_neo", "jamba", "lfm2_moe", "mamba", "minicpm3",

@@ -13,21 +13,12 @@ from helpers import run_cli, save_tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compress.artifacts import is_current
-from compress.config import build_from
+from compress.base.config import build_from
+from compress.base.errors import InputError, UsageError
+from compress.base.records import is_current
 from compress.data import DataConfig, prepare
-from compress.errors import InputError, UsageError
-from compress.prune import (
-    PruneConfig,
-    Ranking,
-    RankingConfig,
-    calibration,
-    plan_prune,
-    prune,
-    prune_inputs,
-    prune_settings,
-    ranking,
-)
+from compress.prune import PruneConfig, Ranking, RankingConfig, plan_prune, prune, prune_inputs, prune_settings
+from compress.prune.choose import calibration, ranking
 from compress.prune.config import Method
 from compress.prune.plan import derive
 from compress.prune.student import _rank

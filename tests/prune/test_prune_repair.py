@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from compress.artifacts import sha256_file
-from compress.errors import InputError
+from compress.base.disk import sha256_file
+from compress.base.errors import InputError
 from compress.prune import RepairConfig, prune
 from compress.prune.repair import Seam, seams
 

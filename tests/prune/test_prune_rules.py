@@ -10,12 +10,12 @@ from helpers import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.errors import InputError, UsageError
-from compress.prune.fields import RULES, VERIFIED_TYPES
-from compress.prune.kinds import layer_kinds
-from compress.prune.mix import choose_layers, mix_note, proportional, require_attention
-from compress.prune.rules import REMOVED, Cut, NotExpressible
-from compress.prune.student_config import student_config
+from compress.base.errors import InputError, UsageError
+from compress.prune.choose.kinds import layer_kinds
+from compress.prune.choose.mix import choose_layers, mix_note, proportional, require_attention
+from compress.prune.rules.fields import RULES, VERIFIED_TYPES
+from compress.prune.rules.rules import REMOVED, Cut, NotExpressible
+from compress.prune.rules.student_config import student_config
 
 CUT = Cut((1, 2, 5), 6)
 

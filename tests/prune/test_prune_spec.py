@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.errors import UsageError
+from compress.base.errors import UsageError
 from compress.prune import PruneConfig
-from compress.prune.spec import check_spec, evenly_spaced, format_layers, parse_spec
+from compress.prune.choose.spec import check_spec, evenly_spaced, format_layers, parse_spec
 
 layer_counts = st.integers(1, 130)
 

@@ -12,9 +12,10 @@ import torch
 from helpers import run_cli, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compress.artifacts import is_current, sha256_file
-from compress.errors import CompressError, InputError, UsageError
-from compress.model_files import model_fingerprint
+from compress.base.disk import sha256_file
+from compress.base.errors import CompressError, InputError, UsageError
+from compress.base.records import is_current
+from compress.model.files import model_fingerprint
 from compress.prune import PrunePlan, check, plan_prune, prune, under_way
 from compress.prune import plan as planning
 
@@ -269,7 +270,7 @@ def test_a_disk_without_room_is_refused_before_work(
 def test_a_disk_that_fills_up_leaves_nothing(teacher: Path, tmp_path: Path) -> None:
     script = """
 import resource, sys
-from compress.errors import CompressError
+from compress.base.errors import CompressError
 from compress.prune import prune
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 try:

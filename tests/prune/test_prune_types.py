@@ -13,7 +13,7 @@ import torch
 from helpers import save_tiny_model
 from transformers import AutoModelForCausalLM
 
-from compress.models import load_model
+from compress.model.load import load_model
 from compress.prune import prune
 
 SLIDING = {"sliding_window": 6}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compress.report import write_report
-from compress.report.importance import importance_figure
+from compress.report.pages.importance import importance_figure
 
 
 def test_the_report_shows_what_the_layers_were_chosen_by(fake_run: Callable[..., Path]) -> None:

@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from compress.report import summary, svg, write_report
+from compress.report import summary, write_report
+from compress.report.pages import svg
 
 VOID = {"meta", "br", "hr", "link", "img", "input"}
 HOSTILE = "<script>alert('x')</script>&\"`|"
@@ -178,7 +179,7 @@ def test_labels_are_spread_apart_inside_their_range() -> None:
 def test_markdown_shows_text_as_it_is() -> None:
     from markdown_it import MarkdownIt
 
-    from compress.report.markdown import _escape
+    from compress.report.pages.markdown import _escape
 
     for text in (HOSTILE, "a_b_c _d_ [x](y) [z]: w ![i](j) **b** `c` # h \\ &amp; agieval_en 87% [84, 90]", "__init__"):
         inline = MarkdownIt("gfm-like", {"linkify": False}).parseInline(_escape(text))[0].children or []

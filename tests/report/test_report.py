@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress.errors import InputError
+from compress.base.errors import InputError
 from compress.report import write_report
 
 Task = tuple[Any, ...]

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from compress.report import stats
-from compress.report.draft import draft_figures, speculative_speedup
-from compress.report.scores import compare
-from compress.report.significance import holm, mcnemar_exact, paired_test, sign_flip_test
+from compress.report.judge import stats
+from compress.report.judge.draft import draft_figures, speculative_speedup
+from compress.report.judge.scores import compare
+from compress.report.judge.significance import holm, mcnemar_exact, paired_test, sign_flip_test
 
 
 @given(st.integers(0, 400), st.integers(0, 400))

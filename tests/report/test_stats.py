@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from compress.report import stats
+from compress.report.judge import stats
 
 
 def right_or_wrong(n: int, share: float, rng: np.random.Generator) -> np.ndarray:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from report_world import ITEMS, LETTERS, letter_items, letters_run
 
-from compress.evaluate.answers import answer_summary, calibration
+from compress.evaluate.scores.answers import answer_summary, calibration
 from compress.report import write_report
-from compress.report.verdicts import certainty_words, difference_words, one_answer_words
+from compress.report.judge.verdicts import certainty_words, difference_words, one_answer_words
 
 
 def verdicts(run: Path) -> dict[str, dict[str, Any]]:

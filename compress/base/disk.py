@@ -1,0 +1,198 @@
+"""Files and folders on disk: complete or absent, hashed, owned by one process at a time.
+
+A step writes into `OUT.partial/`, everything is fsynced, and the folder is renamed.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.base.errors import InputError, UsageError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_file(path: Path, stop: threading.Event | None = None) -> str:
+    """SHA-256 of a file's content, in hex.
+
+    Raises:
+        CancelledError: `stop` was set meanwhile, by another thread.
+    """
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK_BYTES))  # one for all: a fresh one each time costs as much as the hash
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def sha256_tree(folder: Path, pattern: str = "**/*") -> dict[str, str]:
+    """SHA-256 of each file under `folder`, keyed by its POSIX path inside it, in sorted order."""
+    files = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON: the fingerprint of a config or of a table of hashes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Force every file and folder below `folder`, and the folder itself, to the disk."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            fsync_path(Path(root, name))
+        fsync_path(Path(root))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: readers, and a full disk, see the old content or the new, never a mixture.
+
+    What is no Unicode (half a surrogate pair, from a broken record or a file name) is written as its escape.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, each with the newline that ends it: a last one without is one that was cut short.
+
+    A newline alone ends a line. `str.splitlines` would also split at U+0085, U+2028 and their like, which stand
+    unescaped in JSON strings.
+
+    Raises:
+        InputError: the file is not UTF-8; the message names it.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return list(file)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}.") from error
+
+
+def require_free(out: Path) -> None:
+    """Refuse an output folder that holds something, before any work is done.
+
+    Raises:
+        UsageError: `out` is a file, or a folder that is not empty, or its parent cannot be written.
+    """
+    if out.is_file():
+        raise UsageError(f"The output {out} is a file; name a folder that does not exist yet.")
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"The output folder {out} is not empty; name another, or remove it first.")
+    parent = next(p for p in (out, *out.absolute().parents) if p.is_dir())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"The output folder {out} cannot be written: no permission in {parent}.")
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Create a folder if need be, and keep every other process out of it while the block runs.
+
+    The lock goes with the process, however it ends. A file system that knows no locks gives none.
+
+    Raises:
+        UsageError: another process has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"Another process is writing to {folder} now; wait for it, stop it, or name another output."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """Yield `OUT.partial/` to write into; on success it becomes `out`, on failure it is removed.
+
+    Raises:
+        UsageError: `out` is not free (see `require_free`), or another process is writing it.
+    """
+    require_free(out)
+    partial = out.with_name(out.name + ".partial")
+    with owned(partial):
+        clear_folder(partial)
+        try:
+            yield partial
+            publish_folder(partial, out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove everything inside a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def publish_folder(partial: Path, out: Path) -> None:
+    """Fsync a finished `partial` folder and rename it to `out` (which may exist only as an empty folder)."""
+    fsync_tree(partial)
+    if out.is_dir():
+        out.rmdir()
+    os.replace(partial, out)
+    fsync_path(out.absolute().parent)

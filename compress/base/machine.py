@@ -1,0 +1,195 @@
+"""What the machine is and has: versions, hardware, seeds, memory, devices."""
+
+import os
+import platform
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.base.errors import UsageError
+from compress.base.redact import redact
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = (
+    "compress", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "lm-eval", "numpy",
+)  # fmt: skip
+_LOWEST_PRIORITY = 19
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of every package whose numbers we report."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the source tree this package runs from; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """CPU model, cores this process may use, memory in GiB, and each CUDA device's name and memory."""
+    import psutil
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        cpu = next(line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu,
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [{"name": d.name, "memory_gib": round(d.total_memory / 2**30, 1)} for d in devices],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The part of a manifest that says where it was made."""
+    command = [redact(argument) for argument in sys.argv]
+    return {"versions": versions(), "git_commit": git_commit(), "hardware": hardware(), "command": command}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def default_device() -> "torch.device":
+    """The accelerator torch finds (CUDA, XPU, MPS), else the CPU."""
+    import torch
+
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        assert device is not None
+        return device
+    return torch.device("cpu")
+
+
+def find_device(name: str | None) -> "torch.device":
+    """The device of that name, or by default the accelerator (this process's own, under a launcher), else the CPU.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    import torch
+
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu, or leave it out."
+        ) from error
+    return device
+
+
+def peak_memory_gib() -> float:
+    """Peak memory so far, GiB: the accelerator's peak allocation when there is one, else the process's peak RSS."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def restart_peak_resident() -> bool:
+    """Count the process's peak resident memory afresh (Linux, `man 5 proc`); whether the system allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_resident_bytes() -> int:
+    """Peak resident memory since `restart_peak_resident`, where that returned true."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+@contextmanager
+def fast_fp32_products() -> Iterator[bool]:
+    """Use oneDNN's fp32 matrix product on CPUs where it is the faster one and exact; yields whether it is used.
+
+    At precision `medium` torch hands fp32 products to oneDNN: twice as fast as MKL on AMD and still fp32 there. On
+    Intel's own processors MKL is level or ahead. Where the processor has AMX `medium` may compute in bf16 instead, so a
+    product is compared with float64 first. No speed is measured: a run that is resumed must choose the same.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(256, 512, generator=generator), torch.randn(512, 256, generator=generator)
+    exact = left.double() @ right.double()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    used = not _made_by_intel() and bool((left @ right - exact).norm() < 5e-6 * exact.norm())
+    if not used:
+        torch.set_float32_matmul_precision(before)
+    try:
+        yield used
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _made_by_intel() -> bool:
+    cpu = Path("/proc/cpuinfo")
+    return cpu.is_file() and "GenuineIntel" in cpu.read_text()
+
+
+def yield_to_other_threads() -> None:
+    """Let the calling thread have only what the process's other threads leave of the cores (Linux: threads have a
+    priority of their own). Elsewhere it stays as it is."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next use rather than return it to the system; whether it was possible.
+
+    Filling fresh pages is six times slower than filling old ones, and large temporaries are fresh pages each time.
+    The process's memory stays at its peak from then on, until it ends.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    return all((mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 64 << 20)))

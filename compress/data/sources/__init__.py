@@ -1,0 +1,1 @@
+"""Where text comes from: local files and hub datasets, read document by document."""

@@ -1,0 +1,1 @@
+"""The token store: written once, resumable, checksummed; read in a seeded order."""

@@ -1,0 +1,187 @@
+"""Documents to token ids: in batches, on all cores, the same ids whatever the batching.
+
+`None` processes means the tokenizer's own threads, driven from one thread of ours so that reading goes on meanwhile:
+on two cores as fast as two processes, and nothing to spawn or pickle. With `num_proc`, that many processes are
+spawned (never forked: threads and locks of the parent are not copied), each single-threaded. The parent alone decides
+when they end.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.model.tokenizer import TokenizerSpec
+
+B = TypeVar("B")
+Ids = NDArray[np.uint32]
+
+PIECE_CHARS = 2**16
+_CHARS_AT_ONCE = 2**20
+
+
+class Encoder:
+    """Token ids of documents. Text is only text: a document that spells out a special token gets no such token."""
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(spec.definition)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self._eos_id = spec.eos_id
+
+    def __call__(self, documents: Sequence[str]) -> list[Ids]:
+        """For each document its ids with EOS at the end; memory is bounded however long a document is."""
+        split = [split_pieces(document) for document in documents]
+        encoded = self._encode_pieces([piece for pieces in split for piece in pieces])
+        eos = np.array([self._eos_id], dtype=np.uint32)
+        return [np.concatenate([*itertools.islice(encoded, len(pieces)), eos]) for pieces in split]
+
+    def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[Ids]:
+        """Ids of each piece; the tokenizer's own bulky objects exist for `_CHARS_AT_ONCE` characters at a time."""
+        start = 0
+        while start < len(pieces):
+            stop, chars = start, 0
+            while stop < len(pieces) and chars < _CHARS_AT_ONCE:
+                chars += len(pieces[stop])
+                stop += 1
+            for found in self._tokenizer.encode_batch_fast(pieces[start:stop], add_special_tokens=False):
+                yield np.array(found.ids, dtype=np.uint32)
+            start = stop
+
+    def with_bytes(self, document: str) -> tuple[Ids, NDArray[np.int64]]:
+        """Ids as `__call__` gives them, and for each the UTF-8 bytes of text it stands for.
+
+        The bytes sum to those of the document. A character that is split over tokens counts with the first of them;
+        what a normalizer drops at the end counts with the last; EOS has none.
+        """
+        ids: list[Ids] = []
+        sizes: list[NDArray[np.int64]] = []
+        for piece in split_pieces(document):
+            encoding = self._tokenizer.encode(piece, add_special_tokens=False)
+            if not encoding.ids:
+                continue
+            bytes_before = np.cumsum([0, *(len(character.encode()) for character in piece)])
+            ends = np.maximum.accumulate([end for _, end in encoding.offsets])
+            ends[-1] = len(piece)
+            ids.append(np.array(encoding.ids, dtype=np.uint32))
+            sizes.append(np.diff(bytes_before[ends], prepend=0))
+        eos = np.array([self._eos_id], dtype=np.uint32)
+        return np.concatenate([*ids, eos]), np.concatenate([*sizes, np.zeros(1, dtype=np.int64)])
+
+
+def split_pieces(text: str) -> list[str]:
+    """Cut a very long document into pieces of at most `PIECE_CHARS` characters, before a single space if possible.
+
+    Byte-level BPE joins a space to the word after it, so such a cut is one that its pre-tokenizer makes anyway.
+    """
+    pieces = []
+    start = 0
+    while len(text) - start > PIECE_CHARS:
+        cut = start + PIECE_CHARS
+        space = text.rfind(" ", start + PIECE_CHARS // 2, cut)
+        while space > 0 and (text[space - 1].isspace() or text[space + 1].isspace()):
+            space = text.rfind(" ", start + PIECE_CHARS // 2, space)
+        if space > 0:
+            cut = space
+        pieces.append(text[start:cut])
+        start = cut
+    pieces.append(text[start:])
+    return pieces
+
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _WorkerProcess(SpawnProcess):
+    """A process that the stop signals sent to a whole group do not end, from its first moment on, and that ends with
+    its parent however that ends."""
+
+    def start(self) -> None:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # a new process inherits what is blocked
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def run(self) -> None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().run()
+
+    def terminate(self) -> None:
+        """What a pool that lost a worker does to the others before it waits for them."""
+        self.kill()
+
+
+class _WorkerContext(SpawnContext):
+    Process = _WorkerProcess
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+_worker: Encoder | None = None
+
+
+def _start_worker(spec: TokenizerSpec) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker = Encoder(spec)
+
+
+def _work(documents: Sequence[str]) -> list[Ids]:
+    assert _worker is not None
+    return _worker(documents)
+
+
+@contextmanager
+def encoding(spec: TokenizerSpec, num_proc: int | None) -> Iterator[Callable[[Sequence[str]], Future[list[Ids]]]]:
+    """Yield a function that encodes a batch of documents in the background; results are futures."""
+    executor: Executor
+    if num_proc is None:
+        executor, function = ThreadPoolExecutor(1, "encode"), Encoder(spec).__call__
+    else:
+        executor = ProcessPoolExecutor(
+            num_proc, mp_context=_WorkerContext(), initializer=_start_worker, initargs=(spec,)
+        )
+        function = _work
+    try:
+        yield lambda documents: executor.submit(function, documents)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def in_order(
+    batches: Iterable[B],
+    texts: Callable[[B], Sequence[str]],
+    submit: Callable[[Sequence[str]], Future[list[Ids]]],
+    *,
+    window: int,
+) -> Iterator[tuple[B, list[Ids]]]:
+    """Encode batches with up to `window` of them on the way, and yield them in order."""
+    pending: deque[tuple[B, Future[list[Ids]]]] = deque()
+    for batch in batches:
+        pending.append((batch, submit(texts(batch))))
+        if len(pending) > window:
+            done, future = pending.popleft()
+            yield done, future.result()
+    while pending:
+        done, future = pending.popleft()
+        yield done, future.result()

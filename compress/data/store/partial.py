@@ -1,0 +1,56 @@
+"""`OUT.partial/`: a preparation that is under way, owned by one process, and the record that lets another go on."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.base.disk import fsync_path, owned, read_json, write_text
+from compress.base.errors import InputError
+from compress.data.store.store import INDEX
+
+_STATE = "state.json"
+
+
+@contextmanager
+def owned_folder(out: Path) -> Iterator[Path]:
+    """Create or find `OUT.partial/` and keep other processes out of it.
+
+    Raises:
+        UsageError: another process is preparing the same store.
+    """
+    folder = out.with_name(out.name + ".partial")
+    with owned(folder):
+        yield folder
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Record how far the preparation is."""
+    write_text(folder / _STATE, json.dumps(state, ensure_ascii=False))
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The record of an earlier process, or None when there is none that can be read."""
+    try:
+        state = read_json(folder / _STATE)
+    except InputError:
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def can_continue(folder: Path) -> bool:
+    """Whether an earlier process left something to go on from: its record, or a store that only lacks its name."""
+    return load_state(folder) is not None or (folder / INDEX).is_file()
+
+
+def forget_state(folder: Path) -> None:
+    """Remove the record: the store is complete."""
+    (folder / _STATE).unlink(missing_ok=True)
+    fsync_path(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Leave nothing behind when nothing was done."""
+    if not any(folder.iterdir()):
+        folder.rmdir()

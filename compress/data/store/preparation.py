@@ -1,0 +1,238 @@
+"""One preparation of a token store: read, tokenize, hold documents out, pack; saved now and then, continued exactly."""
+
+import dataclasses
+import math
+import shutil
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from compress.base.disk import clear_folder, publish_folder, read_json, write_json
+from compress.base.errors import InputError, InterruptedRun, UsageError
+from compress.base.progress import Bar, progress_bar, say
+from compress.base.signals import StopRequest
+from compress.base.units import format_bytes, format_count
+from compress.data.config import DataConfig
+from compress.data.sources.hub import HubSource
+from compress.data.sources.sources import Source, find_source
+from compress.data.sources.stream import Item, Position, Retry, Stopped, Unavailable, batches, read_items, texts
+from compress.data.store import partial
+from compress.data.store.encode import Encoder, Ids, encoding, in_order
+from compress.data.store.heldout import HeldOutPool
+from compress.data.store.record import Counts, check_amounts, identity, make_index
+from compress.data.store.shards import ShardWriter, write_rows
+from compress.data.store.store import INDEX
+from compress.model.tokenizer import TokenizerSpec
+
+SAVE_EVERY_S = 30.0
+_BATCHES_AHEAD = 2
+
+
+class Preparation:
+    """Everything between a locked `OUT.partial/` and the finished store `out`."""
+
+    def __init__(self, config: DataConfig, spec: TokenizerSpec, out: Path, folder: Path, stop: StopRequest) -> None:
+        self._config, self._spec, self._out, self._folder, self._stop = config, spec, out, folder, stop
+        self.began_here = not partial.can_continue(folder)
+        """Whether nothing in the folder is an earlier process's, so that a failure may remove it."""
+        self._identity = identity(config, spec.sha256)
+        self._encoder = Encoder(spec)
+        self._retry = Retry(stop)
+        self._wanted = None if config.tokens is None else math.ceil(config.tokens / config.seq_len) * config.seq_len
+        self._position = Position(0, 0)
+        self._counts = Counts()
+        self._pool = HeldOutPool(config.heldout_sequences * config.seq_len, config.seed)
+        self._started = self._saved_at = time.monotonic()
+        self._seconds_before = 0.0
+
+    def run(self, *, visible: bool) -> None:
+        """Prepare from wherever an earlier process stopped, and publish the store.
+
+        Raises:
+            InterruptedRun: a signal asked to stop; the state is saved.
+            Unavailable: the network failed for too long; the state is saved.
+            InputError: the source cannot be used or has too little text.
+            UsageError: the disk is too small.
+        """
+        if self._publish_complete():
+            return
+        try:
+            state = self._connect()
+            with closing(self._restore(state)) as self._writer:
+                try:
+                    self._read(visible=visible)
+                    if self._stop:
+                        raise Stopped
+                except (Stopped, Unavailable):
+                    self._save()
+                    raise
+                self._finish()
+        except Stopped:
+            raise InterruptedRun(
+                f"Stopped by {self._stop.signal_name} while preparing {self._out}; what was prepared is saved. Run the "
+                "same command again to continue."
+            ) from None
+
+    def _publish_complete(self) -> bool:
+        """Publish a store that an earlier process completed but did not come to rename."""
+        if not (self._folder / INDEX).is_file():
+            return False
+        try:
+            index = read_json(self._folder / INDEX)
+        except InputError:
+            return False
+        if index["identity"] != self._identity or not find_source(self._config).matches(index["source"]):
+            return False
+        self._publish()
+        return True
+
+    def _connect(self) -> dict[str, Any] | None:
+        """Find the source, and the state of an earlier process if that prepared the same."""
+        state = partial.load_state(self._folder)
+        self._source: Source = find_source(self._config, state["commit"] if state else None)
+        if state and (state["identity"], state["source"]) != (self._identity, self._source.listing()):
+            say(f"{self._folder} was begun with other options or data: starting again.")
+            state = None
+            self._source = find_source(self._config)
+        self._retry.call(self._config.dataset, self._source.connect)
+        return state
+
+    def _restore(self, state: dict[str, Any] | None) -> ShardWriter:
+        if state:
+            try:
+                writer = ShardWriter(self._folder, self._spec.dtype, self._config.seq_len, state["writer"])
+            except ValueError as error:
+                say(f"{error}: starting again.")
+            else:
+                self._position = Position(*state["position"])
+                self._counts = Counts(**state["counts"])
+                self._pool.restore(state["pool"], self._encoder)
+                self._seconds_before = state["seconds"]
+                say(f"Continuing {self._out}: {format_count(writer.tokens)} tokens are prepared already.")
+                return writer
+        clear_folder(self._folder)
+        self.began_here = True
+        self._check_space()
+        return ShardWriter(self._folder, self._spec.dtype, self._config.seq_len, None)
+
+    def _check_space(self) -> None:
+        needed = (
+            (self._wanted or 0) + self._config.heldout_sequences * self._config.seq_len
+        ) * self._spec.dtype.itemsize
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise UsageError(
+                f"{self._out} needs {format_bytes(needed)} and the disk has {format_bytes(free)} free. Name a folder "
+                "on another disk, or ask for fewer data.tokens."
+            )
+
+    def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        state = {
+            "identity": self._identity,
+            "source": self._source.listing(),
+            "commit": self._source.commit if isinstance(self._source, HubSource) else None,
+            "position": list(self._position),
+            "counts": dataclasses.asdict(self._counts),
+            "pool": self._pool.state(),
+            "writer": self._writer.state(),
+            "seconds": self._seconds(),
+        }
+        partial.save_state(self._folder, state)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _read(self, *, visible: bool) -> None:
+        """Take in rows until there are enough tokens, the source ends, or a stop is requested."""
+        if self._enough():
+            return
+        items = read_items(self._source, self._config.text_column, self._position, self._retry)
+        label, total, done = self._extent()
+        ahead = _BATCHES_AHEAD + (self._config.num_proc or 0)
+        with (
+            progress_bar(label, total, done=done, visible=visible) as bar,
+            encoding(self._spec, self._config.num_proc) as submit,
+        ):
+            first = self._writer.tokens
+            for batch, encoded in in_order(batches(items), texts, submit, window=ahead):
+                num_shards = len(self._writer.shards)
+                finished = self._take_batch(batch, encoded)
+                if finished or self._stop:
+                    return
+                if len(self._writer.shards) > num_shards or time.monotonic() - self._saved_at > SAVE_EVERY_S:
+                    self._save()
+                done = self._show(bar, batch[-1], done, self._writer.tokens - first)
+
+    def _take_batch(self, batch: list[Item], encoded: list[Ids]) -> bool:
+        """Take in a batch row by row; true once there are enough tokens."""
+        ids = iter(encoded)
+        for item in batch:
+            if item.is_document:
+                self._take_document(item.row.text or "", next(ids))
+            elif item.row.fault is None:
+                self._counts.empty += 1
+            else:
+                self._skip(item)
+            self._position = item.after
+            if self._enough():
+                return True
+        return False
+
+    def _take_document(self, text: str, ids: Ids) -> None:
+        self._counts.documents += 1
+        self._counts.text_bytes += len(text.encode())
+        for released in self._pool.offer(text, ids):
+            room = None if self._wanted is None else self._wanted - self._writer.tokens
+            self._writer.append(released[:room])
+
+    def _skip(self, item: Item) -> None:
+        unit = "line" if self._source.files[item.file].layout.format in ("jsonl", "txt") else "row"
+        where = f"{self._source.full_name(item.file)}, {unit} {item.row.number + (unit == 'line')}"
+        fault = item.row.fault or ""
+        if self._config.on_bad_row == "error":
+            raise InputError(f"{where} {fault}. Mend it, or set data.on_bad_row: skip to leave such rows out.")
+        self._counts.skip(where, fault, ends_file=item.ends_file)
+
+    def _enough(self) -> bool:
+        return self._wanted is not None and self._writer.tokens >= self._wanted
+
+    def _extent(self) -> tuple[str, int, int]:
+        """Label, total and done of the progress bar: tokens wanted, or else bytes of the files."""
+        if self._wanted is not None:
+            return "Preparing tokens", self._wanted, self._writer.tokens
+        sizes = [file.size for file in self._source.files]
+        return "Preparing, bytes", sum(sizes), sum(sizes[: self._position.file])
+
+    def _show(self, bar: Bar, last: Item, done: int, new_tokens: int) -> int:
+        now = self._writer.tokens
+        if self._wanted is None:
+            sizes = [file.size for file in self._source.files]
+            now = sum(sizes[: last.file]) + int(sizes[last.file] * last.row.progress)
+        rate = new_tokens / max(time.monotonic() - self._started, 1e-3)
+        tokens, documents = format_count(self._writer.tokens), self._counts.documents
+        note = f"{tokens} tokens, {format_count(rate)} tokens/s, {documents} documents"
+        bar.advance(max(now - done, 0), note)
+        return max(now, done)
+
+    def _finish(self) -> None:
+        check_amounts(self._config, self._counts, self._pool, self._writer.tokens, self._wanted)
+        source = self._source.fingerprint(self._position.file + 1)
+        ids, heldout_bytes = self._pool.rows(self._encoder, self._config.seq_len)
+        heldout = write_rows(self._folder, "heldout.bin", ids, self._spec.dtype) if len(ids) else {"rows": 0}
+        content = {
+            "seq_len": self._config.seq_len,
+            **self._spec.description,
+            "train": {"rows": self._writer.finish(), "shards": self._writer.shards},
+            "heldout": {**heldout, "documents": self._pool.documents, "bytes": heldout_bytes},
+        }
+        index = make_index(self._config, content, self._counts, self._pool.copies, source, self._seconds())
+        write_json(self._folder / INDEX, index)
+        self._publish()
+        if skipped := self._counts.bad_rows + self._counts.damaged_files:
+            say(f"Skipped {skipped} while preparing {self._out}: {self._counts}.")
+
+    def _publish(self) -> None:
+        partial.forget_state(self._folder)
+        publish_folder(self._folder, self._out)

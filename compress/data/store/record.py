@@ -1,0 +1,111 @@
+"""What index.json says about how a store was made, and whether there was enough to make it from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from compress.base.config import to_dict
+from compress.base.disk import sha256_json
+from compress.base.errors import InputError
+from compress.base.records import manifest
+from compress.data.config import DataConfig
+from compress.data.store.heldout import HeldOutPool
+from compress.data.store.store import FORMAT, fingerprint_of
+
+_EXAMPLES = 20
+_NOT_CONTENT = ("dataset", "config", "split", "num_proc")
+
+
+def identity(config: DataConfig, tokenizer_sha256: str) -> dict[str, Any]:
+    """What decides a store's content, besides the source's own content."""
+    options = {key: value for key, value in to_dict(config).items() if key not in _NOT_CONTENT}
+    return {**options, "tokenizer_sha256": tokenizer_sha256}
+
+
+@dataclasses.dataclass
+class Counts:
+    """What was read so far."""
+
+    documents: int = 0
+    text_bytes: int = 0
+    empty: int = 0
+    bad_rows: int = 0
+    damaged_files: int = 0
+    examples: list[str] = dataclasses.field(default_factory=list)
+    """The first few skipped rows: file, row and what was wrong."""
+
+    def skip(self, where: str, fault: str, *, ends_file: bool) -> None:
+        """Count a bad row, or a file that is damaged from here on."""
+        if ends_file:
+            self.damaged_files += 1
+        else:
+            self.bad_rows += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{where} {fault}")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.documents} documents, {self.empty} empty rows, {self.bad_rows} bad rows and {self.damaged_files} "
+            f"damaged files{', first: ' + self.examples[0] if self.examples else ''}"
+        )
+
+
+def check_amounts(config: DataConfig, counts: Counts, pool: HeldOutPool, found: int, wanted: int | None) -> None:
+    """Refuse to make a store from `found` training tokens when that is too few.
+
+    Raises:
+        InputError: no tokens at all, too few for the held-out rows or for one row, or fewer than `wanted`.
+    """
+    if not counts.documents:
+        raise InputError(f"{config.dataset} gives no tokens: {counts}.")
+    if not pool.full:
+        raise InputError(
+            f"{config.dataset} has {pool.tokens} tokens altogether, too few to hold out {config.heldout_sequences} "
+            f"sequences of {config.seq_len} ({counts}). Lower data.heldout_sequences or data.seq_len."
+        )
+    usable = found // config.seq_len * config.seq_len
+    if not usable:
+        raise InputError(
+            f"{config.dataset} leaves {found} training tokens after the held-out documents, fewer than one sequence "
+            f"of {config.seq_len} ({counts}). Lower data.heldout_sequences or data.seq_len."
+        )
+    if wanted is not None and found < wanted:
+        raise InputError(
+            f"{config.dataset} has only {found} training tokens of the {config.tokens} asked for ({counts}). Set "
+            f"data.tokens to {usable} or less, or leave it out for everything in a local source."
+        )
+
+
+def make_index(
+    config: DataConfig,
+    content: Mapping[str, Any],
+    counts: Counts,
+    heldout_copies: int,
+    source: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """index.json: the store's content and its fingerprint, what was read and skipped, and the manifest."""
+    heldout = [content["heldout"]] if content["heldout"]["rows"] else []
+    skipped = dataclasses.asdict(counts)
+    return {
+        "format": FORMAT,
+        "fingerprint": fingerprint_of(content),
+        **content,
+        "documents": skipped.pop("documents"),
+        "text_bytes": skipped.pop("text_bytes"),
+        "skipped": {**skipped, "heldout_copies": heldout_copies},
+        "identity": identity(config, content["tokenizer_sha256"]),
+        "source": dict(source),
+        "manifest": manifest(
+            config=to_dict(config),
+            inputs={"tokenizer": content["tokenizer_sha256"], "source": _content_sha256(source)},
+            outputs={shard["file"]: shard["sha256"] for shard in [*content["train"]["shards"], *heldout]},
+            seconds=seconds,
+        ),
+    }
+
+
+def _content_sha256(source: Mapping[str, Any]) -> str:
+    """The fingerprint of a source without the times of change of its files."""
+    files = [{k: v for k, v in entry.items() if k != "mtime_ns"} for entry in source.get("files", [])]
+    return sha256_json({**source, "files": files})

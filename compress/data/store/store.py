@@ -1,0 +1,228 @@
+"""A finished token store: rows of token ids read through memory maps, in a seeded order with one integer of state."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress.base.disk import read_json, sha256_file, sha256_json
+from compress.base.errors import InputError, UsageError
+from compress.data.store.permutation import permute
+
+INDEX = "index.json"
+FORMAT = "compress-token-store-1"
+_CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "train", "heldout")
+_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+Count = Annotated[int, Field(ge=0, lt=2**48)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Shard(_Shape):
+    file: str
+    rows: Count
+    sha256: str
+
+
+class _Train(_Shape):
+    rows: Count
+    shards: list[_Shard]
+
+
+class _NoRows(_Shape):
+    rows: Literal[0]
+
+
+class _HeldOut(_Shard):
+    bytes: list[Count]
+
+
+class _Manifest(_Shape):
+    config: dict[str, Any]
+
+
+class _Index(_Shape):
+    """What a store, and those who compare it with what is asked for, rely on in its index.json."""
+
+    seq_len: Annotated[Count, Field(ge=1)]
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: Count
+    eos_id: Count
+    tokenizer_sha256: str
+    fingerprint: str
+    train: _Train
+    heldout: _HeldOut | _NoRows
+    identity: dict[str, Any]
+    source: dict[str, Any]
+    manifest: _Manifest
+
+
+def fingerprint_of(index: Mapping[str, Any]) -> str:
+    """SHA-256 of a store's content: its shape, its tokenizer and the hashes of its rows, however they were made."""
+    return sha256_json({key: index[key] for key in _CONTENT})
+
+
+class TokenStore:
+    """Training rows [num_rows, seq_len] and held-out rows [num_heldout, seq_len] of token ids.
+
+    `index` is index.json as it is on disk.
+    """
+
+    def __init__(self, path: Path, index: dict[str, Any]) -> None:
+        self.path, self.index = path, index
+        self.seq_len: int = index["seq_len"]
+        self.vocab_size: int = index["vocab_size"]
+        self.eos_id: int = index["eos_id"]
+        self.tokenizer_sha256: str = index["tokenizer_sha256"]
+        self.fingerprint: str = index["fingerprint"]
+        self.num_rows: int = index["train"]["rows"]
+        self.num_heldout: int = index["heldout"]["rows"]
+        self._dtype = _DTYPES[index["dtype"]]
+        shards = index["train"]["shards"]
+        self._ends = np.cumsum([shard["rows"] for shard in shards])
+
+    @classmethod
+    def open(cls, path: Path | str) -> "TokenStore":
+        """Open a store and check its index and the sizes of its files (their content: `verify`).
+
+        Raises:
+            InputError: no store, one of another format, or a file that is missing or has the wrong size.
+        """
+        folder = Path(path)
+        if not (folder / INDEX).is_file():
+            raise InputError(f"{folder} is no token store: it has no index.json. Prepare the data first.")
+        index = read_json(folder / INDEX)
+        if not isinstance(index, dict) or index.get("format") != FORMAT:
+            raise InputError(f"{folder / INDEX} is not the index of a token store of the format {FORMAT}.")
+        try:
+            _Index.model_validate(index)
+            intact = index["fingerprint"] == fingerprint_of(index)
+            store = cls(folder, index)
+            intact = intact and store.num_rows == sum(shard["rows"] for shard in index["train"]["shards"])
+        except ValidationError as error:
+            fault = error.errors()[0]
+            field = ".".join(map(str, fault["loc"]))
+            raise InputError(
+                f"{folder / INDEX} is damaged ({field}: {fault['msg']}). Prepare the data again."
+            ) from error
+        if not intact:
+            raise InputError(f"{folder / INDEX} was changed after it was written. Prepare the data again.")
+        store._check_sizes()
+        return store
+
+    def verify(self) -> None:
+        """Compare the SHA-256 of every file with the index.
+
+        Raises:
+            InputError: a file's content changed; the message names it.
+        """
+        for shard in self.shards():
+            if sha256_file(self.path / shard["file"]) != shard["sha256"]:
+                raise InputError(f"{self.path / shard['file']} is not as it was written. Prepare the data again.")
+
+    def rows(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """Training rows [n, seq_len] int64 at `indices` [n], each in 0..num_rows-1.
+
+        Raises:
+            IndexError: an index out of range.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if ((wanted < 0) | (wanted >= self.num_rows)).any():
+            raise IndexError(f"row indices must be within 0..{self.num_rows - 1}")
+        found = np.empty((len(wanted), self.seq_len), dtype=np.int64)
+        shards = np.searchsorted(self._ends, wanted, side="right")
+        for shard in np.unique(shards):
+            here = shards == shard
+            first = self._ends[shard - 1] if shard else 0
+            found[here] = self._maps[shard][wanted[here] - first]
+        return found
+
+    def heldout(self, n: int | None = None) -> NDArray[np.int64]:
+        """The first `n` held-out rows [n, seq_len] int64; all of them by default.
+
+        Raises:
+            UsageError: the store has fewer.
+        """
+        n = self._check_heldout(n)
+        if n == 0:
+            return np.empty((0, self.seq_len), dtype=np.int64)
+        return self._map(self.index["heldout"])[:n].astype(np.int64)
+
+    def heldout_bytes(self, n: int | None = None) -> int:
+        """UTF-8 bytes of the text that tokens 1..seq_len-1 of the first `n` held-out rows stand for.
+
+        Those are the tokens a causal model is scored on: bits per byte = sum of their losses in nats / (ln 2 * bytes).
+
+        Raises:
+            UsageError: the store has fewer rows.
+        """
+        return int(sum(self.index["heldout"]["bytes"][: self._check_heldout(n)]))
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The order of the training rows in an epoch (0-based), a permutation [num_rows] int64; see `permutation`."""
+        return permute(np.arange(self.num_rows), self.num_rows, seed=seed, epoch=epoch)
+
+    def row_ids(self, position: int, count: int, *, seed: int, epochs: int = 1) -> NDArray[np.int64]:
+        """Which rows [count] int64 a run reads after it has read `position` rows, over all its epochs.
+
+        `position` is the whole state of the data: row number k of a run is entry k mod num_rows of the order of
+        epoch k div num_rows, whatever the batch sizes and the number of processes.
+
+        Raises:
+            UsageError: the run would go on after `epochs` epochs, and so repeat data it was not told to repeat.
+        """
+        stop, available = position + count, self.num_rows * epochs
+        if position < 0 or count < 0 or stop > available:
+            raise UsageError(
+                f"Rows {position} to {stop} of a run were asked for and {self.path} has {self.num_rows} rows, "
+                f"{available} in epochs = {epochs}. Prepare more tokens, train on fewer, or allow more epochs."
+            )
+        places = np.arange(position, stop, dtype=np.int64)
+        found = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(places // self.num_rows):
+            here = places // self.num_rows == epoch
+            found[here] = permute(places[here] % self.num_rows, self.num_rows, seed=seed, epoch=int(epoch))
+        return found
+
+    def batch(self, position: int, count: int, seed: int, epochs: int = 1) -> NDArray[np.int64]:
+        """The rows [count, seq_len] int64 themselves; arguments and errors as in `row_ids`."""
+        return self.rows(self.row_ids(position, count, seed=seed, epochs=epochs))
+
+    @cached_property
+    def _maps(self) -> list[NDArray[Any]]:
+        return [self._map(shard) for shard in self.index["train"]["shards"]]
+
+    def _map(self, shard: Mapping[str, Any]) -> NDArray[Any]:
+        shape = (shard["rows"], self.seq_len)
+        mapped: NDArray[Any] = np.memmap(self.path / shard["file"], dtype=self._dtype, mode="r", shape=shape)
+        return mapped
+
+    def shards(self) -> list[dict[str, Any]]:
+        """The index's entry of each file: {"file", "rows", "sha256"}."""
+        return [*self.index["train"]["shards"], *([self.index["heldout"]] if self.num_heldout else [])]
+
+    def _check_sizes(self) -> None:
+        for shard in self.shards():
+            path = self.path / shard["file"]
+            if path.parent != self.path or not path.is_file():
+                raise InputError(f"{path} is missing, though the index names it. Prepare the data again.")
+            expected = shard["rows"] * self.seq_len * self._dtype.itemsize
+            if path.stat().st_size != expected:
+                raise InputError(f"{path} has {path.stat().st_size} bytes, not {expected}. Prepare the data again.")
+
+    def _check_heldout(self, n: int | None) -> int:
+        n = self.num_heldout if n is None else n
+        if not 0 <= n <= self.num_heldout:
+            raise UsageError(
+                f"{n} held-out sequences were asked for and {self.path} has {self.num_heldout}. Ask for fewer, or "
+                "prepare the data with a larger heldout_sequences."
+            )
+        return n

@@ -1,0 +1,1 @@
+"""Running a model without training it: prefixes shared, batches halved, log-probabilities read out."""

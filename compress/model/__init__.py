@@ -1,0 +1,1 @@
+"""A model folder and what a causal LM is made of: found, checked, loaded, taken apart, costed."""

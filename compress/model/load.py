@@ -1,0 +1,153 @@
+"""Models loaded safely and strictly from their folders, which `compress.model.files` finds and checks.
+
+Nothing here runs code from a model folder (unless `compress.model.remote_code` was told to), reads a pickle, or accepts
+a checkpoint that does not fill the model exactly.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from compress.base.disk import read_json, sha256_file, write_json
+from compress.base.errors import InputError
+from compress.model.files import check_weight_files, code_files
+from compress.model.remote_code import trusted
+
+_EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+
+
+def load_config(folder: Path) -> Any:
+    """The model's `PretrainedConfig`.
+
+    Raises:
+        InputError: config.json is missing, broken, of an unknown type, or asks for code of its own.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
+    except Exception as error:
+        raise InputError(f"{folder / 'config.json'} cannot be used: {_reason(error)}.") from error
+
+
+def config_from(content: Mapping[str, Any], home: Path) -> Any:
+    """The `PretrainedConfig` that a config.json of this content is loaded as; trusted code of its own is in `home`.
+
+    Raises:
+        InputError: no model can have it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "config.json", content)
+        for path in code_files(home):
+            shutil.copyfile(path, Path(folder) / path.name)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
+        except Exception as error:
+            raise InputError(f"A config.json with these fields cannot be used: {_reason(error)}.") from error
+    config.name_or_path = str(home)
+    return config
+
+
+def _reason(error: Exception) -> str:
+    """Why transformers could not use a folder; its advice to trust the folder's code is not ours."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return (
+            "it needs code of its own, which this tool does not run unless you have read it and say so "
+            "(--trust-remote-code; in a recipe, teacher.trust_remote_code: true)"
+        )
+    return text[:400].rstrip(".")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer. A bare tokenizer.json names no EOS token: then the usual names are looked for.
+
+    Raises:
+        InputError: the folder holds no usable tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted())
+        if tokenizer.eos_token is None:
+            tokenizer.eos_token = next((name for name in _EOS_NAMES if name in tokenizer.get_vocab()), None)
+        return tokenizer
+    except Exception as error:
+        raise InputError(
+            f"{folder} has no usable tokenizer ({_reason(error)}). Copy tokenizer.json and "
+            "tokenizer_config.json of the original model into it."
+        ) from error
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu", **kwargs: Any) -> Any:
+    """A causal LM in evaluation mode, loaded from safetensors only; every key must match.
+
+    Further `kwargs` go to `from_pretrained` (`attn_implementation`).
+
+    Raises:
+        InputError: a shard is missing, truncated or corrupt, escapes the folder or differs from what one of our steps
+            recorded, or a key is missing, unexpected or of another shape; the message names the file or the keys.
+    """
+    _check_recorded(folder, check_weight_files(folder))
+    try:
+        with no_transformers_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trusted(),
+                ignore_mismatched_sizes=True,  # transformers' own error names no key; ours, below, does
+                output_loading_info=True,
+                **kwargs,
+            )
+    except Exception as error:
+        raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {_reason(error)}).") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found := sorted(map(str, info.get(kind) or [])):
+            raise InputError(
+                f"{folder} does not fill its model: {kind.replace('_', ' ')} {', '.join(found[:5])}"
+                f"{' ...' if len(found) > 5 else ''}. The checkpoint and its config.json do not belong together."
+            )
+    return model.to(device).eval()
+
+
+def find_dtype(name: str, folder: Path, device: torch.device) -> torch.dtype:
+    """The dtype of that name; `auto` is float32 on the CPU and the checkpoint's own on an accelerator."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    stored = getattr(load_config(folder), "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+@contextmanager
+def no_transformers_bars() -> Iterator[None]:
+    """Keep transformers' own bars for loading and writing weights off the user's screen."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_recorded(folder: Path, shards: list[Path]) -> None:
+    """Compare weights that one of our steps wrote with the SHA-256 it recorded beside them."""
+    for name in ("prune.json", "distill.json"):
+        if not (folder / name).is_file():
+            continue
+        record = read_json(folder / name)
+        manifest = record.get("manifest") if isinstance(record, dict) else None
+        recorded = (manifest.get("outputs") if isinstance(manifest, dict) else None) or {}
+        for path in shards:
+            if path.name in recorded and sha256_file(path) != recorded[path.name]:
+                raise InputError(
+                    f"{path} does not match its SHA-256 in {name}: it is damaged, or was changed after it was written. "
+                    f"Make it again, or remove {name} if the change is meant."
+                )

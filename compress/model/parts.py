@@ -1,0 +1,118 @@
+"""What a causal LM is made of: decoder layers, last hidden states and output head, and what they cost a token."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from compress.base.errors import CompressError, InputError
+from compress.model.remote_code import trusted
+
+_STACKS = (
+    "model.layers", "model.language_model.layers", "language_model.model.layers", "transformer.h",
+    "transformer.blocks", "transformer.layers", "transformer.layer", "model.decoder.layers", "backbone.blocks",
+)  # fmt: skip
+_STACKS_OF_BASE = ("layers", "blocks", "encoder.layer", "encoder.layers", "decoder.layers")
+"""The same, below the submodule that a model class calls its base."""
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The stack of transformer layers and its dotted name, e.g. `("model.layers", ModuleList)`.
+
+    Raises:
+        InputError: the model keeps its layers where we do not know to look.
+    """
+    base = getattr(model, "base_model_prefix", "")
+    names = (*_STACKS, *(f"{base}.{tail}" for tail in _STACKS_OF_BASE))
+    for name in names:
+        try:
+            found = model.get_submodule(name)
+        except AttributeError:
+            continue
+        if isinstance(found, nn.ModuleList):
+            return name, found
+    raise InputError(f"{type(model).__name__} keeps its layers in none of {', '.join(names)}.")
+
+
+def empty_model(config: Any) -> Any:
+    """The architecture of a config on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted())
+
+
+def why_no_model(error: Exception) -> str:
+    """What transformers says of a config that makes no causal LM, without its list of those that do."""
+    return " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputHead:
+    """How a causal LM turns last hidden states h [N, D] into logits [N, V].
+
+    z = scale * (h W^T + bias); with a cap c, c * tanh(z / c) (Gemma 2, arXiv:2408.00118, section 2).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] in the dtype of `hidden` [N, D]."""
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        logits = nn.functional.linear(hidden, self.weight.to(hidden.dtype), bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def output_head(model: Any) -> OutputHead:
+    """The model's head with its logit scaling (Cohere, Granite, Falcon-H1) and soft-capping (Gemma)."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    if head is None:
+        raise InputError(f"{type(model).__name__} has no output head.")
+    scale = 1.0
+    for name, invert in (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False)):
+        value = getattr(config, name, None)
+        if value is not None:
+            scale *= 1.0 / float(value) if invert else float(value)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return OutputHead(head.weight, getattr(head, "bias", None), scale, None if not softcap else float(softcap))
+
+
+def hidden_states(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    """Last hidden states [B, S, D] after the final norm, without running the head; `input_ids` is [B, S]."""
+    hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def check_output_head(model: Any, name: str) -> None:
+    """Compare head(hidden) with the model's own logits on a few tokens.
+
+    Raises:
+        CompressError: they differ, so this architecture transforms its logits in a way `output_head` does not know.
+    """
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(1, 17, device=device).remainder(vocabulary)[None]
+    expected = model(input_ids=ids, use_cache=False).logits[0].float()
+    hidden = hidden_states(model, ids)[0]
+    found = output_head(model).logits(hidden).float()
+    tolerance = 1e-4 if hidden.dtype == torch.float32 else 0.05
+    error = (found - expected).abs().max().item()
+    if not error <= tolerance * max(1.0, expected.abs().max().item()):
+        raise CompressError(
+            f"{name} ({type(model).__name__}) transforms its logits in a way this tool does not know: hidden states "
+            f"times the output head differ from the model's logits by up to {error:.3g}."
+        )

@@ -1,0 +1,94 @@
+"""Whether teacher, student and data speak of the same tokens, settled before step 0."""
+
+from pathlib import Path
+from typing import Any
+
+from compress.base.errors import InputError
+from compress.base.progress import say
+from compress.model.load import load_config, load_tokenizer
+from compress.model.tokenizer import tokenizer_fingerprint
+
+
+def shared_ids(student: Path, teacher: Path | None) -> int:
+    """How many token ids, from 0, the loss compares: the smaller of the two models' vocabularies.
+
+    Embeddings of one model family are padded to different sizes; ids no tokenizer produces are left out, with a notice.
+
+    Raises:
+        InputError: as `common_ids`.
+    """
+    shared = common_ids(student, teacher)
+    sizes = _vocabulary_size(student), shared if teacher is None else _vocabulary_size(teacher)
+    if sizes[0] != sizes[1]:
+        say(
+            f"The student's vocabulary has {sizes[0]} rows and the teacher's {sizes[1]}, with the same "
+            f"tokenizer: the soft loss compares the {shared} ids they share."
+        )
+    return shared
+
+
+def common_ids(student: Path, teacher: Path | None) -> int:
+    """`shared_ids` without the notice.
+
+    Raises:
+        InputError: an id means different tokens to the two, or a token's id lies beyond the shared ones.
+    """
+    if teacher is None:
+        return _vocabulary_size(student)
+    shared = min(_vocabulary_size(student), _vocabulary_size(teacher))
+    compare_tokens(load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab(), shared)
+    return shared
+
+
+def compare_tokens(student: dict[str, int], teacher: dict[str, int], shared: int) -> None:
+    """Check that two tokenizers give each id below `shared` the same token, and no token an id at or above it.
+
+    Raises:
+        InputError: they do not; the message shows the first difference.
+    """
+    if student != teacher:
+        differing = sorted(set(student.items()) ^ set(teacher.items()), key=lambda item: (item[1], item[0]))
+        token, number = differing[0]
+        raise InputError(
+            f"The teacher's and the student's tokenizers differ in {len(differing)} entries, the first being token id "
+            f"{number}: {token!r} is {_meaning(token, teacher)} to the teacher and {_meaning(token, student)} to the "
+            "student. Token distributions can be compared only over one vocabulary: choose a teacher and a student "
+            "with the same tokenizer, or set alpha to 0."
+        )
+    beyond = {token: number for token, number in student.items() if number >= shared}
+    if beyond:
+        token, number = min(beyond.items(), key=lambda item: item[1])
+        raise InputError(
+            f"The tokenizer gives {len(beyond)} tokens ids of {shared} or more (the first: {token!r}, {number}), which "
+            "one of the two models has no embedding for. Resize the smaller model's embeddings."
+        )
+
+
+def check_data(store: Any, student: Path, shared: int) -> None:
+    """Check that a token store was made with the student's tokenizer.
+
+    Raises:
+        InputError: it was made with another, or holds ids the models do not have.
+    """
+    if store.tokenizer_sha256 != tokenizer_sha256(student):
+        raise InputError(
+            f"The token store was made with another tokenizer than {student}'s. Prepare the data again with "
+            "the student's tokenizer (`compress distill` and `compress run` do when given the text)."
+        )
+    if store.vocab_size > shared:
+        raise InputError(
+            f"The token store has a vocabulary of {store.vocab_size} and the models share only {shared} token ids."
+        )
+
+
+def tokenizer_sha256(student: Path) -> str:
+    """The fingerprint the token store keeps of its tokenizer, computed for the student's."""
+    return tokenizer_fingerprint(load_tokenizer(student))
+
+
+def _vocabulary_size(folder: Path) -> int:
+    return int(load_config(folder).get_text_config().vocab_size)
+
+
+def _meaning(token: str, vocabulary: dict[str, int]) -> str:
+    return f"id {vocabulary[token]}" if token in vocabulary else "unknown"

@@ -1,0 +1,34 @@
+"""Any number of evaluated models side by side: one table, one plot, intervals and paired tests against the first."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.base.disk import write_json, write_text
+from compress.report.compare.build import build_comparison
+from compress.report.compare.pages import html_comparison, markdown_comparison
+from compress.report.compare.sources import read_models
+
+__all__ = ["compare_models"]
+
+
+def compare_models(sources: Sequence[str], out: Path | None = None) -> dict[str, Any]:
+    """Compare what `compress eval` wrote of several models; the first is the one that others are compared with.
+
+    A source is an eval JSON, or a run folder, which stands for its teacher, cut and healed student; `NAME=SOURCE` names
+    it. An evaluation that comes twice (two runs of one teacher) is taken once. With `out`, compare.json, compare.md,
+    compare.html and flips.jsonl are written into that folder.
+
+    Raises:
+        InputError: a source is missing or no evaluation, or nothing was measured on both the first and another model.
+    """
+    report = build_comparison(read_models(sources))
+    flips = report["flips"].pop("all")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "flips.jsonl", "".join(json.dumps(flip, ensure_ascii=False) + "\n" for flip in flips))
+        write_json(out / "compare.json", report)
+        write_text(out / "compare.md", markdown_comparison(report))
+        write_text(out / "compare.html", html_comparison(report))
+    return report

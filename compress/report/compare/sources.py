@@ -1,0 +1,78 @@
+"""From what the user names to evaluations with their items: eval JSONs, run folders, names of one's own."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.base.errors import InputError
+from compress.report.build import LABELS
+from compress.report.run_files import MODELS, Record, read_evaluation, read_items
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An evaluated model: its name on the page, its eval JSON, and its items (empty where there are none)."""
+
+    label: str
+    record: Record
+    items: list[Record]
+
+
+def read_models(sources: Sequence[str]) -> list[Model]:
+    """The evaluations that `sources` stand for, in order, equal ones once; a name that comes twice gets its path too.
+
+    Raises:
+        InputError: a source does not exist, holds no evaluation, or cannot be read.
+    """
+    found: list[Model] = []
+    for source in sources:
+        for label, path in _evaluations(source):
+            record = read_evaluation(path)
+            same = next((model for model in found if _results(model.record) == _results(record)), None)
+            if same is not None:
+                continue
+            if label in (model.label for model in found):
+                label = f"{label} ({path})"
+            found.append(Model(label, record, read_items(path)))
+    return found
+
+
+def _evaluations(source: str) -> Iterator[tuple[str, Path]]:
+    """(name, eval JSON) of what one source stands for."""
+    name, equals, rest = source.partition("=")
+    named = bool(equals and name) and not Path(source).exists()
+    path = Path(rest if named else source)
+    if path.is_file():
+        yield name if named else _name_of(path), path
+        return
+    if not path.is_dir():
+        raise InputError(
+            f"{path} does not exist; give eval JSONs (from `compress eval --out FILE.json`) or run folders."
+        )
+    run = name if named else _folder_name(path)
+    paths = {key: path / "eval" / f"{stem}.json" for key, stem in MODELS.items()}
+    there = {key: each for key, each in paths.items() if each.is_file()}
+    if not there:
+        raise InputError(f"{path} has no evaluation in {path / 'eval'}: it is no run folder, or was not evaluated yet.")
+    for key, each in there.items():
+        yield f"{run} {LABELS[key]}", each
+
+
+def _name_of(path: Path) -> str:
+    """`runs/demo/eval/student.json` -> `demo healed`; elsewhere the file's stem."""
+    stems = {stem: LABELS[key] for key, stem in MODELS.items()}
+    if path.parent.name == "eval" and path.stem in stems:
+        return f"{_folder_name(path.parent.parent)} {stems[path.stem]}"
+    return path.stem
+
+
+def _folder_name(path: Path) -> str:
+    """A folder's own name, as the user sees it: links are not followed."""
+    return os.path.basename(os.path.abspath(path))
+
+
+def _results(record: Record) -> tuple[object, ...]:
+    """What makes two evaluations one: the same model, and the same numbers."""
+    inputs = (record.get("manifest") or {}).get("inputs") or {}
+    return inputs.get("model"), record["tasks"], record.get("heldout"), record.get("fidelity")

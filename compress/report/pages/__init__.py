@@ -1,0 +1,1 @@
+"""The report as pages: HTML with pictures, Markdown, the terminal."""

@@ -1,0 +1,74 @@
+"""The summary that the command prints when a run ends."""
+
+from collections.abc import Callable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from compress.base.units import format_bytes, format_count
+from compress.report.cells import cell, fixed, plus_minus, points, share_kept
+from compress.report.judge.verdicts import SIGNIFICANT, alarm_lines
+from compress.report.run_files import Record
+from compress.report.tables.table import compared, labels, main_tasks
+
+_ALARMS = 4
+_MARKS = {"same": " ≈", "below": " ↓"}
+_FACTS: tuple[tuple[str, str | None, str, Callable[[float], str]], ...] = (
+    ("parameters", None, "params", format_count),
+    ("on disk", None, "bytes", format_bytes),
+    ("held-out loss", "heldout", "loss_nats", fixed(3)),
+    ("KL to teacher", "fidelity", "kl_nats", fixed(4)),
+    ("decode tokens/s", "speed", "decode_tokens_per_s", fixed(0)),
+)
+
+
+def summary(report: Record) -> Group:
+    """A column for each model; rows: scores in percent +- one standard error, size, held-out loss, KL, decode speed.
+
+    The last column is what the student keeps above chance. `report` is the content of report.json. `≈` marks a score
+    that cannot be told from chance, `↓` one below it; under the table stand the scores that mislead, and why.
+    Of a comparison (`compress compare`) the cells have the difference from the first model, in points, below the score.
+    """
+    keys = labels(report)
+    tables = compared(report)
+    side_by_side = "compared" in report
+    kept = {} if side_by_side else next(reversed(tables.values()), {})
+    tasks = main_tasks(report)
+    verdicts = {task[key]["versus_chance"] for task in tasks.values() for key in keys if key in task}
+    marks = "; ≈ not above chance, ↓ below chance" if verdicts & _MARKS.keys() else ""
+    table = Table(title=Text(report["headline"]), caption=f"percent ± standard error{marks}", box=SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for name in [*keys.values(), *(["kept"] if kept else [])]:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for name, entry in tasks.items():
+        scores = [entry.get(key) for key in keys]
+        cells = [
+            plus_minus(score, entry["metric"]) + _MARKS.get((score or {}).get("versus_chance") or "", "")
+            for score in scores
+        ]
+        if side_by_side:
+            cells = [
+                f"{cell}{_difference(tables.get(key, {}).get(name))}" for key, cell in zip(keys, cells, strict=True)
+            ]
+        share = kept.get(name, {})
+        last = [share_kept(share.get("chance_corrected"))] if kept else []
+        table.add_row(*map(Text, [name, *cells, *last]))
+    table.add_section()
+    for label, part, field, show in _FACTS:
+        cells = [cell(report[key].get(part) if part else report[key], field, show) for key in keys]
+        table.add_row(*map(Text, [label, *cells]))
+    alarms = alarm_lines(report)
+    shown = [Text(f"! {line}") for line in alarms[:_ALARMS]]
+    more = [Text(f"! and {len(alarms) - _ALARMS} more.")] if len(alarms) > _ALARMS else []
+    return Group(table, *shown, *more)
+
+
+def _difference(entry: Record | None) -> str:
+    """A second line: the difference from the first model in points with its interval, and whether it is noise."""
+    if entry is None or entry["difference"] is None:
+        return f"\n{entry['note']}" if entry and entry["note"] else ""
+    p_value = entry["p_value"] if entry["p_holm"] is None else entry["p_holm"]
+    noise = " noise" if p_value is not None and p_value >= SIGNIFICANT else ""
+    return f"\n{points(entry['difference'], entry['difference_ci95'])}{noise}"

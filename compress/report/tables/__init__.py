@@ -1,0 +1,1 @@
+"""The report's tables, before they are HTML, Markdown or terminal text."""

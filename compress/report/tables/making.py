@@ -1,0 +1,86 @@
+"""Tables of how a student was made: what healing cost, and what its layers were chosen by."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from compress.base.units import format_bytes, format_seconds
+from compress.report.cells import NONE, cell, fixed, layer_ranges
+from compress.report.pages.importance import drop_order, layer_scores, measures, score_unit
+from compress.report.pages.ranked import candidate_losses, candidates
+from compress.report.run_files import Record, number
+from compress.report.tables.measures import memory
+from compress.report.tables.table import Table
+
+_TRAINING: Sequence[tuple[str, str, Callable[[float], str]]] = (
+    ("tokens", "Training tokens", fixed(0)),
+    ("steps", "Steps", fixed(0)),
+    ("skipped_steps", "Steps skipped (not finite, or a spike of the loss)", fixed(0)),
+    ("seconds", "Wall time", format_seconds),
+    ("tokens_per_s", "Tokens a second", fixed(0)),
+    ("flops", "FLOPs", lambda value: f"{value:.2e}"),
+    ("mfu", "Share of peak FLOP/s (MFU)", lambda value: f"{value:.1%}"),
+    ("peak_gib", "Peak memory", memory),
+    ("planned_memory", "Memory of training, planned", format_bytes),
+    ("peak_memory", "Memory of training, measured", format_bytes),
+)
+
+
+def training(report: Record) -> Table:
+    """What healing cost, and each loss that the training record names."""
+    train = report["train"] or {}
+    rows = [[label, cell(train, key, show)] for key, label, show in _TRAINING if number(train.get(key)) is not None]
+    for key, value in _flat(train):
+        if "loss" in key and number(value) is not None:
+            rows.append(
+                [key.replace("heldout", "held-out").replace("_", " ").replace(".", ", ").capitalize(), f"{value:.4f}"]
+            )
+    return Table(title="Cost of healing", note="From the training record.", columns=["", "Value"], rows=rows)
+
+
+def _flat(record: Record, prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in record.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs
+
+
+def ranking(report: Record) -> Table:
+    """Candidate cuts and their held-out losses before and after the heal that they were compared by."""
+    rows = []
+    for candidate in candidates(report["prune"]):
+        losses = [NONE if loss is None else f"{loss:.4f}" for loss in candidate_losses(candidate)]
+        rows.append([layer_ranges(candidate["kept_layers"]), ", ".join(candidate["proposed_by"]), *losses])
+    return Table(
+        title="Candidate cuts",
+        note="Held-out loss as healing minimises it, nats a token, before and after the heal; the first was chosen.",
+        columns=["Layers that stay", "Named by", "Cut", "Healed a little"],
+        rows=rows,
+        text_columns=2,
+    )
+
+
+def importance(report: Record) -> Table:
+    """The scores that the teacher's layers were measured by, and whether they stay, by each measure."""
+    found = measures(report["prune"])
+    dropped = set((report["prune"] or {}).get("dropped_layers") or ())
+    order = drop_order(found[0]) if len(found) == 1 else {}
+
+    def fate(layer: int) -> str:
+        return f"dropped {order[layer]}." if layer in order else "dropped" if layer in dropped else "kept"
+
+    def score(measure: Record, layer: int) -> str:
+        away = len(found) > 1 and layer in measure["dropped_layers"]
+        return f"{layer_scores(measure)[layer]:.5g}{' ×' if away else ''}"
+
+    layers = range(min((len(layer_scores(measure)) for measure in found), default=0))
+    rows = [[str(layer), fate(layer), *(score(measure, layer) for measure in found)] for layer in layers]
+    note = ". ".join(f"By {measure['method']}: {score_unit(measure)}" for measure in found)
+    mark = " ×: that measure would drop it." if len(found) > 1 else ""
+    return Table(
+        title="Importance of layers",
+        note=f"{note}. The last layer always stays.{mark}",
+        columns=["Layer", "", *(["Score"] if len(found) == 1 else [str(measure["method"]) for measure in found])],
+        rows=rows,
+        text_columns=2,
+        folded=True,
+    )

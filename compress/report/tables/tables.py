@@ -1,0 +1,176 @@
+"""The report's tables, made once; html.py and markdown.py only lay them out."""
+
+from typing import Any
+
+from compress.report.cells import NONE, percent, plus_minus, points, ratio_with_interval
+from compress.report.judge.habits import habits
+from compress.report.judge.scores import metric_names
+from compress.report.judge.verdicts import p_words
+from compress.report.run_files import Record, number
+from compress.report.tables.making import importance, ranking, training
+from compress.report.tables.measures import classes, nearness, speed, text
+from compress.report.tables.table import Table, compared, labels, main_tasks
+
+_LONGEST = 160
+
+
+def all_tables(report: Record) -> list[Table]:
+    """The tables of a report, in reading order; a table without rows is left out."""
+    made = (verdicts(report), scores(report), retention(report), flips(report), nearness(report), classes(report))
+    rest = (habits(report), text(report), speed(report), training(report), ranking(report), importance(report))
+    return [table for table in (*made, *rest, every_metric(report)) if table.rows]
+
+
+def verdicts(report: Record) -> Table:
+    """What each score means, in words; the scores that must not be read as ability first."""
+    ranks = {"alarm": 0, "caution": 1, "fine": 2}
+    words = {"alarm": "misleads", "caution": "says little", "fine": "above chance"}
+    ordered = sorted(report["verdicts"], key=lambda verdict: ranks[verdict["level"]])
+    rows = [[v["task"], labels(report)[v["model"]], words[v["level"]], v["text"]] for v in ordered]
+    note = (
+        "Whether a score is above guessing, an answer given to everything, or as sure as it is right, and whether its "
+        "difference is more than noise: paired tests over the same items, adjusted for the number of tasks (Holm)."
+    )
+    columns = ["Task", "Model", "Reading", "What it says"]
+    return Table(title="What the scores mean", note=note, columns=columns, rows=rows, text_columns=3)
+
+
+def scores(report: Record) -> Table:
+    """Primary metric of each task, +- one standard error, with what cannot be told from guessing."""
+    rows = []
+    for name, entry in main_tasks(report).items():
+        found = [key for key in labels(report) if key in entry]
+        sample = [entry[key] for key in found]
+        shots, items = (_one_or_all([s[field] for s in sample]) for field in ("num_fewshot", "n"))
+        cells = [plus_minus(entry.get(key), entry["metric"]) for key in labels(report)]
+        at_chance = _at_chance(entry, found, report)
+        rows.append([name, entry["metric"] or NONE, shots, items, percent(entry["chance"]), *cells, at_chance])
+        macros = {key: entry[key]["macro"] for key in found if "macro" in entry[key]}
+        if macros:
+            chance = percent(next(iter(macros.values()))["chance"])
+            cells = [plus_minus(macros.get(key), entry["metric"]) for key in labels(report)]
+            rows.append(["– mean over its tasks (macro)", "", "", "", chance, *cells, ""])
+    names = [label.capitalize() for label in labels(report).values()]
+    columns = ["Task", "Metric", "Shots", "Items", "Chance", *names]
+    if any(row[-1] for row in rows):
+        columns.append("Not above chance")
+    else:
+        rows = [row[:-1] for row in rows]
+    note = (
+        "Percent ± one standard error; of a group, the mean over items (micro). A model is not above chance when its "
+        "95% interval reaches down to guessing."
+    )
+    return Table(title="Scores", note=note, columns=columns, rows=rows, text_columns=2)
+
+
+def _at_chance(entry: Record, keys: list[str], report: Record) -> str:
+    said = {"same": "", "below": " (below)"}
+    return ", ".join(labels(report)[k] + said[v] for k in keys if (v := entry[k]["versus_chance"]) in said)
+
+
+def _one_or_all(values: list[Any]) -> str:
+    texts = [NONE if value is None else f"{value:,}" for value in values]
+    return " / ".join(texts if len(set(texts)) > 1 else texts[:1])
+
+
+def retention(report: Record) -> Table:
+    """What each model keeps of the reference, above chance and raw, with paired intervals and tests."""
+    tables = compared(report)
+    rows = []
+    for name in main_tasks(report):
+        label = name
+        for model in reversed(tables):
+            if entry := tables[model].get(name):
+                cells = [_kept(entry), ratio_with_interval(entry["raw"], entry["raw_ci95"])]
+                cells += [points(entry["difference"], entry["difference_ci95"]), *_test(entry)]
+                rows.append([label, labels(report)[model], *cells])
+                label = ""
+    label = "all tasks, equal weight"
+    for model in reversed(tables):
+        if overall := report["overall"].get(model):
+            rows.append([label, labels(report)[model], _kept(overall), *[NONE] * 6])
+            label = ""
+    reference = next(iter(labels(report).values()), "")
+    columns = [
+        "Task",
+        "Model",
+        "Kept above chance",
+        "Kept, raw",
+        "Difference, points",
+        "Lost",
+        "Gained",
+        "p",
+        "Paired items",
+    ]
+    note = (
+        f"Share of the score of the {reference} that is kept: (model − chance) / ({reference} − chance), and model / "
+        f"{reference}. In brackets 95% intervals of a paired bootstrap over the items that both models answered. Lost: "
+        f"items that the {reference} gets right and the model does not; p: a paired test that both score alike "
+        "(McNemar's exact one for right and wrong), adjusted for the number of tasks (Holm)."
+    )
+    return Table(title="Retention", note=note, columns=columns, rows=rows, text_columns=2)
+
+
+def _test(entry: Record) -> list[str]:
+    counts = [NONE if entry[key] is None else f"{entry[key]:,}" for key in ("lost", "gained", "paired_items")]
+    p_value = entry["p_value"] if entry["p_holm"] is None else entry["p_holm"]
+    shown = NONE if p_value is None else p_words(p_value).removeprefix("p = ").removeprefix("p ")
+    return [*counts[:2], shown, counts[2]]
+
+
+def flips(report: Record) -> Table:
+    """Items whose score differs between the last model and the reference: of each task a few lost and a few gained."""
+    shown = report["flips"]["examples"]
+    rows = []
+    for flip in shown:
+        said = [_cut(flip[key]) for key in ("question", "gold", "first", "second")]
+        rows.append([flip["task"], flip["change"], *said])
+    names = [labels(report)[key].capitalize() for key in report["flips"]["models"]]
+    columns = ["Task", "Change", "Question", "Right", *names]
+    lost, gained = report["flips"]["lost"], report["flips"]["gained"]
+    note = (
+        f"Of {lost:,} items lost and {gained:,} gained, the clearest of each task; flips.jsonl beside this page has "
+        "all, with their whole text."
+    )
+    return Table(
+        title="Items whose score changed", note=note, columns=columns, rows=rows, text_columns=len(columns), folded=True
+    )
+
+
+def _cut(text: str | None) -> str:
+    """The end of a long text, where a question stands."""
+    if text is None:
+        return NONE
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else "…" + line[1 - _LONGEST :]
+
+
+def _kept(entry: Record) -> str:
+    shown, note = ratio_with_interval(entry["chance_corrected"], entry["ci95"]), entry["note"]
+    if note is None:
+        return shown
+    return note if entry["chance_corrected"] is None else f"{shown} ({note})"
+
+
+def every_metric(report: Record) -> Table:
+    """All metrics of all tasks and of the parts of groups."""
+    tasks = [report[key]["tasks"] for key in labels(report)]
+    names = dict.fromkeys(
+        (name, metric) for scored in tasks for name in scored for metric in metric_names(scored[name])
+    )
+    rows = []
+    for name, metric in names:
+        found = [scored.get(name, {}) for scored in tasks]
+        pairs = [(number(task.get(metric)), number(task.get(f"{metric}_stderr"))) for task in found]
+        rows.append(
+            [name, metric, *(plus_minus({"value": value, "stderr": stderr}, metric) for value, stderr in pairs)]
+        )
+    columns = ["Task", "Metric", *(label.capitalize() for label in labels(report).values())]
+    return Table(
+        title="Every metric",
+        note="All metrics, parts of groups too; percent ± one standard error.",
+        columns=columns,
+        rows=rows,
+        text_columns=2,
+        folded=True,
+    )

@@ -1,0 +1,1 @@
+"""`compress run`: a recipe, its steps and the folder they meet in."""

@@ -1,0 +1,101 @@
+"""The recipe: everything a run depends on, as one frozen dataclass made of the steps' own configs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.base.config import build, config, load_yaml
+from compress.data import DataConfig
+from compress.demo import WorldConfig
+from compress.distill import DistillConfig
+from compress.evaluate import EvalConfig
+from compress.prune import PruneConfig
+
+
+@config
+class ScratchTeacher:
+    """A teacher trained here from random weights, for demos and for studies with no model at hand."""
+
+    architecture: dict[str, Any]
+    """Fields of its config.json, with `model_type` and `vocab_size`."""
+    tokenizer: str
+    """Folder of its tokenizer."""
+    train: DistillConfig
+    """How to train it: the options of `distill`, with `alpha: 0`."""
+
+
+@config
+class TeacherConfig:
+    """Where the teacher comes from: exactly one of `model` and `scratch`."""
+
+    model: str | None = None
+    """Hub id or local folder."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; the default branch when absent."""
+    trust_remote_code: bool = False
+    """Let the model bring Python code of its own, which then runs here with all your rights: read it first."""
+    scratch: ScratchTeacher | None = None
+    """Train one here instead."""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.scratch is None):
+            raise ValueError("write exactly one of `model` and `scratch`")
+        if self.scratch is not None and self.scratch.train.alpha != 0:
+            raise ValueError("a teacher from scratch has no teacher of its own: write `train: {alpha: 0}`")
+
+
+@config
+class Recipe:
+    """A run. In any value, `$RUN` stands for the run folder and `$DEMO` for the installed demo's."""
+
+    name: str
+    """Names the run, and its folder runs/NAME by default."""
+    teacher: TeacherConfig
+    """The model to make smaller."""
+    world: WorldConfig | None = None
+    """Generate the demo's world of text into RUN/world first."""
+    prune: PruneConfig = PruneConfig()
+    """Which layers stay."""
+    data: DataConfig
+    """The text to heal on."""
+    distill: DistillConfig = DistillConfig()
+    """How to heal."""
+    eval: EvalConfig = EvalConfig()
+    """What to measure."""
+
+
+@config
+class PruneOptions:
+    """What `compress prune` takes: one section of a recipe, and two for `rank_after`."""
+
+    prune: PruneConfig = PruneConfig()
+    data: DataConfig | None = None
+    """The text that candidate cuts are healed on."""
+    distill: DistillConfig = DistillConfig()
+    """How they are healed."""
+
+
+@config
+class DistillOptions:
+    """What `compress distill` takes: two sections of a recipe."""
+
+    data: DataConfig
+    distill: DistillConfig = DistillConfig()
+
+
+@config
+class EvalOptions:
+    """What `compress eval` takes: one section of a recipe."""
+
+    eval: EvalConfig = EvalConfig()
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `a.b=value` overrides and validate it.
+
+    Raises:
+        UsageError: naming the dotted path, the line and, for an unknown key, the nearest known one.
+    """
+    document = load_yaml(Path(source))
+    document.override(overrides)
+    return build(Recipe, document)

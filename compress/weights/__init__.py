@@ -1,0 +1,1 @@
+"""Weights as bytes in safetensors files: found, picked, cast, copied, hashed, written."""

@@ -1,0 +1,71 @@
+"""RUN/train/metrics.jsonl and the trackers: one row a logged step, continued without gaps or repeats at a resume."""
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from compress.base.disk import write_text
+
+
+class Metrics:
+    """Appends rows to metrics.jsonl (main process only) and sends them to accelerate's trackers.
+
+    `done` is the number of finished steps of the checkpoint a run continues from: rows after it are dropped, since
+    those steps are run again. So is that step's own row of held-out losses, if they are `unmeasured` in the checkpoint.
+    """
+
+    def __init__(self, path: Path, accelerator: Any, *, done: int, unmeasured: bool) -> None:
+        self._accelerator = accelerator
+        self._file = None
+        if accelerator.is_main_process:
+            write_text(path, "".join(line + "\n" for line in _lines_up_to(path, done, unmeasured)))
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write one row, which has `step`; numbers that are not finite become null."""
+        row = {key: _finite_or_none(value) for key, value in row.items()}
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        numbers = {key: value for key, value in row.items() if value is not None and key != "step"}
+        self._accelerator.log(numbers, step=row["step"])
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+
+
+def _lines_up_to(path: Path, done: int, unmeasured: bool) -> list[str]:
+    """Whole rows of an earlier run up to step `done`, but for those measured again; none when it starts anew."""
+    kept: list[str] = []
+    if done == 0 or not path.is_file():
+        return kept
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            step = row["step"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            break
+        again = unmeasured and step == done and "heldout_loss" in row
+        if isinstance(step, int) and step <= done and not again:
+            kept.append(line)
+    return kept
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

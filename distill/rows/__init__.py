@@ -1,0 +1,1 @@
+"""What the models are fed: rows of a token store, documents kept apart, read ahead."""

@@ -1,0 +1,98 @@
+"""Documents packed into one row, kept apart: positions that start anew, no loss across a boundary, and a check.
+
+Rows of the token store are cut from one stream of documents that each end with EOS. transformers recognises packed
+documents by position ids that start anew, and then builds block-diagonal causal (and sliding-window) masks for
+eager, SDPA and flex attention, and variable-length calls for flash attention.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from compress.base.errors import UsageError
+from compress.distill.objective.loss import IGNORE_INDEX
+from compress.model.parts import hidden_states
+
+Ids = npt.NDArray[np.int64]
+
+_CHECK_DOCUMENTS = ((5, 8, 3), (9, 1, 6))
+
+
+def document_positions(rows: Ids, eos_id: int) -> Ids:
+    """Position of each token of `rows` [B, S] in its document, [B, S]; a document starts after EOS, and with a row."""
+    index = np.arange(rows.shape[1])
+    first = np.where(_follows_eos(rows, eos_id), index, 0)
+    positions: Ids = index - np.maximum.accumulate(first, axis=1)
+    return positions
+
+
+def next_tokens(rows: Ids, eos_id: int | None = None) -> Ids:
+    """Labels [B, S - 1] of rows [B, S]: the next token of all but the last.
+
+    With `eos_id` an EOS predicts nothing: what follows it is the start of a document that has no part in this one,
+    as when each document is run alone.
+    """
+    labels = rows[:, 1:]
+    return labels if eos_id is None else np.where(rows[:, :-1] == eos_id, IGNORE_INDEX, labels)
+
+
+def packed_hidden_states(model: Any, rows: Tensor, positions: Tensor | None) -> Tensor:
+    """Last hidden states [B, S, D] of `rows` [B, S]; with `positions` [B, S], of each document by itself.
+
+    Flash attention takes packed documents in a single row only, so rows are joined for it: a row's first position is
+    0 and starts a document.
+    """
+    if positions is None:
+        return hidden_states(model, rows)
+    if not _takes_one_row(model):
+        return hidden_states(model, rows, position_ids=positions)
+    joined = hidden_states(model, rows.reshape(1, -1), position_ids=positions.reshape(1, -1))
+    return joined.view(*rows.shape, -1)
+
+
+@torch.no_grad()
+def check_isolation(model: Any, name: str) -> None:
+    """Compare the hidden states of a few packed documents with those of each document run alone.
+
+    Raises:
+        UsageError: they differ, so this architecture lets a document see the ones before it (recurrent and
+            convolutional layers, positions counted from the attention mask).
+    """
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    generator = np.random.default_rng(0)
+    rows = torch.from_numpy(generator.integers(0, vocabulary, (len(_CHECK_DOCUMENTS), sum(_CHECK_DOCUMENTS[0]))))
+    positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in _CHECK_DOCUMENTS])
+    rows, positions = rows.to(device), positions.to(device)
+    try:
+        packed = packed_hidden_states(model, rows, positions).float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"document_mask: true cannot be had with {name} ({type(model).__name__}), which fails with positions: "
+            f"{' '.join(str(error).split())[:200]}. Set it to false."
+        ) from error
+    alone = torch.stack(
+        [
+            torch.cat([hidden_states(model, document[None])[0].float() for document in row.split(lengths)])
+            for row, lengths in zip(rows, _CHECK_DOCUMENTS, strict=True)
+        ]
+    )
+    apart = ((packed - alone).norm() / alone.norm()).item()
+    if not apart <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05):
+        raise UsageError(
+            f"document_mask: true cannot be had with {name} ({type(model).__name__}): the hidden states of documents "
+            f"packed into a row differ from those of each document alone by {apart:.1%}. Set it to false."
+        )
+
+
+def _takes_one_row(model: Any) -> bool:
+    return "flash" in str(model.config._attn_implementation)
+
+
+def _follows_eos(rows: Ids, eos_id: int) -> npt.NDArray[np.bool_]:
+    starts = np.zeros(rows.shape, dtype=np.bool_)
+    starts[:, 1:] = rows[:, :-1] == eos_id
+    return starts

@@ -1,0 +1,108 @@
+"""What torchao, an optional package, gives: a teacher with 8-bit weights, kept only if it still says the same."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.base.errors import UsageError
+from compress.base.progress import say
+from compress.distill.config import DistillConfig
+from compress.distill.loop.step import Ids
+from compress.distill.objective.loss import distillation_loss
+from compress.model.parts import count_parameters, decoder_layers, hidden_states, output_head
+
+_MEASURED_TOKENS = 16384
+_FP8_CAPABILITY = (8, 9)
+
+
+def require_torchao(option: str) -> None:
+    """Make sure that torchao is there for `option`, as the user writes it.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if find_spec("torchao") is None:
+        raise UsageError(f"{option} needs the package torchao: `pip install 'compress[quant]'`, or leave it out.")
+
+
+@torch.no_grad()
+def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids) -> float:
+    """Quantise the linear layers of a teacher in place; returns KL(exact || quantised) in nats a token.
+
+    The KL is the mean over the held-out rows [H, S], at most 16384 tokens of them. Embeddings, norms and the output
+    head stay as they are: the loss multiplies the head itself. `int8` holds weights in 8 bits, one scale a row, and
+    multiplies in the teacher's dtype; `fp8` also multiplies in fp8 (e4m3, a scale a row and a token).
+
+    Raises:
+        UsageError: torchao is missing, the device has no fp8 products, the teacher has no linear layers, there are no
+            held-out rows, or the KL is above `teacher_max_kl`.
+    """
+    option = f"teacher_precision: {config.teacher_precision}"
+    require_torchao(option)
+    device = next(teacher.parameters()).device
+    rows = torch.from_numpy(heldout[: max(1, _MEASURED_TOKENS // max(heldout.shape[1], 1))]).to(device)
+    _, layers = decoder_layers(teacher)
+    _check_possible(config, teacher, layers, rows, option)
+    exact = _all_hidden(teacher, rows)
+
+    from torchao.quantization import quantize_
+
+    quantize_(layers, _recipe(config))
+    kl = _divergence(teacher, exact, _all_hidden(teacher, rows), config)
+    say(f"The {config.teacher_precision} teacher differs from the exact one by {kl:.2g} nats a token (held-out rows).")
+    if not kl <= config.teacher_max_kl:
+        raise UsageError(
+            f"{option} changes the teacher by {kl:.3g} nats a token on held-out rows, more than teacher_max_kl = "
+            f"{config.teacher_max_kl}. Use teacher_precision: auto, or raise the limit if that is little beside what "
+            "the student will be off by."
+        )
+    return kl
+
+
+def teacher_bytes(teacher: Any, config: DistillConfig, value_bytes: int) -> int:
+    """Bytes of a teacher's weights (it may be on the meta device) with `value_bytes` each where they stay exact."""
+    exact = count_parameters(teacher)
+    if config.teacher_precision == "auto":
+        return value_bytes * exact
+    linear = sum(m.weight.numel() for m in decoder_layers(teacher)[1].modules() if isinstance(m, nn.Linear))
+    return value_bytes * (exact - linear) + linear
+
+
+def _check_possible(config: DistillConfig, teacher: Any, layers: nn.Module, rows: Tensor, option: str) -> None:
+    if not len(rows):
+        raise UsageError(f"{option} is measured on held-out rows and there are none; raise heldout_sequences.")
+    if not any(isinstance(module, nn.Linear) for module in layers.modules()):
+        raise UsageError(f"{option}: {type(teacher).__name__} has no linear layers that torchao knows; leave it out.")
+    if config.teacher_precision == "fp8":
+        capable = rows.is_cuda and torch.cuda.get_device_capability(rows.device) >= _FP8_CAPABILITY
+        if not capable or teacher.dtype != torch.bfloat16:
+            raise UsageError(
+                f"{option} needs a GPU of compute capability 8.9 or later (Ada, Hopper) and precision: bf16; use int8 "
+                "elsewhere."
+            )
+
+
+def _recipe(config: DistillConfig) -> Any:
+    """torchao's config; it must not touch the compiler's settings, which are the whole process's."""
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Int8WeightOnlyConfig, PerRow
+
+    if config.teacher_precision == "int8":
+        return Int8WeightOnlyConfig(set_inductor_config=False)
+    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+
+
+def _all_hidden(model: Any, rows: Tensor) -> Tensor:
+    """Last hidden states [H * S, D], one row of `rows` [H, S] at a time."""
+    return torch.cat([hidden_states(model, row[None])[0] for row in rows])
+
+
+def _divergence(teacher: Any, exact: Tensor, quantised: Tensor, config: DistillConfig) -> float:
+    """KL(exact || quantised) of hidden states [N, D] through the teacher's one head, nats a token, at temperature 1."""
+    head = output_head(teacher)
+    labels = torch.zeros(len(exact), dtype=torch.int64, device=exact.device)
+    out = distillation_loss(
+        quantised, head, exact, head, labels, alpha=1.0, ignore_index=None, chunk_tokens=config.chunk_tokens
+    )
+    return float(out.soft)

@@ -1,0 +1,1 @@
+"""lm-eval's tasks, scored with our forward passes."""

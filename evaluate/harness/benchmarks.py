@@ -1,0 +1,142 @@
+"""Running lm-eval's tasks on a checkpoint, and its results as scores by task and group."""
+
+import dataclasses
+import io
+import logging
+import os
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.task
+from lm_eval import evaluator
+from lm_eval.defaults import DEFAULT_RANDOM_SEED
+
+from compress.base.disk import sha256_json
+from compress.base.journal import Journal
+from compress.base.machine import seed_everything
+from compress.base.processes import main_first
+from compress.base.progress import progress_bar
+from compress.base.signals import check_interrupt
+from compress.evaluate.config import EvalConfig
+from compress.evaluate.harness.catalog import build_tasks
+from compress.evaluate.harness.local_data import local_datasets
+from compress.evaluate.harness.scorer import Scorer
+from compress.evaluate.harness.templates import cached_templates
+from compress.evaluate.scores.answers import answer_summary
+from compress.evaluate.scores.items import finite, metric_name, sample_items
+from compress.evaluate.scores.scores import group_score, mean_and_stderr, primary_metric
+from compress.inference.readout import Checkpoint
+
+_BOOTSTRAP = 1000
+_BAR_FROM_ITEMS = 200
+_ALONE = "DISABLE_MULTIPROC"
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmarks:
+    """`tasks`: scores by task and group name, as the eval JSON has them. `items`: one object an item, as its jsonl.
+    `datasets`: hub ids of the data sets that were read from `config.datasets_root`."""
+
+    tasks: dict[str, dict[str, Any]]
+    items: list[dict[str, Any]]
+    datasets: set[str]
+
+
+def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal) -> Benchmarks:
+    """Score `config.tasks`; finished batches go into `journal`, and those found there are not scored again.
+
+    Raises:
+        UsageError, InputError: see `build_tasks`; InputError also when the model's context is too short.
+    """
+    root = None if config.datasets_root is None else Path(config.datasets_root)
+    _seed(config)
+    with _quiet_harness(), cached_templates(), local_datasets(root) as datasets:
+        loaded = main_first(lambda: build_tasks(config))
+        _seed(config)  # building draws fewer numbers where `datasets` has a table cached
+        results = evaluator.evaluate(
+            lm=Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed),
+            task_dict=loaded,
+            limit=config.limit,
+            bootstrap_iters=_BOOTSTRAP,
+            log_samples=True,
+        )
+    groups = {name: [task.task_name for task in group.get_all_tasks()] for name, group in loaded["groups"].items()}
+    scores: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, list[str]] = {}
+    items: list[dict[str, Any]] = []
+    for name, task in loaded["tasks"].items():
+        own = sample_items(task, results["samples"][name])
+        scores[name], metrics[name] = _task_score(task, own, results["results"][name])
+        member_of = [group for group, members in groups.items() if name in members]
+        items += [{"task": name, "groups": member_of, **item} for item in own]
+    for name, members in groups.items():
+        scores[name] = group_score({member: scores[member] for member in members}, metrics)
+        scores[name]["data_sha256"] = sha256_json([scores[member]["data_sha256"] for member in members])
+        scores[name]["answers"] = answer_summary([item for item in items if item["task"] in members])
+    return Benchmarks(scores, items, datasets)
+
+
+def _seed(config: EvalConfig) -> None:
+    """Seed all generators; Python's own as lm-eval does, for tasks that shuffle their options with it."""
+    seed_everything(config.seed)
+    random.seed(DEFAULT_RANDOM_SEED)
+
+
+def _task_score(task: Any, items: list[dict[str, Any]], harness: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The JSON of one task, and its metrics' names: lm-eval's own aggregates, then means of what we added."""
+    scores: dict[str, Any] = {}
+    metrics: list[str] = []
+    for key, value in harness.items():
+        metric, comma, kind = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        name = metric_name(metric, kind)
+        metrics.append(name)
+        scores[name], scores[f"{name}_stderr"] = finite(value), finite(harness.get(f"{metric}_stderr,{kind}"))
+    for name in items[0]["metrics"]:
+        if name not in scores:
+            metrics.append(name)
+            scores[name], scores[f"{name}_stderr"] = mean_and_stderr([item["metrics"][name] for item in items])
+    chances = [item["chance"] for item in items if item["chance"] is not None]
+    return {
+        **scores,
+        "chance": sum(chances) / len(chances) if len(chances) == len(items) else None,
+        "n": len(items),
+        "num_fewshot": task.get_config("num_fewshot"),
+        "primary": primary_metric(metrics),
+        "data_sha256": sha256_json([item["doc_sha256"] for item in items]),
+        "answers": answer_summary(items),
+    }, metrics
+
+
+@contextmanager
+def _quiet_harness() -> Iterator[None]:
+    """Show our bars instead of lm-eval's, and nothing of its log below errors; its bootstrap starts no processes.
+
+    It has one chunk for them, and what they would print belongs neither on stdout nor to the user.
+    """
+    logger = logging.getLogger("lm_eval")
+    level, bar, alone = logger.level, lm_eval.api.task.tqdm, os.environ.get(_ALONE)
+    logger.setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = _preparation_bar
+    os.environ[_ALONE] = "1"
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        lm_eval.api.task.tqdm = bar
+        if alone is None:
+            del os.environ[_ALONE]
+
+
+def _preparation_bar(documents: Iterable[Any], total: int = 0, **_: Any) -> Iterator[Any]:
+    """Stands in for tqdm where lm-eval builds a task's prompts."""
+    with progress_bar("Preparing prompts", total, visible=total >= _BAR_FROM_ITEMS) as bar:
+        for document in documents:
+            check_interrupt()
+            yield document
+            bar.advance()

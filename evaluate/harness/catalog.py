@@ -1,0 +1,203 @@
+"""Finding tasks by name, and building them: lm-eval's own, ours, and the user's folder of YAMLs."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+from lm_eval.tasks import TaskManager
+
+from compress.base.errors import InputError, UsageError
+from compress.evaluate.config import EvalConfig
+from compress.evaluate.harness.local_data import DatasetUnavailable, Splits, is_local, last_local_splits
+from compress.evaluate.presets import PRESETS, split_shots
+
+_OWN_TASKS = Path(__file__).parent.parent / "tasks"
+
+
+def build_tasks(config: EvalConfig) -> dict[str, Any]:
+    """Build the tasks of `config`: `{"tasks": {name: Task}, "groups": {name: Group}}`, few-shot numbers and seeds set.
+
+    Call it inside `local_datasets`.
+
+    Raises:
+        UsageError: an unknown name (the nearest known ones are given), a task folder that does not exist, two numbers
+            of shots for one task, shots for a task that is defined without, or a task that runs what a model writes
+            or shows it pictures.
+        InputError: a data set, the split to evaluate, or the split of few-shot examples is not there.
+    """
+    asked = [split_shots(task) for task in config.tasks]
+    names = list(dict.fromkeys(name for name, _ in asked))
+    root = None if config.datasets_root is None else Path(config.datasets_root)
+    if root is not None and not root.is_dir():
+        raise UsageError(
+            f"The datasets root {root} does not exist; it holds ORG/NAME folders made by "
+            f"`hf download ORG/NAME --repo-type dataset --local-dir {root}/ORG/NAME`."
+        )
+    manager = find_tasks(names, config.task_folder)
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}}
+    members: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            built = manager.load(name)
+        except DatasetUnavailable as error:
+            raise InputError(_explain_missing(error, name, names, manager, root)) from error
+        except (IndexError, KeyError, ValueError, TypeError, AssertionError) as error:
+            raise InputError(
+                f"The task {name} does not fit its data set ({type(error).__name__}: {error})."
+                f"{last_local_splits()} A task needs the splits and the columns that its YAML names."
+            ) from error
+        loaded["tasks"].update(built["tasks"])
+        loaded["groups"].update(built.get("groups", {}))
+        members[name] = list(built["tasks"])
+    _refuse_unfit(loaded["tasks"])
+    shots = _shots_by_task(asked, members)
+    for name, task in loaded["tasks"].items():
+        _set_fewshot(name, task, shots[name], config)
+    return loaded
+
+
+def _refuse_unfit(tasks: Mapping[str, Any]) -> None:
+    for name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UsageError(
+                f"The task {name} runs the code that a model writes, which this tool does not: leave it out."
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise UsageError(f"The task {name} asks about pictures or sound, and causal LMs read text: leave it out.")
+
+
+def _shots_by_task(asked: Sequence[tuple[str, int | None]], members: Mapping[str, list[str]]) -> dict[str, int | None]:
+    """The shots that `NAME@SHOTS` asks for, by task; None where no name that stands for it says."""
+    shots: dict[str, int | None] = {}
+    for name, number in asked:
+        for task in members[name]:
+            before = shots.get(task)
+            if None not in (before, number) and before != number:
+                raise UsageError(
+                    f"The task {task} is asked for with {before} and with {number} shots, and a result has one place "
+                    "for it: evaluate twice, into two files."
+                )
+            shots[task] = before if number is None else number
+    return shots
+
+
+def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
+    """The `TaskManager` that knows all `names`.
+
+    Indexing lm-eval's 14,000 tasks takes seconds: it is done once a process, and only when neither our tasks and
+    `task_folder` nor the folders of lm-eval that are called as the names begin hold all that is asked for.
+
+    Raises:
+        UsageError: see `build_tasks`.
+    """
+    folders: tuple[str, ...] = (str(_OWN_TASKS),)
+    if task_folder is not None:
+        if not Path(task_folder).is_dir():
+            raise UsageError(f"The task folder {task_folder} does not exist; it holds lm-eval task YAMLs.")
+        folders += (task_folder,)
+    for more in ((), nearby_folders(names)):
+        small = _manager((*more, *folders), include_defaults=False)
+        try:
+            for name in names:
+                list(leaf_tasks(small.task_index, name))
+        except KeyError:
+            continue
+        if not more or all(small.task_index[name].kind.name != "TAG" for name in names):  # tags span folders
+            return small
+    manager = _manager(folders, include_defaults=True)
+    for name in names:
+        if name not in manager.task_index:
+            similar = difflib.get_close_matches(name, [*PRESETS, *manager.all_tasks], n=3)
+            hint = f"did you mean {' or '.join(similar)}?" if similar else "`lm-eval ls tasks` lists what there is."
+            raise UsageError(f"There is no task {name!r}; {hint}")
+    return manager
+
+
+def nearby_folders(names: Sequence[str]) -> tuple[str, ...]:
+    """lm-eval's folders with the names' first words for names: `mmlu` for `mmlu_anatomy`."""
+    words = [name.split("_") for name in names]
+    starts = ["_".join(each[:count]) for each in words for count in range(1, len(each) + 1)]
+    folders = (Path(lm_eval.tasks.__file__).parent / start for start in dict.fromkeys(starts))
+    return tuple(str(folder) for folder in folders if folder.is_dir())
+
+
+@cache
+def _manager(folders: tuple[str, ...], include_defaults: bool) -> Any:
+    return TaskManager(include_path=list(folders), include_defaults=include_defaults)
+
+
+def leaf_tasks(index: Mapping[str, Any], name: str) -> Iterator[tuple[str, str | None]]:
+    """(task, hub id of its data set or None when only its Python class knows) of each task a name stands for.
+
+    Raises:
+        KeyError: the name, or a member of the group, is not in the index.
+    """
+    entry = index[name]
+    if entry.kind.name == "TAG":
+        for member in sorted(entry.tags):
+            yield from leaf_tasks(index, member)
+    elif entry.kind.name == "GROUP":
+        yield from _group_members(index, entry.cfg.get("task") or [])
+    else:
+        yield name, entry.cfg.get("dataset_path")
+
+
+def _group_members(index: Mapping[str, Any], members: str | Sequence[Any]) -> Iterator[tuple[str, str | None]]:
+    for member in [members] if isinstance(members, str) else members:
+        if isinstance(member, str):
+            yield from leaf_tasks(index, member)
+            continue
+        name = member.get("group") or member["task"]
+        if isinstance(name, str) and name in index:
+            yield from leaf_tasks(index, name)
+        elif "group" in member:
+            yield from _group_members(index, member.get("task") or [])
+        elif "dataset_path" in member:
+            yield name, member["dataset_path"]
+        else:
+            raise KeyError(name)
+
+
+def _explain_missing(
+    error: DatasetUnavailable, name: str, names: Sequence[str], manager: Any, root: Path | None
+) -> str:
+    leaves = [leaf for each in names for leaf in leaf_tasks(manager.task_index, each)]
+    task = next((leaf for leaf, dataset in leaves if dataset == error.dataset), name)
+    place = root or Path("DIR")
+    what = f"The task {task} needs the data set {error.dataset}, which cannot be loaded ({error})."
+    if is_local(root, error.dataset):
+        return f"{what} It was read from {place / error.dataset}: is the download complete?"
+    absent = [dataset for _, dataset in leaves if dataset and not is_local(root, dataset)]
+    absent = list(dict.fromkeys([error.dataset, *absent])) if root else [error.dataset]
+    commands = "; ".join(f"`hf download {each} --repo-type dataset --local-dir {place / each}`" for each in absent[:12])
+    more = f" (and {len(absent) - 12} more)" if len(absent) > 12 else ""
+    where = f"Neither {place / error.dataset} nor the hub has it." if root else "The hub did not give it."
+    return f"{what} {where} Where there is a network, run {commands}{more}, and give --datasets-root {place}."
+
+
+def _set_fewshot(name: str, task: Any, asked: int | None, config: EvalConfig) -> None:
+    """Apply lm-eval's rules for `num_fewshot`, then check that there are examples to draw."""
+    own = task.get_config("num_fewshot")
+    if own == 0 and asked:
+        raise UsageError(f"The task {name} is defined without shots (its prompt has its examples): write {name}@0.")
+    general = own if config.num_fewshot is None or own == 0 else config.num_fewshot
+    shots = general if asked is None else asked
+    task.set_config(key="num_fewshot", value=shots or 0)
+    task.set_fewshot_seed(seed=config.seed)
+    sampler = getattr(task, "sampler", None)
+    if not shots or sampler is None:
+        return
+    settings = task.config
+    split = task.fewshot_cfg.split or settings.training_split or settings.validation_split or settings.test_split
+    needed = shots + (split == settings.test_split)
+    if len(sampler.df) < needed:
+        splits = task.dataset
+        has = f" (it has {', '.join(map(str, splits))})" if isinstance(splits, Splits) else ""
+        raise InputError(
+            f"The task {name} at {shots} shots draws its examples from the split {split!r} of {task.DATASET_PATH}, "
+            f"which holds {len(sampler.df)} here{has}, fewer than the {needed} it needs. Download that split too, or "
+            f"ask for fewer ({name}@0, or --num-fewshot)."
+        )

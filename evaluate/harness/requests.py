@@ -1,0 +1,68 @@
+"""Token ids of lm-eval's requests: those of its own `_encode_pair`, from batched calls of the tokenizer."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
+
+from compress.base.progress import progress_bar
+from compress.base.signals import check_interrupt
+from compress.inference.tree import Ids
+
+_BLOCK = 1024
+_BAR_FROM_PAIRS = 4096
+_NOTHING = np.empty(0, np.int64)
+
+
+def encode_pairs(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
+    """(context ids, continuation ids) of each (context, continuation): those of lm-eval's `TemplateLM.loglikelihood`.
+
+    White space that ends a context belongs to its continuation. Context and continuation are encoded as one string, and
+    cut where the context's own encoding ends: their tokens may merge across the boundary. Nothing before a continuation
+    is the prefix token (BOS, else EOS), unless the continuation begins with it. `lm` is an lm-eval `HFLM`.
+    """
+    encoded: list[tuple[Ids, Ids]] = []
+    with progress_bar("Tokenizing", len(pairs), visible=len(pairs) >= _BAR_FROM_PAIRS) as bar:
+        for start in range(0, len(pairs), _BLOCK):
+            check_interrupt()
+            block = pairs[start : start + _BLOCK]
+            encoded += _encode_block(lm, block)
+            bar.advance(len(block))
+    return encoded
+
+
+def _encode_block(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
+    moved = [_move_space(context, continuation) for context, continuation in pairs]
+    chosen = [texts for texts, (context, _) in zip(moved, pairs, strict=True) if context]
+    ids = encode(lm, [text for context, continuation in chosen for text in (context, context + continuation)])
+    alone = encode(lm, [continuation for context, continuation in pairs if not context], add_special_tokens=False)
+    encoded = []
+    for (context, continuation), (kept, added) in zip(pairs, moved, strict=True):
+        before = ids[kept] if context else _NOTHING
+        after = ids[kept + added][len(before) :].copy() if context else alone[continuation]
+        if not len(before):
+            before = np.array([lm.prefix_token_id])
+            after = after[1:] if after[:1] == before else after
+        encoded.append((before, after))
+    return encoded
+
+
+def encode(lm: Any, strings: Iterable[str], *, add_special_tokens: bool | None = None) -> dict[str, Ids]:
+    """`lm.tok_encode(string)` of each distinct string."""
+    distinct = list(dict.fromkeys(strings))
+    beginning = lm.tokenizer.decode(lm.prefix_token_id)
+    marked = [add_special_tokens is None and has_bos_prefix(string, beginning) for string in distinct]
+    found: dict[str, Ids] = {}
+    for begins_with_bos in (False, True):
+        options = _add_special_kwargs(False if begins_with_bos else add_special_tokens, lm.add_bos_token)
+        chosen = [string for string, mark in zip(distinct, marked, strict=True) if mark is begins_with_bos]
+        if chosen:
+            rows = lm.tokenizer(chosen, return_attention_mask=False, return_token_type_ids=False, **options)
+            found |= {s: np.asarray(row, np.int64) for s, row in zip(chosen, rows["input_ids"], strict=True)}
+    return found
+
+
+def _move_space(context: str, continuation: str) -> tuple[str, str]:
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation

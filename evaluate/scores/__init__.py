@@ -1,0 +1,1 @@
+"""From log-probabilities and text to scores."""

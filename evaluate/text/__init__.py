@@ -1,0 +1,1 @@
+"""Scores on held-out text: loss, fidelity to a teacher, samples."""

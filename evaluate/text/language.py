@@ -1,0 +1,232 @@
+"""Held-out loss, and fidelity to the teacher, on the same rows: token chunks, float32 log-softmax, float64 sums."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compress.base.errors import InputError
+from compress.base.journal import Batch, Journal
+from compress.base.progress import say
+from compress.evaluate.text.token_classes import Grouping, group_tokens
+from compress.inference.halving import Halving
+from compress.inference.readout import Checkpoint, require_numbers
+
+_TOP = 5
+_ROWS = "rows"
+
+Sums = dict[str, dict[str, list[float]]]
+"""Quantity -> grouping -> sum over the tokens of each class; the grouping `rows` has a class for each row."""
+
+
+class Comparison(NamedTuple):
+    """What one distribution has of another, for each of N tokens: [N] each."""
+
+    kl: Tensor
+    js: Tensor
+    top1: Tensor
+    top5: Tensor
+    accepted: Tensor
+
+
+def heldout_scores(
+    checkpoint: Checkpoint,
+    rows: NDArray[np.int64],
+    text_bytes: int,
+    *,
+    teacher: Checkpoint | None = None,
+    batch_tokens: int = 8192,
+    journal: Journal | None = None,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Score `rows` [n, S] of token ids; each row's tokens 1..S-1 are predicted from those before them in the row.
+
+    Returns (heldout, fidelity), over the N = n (S - 1) predicted tokens, with p the teacher's and q the model's
+    next-token distribution:
+
+    - loss_nats = -mean log q(x); perplexity = exp(loss_nats); bits_per_byte = N loss_nats / (ln 2 * text_bytes), with
+      text_bytes the UTF-8 bytes that the predicted tokens stand for
+    - kl_nats, js_nats, top1_agreement, top5_agreement, acceptance_rate: means of what `compare_tokens` gives. Where one
+      vocabulary is padded, p and q are taken over the shared ids.
+    - loss_nats_stderr, kl_nats_stderr, acceptance_rate_stderr: standard errors of the means over rows, whose tokens
+      depend on each other; null for one row
+    - by_position, by_token, by_frequency of both: the loss, the KL and the agreement by class of the predicted token
+      (see `compress.evaluate.text.token_classes`), with each class's tokens
+
+    Raises:
+        InputError: a token id beyond the vocabulary, a teacher with another tokenizer, or logits that are NaN.
+    """
+    _check_rows(checkpoint, rows)
+    if teacher is not None:
+        _check_rows(teacher, rows)
+        check_same_tokens(checkpoint, teacher)
+    groupings = group_tokens(rows, checkpoint.tokenizer)
+    step = max(1, batch_tokens // rows.shape[1])
+    parts = [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
+    halving = Halving(lambda: None)
+
+    def sums_of(part: Sequence[int]) -> Sums:
+        def compute(numbers: Sequence[int]) -> list[Sums]:
+            here = slice(numbers[0], numbers[-1] + 1)
+            return [_batch_sums(checkpoint, teacher, torch.from_numpy(rows[here].copy()), groupings, here)]
+
+        return _join(halving.run(part, compute, lambda numbers: len(numbers) * rows.shape[1]))
+
+    found = (journal or Journal()).measure(
+        "Held-out text",
+        [Batch(rows[part].tolist(), len(part)) for part in parts],
+        lambda number: sums_of(parts[number]),
+    )
+    sums = _join(found)
+    tokens = rows.shape[0] * (rows.shape[1] - 1)
+    loss = math.fsum(sums["loss"][_ROWS]) / tokens
+    heldout = {
+        "loss_nats": loss,
+        "loss_nats_stderr": _stderr(sums["loss"], rows.shape),
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": loss * tokens / math.log(2) / text_bytes if text_bytes else None,
+        "tokens": tokens,
+        **_by_class({"loss_nats": sums["loss"]}, groupings),
+    }
+    return heldout, None if teacher is None else _fidelity(sums, groupings, rows.shape)
+
+
+def _fidelity(sums: Sums, groupings: Mapping[str, Grouping], shape: tuple[int, ...]) -> dict[str, Any]:
+    tokens = shape[0] * (shape[1] - 1)
+
+    def mean(quantity: str) -> float:
+        return math.fsum(sums[quantity][_ROWS]) / tokens
+
+    return {
+        "kl_nats": mean("kl"),
+        "kl_nats_stderr": _stderr(sums["kl"], shape),
+        "js_nats": mean("js"),
+        "top1_agreement": mean("top1"),
+        "top5_agreement": mean("top5"),
+        "acceptance_rate": mean("accepted"),
+        "acceptance_rate_stderr": _stderr(sums["accepted"], shape),
+        "tokens": tokens,
+        **_by_class({"kl_nats": sums["kl"], "top1_agreement": sums["top1"]}, groupings),
+    }
+
+
+def _by_class(quantities: Mapping[str, dict[str, list[float]]], groupings: Mapping[str, Grouping]) -> dict[str, Any]:
+    """`by_NAME` of each grouping: class -> its tokens and the mean of each quantity; empty classes are left out."""
+    found: dict[str, Any] = {}
+    for name, grouping in groupings.items():
+        counts = np.bincount(grouping.codes.ravel(), minlength=len(grouping.labels))
+        found[f"by_{name}"] = {
+            label: {"tokens": int(count), **{q: sums[name][code] / int(count) for q, sums in quantities.items()}}
+            for code, (label, count) in enumerate(zip(grouping.labels, counts, strict=True))
+            if count
+        }
+    return found
+
+
+def _join(found: list[Sums]) -> Sums:
+    """Batches after each other: rows one after the other, classes added up."""
+
+    def joined(quantity: str, name: str) -> list[float]:
+        columns = [part[quantity][name] for part in found]
+        if name == _ROWS:
+            return [value for column in columns for value in column]
+        return [math.fsum(values) for values in zip(*columns, strict=True)]
+
+    return {quantity: {name: joined(quantity, name) for name in groups} for quantity, groups in found[0].items()}
+
+
+def _stderr(sums: Mapping[str, list[float]], shape: tuple[int, ...]) -> float | None:
+    means = np.asarray(sums[_ROWS]) / (shape[1] - 1)
+    return float(means.std(ddof=1) / math.sqrt(shape[0])) if shape[0] > 1 else None
+
+
+def check_same_tokens(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
+    """Refuse to compare distributions over different tokens.
+
+    Raises:
+        InputError: a token has another id in the teacher's tokenizer.
+    """
+    ours, theirs = checkpoint.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours != theirs:
+        moved = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+        raise InputError(
+            f"{checkpoint.name} and its teacher {teacher.name} have different tokenizers: {len(moved)} tokens differ, "
+            f"{moved[0]!r} for one. KL and agreement are defined over the same tokens; leave --teacher out."
+        )
+    if checkpoint.vocab_size != teacher.vocab_size:
+        shared = min(checkpoint.vocab_size, teacher.vocab_size)
+        say(f"Vocabularies of {checkpoint.vocab_size} and {teacher.vocab_size} ids: the first {shared} are compared.")
+
+
+def compare_tokens(teacher_logits: Tensor, logits: Tensor) -> Comparison:
+    """How near the softmax q of `logits` is to the softmax p of `teacher_logits`, for each row of [N, V].
+
+    - kl = KL(p || q) and js = [KL(p || m) + KL(q || m)] / 2 with m = (p + q) / 2, at most ln 2; nats
+    - top1: argmax p = argmax q; top5: the share of p's five most likely tokens that are among q's
+    - accepted = sum_v min(p(v), q(v)): the chance that the teacher accepts a token drawn by the model as its draft
+      (Leviathan et al., arXiv:2211.17192, corollary 3.6); at temperature 0 that is top1
+    """
+    log_p, log_q = teacher_logits.log_softmax(dim=-1), logits.log_softmax(dim=-1)
+    p, q = log_p.exp(), log_q.exp()
+    kl = _expectation(p, log_p - log_q)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    js = 0.5 * (_expectation(p, log_p - log_m) + _expectation(q, log_q - log_m))
+    count = min(_TOP, logits.shape[-1])
+    theirs, ours = (each.topk(count, dim=-1).indices for each in (teacher_logits, logits))
+    shared = (theirs.unsqueeze(-1) == ours.unsqueeze(-2)).sum(dim=(-1, -2)) / count
+    same = teacher_logits.argmax(dim=-1) == logits.argmax(dim=-1)
+    return Comparison(kl, js, same, shared, torch.minimum(p, q).sum(dim=-1))
+
+
+def _expectation(p: Tensor, values: Tensor) -> Tensor:
+    """sum_v p(v) values(v), with 0 where p(v) = 0 (a masked id has log p = -inf)."""
+    return torch.where(p == 0, 0.0, p * values).sum(dim=-1)
+
+
+@torch.inference_mode()
+def _batch_sums(
+    checkpoint: Checkpoint, teacher: Checkpoint | None, rows: Tensor, groupings: Mapping[str, Grouping], part: slice
+) -> Sums:
+    """The scores of `rows` [B, S], which are the rows `part` of all; no [B S, V] tensor exists, only chunks of it."""
+    found: dict[str, list[Tensor]] = {}
+    states = checkpoint.states(rows.to(checkpoint.device))[:, :-1].flatten(0, 1)
+    labels = rows[:, 1:].flatten().to(checkpoint.device)
+    teacher_states = None
+    step = checkpoint.chunk_tokens
+    if teacher is not None:
+        teacher_states = teacher.states(rows.to(teacher.device))[:, :-1].flatten(0, 1)
+        step = min(step, teacher.chunk_tokens)
+    for start in range(0, len(states), step):
+        logits = checkpoint.logits(states[start : start + step])
+        target = labels[start : start + step]
+        values = {"loss": torch.nn.functional.cross_entropy(logits, target, reduction="none")}
+        require_numbers(values["loss"], checkpoint)
+        if teacher is not None and teacher_states is not None:
+            teacher_logits = teacher.logits(teacher_states[start : start + step]).to(logits.device)
+            require_numbers(teacher_logits.logsumexp(dim=-1), teacher)
+            shared = min(checkpoint.vocab_size, teacher.vocab_size)
+            values |= compare_tokens(teacher_logits[:, :shared], logits[:, :shared])._asdict()
+        for quantity, tensor in values.items():
+            found.setdefault(quantity, []).append(tensor.cpu().double())
+    codes = {name: (grouping.codes[part].ravel(), len(grouping.labels)) for name, grouping in groupings.items()}
+    codes[_ROWS] = np.repeat(np.arange(len(rows)), rows.shape[1] - 1), len(rows)
+    return {
+        quantity: {
+            name: np.bincount(code, weights=torch.cat(chunks).numpy(), minlength=size).tolist()
+            for name, (code, size) in codes.items()
+        }
+        for quantity, chunks in found.items()
+    }
+
+
+def _check_rows(checkpoint: Checkpoint, rows: NDArray[np.int64]) -> None:
+    if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
+        raise InputError("There is no held-out text to score: it must give at least one row of two tokens.")
+    if int(rows.max()) >= checkpoint.vocab_size or int(rows.min()) < 0:
+        raise InputError(
+            f"The held-out text has the token id {int(rows.max())}, and {checkpoint.name} knows "
+            f"{checkpoint.vocab_size} ids: it was tokenized for another model. Prepare it with this model's tokenizer."
+        )

@@ -1,0 +1,1 @@
+"""Which layers stay: by name, by measure, by candidates for a trial."""

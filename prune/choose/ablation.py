@@ -1,0 +1,141 @@
+"""Loss on text with a block skipped: each block in turn (leave one out), and greedily one block after another.
+
+With block r skipped everything before it computes what it computed with no block skipped. So a batch is run once,
+each block's input is kept, and a trial starts from the kept input of its skipped block. Of a stack of L blocks that
+leaves half the work. A model in which blocks pass each other more than the hidden state (shared keys and values) could
+go wrong so; it is compared first, on a few tokens, bit by bit, and run in full where it differs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.base.progress import Bar
+from compress.inference.text_loss import TextLoss
+from compress.model.parts import decoder_layers
+from compress.prune.choose.calibration import Calibration
+
+_CHECKED_TOKENS = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GreedyStep:
+    """A block that was dropped, and the loss without it and those dropped before it, nats a token."""
+
+    dropped: int
+    loss_nats: float
+
+
+class Ablation:
+    """A model that can be run with blocks skipped. Within `installed()` its blocks' forwards are ours."""
+
+    def __init__(self, model: Any, loss: TextLoss) -> None:
+        self._loss = loss
+        self._device = next(model.parameters()).device
+        self._layers = decoder_layers(model)[1]
+        self._forwards: list[Callable[..., Any]] = [layer.forward for layer in self._layers]
+        self._inputs: list[Tensor | None] = [None] * len(self._layers)
+        self._extras: list[tuple[Any, ...] | None] = [None] * len(self._layers)
+        self._dropped: set[int] = set()
+        self._start: int | None = None
+        self.reuses_prefix = True
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let blocks be skipped while the block runs, after finding out whether trials may start in the middle."""
+        for index, layer in enumerate(self._layers):
+            layer.forward = self._forward_of(index)
+        try:
+            yield
+        finally:
+            for layer, forward in zip(self._layers, self._forwards, strict=True):
+                layer.forward = forward
+
+    @torch.inference_mode()
+    def leave_one_out(
+        self, text: Calibration, batch_tokens: int, candidates: Sequence[int], dropped: set[int], bar: Bar
+    ) -> tuple[float, list[float]]:
+        """Loss, nats a token, without the `dropped` blocks, and without each of `candidates` besides."""
+        self._find_out(torch.from_numpy(text.rows[:1, :_CHECKED_TOKENS]).to(self._device))
+        self._dropped = dropped
+        base: list[float] = []
+        sums: list[list[float]] = [[] for _ in candidates]
+        for batch in text.batches(batch_tokens):
+            ids = batch.to(self._device)
+            base.append(float(self._run(ids, None)))
+            for found, candidate in zip(sums, candidates, strict=True):
+                found.append(float(self._run(ids, candidate)))
+                bar.advance(ids.numel())
+        self._inputs = [None] * len(self._layers)
+        return math.fsum(base) / text.num_predicted, [math.fsum(found) / text.num_predicted for found in sums]
+
+    def _run(self, ids: Tensor, start: int | None) -> Tensor:
+        self._start = start
+        return self._loss(ids)
+
+    def _find_out(self, ids: Tensor) -> None:
+        """Compare, for each block skipped, starting from its kept input with running all blocks on `ids` [1, S]."""
+        self._dropped, self.reuses_prefix = set(), True
+        self._start = None
+        self._loss.states(ids)
+        for index in range(len(self._layers)):
+            self._start, self.reuses_prefix = index, True
+            resumed = self._loss.states(ids)
+            self.reuses_prefix = False
+            if not torch.equal(resumed, self._loss.states(ids)):
+                return
+        self.reuses_prefix = True
+
+    def _forward_of(self, index: int) -> Callable[..., Any]:
+        """Block `index`: a plain run keeps its input; a trial passes the state on up to the block it starts from."""
+        own = self._forwards[index]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            skipped = index in self._dropped or index == self._start
+            before = self._start is not None and index < self._start
+            if self._start is None:
+                self._inputs[index] = hidden
+            if self.reuses_prefix and self._start is not None and index <= self._start:
+                kept = self._inputs[index]
+                assert kept is not None
+                return self._like_output(index, hidden if before else kept)
+            if skipped and self.reuses_prefix:
+                return self._like_output(index, hidden)
+            kept = hidden.clone() if skipped else hidden
+            output = own(*args, **kwargs)
+            self._extras[index] = output[1:] if isinstance(output, tuple) else None
+            return self._like_output(index, kept) if skipped else output
+
+        return forward
+
+    def _like_output(self, index: int, hidden: Tensor) -> Any:
+        """`hidden` as block `index` returns it: alone, or with what it last returned beside it."""
+        extras = self._extras[index]
+        return hidden if extras is None else (hidden, *extras)
+
+
+def drop_greedily(
+    ablation: Ablation, text: Calibration, batch_tokens: int, count: int, num_layers: int, bar: Bar
+) -> tuple[float, list[float], list[GreedyStep]]:
+    """Drop `count` layers, each time the one whose loss is least, and measure the rest again; the last layer stays.
+
+    Returns the loss with every layer, the loss without each layer alone, and the steps. Of equal losses the deeper
+    layer goes.
+    """
+    base, alone = ablation.leave_one_out(text, batch_tokens, range(num_layers), set(), bar)
+    losses = dict(enumerate(alone[:-1]))
+    steps: list[GreedyStep] = []
+    while len(steps) < count:
+        layer = min(losses, key=lambda index: (losses[index], -index))
+        steps.append(GreedyStep(dropped=layer, loss_nats=losses.pop(layer)))
+        if len(steps) < count:
+            dropped = {step.dropped for step in steps}
+            _, found = ablation.leave_one_out(text, batch_tokens, list(losses), dropped, bar)
+            losses = dict(zip(losses, found, strict=True))
+    return base, alone, steps

@@ -1,0 +1,101 @@
+"""The text that layer importance is measured on, as rows of token ids."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compress.base.errors import InputError, UsageError
+from compress.data import INDEX, TokenStore, read_start, text_fingerprint
+from compress.model.load import load_config, load_tokenizer
+from compress.model.tokenizer import tokenizer_fingerprint
+from compress.prune.config import CalibrationConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Rows of token ids [n, S], int64."""
+
+    rows: NDArray[np.int64]
+    source: str
+    fingerprint: dict[str, Any]
+
+    def batches(self, batch_tokens: int) -> Iterator[Tensor]:
+        """The rows in order, ids [B, S] of at most `batch_tokens` tokens, at least a row."""
+        step = max(1, batch_tokens // self.rows.shape[1])
+        for start in range(0, len(self.rows), step):
+            yield torch.from_numpy(np.ascontiguousarray(self.rows[start : start + step]))
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens that have others before them in their row."""
+        return int(self.rows.size - len(self.rows))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What prune.json says of the text; `tokens_sha256` is of the ids, little-endian int64, row after row."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "rows": self.rows.shape[0],
+            "seq_len": self.rows.shape[1],
+            "tokens": self.rows.size,
+            "tokens_sha256": hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest(),
+        }
+
+
+def calibration_fingerprint(source: str | None) -> dict[str, Any] | None:
+    """What identifies the text before it is read: the input of a manifest. None without a source."""
+    return None if source is None else text_fingerprint(source)
+
+
+def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
+    """At most `calibration_tokens` of the text as the model in `folder` reads it.
+
+    Documents are packed without gaps, EOS after each. A token store gives the training rows that a run with seed 0
+    reads first; its held-out rows stay unseen.
+
+    Raises:
+        UsageError: no source is named.
+        InputError: the source cannot be used, holds too little text, or is a store of another tokenizer or with rows
+            longer than the model's context.
+    """
+    source = config.calibration
+    if source is None:
+        raise UsageError(
+            "Measuring layers needs text: name it with --calibration SOURCE (in a recipe prune.calibration): "
+            "hub:ORG/NAME[:CONFIG], a local file, folder or glob, or a token store."
+        )
+    tokenizer = load_tokenizer(folder)
+    limit = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
+    limit = limit if isinstance(limit, int) and limit > 1 else None
+    if (Path(source) / INDEX).is_file():
+        rows = _stored_rows(TokenStore.open(source), tokenizer_fingerprint(tokenizer), config, limit)
+    else:
+        ids, _ = read_start(source, tokenizer, config.calibration_tokens, config.calibration_column)
+        length = min(config.calibration_seq_len, limit or config.calibration_seq_len, len(ids))
+        count = max(1, min(len(ids), config.calibration_tokens) // length)
+        rows = ids[: count * length].reshape(count, length)
+    return Calibration(rows, source, text_fingerprint(source))
+
+
+def _stored_rows(
+    store: TokenStore, tokenizer_sha256: str, config: CalibrationConfig, limit: int | None
+) -> NDArray[np.int64]:
+    if store.tokenizer_sha256 != tokenizer_sha256:
+        raise InputError(
+            f"The token store {store.path} was made with another tokenizer than the model has. Prepare the text with "
+            "this model's tokenizer, or give the raw text."
+        )
+    if limit is not None and store.seq_len > limit:
+        raise InputError(
+            f"The rows of {store.path} have {store.seq_len} tokens, and the model reads at most {limit}. Give the raw "
+            "text, or a store of shorter rows."
+        )
+    count = min(max(1, config.calibration_tokens // store.seq_len), store.num_rows)
+    return store.batch(0, count, seed=0)

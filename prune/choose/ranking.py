@@ -1,0 +1,196 @@
+"""Which layers to keep, by a measure of how much each matters.
+
+    block-influence   1 - mean cosine of a block's input and output          one pass over the text
+    angular           angle over a span of blocks; the flattest span goes    one pass over the text
+    perplexity        loss on the text with one block skipped                about (L - 1) / 2 passes
+    perplexity-greedy the same, measured again after each dropped block      that for each dropped block
+    taylor            sum of |w dL/dw| over the block's matrices             one pass, forward and backward
+    magnitude         sum of |w| over the block's matrices                   no text
+    random            a seeded draw, the control                             no text
+
+The last layer always stays: dropping it hurts most (Gromov et al., arXiv:2403.17887). Of equal scores the deeper
+block goes.
+"""
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.base.errors import InputError
+from compress.base.machine import fast_fp32_products, find_device
+from compress.base.progress import Bar, progress_bar
+from compress.base.units import format_bytes
+from compress.inference.text_loss import TextLoss
+from compress.model.files import check_weight_files
+from compress.model.load import find_dtype, load_model
+from compress.prune.check import available_memory
+from compress.prune.choose.ablation import Ablation, drop_greedily
+from compress.prune.choose.calibration import Calibration, load_calibration
+from compress.prune.choose.influence import measure_influence
+from compress.prune.choose.saliency import magnitude, taylor
+from compress.prune.config import WITHOUT_TEXT, RankingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The scores of a model's layers, and the layers that stay. A layer matters the more, the higher its score."""
+
+    method: str
+    kept_layers: tuple[int, ...]
+    scores: tuple[float, ...]
+    """By layer: the score of `method`; for perplexity the loss without the layer less the loss with all, nats."""
+    details: dict[str, Any]
+    """The curve behind the choice, the text, and how it was run, as plain JSON data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The model whose layers are ranked."""
+
+    name: str
+    """What the user calls it."""
+    folder: Path
+    num_layers: int
+    layer_prefixes: Sequence[str]
+    """What keys of layer weights start with on disk."""
+    num_parameters: int
+
+
+def rank_layers(config: RankingConfig, teacher: Teacher) -> Ranking:
+    """Score the teacher's layers and choose `config.layers` of them, of which there are as many at least.
+
+    Raises:
+        UsageError: no text is named, or no such device.
+        InputError: the text or the model cannot be used, or a score is not finite.
+    """
+    started = time.monotonic()
+    scores, dropped, details = _SCORERS[config.by](config, teacher)
+    if not all(map(math.isfinite, scores)):
+        broken = next(i for i, score in enumerate(scores) if not math.isfinite(score))
+        raise InputError(
+            f"The {config.by} score of layer {broken} of {teacher.name} is not a finite number: its hidden states or "
+            "its loss overflow. Measure in another dtype (prune.dtype: float32), or check the model."
+        )
+    kept = tuple(layer for layer in range(teacher.num_layers) if layer not in dropped)
+    details = {"layers": config.layers, **details, "seconds": round(time.monotonic() - started, 3)}
+    return Ranking(method=config.by, kept_layers=kept, scores=tuple(scores), details=details)
+
+
+def least(scores: Sequence[float], count: int) -> set[int]:
+    """The `count` layers with the least scores, the last layer never among them; of equal ones the deeper."""
+    order = sorted(range(len(scores) - 1), key=lambda layer: (scores[layer], -layer))
+    return set(order[:count])
+
+
+def flattest_span(spans: Sequence[float], count: int) -> set[int]:
+    """The `count` blocks in a row, the last layer not among them, with the least distance; of equal ones the deeper.
+
+    `spans[l]` is the distance over blocks l .. l + count - 1.
+    """
+    start = min(range(len(spans) - 1), key=lambda first: (spans[first], -first)) if count else 0
+    return set(range(start, start + count))
+
+
+_Scored = tuple[Sequence[float], set[int], dict[str, Any]]
+
+
+def _by_influence(config: RankingConfig, teacher: Teacher) -> _Scored:
+    count = teacher.num_layers - config.layers
+    with _measuring(config, teacher) as run, run.bar(1) as bar:
+        found = measure_influence(run.model, run.text.batches(config.batch_tokens), count, bar)
+    if config.by == "block-influence":
+        return found.block_influence, least(found.block_influence, count), run.details
+    curve = {"span_layers": count, "spans": found.spans}
+    return found.angular, flattest_span(found.spans, count), {**curve, **run.details}
+
+
+def _by_perplexity(config: RankingConfig, teacher: Teacher) -> _Scored:
+    count, total = teacher.num_layers - config.layers, teacher.num_layers
+    greedy = config.by == "perplexity-greedy"
+    trials = total + (sum(total - 1 - done for done in range(1, count)) if greedy else 0)
+    with _measuring(config, teacher) as run, run.bar(trials) as bar:
+        ablation = Ablation(run.model, TextLoss(run.model, teacher.name))
+        with ablation.installed():
+            base, alone, steps = drop_greedily(
+                ablation, run.text, config.batch_tokens, count if greedy else 0, total, bar
+            )
+    scores = [loss - base for loss in alone]
+    curve = {"loss_nats": base, "loss_nats_without": alone}
+    details = {**curve, **run.details, "reuses_prefix": ablation.reuses_prefix}
+    if not greedy:
+        return scores, least(scores, count), details
+    return scores, {step.dropped for step in steps}, {"steps": [dataclasses.asdict(step) for step in steps], **details}
+
+
+def _by_taylor(config: RankingConfig, teacher: Teacher) -> _Scored:
+    with _measuring(config, teacher) as run, run.bar(1) as bar:
+        loss = TextLoss(run.model, teacher.name)
+        scores = taylor(run.model, loss, run.text.batches(1), run.text.num_predicted, bar)
+    return scores, least(scores, teacher.num_layers - config.layers), run.details
+
+
+def _by_magnitude(config: RankingConfig, teacher: Teacher) -> _Scored:
+    files = check_weight_files(teacher.folder)
+    with progress_bar("reading weights, files", len(files)) as bar:
+        scores = magnitude(files, teacher.layer_prefixes, teacher.num_layers, bar)
+    return scores, least(scores, teacher.num_layers - config.layers), {}
+
+
+def _by_chance(config: RankingConfig, teacher: Teacher) -> _Scored:
+    generator = random.Random(config.seed)
+    scores = [generator.random() for _ in range(teacher.num_layers)]
+    return scores, least(scores, teacher.num_layers - config.layers), {"seed": config.seed}
+
+
+_SCORERS: Mapping[str, Callable[[RankingConfig, Teacher], _Scored]] = {
+    "block-influence": _by_influence,
+    "angular": _by_influence,
+    "perplexity": _by_perplexity,
+    "perplexity-greedy": _by_perplexity,
+    "taylor": _by_taylor,
+    "magnitude": _by_magnitude,
+    "random": _by_chance,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A model in memory and the text it is to read."""
+
+    model: Any
+    text: Calibration
+    details: dict[str, Any]
+
+    @contextmanager
+    def bar(self, passes: int) -> Iterator[Bar]:
+        with progress_bar("measuring layers, tokens", passes * self.text.rows.size) as bar:
+            yield bar
+
+
+@contextmanager
+def _measuring(config: RankingConfig, teacher: Teacher) -> Iterator[_Run]:
+    """Load the text and then the model, in the dtype and on the device that the config names."""
+    text = load_calibration(config, teacher.folder)
+    device = find_device(config.device)
+    dtype = find_dtype(config.dtype, teacher.folder, device)
+    needed, free = teacher.num_parameters * dtype.itemsize, available_memory()
+    if device.type == "cpu" and needed > free:
+        raise InputError(
+            f"Measuring {teacher.name} by {config.by} needs {format_bytes(needed)} of memory for its weights and "
+            f"{format_bytes(free)} are free. Measure in fewer bits (prune.dtype: bfloat16), on a larger machine, or "
+            f"choose by {' or '.join(WITHOUT_TEXT)}, which read no text."
+        )
+    model = load_model(teacher.folder, dtype=dtype, device=device)
+    details = {
+        "calibration": text.to_dict(),
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_tokens": config.batch_tokens,
+    }
+    with fast_fp32_products():
+        yield _Run(model, text, details)

@@ -1,0 +1,1 @@
+"""How a config.json changes when layers go, field by field."""

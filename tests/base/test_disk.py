@@ -1,0 +1,117 @@
+"""Results are complete or absent, and a manifest tells whether they still hold."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from compress.base.disk import read_json, read_lines, require_free, sha256_tree, staged_folder, write_json, write_text
+from compress.base.errors import InputError, UsageError
+from compress.base.records import is_current, manifest
+
+
+def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with staged_folder(out) as folder:
+        (folder / "a.txt").write_text("a")
+        assert not out.exists()
+    assert sha256_tree(out) == {"a.txt": hashlib.sha256(b"a").hexdigest()}
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_a_failed_staged_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "out") as folder:
+        (folder / "no such folder" / "a.txt").write_text("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_occupied_output_is_refused_before_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name in ("file", "full"):
+        with pytest.raises(UsageError, match=name):
+            require_free(tmp_path / name)
+    require_free(tmp_path / "empty")
+    require_free(tmp_path / "absent" / "below")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "state.json"
+    write_json(target, {"step": 1})
+    script = f"""
+        import resource, signal
+        from pathlib import Path
+        from compress.base.disk import write_text
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        try:
+            write_text(Path({str(target)!r}), "x" * 10_000)
+        except OSError as error:
+            print(error.strerror)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == os.strerror(27)
+    assert read_json(target) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_text_that_is_no_unicode_is_written_as_its_escape(tmp_path: Path) -> None:
+    value = {"text": "caf\ud800", "path": b"caf\xe9".decode(errors="surrogateescape")}
+    write_json(tmp_path / "a.json", value)
+    assert (tmp_path / "a.json").read_bytes().isascii()
+    assert read_json(tmp_path / "a.json") == value
+
+
+def test_read_json_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name in ("absent.json", "bad.json", "deep.json"):
+        with pytest.raises(InputError, match=name):
+            read_json(tmp_path / name)
+
+
+_LINE_ENDS = "\x85\u2028\u2029"
+"""What str.splitlines splits at and JSON need not escape."""
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(st.dictionaries(st.text(), st.text())), cut=st.text(max_size=5))
+@example(values=[{"question": _LINE_ENDS}], cut=_LINE_ENDS)
+def test_json_lines_come_back_whatever_text_they_hold(
+    values: list[Any], cut: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+    assert [json.loads(line) for line in read_lines(path)] == values
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(cut, ensure_ascii=False))
+    *whole, last = read_lines(path)
+    assert [json.loads(line) for line in whole] == values
+    assert (last.endswith("\n"), json.loads(last)) == (False, cut)
+
+
+def test_a_manifest_holds_until_config_inputs_or_outputs_change(tmp_path: Path) -> None:
+    write_text(tmp_path / "out.bin", "result")
+    config, inputs = {"lr": 1e-3, "betas": (0.9, 0.95)}, {"teacher": {"config.json": "ab"}}
+    record = manifest(config=config, inputs=inputs, outputs=sha256_tree(tmp_path), seconds=1.0)
+    write_json(tmp_path / "manifest.json", record)
+    record = read_json(tmp_path / "manifest.json")
+    assert record["versions"]["torch"]
+    assert record["peak_gib"] > 0
+    assert is_current(tmp_path, record, config=config, inputs=inputs)
+    assert not is_current(tmp_path, record, config={**config, "lr": 2e-3}, inputs=inputs)
+    assert not is_current(tmp_path, record, config=config, inputs={"teacher": {"config.json": "cd"}})
+    write_text(tmp_path / "out.bin", "resulT")
+    assert not is_current(tmp_path, record, config=config, inputs=inputs)
+    (tmp_path / "out.bin").unlink()
+    assert not is_current(tmp_path, record, config=config, inputs=inputs)

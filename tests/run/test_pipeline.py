@@ -1,0 +1,241 @@
+"""`compress run`: every step once, nothing twice, what changed again, what was cut continued."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers import ROOT, byte_tokenizer, run_cli
+from recipe_world import RECIPE, SIDE_FILES, make_run_world
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from compress.base.disk import read_json, sha256_tree
+from compress.base.errors import UsageError
+from compress.cli import cli
+from compress.demo import DEMO
+from compress.demo import RECIPE as RECIPE_OF_DEMO
+from compress.distill import DistillConfig
+from compress.run.pipeline import cut, make_data, measures_data, resolve_paths
+from compress.run.recipe import ScratchTeacher, load_recipe
+from compress.run.scratch import initialise
+
+STEPS = (
+    "student-init/prune.json",
+    "data/index.json",
+    "student/distill.json",
+    "eval/teacher.items.jsonl",
+    "eval/student.items.jsonl",
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def run(world: Path) -> Path:
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(world / "run"))
+    assert done.returncode == 0, done.stderr
+    return world / "run"
+
+
+def test_layers_are_measured_on_the_runs_own_text(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["prune.keep=null", "prune.layers=2", "prune.by=block-influence", "prune.repair=true"]
+    recipe = load_recipe(world / "recipe.yaml", changes)
+    assert measures_data(recipe.prune)
+    make_data(recipe, tmp_path / "data")
+    cut(recipe, world / "teacher", tmp_path)
+    record = read_json(tmp_path / "student-init" / "prune.json")
+    assert record["ranking"]["calibration"]["source"] == str(tmp_path / "data")
+    assert all(block["gap_after"] < block["gap_before"] for block in record["repair"]["blocks"])
+    cut(recipe, world / "teacher", tmp_path)
+    assert "prune: done, unchanged." in capsys.readouterr().err
+    other = load_recipe(world / "recipe.yaml", [*changes, "data.seq_len=32"])
+    make_data(other, tmp_path / "data")
+    cut(other, world / "teacher", tmp_path)
+    assert "prune: its settings or inputs changed" in capsys.readouterr().err
+    assert read_json(tmp_path / "student-init" / "prune.json")["ranking"]["calibration"]["seq_len"] == 32
+
+
+def test_a_run_leaves_what_the_contract_says(run: Path) -> None:
+    for name in (*STEPS, "recipe.yaml", "report.json", "report.md", "report.html", "train/metrics.jsonl"):
+        assert (run / name).is_file(), name
+    for model in ("student-init", "student"):
+        for name in (*SIDE_FILES, "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            assert (run / model / name).read_bytes() == (run.parent / "teacher" / name).read_bytes(), name
+    prune = read_json(run / "student-init" / "prune.json")
+    assert (prune["kept_layers"], prune["dropped_layers"]) == ([1, 3], [0, 2])
+    student = AutoModelForCausalLM.from_pretrained(run / "student")
+    teacher = AutoModelForCausalLM.from_pretrained(run.parent / "teacher")
+    report = read_json(run / "report.json")
+    for key, model in (("teacher", teacher), ("student", student)):
+        assert report[key]["params"] == sum(p.numel() for p in model.parameters())
+        assert {"acc", "acc_norm", "chance", "n"} <= set(report[key]["tasks"]["tiny_choice"])
+        assert report[key]["speed"]["decode_tokens_per_s"] > 0
+    assert report["student"]["fidelity"]["kl_nats"] < report["student_init"]["fidelity"]["kl_nats"]
+    assert set(report["retention"]) == {"tiny_choice"}
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "loss" in row]
+    assert {"step", "tokens", "loss", "soft", "hard", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_gib"} <= set(
+        logged[0]
+    )
+    assert [row["step"] for row in logged] == list(range(1, 17))
+    assert {"heldout_loss", "heldout_soft", "heldout_hard"} <= set(next(row for row in rows if "loss" not in row))
+
+
+def test_a_second_run_does_nothing_again(world: Path, run: Path) -> None:
+    before = {name: (run / name).stat().st_mtime_ns for name in STEPS}
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(run))
+    assert done.returncode == 0, done.stderr
+    assert {name: (run / name).stat().st_mtime_ns for name in STEPS} == before
+    for step in ("data", "prune", "distill", "eval teacher", "eval student-init", "eval student", "speed"):
+        assert f"{step}: done, unchanged." in done.stderr
+
+
+def test_what_changed_is_done_again_and_nothing_else(world: Path, run: Path) -> None:
+    before = {name: (run / name).stat().st_mtime_ns for name in STEPS}
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(run), "--set", "distill.lr=2e-3")
+    assert done.returncode == 0, done.stderr
+    assert "lr was 0.001 and is 0.002" in done.stderr
+    changed = {name for name in STEPS if (run / name).stat().st_mtime_ns != before[name]}
+    assert changed == {"student/distill.json", "eval/student.items.jsonl"}
+
+
+@pytest.mark.faults(1)
+def test_a_killed_run_continues_to_the_same_weights(world: Path, run: Path, tmp_path: Path) -> None:
+    """SIGKILL once the first checkpoint is there; the finished student equals the uninterrupted one bit for bit."""
+    reference = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "whole"))
+    assert reference.returncode == 0, reference.stderr
+    command = [sys.executable, "-m", "compress.cli", "run", str(world / "recipe.yaml"), "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "cut" / "train" / "checkpoints" / "step-4").is_dir() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "cut" / "student").exists()
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "cut"))
+    assert done.returncode == 0, done.stderr
+    assert "Continuing from" in done.stderr
+    weights = [sha256_tree(tmp_path / name / "student", "*.safetensors") for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_run_stopped_while_it_evaluates_goes_on_there(world: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "cut")
+    command = ["run", str(world / "recipe.yaml"), "--set", "eval.batch_tokens=8", "--out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compress.cli", *command, str(tmp_path / "cut")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    journal = tmp_path / "cut" / "eval" / "student-init.json.journal"
+    while not (journal / "0.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[1].endswith("Stopped. Run the same command again to go on.\n")
+    assert process.returncode == 75
+    assert journal.is_dir()
+    done = run_cli(*command, str(tmp_path / "cut"))
+    assert done.returncode == 0, done.stderr
+    assert "eval teacher: done, unchanged." in done.stderr
+    assert "Continuing" in done.stderr
+    whole = run_cli(*command, str(run))
+    assert whole.returncode == 0, whole.stderr
+    for name in ("teacher", "student-init", "student"):
+        cut, uncut = (read_json(folder / "eval" / f"{name}.json") for folder in (tmp_path / "cut", run))
+        for part in ("tasks", "heldout", "fidelity", "samples"):
+            assert cut[part] == uncut[part]
+    assert not list((tmp_path / "cut" / "eval").glob("*.journal"))
+
+
+def test_the_four_commands_make_the_same_report(world: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    evaluation = ["--tasks", "tiny_choice", "--datasets-root", f"{world}/hub", "--text", f"{out}/data"]
+    evaluation += ["--set", f"eval.task_folder={world}/tasks", "--set", "eval.speed_repeats=1"]
+    training = ["--tokens", "4k", "--alpha", "0.5", "--temperature", "2", "--set", "data.seq_len=64"]
+    training += ["--set", "data.heldout_sequences=4", "--set", "distill.batch_tokens=512"]
+    models = ["--teacher", f"{world}/teacher", "--student", f"{out}/student-init"]
+    steps = [
+        ["prune", f"{world}/teacher", f"{out}/student-init", "--keep", "1::2"],
+        ["distill", *models, "--data", f"{world}/text.jsonl", "--out", str(out), *training],
+        ["eval", f"{world}/teacher", "--out", f"{out}/eval/teacher.json", *evaluation],
+        ["eval", f"{out}/student", "--teacher", f"{world}/teacher", "--out", f"{out}/eval/student.json", *evaluation],
+        ["report", str(out)],
+    ]
+    for step in steps:
+        done = run_cli(*step, "--json")
+        assert done.returncode == 0, done.stderr
+        record = json.loads(done.stdout)
+    assert record["retention"]["tiny_choice"]["paired_items"] == 9
+    assert record["train"]["tokens"] == 4032
+
+
+@pytest.mark.parametrize("folder", ["a #2", "b: c", "d 'e' \"f\"", "- g", "{h}"])
+def test_a_run_folder_may_have_any_name(world: Path, folder: str) -> None:
+    recipe = load_recipe(world / "recipe.yaml", ["data.dataset=$RUN/world", "eval.datasets_root=$RUN"])
+    found = resolve_paths(recipe, Path("runs") / folder)
+    assert (found.data.dataset, found.eval.datasets_root) == (f"runs/{folder}/world", f"runs/{folder}")
+    data = dataclasses.replace(recipe.data, dataset=found.data.dataset)
+    changed = {"data": data, "eval": dataclasses.replace(recipe.eval, datasets_root=found.eval.datasets_root)}
+    assert found == dataclasses.replace(recipe, **changed)
+
+
+def test_a_teacher_from_scratch_that_makes_no_causal_lm_is_refused(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    scratch = ScratchTeacher(
+        architecture={"model_type": "vit", "vocab_size": 300}, tokenizer=str(tmp_path), train=DistillConfig(alpha=0.0)
+    )
+    with pytest.raises(UsageError, match="makes no causal LM"):
+        initialise(scratch, tmp_path / "out")
+
+
+def test_dry_run_writes_nothing(world: Path, tmp_path: Path) -> None:
+    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "run"), "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["distill"]["tokens"] == 8000 // 64 * 64
+    assert plan["hours"] * 3600 * plan["flops_per_s"] == pytest.approx(plan["distill"]["flops"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_can_be_planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its recipe names folders by `$DEMO` and `$RUN`; the parameters are counted in the shards themselves."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["run", str(RECIPE_OF_DEMO), "--set", "distill.tokens=4M", "--dry-run", "--json"])
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    weights = load_file(DEMO / "teacher" / "model.safetensors")
+    assert plan["prune"]["params_before"] == sum(tensor.numel() for tensor in weights.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_from_scratch_is_trained_first(world: Path, tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    train = "{alpha: 0, tokens: 4k, batch_tokens: 512, lr: 1e-2, heldout_sequences: 4}"
+    shape = "{model_type: llama, vocab_size: 257, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 4, "
+    shape += "num_attention_heads: 4, max_position_embeddings: 128}"
+    scratch = f"teacher: {{scratch: {{tokenizer: {tmp_path}/tokenizer, architecture: {shape}, train: {train}}}}}"
+    recipe = RECIPE.format(folder=world).replace(f"teacher: {{model: {world}/teacher}}", scratch)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    done = run_cli("run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    record = read_json(tmp_path / "run" / "teacher" / "distill.json")
+    assert record["teacher"] is None
+    rows = (tmp_path / "run" / "teacher-train" / "metrics.jsonl").read_text().splitlines()
+    heldout = [json.loads(row)["heldout_hard"] for row in rows if "heldout_hard" in row]
+    assert heldout[-1] < heldout[0] - 1
+    assert (tmp_path / "run" / "report.html").is_file()
