@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.base.config import config
+from compress.base.currency import FREE
 from compress.base.units import Count
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -17,7 +18,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @config
 class DistillConfig:
-    """How the student learns from the teacher and from the data."""
+    """How the student learns from the teacher and from the data.
+
+    A run may be resumed with other values of the options marked FREE: they do not touch the weights.
+    """
 
     alpha: Fraction = 0.8
     """Weight of the soft loss (against the teacher); the hard loss (next token) has 1 - alpha. 0 needs no teacher."""
@@ -44,7 +48,7 @@ class DistillConfig:
     """Fraction of all steps in which wsd's learning rate falls."""
     batch_tokens: PositiveCount = 524288
     """Tokens a step, over all processes and micro-batches."""
-    micro_batch_rows: AtLeastOne | None = None
+    micro_batch_rows: Annotated[AtLeastOne | None, FREE] = None
     """Sequences that go through a model at once, per process; None chooses by the device. The result is the same."""
     clip_norm: Positive = 1.0
     """Largest 2-norm of the whole gradient; larger ones are scaled down to it."""
@@ -52,7 +56,7 @@ class DistillConfig:
     """Decoupled weight decay, on matrices only."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
-    max_skipped_steps: AtLeastOne = 10
+    max_skipped_steps: Annotated[AtLeastOne, FREE] = 10
     """Give up after this many steps in a row were skipped."""
     spike_sigma: Positive | None = None
     """Skip a step, too, whose loss is this many standard deviations above the mean of the `spike_window` before it.
@@ -74,7 +78,7 @@ class DistillConfig:
     """Keep documents packed into a row apart: attention and positions start anew, and EOS predicts nothing."""
     compile: bool = False
     """Compile both models with torch.compile, one graph each: a first step of a minute, then about 2% less on CPUs."""
-    shard: Literal["auto", "none", "student", "both"] = "auto"
+    shard: Annotated[Literal["auto", "none", "student", "both"], FREE] = "auto"
     """Split the weights over the processes (FSDP2): the student's, its gradients and moments, or the teacher's too.
     auto: both where `accelerate launch` is configured for FSDP, else none. The result is the same."""
     gradient_checkpointing: bool = False
@@ -88,37 +92,21 @@ class DistillConfig:
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the order of the data and of dropout."""
 
-    log_every: AtLeastOne = 10
+    log_every: Annotated[AtLeastOne, FREE] = 10
     """Steps between rows of metrics.jsonl."""
-    heldout_every: NonNegative = 0.05
+    heldout_every: Annotated[NonNegative, FREE] = 0.05
     """Steps between held-out losses; below 1, a fraction of all steps; 0 only at the start and the end."""
     heldout_sequences: Annotated[int, Field(ge=0)] = 100
     """Held-out sequences to measure on, of those the token store has; 0 measures nothing."""
-    checkpoint_every: NonNegative = 0.1
+    checkpoint_every: Annotated[NonNegative, FREE] = 0.1
     """Steps between checkpoints; below 1, a fraction of all steps; 0 only at the end."""
-    keep_checkpoints: AtLeastOne = 2
+    keep_checkpoints: Annotated[AtLeastOne, FREE] = 2
     """How many of the latest checkpoints stay on disk, besides the one with the best held-out loss."""
-    async_checkpoints: bool = False
+    async_checkpoints: Annotated[bool, FREE] = False
     """Write checkpoints on a thread while training goes on, from a copy of the state in the host's memory."""
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], FREE] = ()
     """Experiment trackers to log to, through accelerate."""
 
     def __post_init__(self) -> None:
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError("warmup_fraction and decay_fraction are more than all steps together; lower one")
-
-
-MAY_CHANGE_AT_RESUME = frozenset(
-    {
-        "async_checkpoints",
-        "checkpoint_every",
-        "heldout_every",
-        "keep_checkpoints",
-        "log_every",
-        "max_skipped_steps",
-        "micro_batch_rows",
-        "shard",
-        "trackers",
-    }
-)
-"""Options that do not touch the weights, so a run may be resumed with other values of them."""

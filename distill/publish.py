@@ -1,7 +1,6 @@
 """The finished student: a plain Hugging Face checkpoint and distill.json, visible only when complete."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,13 @@ from typing import Any
 import torch
 
 from compress.base.config import to_dict
+from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json, sha256_tree, staged_folder, write_json
 from compress.base.errors import UsageError
-from compress.base.records import is_current, manifest
+from compress.base.records import manifest
 from compress.base.units import format_count, format_seconds
-from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
+from compress.distill.config import DistillConfig
+from compress.distill.loop.checkpoint import begun_with
 from compress.distill.loop.guard import skip_reason
 from compress.model.files import check_weight_files, copy_side_files
 from compress.model.load import load_config, no_transformers_bars
@@ -100,28 +101,16 @@ def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> Dis
 def changes_since(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> list[str]:
     """What differs between the finished student in `out` and one made from this config and these inputs."""
     made = read_json(out / RECORD)["manifest"]
-    wanted = as_json(config)
-    wanted.update({key: made["config"].get(key) for key in MAY_CHANGE_AT_RESUME})
-    if is_current(out, made, config=wanted, inputs=inputs):
+    return changes(out, made, kind=DistillConfig, config=to_dict(config), inputs=inputs)
+
+
+def begun_otherwise(work: Path, config: DistillConfig, inputs: Inputs) -> list[str]:
+    """What differs between the training whose checkpoints are in `work` and one with this config and these inputs."""
+    state = begun_with(work / "checkpoints")
+    if state is None:
         return []
-    return describe_changes(made, wanted, inputs) or ["its files were altered"]
-
-
-def as_json(config: DistillConfig) -> dict[str, Any]:
-    """A config as it reads back from JSON (tuples are lists)."""
-    data: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
-    return data
-
-
-def describe_changes(made: Mapping[str, Any], config: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
-    """What differs between a record's `config` and `inputs` and these, leaving out options that may change."""
-    options = [
-        f"{key} was {json.dumps(made['config'].get(key))} and is {json.dumps(value)}"
-        for key, value in config.items()
-        if key not in MAY_CHANGE_AT_RESUME and made["config"].get(key) != value
-    ]
-    others = [f"the {name} is another" for name, value in inputs.items() if made["inputs"].get(name) != value]
-    return options + others
+    found = setting_changes(DistillConfig, state["config"], to_dict(config))
+    return found + input_changes(state["inputs"], inputs_now(inputs))
 
 
 def publish(
@@ -136,7 +125,7 @@ def publish(
             model.save_pretrained(partial)
         copy_side_files(source, partial)
         made = manifest(
-            config=as_json(config),
+            config=to_dict(config),
             inputs=inputs,
             outputs=sha256_tree(partial),
             seconds=facts["seconds"],

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from compress.base.config import config
+from compress.base.currency import PLACE
 from compress.base.units import Count
 from compress.evaluate.presets import expand
 
@@ -28,9 +29,9 @@ class EvalConfig:
     """
     limit: Positive | None = None
     """Items a task, from its first; None takes all."""
-    datasets_root: str | None = None
+    datasets_root: Annotated[str | None, PLACE] = None
     """Folder of benchmark data sets, ORG/NAME inside it as `hf download --local-dir` lays them out."""
-    task_folder: str | None = None
+    task_folder: Annotated[str | None, PLACE] = None
     """Folder of further lm-eval task YAMLs; a task of a name already known replaces it."""
     heldout_sequences: Positive = 100
     """Rows of held-out text for loss, perplexity and fidelity."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.base.config import config
+from compress.base.currency import PLACE
 from compress.base.units import ByteSize, Count
 
 AtLeastOne = Annotated[Count, Field(ge=1)]
@@ -14,7 +15,7 @@ AtLeastOne = Annotated[Count, Field(ge=1)]
 class CalibrationConfig:
     """Which text the model is measured on, and how it is run on it."""
 
-    calibration: str | None = None
+    calibration: Annotated[str | None, PLACE] = None
     """SOURCE: `hub:ORG/NAME[:CONFIG]`, a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst) or txt, or a
     token store (its training rows). In a recipe None is the run's own training rows."""
     calibration_tokens: AtLeastOne = 256_000

@@ -5,6 +5,11 @@ from pathlib import Path
 
 from helpers import save_tiny_model
 
+from compress.run.layout import Layout
+from compress.run.pipeline import resolve_paths
+from compress.run.recipe import Recipe
+from compress.run.recipe_steps import steps_of
+
 RECIPE = """
 name: tiny
 teacher: {{model: {folder}/teacher}}
@@ -49,3 +54,10 @@ def make_run_world(folder: Path) -> Path:
     (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     return folder
+
+
+def make_steps(recipe: Recipe, run: Path, teacher: Path, *groups: str) -> None:
+    """Do those steps of a recipe that are of these groups and not done, in order, as `compress run` does them."""
+    for step in steps_of(resolve_paths(recipe, run), Layout(run), lambda: teacher):
+        if step.group in groups and step.state()[0] != "done":
+            step.make()

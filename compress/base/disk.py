@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -19,14 +20,32 @@ from typing import Any
 from compress.base.errors import InputError, UsageError
 
 _CHUNK_BYTES = 1 << 20
+_CLOCK_TICK_S = 0.1  # file systems note times of change in ticks of up to some 10 ms
+_hashes: dict[tuple[int, ...], str] = {}
+"""SHA-256 by device, inode, size and times of change, for as long as the process lives."""
 
 
 def sha256_file(path: Path, stop: threading.Event | None = None) -> str:
-    """SHA-256 of a file's content, in hex.
+    """SHA-256 of a file's content, in hex; a file that did not change since it was last asked for is not read again.
 
     Raises:
         CancelledError: `stop` was set meanwhile, by another thread.
     """
+    stat = path.stat()
+    if (known := _hashes.get(_state(stat))) is not None:
+        return known
+    asked, found = time.time(), _read_hash(path, stop)
+    quiet = asked - max(stat.st_mtime, stat.st_ctime) > _CLOCK_TICK_S  # else a later write may bear the same time
+    if quiet and _state(path.stat()) == _state(stat):
+        _hashes[_state(stat)] = found
+    return found
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _read_hash(path: Path, stop: threading.Event | None) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))  # one for all: a fresh one each time costs as much as the hash
     with path.open("rb", buffering=0) as file:

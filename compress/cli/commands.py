@@ -46,6 +46,12 @@ _trust_option = click.option(
     callback=_trust,
     help="Let models bring Python code of their own, which runs with all your rights: read it first.",
 )
+_redo_option = click.option(
+    "--redo",
+    multiple=True,
+    metavar="STEP",
+    help="Do prune, data, distill, eval, ... anew: what is there moves to OUT/old. May be repeated.",
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")
 
 
@@ -267,11 +273,18 @@ def evaluate(
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME when absent.")
 @_set_option
+@_redo_option
 @click.option("--dry-run", is_flag=True, help="Show the plan: parameters, memory, tokens, FLOPs, hours.")
 @click.option("--flops-per-s", metavar="RATE", default="400T", show_default=True, help="FLOPs a second, for the hours.")
 @_json_option
 def run(
-    recipe: Path, out: Path | None, overrides: tuple[str, ...], dry_run: bool, flops_per_s: str, as_json: bool
+    recipe: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    redo: tuple[str, ...],
+    dry_run: bool,
+    flops_per_s: str,
+    as_json: bool,
 ) -> None:
     """Do every step of RECIPE and write its report. Run again: what is done is skipped, what was cut goes on."""
     from compress.run.pipeline import resolve_paths, run_folder, run_recipe
@@ -285,7 +298,7 @@ def run(
         plan = plan_recipe(resolved, flops_per_s=_count(flops_per_s, "--flops-per-s"))
         _print(plan.to_dict(), plan.describe(), as_json)
         return
-    _finish(run_recipe(loaded, out), as_json)
+    _finish(run_recipe(loaded, out, redo=redo), as_json)
 
 
 @cli.command(short_help="Write the report of a run again.")
@@ -354,14 +367,15 @@ def verify(run_dir: Path, data: Path | None, as_json: bool) -> None:
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
 )
 @_set_option
+@_redo_option
 @_json_option
-def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def demo(out: Path, overrides: tuple[str, ...], redo: tuple[str, ...], as_json: bool) -> None:
     """The whole way on this machine in minutes: no network, no GPU, no model of your own."""
     from compress.demo import RECIPE
     from compress.run.pipeline import run_recipe
     from compress.run.recipe import load_recipe
 
-    _finish(run_recipe(load_recipe(RECIPE, overrides), out), as_json)
+    _finish(run_recipe(load_recipe(RECIPE, overrides), out, redo=redo), as_json)
 
 
 def _finish(run_dir: Path, as_json: bool) -> None:

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.base.config import to_dict
+from compress.base.currency import as_before, decisive
 from compress.base.disk import owned, read_json, read_lines, require_free, sha256_json, write_json
 from compress.base.errors import InputError, UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.data import INDEX, TokenStore, prepare
 from compress.distill import DistillConfig, distill
-from compress.distill.config import MAY_CHANGE_AT_RESUME
 from compress.distill.loop.guard import Diverged
-from compress.distill.publish import as_json
-from compress.model.files import resolve_model
+from compress.model.files import model_fingerprint, resolve_model
 from compress.prune import (
     Chosen,
     PruneConfig,
@@ -51,9 +51,8 @@ _FEW_STEPS = 100
 
 def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> RankAfterConfig:
     """A ranking with the token store and those options of its heals that touch the result."""
-    options = as_json(short_heal(healing, choice.rank_after))
-    kept = {name: value for name, value in options.items() if name not in MAY_CHANGE_AT_RESUME}
-    return dataclasses.replace(choice, data=str(data), heal=kept)
+    heal = decisive(DistillConfig, to_dict(short_heal(healing, choice.rank_after)))
+    return dataclasses.replace(choice, data=str(data), heal=heal)
 
 
 def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
@@ -120,7 +119,8 @@ def rank_cuts(
     started = time.monotonic()
     folder, data = on_main(lambda: resolve_model(teacher)), Path(str(choice.data))
     _check_heal(choice, healing, data)
-    memory = Memory(work, on_main(lambda: prune_inputs(folder, choice, asked.repairing)))
+    reads = prune_inputs(lambda: model_fingerprint(folder), choice, asked.repairing)
+    memory = Memory(work, on_main(lambda: {role: find() for role, find in reads.items()}))
     types = on_main(lambda: derive(teacher, folder, choice).layer_types)
 
     def refusal(kept: Cut) -> str | None:
@@ -217,8 +217,8 @@ class Memory:
     """Fingerprints of what every result is made from."""
 
     def place(self, what: Any) -> Path:
-        """A path that belongs to the result of `what`, plain JSON data."""
-        return self.folder / sha256_json([what, self.inputs])[:20]
+        """A path that belongs to the result of `what`, options of a PruneConfig and how a cut is healed."""
+        return self.folder / sha256_json([as_before(PruneConfig, what), self.inputs])[:20]
 
     def recall(self, what: Any, make: Callable[[], Any]) -> Any:
         """What `make` returned for `what`, now or earlier, as it reads back from JSON."""

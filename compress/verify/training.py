@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.base.config import build_from
+from compress.base.currency import Missing
 from compress.base.disk import read_json, read_lines
 from compress.base.errors import InputError
 from compress.data import TokenStore
@@ -17,7 +18,7 @@ from compress.data.store.order import START, extend
 from compress.distill.config import DistillConfig
 from compress.distill.publish import RECORD
 from compress.distill.resources.schedule import Budget, budget
-from compress.verify.checks import NotChecked, require, typed
+from compress.verify.checks import require, typed
 from compress.verify.records import count_files, differing_files, read_record
 
 _DECISIVE = ("tokens", "epochs", "batch_tokens", "seed")
@@ -55,17 +56,17 @@ class Training:
         """What distill.json says.
 
         Raises:
-            NotChecked: the training is not finished.
+            Missing: the training is not finished.
         """
         if not self.finished:
-            raise NotChecked("the training is not finished")
+            raise Missing("the training is not finished")
         return read_record(self.out / RECORD).data
 
     def config(self) -> DistillConfig:
         """The options that decide how much is read in which order; the others are defaults.
 
         Raises:
-            NotChecked: neither a student nor a checkpoint says what they were.
+            Missing: neither a student nor a checkpoint says what they were.
         """
         if self.finished:
             made = read_record(self.out / RECORD).config
@@ -73,7 +74,7 @@ class Training:
             path = states[-1] / "state.json"
             made = typed(typed(read_json(path), dict, str(path)).get("config"), dict, f"{path}: config")
         else:
-            raise NotChecked("there is neither a student nor a checkpoint to say with which options")
+            raise Missing("there is neither a student nor a checkpoint to say with which options")
         return build_from(DistillConfig, {name: made[name] for name in _DECISIVE if name in made}, str(self.out))
 
     def extent(self, store: TokenStore) -> Budget:
@@ -84,12 +85,12 @@ class Training:
         """The rows of metrics.jsonl; a last line that was cut short is left out.
 
         Raises:
-            NotChecked: there is no such file.
+            Missing: there is no such file.
             InputError: a line is no JSON object with a step.
         """
         path = self.work / "metrics.jsonl"
         if not path.is_file():
-            raise NotChecked(f"{path} is not there")
+            raise Missing(f"{path} is not there")
         lines = read_lines(path)
         rows = []
         for number, line in enumerate(lines, 1):
@@ -166,12 +167,12 @@ def check_order(training: Training, store: TokenStore) -> str:
     """Compute again which rows each step read, and compare the hashes of them that the run wrote down.
 
     Raises:
-        NotChecked: the run wrote none down.
+        Missing: the run wrote none down.
         InputError: a hash differs, a logged step lacks its hash though an earlier one has it.
     """
     claims = _claims(training)
     if not any(claim.sha256 is not None for claim in claims):
-        raise NotChecked("the log has no hashes of the rows read")
+        raise Missing("the log has no hashes of the rows read")
     extent, config = training.extent(store), training.config()
     due: dict[int, list[Claim]] = {}
     for claim in claims:
@@ -198,7 +199,7 @@ def check_uses(training: Training, store: TokenStore) -> str:
     extent, config = training.extent(store), training.config()
     steps = extent.steps if training.finished else max((claim.step for claim in _claims(training)), default=0)
     if steps == 0:
-        raise NotChecked("no step is finished")
+        raise Missing("no step is finished")
     used = np.zeros(store.num_rows, dtype=bool)
     epoch = position = 0
     for ids in _reads(store, config, extent, steps):

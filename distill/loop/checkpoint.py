@@ -6,6 +6,7 @@ arithmetic on the step, and the position in the data is one integer. Weights tha
 whole, so a run may go on with any number of them.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -142,6 +143,16 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return path, _verified_state(path)
         except InputError as error:
             say(f"Skipping the checkpoint {path}: {error}")
+    return None
+
+
+def begun_with(folder: Path) -> dict[str, Any] | None:
+    """The `config` and `inputs` of the training whose checkpoints are in `folder`; None where none says."""
+    for path in sorted(_checkpoints(folder), key=_step, reverse=True):
+        with contextlib.suppress(InputError):
+            state = read_json(path / "state.json")
+            if isinstance(state, dict) and all(isinstance(state.get(key), dict) for key in ("config", "inputs")):
+                return state
     return None
 
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from compress.base.config import to_dict
+from compress.base.currency import input_changes, setting_changes
 from compress.base.disk import sha256_json
 from compress.base.errors import InputError, UsageError
 from compress.base.processes import on_main
@@ -20,7 +21,6 @@ from compress.distill.config import DistillConfig
 from compress.distill.loop import checkpoint
 from compress.distill.loop.optimizer import StudentOptimizer, make_optimizer
 from compress.distill.loop.step import Ids, Losses, StudentWithLoss, Teacher
-from compress.distill.publish import as_json, describe_changes
 from compress.distill.resources.flops import PeakFlops, peak_flops, training_flops_per_token
 from compress.distill.resources.schedule import Budget, budget
 from compress.distill.students.sharding import launched_without_fsdp, resolve_sharding, shard_model
@@ -228,7 +228,7 @@ def _check_same_run(state: dict[str, Any], config: DistillConfig, inputs: dict[s
     for key in ("config", "inputs"):
         if not isinstance(state.get(key), dict):
             raise _other_version(path, f"it has no {key}")
-    changes = describe_changes(state, as_json(config), inputs)
+    changes = setting_changes(DistillConfig, state["config"], to_dict(config)) + input_changes(state["inputs"], inputs)
     if changes:
         raise UsageError(
             f"{path} was made otherwise ({'; '.join(changes)}), so the run cannot be continued. "

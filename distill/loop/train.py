@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.base.config import to_dict
 from compress.base.errors import InterruptedRun
 from compress.base.machine import peak_memory_gib
 from compress.base.progress import progress_bar, say
@@ -26,7 +27,6 @@ from compress.distill.loop.metrics import Metrics
 from compress.distill.loop.session import Session
 from compress.distill.loop.step import Batch
 from compress.distill.loop.stop_vote import StopVote
-from compress.distill.publish import as_json
 from compress.distill.resources.schedule import is_due, learning_rate
 from compress.distill.rows.read_ahead import read_ahead
 from compress.distill.students.sharding import clip_gradients
@@ -89,7 +89,7 @@ def train(session: Session, config: DistillConfig, inputs: dict[str, Any], work:
                     _count_skips(s, config, guard)
                     run.recent_losses, run.seconds = guard.recent(), clock.seconds()
                     metrics.sync()
-                    state = {**dataclasses.asdict(run), "config": as_json(config), "inputs": inputs}
+                    state = {**dataclasses.asdict(run), "config": to_dict(config), "inputs": inputs}
                     path = checkpoints.save(state, s.student, s.optimizer)
                 if stopping:
                     checkpoints.wait()

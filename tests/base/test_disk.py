@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from compress.base.disk import read_json, read_lines, require_free, sha256_tree, staged_folder, write_json, write_text
+from compress.base import disk
+from compress.base.disk import (
+    read_json,
+    read_lines,
+    require_free,
+    sha256_file,
+    sha256_tree,
+    staged_folder,
+    write_json,
+    write_text,
+)
 from compress.base.errors import InputError, UsageError
-from compress.base.records import is_current, manifest
 
 
 def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
@@ -100,18 +110,20 @@ def test_json_lines_come_back_whatever_text_they_hold(
     assert (last.endswith("\n"), json.loads(last)) == (False, cut)
 
 
-def test_a_manifest_holds_until_config_inputs_or_outputs_change(tmp_path: Path) -> None:
-    write_text(tmp_path / "out.bin", "result")
-    config, inputs = {"lr": 1e-3, "betas": (0.9, 0.95)}, {"teacher": {"config.json": "ab"}}
-    record = manifest(config=config, inputs=inputs, outputs=sha256_tree(tmp_path), seconds=1.0)
-    write_json(tmp_path / "manifest.json", record)
-    record = read_json(tmp_path / "manifest.json")
-    assert record["versions"]["torch"]
-    assert record["peak_gib"] > 0
-    assert is_current(tmp_path, record, config=config, inputs=inputs)
-    assert not is_current(tmp_path, record, config={**config, "lr": 2e-3}, inputs=inputs)
-    assert not is_current(tmp_path, record, config=config, inputs={"teacher": {"config.json": "cd"}})
-    write_text(tmp_path / "out.bin", "resulT")
-    assert not is_current(tmp_path, record, config=config, inputs=inputs)
-    (tmp_path / "out.bin").unlink()
-    assert not is_current(tmp_path, record, config=config, inputs=inputs)
+def test_a_file_is_read_once_and_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when size and time of change are set back to what they were."""
+    path, reads = tmp_path / "weights", []
+    read = disk._read_hash
+    monkeypatch.setattr(disk, "_read_hash", lambda path, stop: reads.append(path) or read(path, stop))
+    path.write_bytes(b"one")
+    assert [sha256_file(path) for _ in range(2)] == [hashlib.sha256(b"one").hexdigest()] * 2
+    assert len(reads) == 2, "a file of just now may be written again within the clock's tick"
+    time.sleep(0.15)
+    assert [sha256_file(path) for _ in range(3)] == [hashlib.sha256(b"one").hexdigest()] * 3
+    assert len(reads) == 3
+    (tmp_path / "link").hardlink_to(path)
+    time.sleep(0.15)
+    before = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert sha256_file(path) == sha256_file(tmp_path / "link") == hashlib.sha256(b"two").hexdigest()

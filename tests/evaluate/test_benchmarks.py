@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from compress.base.currency import input_changes, inputs_now
 from compress.base.disk import sha256_file
 from compress.base.errors import InputError, UsageError
 from compress.evaluate import EvalConfig, evaluate_model, evaluation_inputs
@@ -88,7 +89,7 @@ def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Pa
     assert list(made["benchmarks"]["datasets"]) == ["acme/quiz"]
 
     def now() -> dict[str, Any]:
-        return evaluation_inputs(here["model"], asked, earlier=out)
+        return inputs_now(evaluation_inputs(lambda: here["model"], asked, earlier=out))
 
     assert now() == made
     with (here["root"] / "acme" / "spans" / "validation.jsonl").open("a") as unused:
@@ -106,7 +107,8 @@ def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Pa
     assert now() == made
     for name in ("root", "tasks"):  # a disk that is not mounted is no change
         here[name].rename(tmp_path / f"{name}-away")
-    assert now() == made
+    assert now() == {role: value for role, value in made.items() if role != "benchmarks"}
+    assert input_changes(made, now()) == []
 
 
 class Request:

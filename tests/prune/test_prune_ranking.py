@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.base.config import build_from
+from compress.base.currency import changes
 from compress.base.errors import InputError, UsageError
-from compress.base.records import is_current
 from compress.data import DataConfig, prepare
+from compress.model.files import model_fingerprint
 from compress.prune import PruneConfig, Ranking, RankingConfig, plan_prune, prune, prune_inputs, prune_settings
 from compress.prune.choose import calibration, ranking
 from compress.prune.config import Method
@@ -257,10 +258,12 @@ def test_two_cuts_by_measure_give_the_same_student_and_record(place: Path, tmp_p
     record = json.loads((tmp_path / "a" / "prune.json").read_text())
     assert (record["method"], len(record["scores"]), record["keep"]) == ("block-influence", LAYERS, record["keep"])
     assert record["ranking"]["calibration"]["tokens"] <= 256_000
-    settings, inputs = prune_settings(config, check=True), prune_inputs(place / "teacher", config)
-    assert is_current(tmp_path / "a", record["manifest"], config=settings, inputs=inputs)
-    changed = {**inputs, "calibration": {"files": "other"}}
-    assert not is_current(tmp_path / "a", record["manifest"], config=settings, inputs=changed)
+    reads = prune_inputs(lambda: model_fingerprint(place / "teacher"), config)
+    asked = {"kind": PruneConfig, "config": prune_settings(config, check=True)}
+    inputs = {role: find() for role, find in reads.items()}
+    assert changes(tmp_path / "a", record["manifest"], inputs=inputs, **asked) == []
+    other = {**inputs, "calibration": {"files": "other"}}
+    assert changes(tmp_path / "a", record["manifest"], inputs=other, **asked) == ["the calibration is another"]
 
 
 def test_what_cannot_be_measured_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

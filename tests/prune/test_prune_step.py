@@ -12,11 +12,11 @@ import torch
 from helpers import run_cli, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compress.base.currency import changes
 from compress.base.disk import sha256_file
 from compress.base.errors import CompressError, InputError, UsageError
-from compress.base.records import is_current
 from compress.model.files import model_fingerprint
-from compress.prune import PrunePlan, check, plan_prune, prune, under_way
+from compress.prune import PruneConfig, PrunePlan, check, plan_prune, prune, prune_settings, under_way
 from compress.prune import plan as planning
 
 LLAMA_1B = {
@@ -164,10 +164,15 @@ def test_the_record_says_what_was_done_and_whether_it_is_current(teacher: Path, 
     assert record["check"]["passed"]
     assert record["check"]["max_abs_difference"] <= 1e-5
     inputs = {"teacher": model_fingerprint(teacher)}
-    assert is_current(out, record["manifest"], config={"keep": "0,2,4", "check": True}, inputs=inputs)
-    assert not is_current(out, record["manifest"], config={"keep": "alternate", "check": True}, inputs=inputs)
+
+    def found(keep: str) -> list[str]:
+        config = prune_settings(keep, check=True)
+        return changes(out, record["manifest"], kind=PruneConfig, config=config, inputs=inputs)
+
+    assert found("0,2,4") == []
+    assert found("alternate") == ['keep was "0,2,4" and is "alternate"']
     (out / "generation_config.json").write_text("{}")
-    assert not is_current(out, record["manifest"], config={"keep": "0,2,4", "check": True}, inputs=inputs)
+    assert found("0,2,4") == ["its files were altered (generation_config.json)"]
 
 
 def test_an_output_that_exists_is_left_alone(teacher: Path, tmp_path: Path) -> None:

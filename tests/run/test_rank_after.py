@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import ROOT, run_cli, tiny_config
 from launch import launch
-from recipe_world import make_run_world
+from recipe_world import make_run_world, make_steps
 from transformers import AutoModelForCausalLM
 
 from compress.base.config import build_from
@@ -25,7 +25,6 @@ from compress.distill.loop.guard import Diverged
 from compress.prune import PruneConfig, RankAfterConfig, plan_prune, prune
 from compress.prune.plan import derive
 from compress.run import rank_after
-from compress.run.pipeline import cut, make_data
 from compress.run.plan import plan_recipe
 from compress.run.rank_after import Candidate, Memory, gather, heal_all, possible
 from compress.run.recipe import load_recipe
@@ -58,8 +57,7 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ranked(world: Path, run: Path, changes: list[str]) -> Path:
     recipe = load_recipe(world / "recipe.yaml", changes)
-    make_data(recipe, run / "data")
-    cut(recipe, world / "teacher", run)
+    make_steps(recipe, run, world / "teacher", "data", "prune")
     return run
 
 
