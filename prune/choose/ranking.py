@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from compress.base.errors import InputError
-from compress.base.machine import fast_fp32_products, find_device
+from compress.base.machine import fast_fp32_products, find_device, host_memory
 from compress.base.progress import Bar, progress_bar
 from compress.base.units import format_bytes
 from compress.inference.text_loss import TextLoss
 from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
-from compress.prune.check import available_memory
 from compress.prune.choose.ablation import Ablation, drop_greedily
 from compress.prune.choose.calibration import Calibration, load_calibration
 from compress.prune.choose.influence import measure_influence
@@ -178,7 +177,7 @@ def _measuring(config: RankingConfig, teacher: Teacher) -> Iterator[_Run]:
     text = load_calibration(config, teacher.folder)
     device = find_device(config.device)
     dtype = find_dtype(config.dtype, teacher.folder, device)
-    needed, free = teacher.num_parameters * dtype.itemsize, available_memory()
+    needed, free = teacher.num_parameters * dtype.itemsize, host_memory().free
     if device.type == "cpu" and needed > free:
         raise InputError(
             f"Measuring {teacher.name} by {config.by} needs {format_bytes(needed)} of memory for its weights and "

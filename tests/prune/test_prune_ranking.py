@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.base.config import build_from
 from compress.base.errors import InputError, UsageError
+from compress.base.machine import Memory
 from compress.base.records import is_current
 from compress.data import DataConfig, prepare
 from compress.prune import PruneConfig, Ranking, RankingConfig, plan_prune, prune, prune_inputs, prune_settings
@@ -273,7 +274,7 @@ def test_what_cannot_be_measured_is_refused(place: Path, tmp_path: Path, monkeyp
             prune(teacher, tmp_path / "out", config)
     with pytest.raises(InputError, match="absent"):
         prune(teacher, tmp_path / "out", RankingConfig(by="taylor", layers=3, calibration=str(tmp_path / "absent")))
-    monkeypatch.setattr(ranking, "available_memory", lambda: 1000)
+    monkeypatch.setattr(ranking, "host_memory", lambda: Memory(1000, 1000))
     with pytest.raises(InputError, match="1000 B are free"):
         rank(teacher, "taylor", 3)
     assert list(tmp_path.iterdir()) == []
