@@ -68,6 +68,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
         InputError: one of them does not load strictly, or does not run on token ids alone.
         CompressError: they differ, or the student's cached logits differ from its uncached ones.
     """
+    # What the teacher says without its dropped layers. One model is in memory at a time.
     model = _load(teacher, WINDOW)
     if cast is not None:
         for parameter in model.parameters():
@@ -78,6 +79,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
         _make_identity(layers[index])
     expected = _run(model, teacher, ids)
     del model, layers
+    # First comparison: the student says the same.
     model = _load(student, WINDOW)
     identity = _distance(_run(model, student, ids), expected)
     if not identity.within(CAST_TOLERANCE if cast else IDENTITY_TOLERANCE):
@@ -86,6 +88,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
             "architecture uses the layers' positions in a way this tool does not know, so nothing was written. Please "
             "report the model's type and config.json."
         )
+    # Second: what it writes with its cache, at its real windows, is what it says of the same text without one.
     if _long_windows(load_config(student)):
         del model
         model = _load(student, None)
