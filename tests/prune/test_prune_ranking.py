@@ -244,7 +244,7 @@ def test_a_token_store_gives_its_training_rows(place: Path, tmp_path: Path) -> N
     assert found.rows.tolist() == store.batch(0, 3, seed=0).tolist()
     assert found.fingerprint == {"store": store.fingerprint}
     other = save_tiny_model(tmp_path / "other", max_position_embeddings=16)
-    with pytest.raises(InputError, match="32 tokens, and .* reads at most 16"):
+    with pytest.raises(InputError, match=r"32 tokens, and .* reads at most 16"):
         calibration.load_calibration(config, other)
 
 
