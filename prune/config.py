@@ -1,6 +1,6 @@
 """What `compress prune` can be asked, as configs. Nothing here imports torch: a command starts by reading these."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -35,7 +35,9 @@ class CalibrationConfig:
 Method = Literal[
     "block-influence", "angular", "perplexity", "perplexity-greedy", "taylor", "magnitude", "random"
 ]  # fmt: skip
-WITHOUT_TEXT = ("magnitude", "random")
+METHODS: tuple[Method, ...] = get_args(Method)
+"""How layers can be measured; `compress.prune.choose.ranking` says what each is."""
+WITHOUT_TEXT: tuple[Method, ...] = ("magnitude", "random")
 
 
 @config
@@ -45,7 +47,7 @@ class RankingConfig(CalibrationConfig):
     layers: AtLeastOne
     """How many layers stay."""
     by: Method
-    """METHOD: block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random."""
+    """METHOD: Measure of how much a layer matters."""
     seed: Count = 0
     """Of the draw, for `by: random`."""
 

@@ -146,9 +146,9 @@ def load_shapes(folder: Path) -> None:
 
 
 def _rank(config: RankingConfig, name: str, folder: Path, derivation: "Derivation") -> "Ranking":
-    from compress.prune.choose.ranking import Teacher, rank_layers
+    from compress.prune.choose.ranking import RankedModel, rank_layers
 
-    subject = Teacher(
+    subject = RankedModel(
         name=name,
         folder=folder,
         num_layers=derivation.plan.num_layers,
