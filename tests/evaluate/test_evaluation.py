@@ -32,7 +32,7 @@ def config(**options: Any) -> EvalConfig:
 
 
 def test_raw_rows_are_the_documents_joined_by_eos(place: dict[str, Path]) -> None:
-    checkpoint = load_checkpoint(place["model"], config())
+    checkpoint = load_checkpoint(place["model"], device="cpu")
     found = load_heldout(place["text"], checkpoint, config(heldout_sequences=5, heldout_seq_len=50))
     eos, encode = checkpoint.tokenizer.eos_token_id, checkpoint.tokenizer
     stream = [i for text in DOCUMENTS for i in [*encode(text)["input_ids"], eos]]
@@ -44,7 +44,7 @@ def test_raw_rows_are_the_documents_joined_by_eos(place: dict[str, Path]) -> Non
 
 
 def test_a_short_text_gives_one_short_row_and_a_short_context_shorter_rows(place: dict[str, Path]) -> None:
-    checkpoint = load_checkpoint(place["model"], config())
+    checkpoint = load_checkpoint(place["model"], device="cpu")
     (place["folder"] / "short.txt").write_text("Only this.\n")
     assert load_heldout(place["folder"] / "short.txt", checkpoint, config()).rows.shape == (1, 11)
     assert load_heldout(place["text"], checkpoint, config(heldout_sequences=2)).rows.shape == (2, 256)

@@ -8,7 +8,6 @@ import pytest
 from helpers import SHARED_DATA, save_tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from compress.evaluate import EvalConfig
 from compress.evaluate.harness.catalog import find_tasks
 from compress.evaluate.harness.local_data import local_datasets
 from compress.evaluate.harness.scorer import Scorer
@@ -83,7 +82,7 @@ def test_no_answer_and_no_log_likelihood_differs(
     assert reference is not None
     samples = [sample for own in reference["samples"].values() for sample in own]
     assert len(samples) == limit * (57 if tasks == ["mmlu"] else len(tasks))
-    scorer = Scorer(load_checkpoint(model, EvalConfig(device="cpu")), 8192)
+    scorer = Scorer(load_checkpoint(model, device="cpu"), 8192)
     requests = [Request(*arguments) for sample in samples for arguments in sample["arguments"]]
     if tasks == ["squad_completion_verbatim"]:
         answers = scorer.generate_until(requests, disable_tqdm=True)
