@@ -181,8 +181,7 @@ def _measure(
     if config.speed:
         result["speed"] = on_main(lambda: _speed(checkpoint, reference, config))
         if reference is not None:
-            speed = result["speed"]
-            result["fidelity"]["draft"] = draft_figures(result["fidelity"], speed, speed["teacher"])
+            result["fidelity"]["draft"] = draft_figures(result)
     chosen = _prompts(checkpoint, heldout, prompts, config.samples, config)
     samples = continuations(checkpoint, chosen, config.sample_tokens, journal)
     return {**result, "samples": samples}, items, datasets

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compress.base.errors import InputError, UsageError
 
 _CHUNK_BYTES = 1 << 20
+
+Damaged = Literal["refused", "last left out", "end"]
 
 
 def sha256_file(path: Path, stop: threading.Event | None = None) -> str:
@@ -104,20 +106,32 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, each with the newline that ends it: a last one without is one that was cut short.
+def read_rows(path: Path, *, damaged: Damaged = "refused") -> list[Any]:
+    """The values of a file of JSON lines.
 
-    A newline alone ends a line. `str.splitlines` would also split at U+0085, U+2028 and their like, which stand
-    unescaped in JSON strings.
+    A newline ends a line, and not U+0085, U+2028 and their like, which stand unescaped in JSON strings.
+
+    `damaged` says what becomes of a line that is no JSON:
+
+    - refused: it is an error
+    - last left out: the last one is left out if no newline ends it, since a killed process was writing it; others are
+      errors
+    - end: the file counts up to the first one, since the machine may have failed before all of it was on the disk
 
     Raises:
-        InputError: the file is not UTF-8; the message names it.
+        InputError: a damaged line, as above; the message names the file and the line.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return list(file)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}.") from error
+    rows: list[Any] = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line.decode()))
+        except (ValueError, RecursionError) as error:
+            torn = number == len(lines) and not line.endswith((b"\n", b"\r"))
+            if damaged == "end" or (damaged == "last left out" and torn):
+                break
+            raise InputError(f"{path}, line {number} is not JSON: {error}.") from error
+    return rows
 
 
 def require_free(out: Path) -> None:

@@ -26,7 +26,7 @@ from compress.inference.planning import Job, plan
 from compress.inference.prefix_cache import TreeModel
 from compress.inference.readout import Checkpoint
 from compress.inference.sharing import why_plain
-from compress.inference.tree import Ids, build_row
+from compress.inference.tree import Ids, build_tree
 
 Request = tuple[Any, Sequence[int] | Ids, Sequence[int] | Ids]
 """lm-eval's token request: ((context, continuation) as text or None, context ids, continuation ids)."""
@@ -144,7 +144,7 @@ class Scorer(HFLM):  # type: ignore[misc]
     def _score_rows(self, job: Job, rows: Sequence[Sequence[Asked]], targets: Sequence[Ids]) -> list[Score]:
         """Score `targets[i]` as the end of its sequence, for each request i of `rows`, in their order."""
         # One forward pass: a tree a row, states [rows, nodes of the largest tree, D].
-        trees = [build_row(row, job.base) for row in ids_of(rows)]
+        trees = [build_tree(row, job.base) for row in ids_of(rows)]
         states = self._trees.states(trees, job)
 
         # A path is a sequence's nodes within its tree. A sequence lacks its last token, so the last n nodes of the path
