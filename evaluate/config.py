@@ -39,7 +39,8 @@ class EvalConfig:
     text_column: str = "text"
     """Column (or JSON key) of raw held-out text."""
     batch_tokens: AtLeastOne = 8192
-    """Tokens a forward pass, padding included; at least one sequence always runs."""
+    """Tokens a forward pass, padding included; at least one sequence always runs. A matter of memory and speed, and no
+    optimizer step, as `distill.batch_tokens` is."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; `auto` is the checkpoint's own on an accelerator and float32 on the CPU."""
     device: str | None = None
