@@ -1,13 +1,12 @@
 """The whole measurement of one checkpoint, and the eval JSON it is written to."""
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.base.config import to_dict
-from compress.base.disk import read_json, sha256_file, write_json, write_text
+from compress.base.disk import read_json, sha256_file, write_json, write_rows, write_text
 from compress.base.errors import UsageError
 from compress.base.journal import Header, Journal, open_journal
 from compress.base.machine import find_device, git_commit, versions
@@ -215,5 +214,5 @@ def _require_writable(out: Path) -> None:
 
 
 def _write_items(path: Path, items: Sequence[dict[str, Any]]) -> dict[str, str]:
-    write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    write_rows(path, items)
     return {path.name: sha256_file(path)}

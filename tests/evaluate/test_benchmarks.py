@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from evaluation_world import Request
 
 from compress.base.disk import sha256_file
 from compress.base.errors import InputError, UsageError
@@ -107,14 +108,6 @@ def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Pa
     for name in ("root", "tasks"):  # a disk that is not mounted is no change
         here[name].rename(tmp_path / f"{name}-away")
     assert now() == made
-
-
-class Request:
-    """What the scorer reads of an lm-eval instance."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.args = arguments
-        self.task_name = "quiz"
 
 
 def test_items_reproduce_the_scores_and_chance_comes_from_their_options(world: dict[str, Path]) -> None:

@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SHARED_DATA, save_tiny_model
+from evaluation_world import HUB, ON_REAL_DATA
+from helpers import save_tiny_model
 
 from compress.base.disk import read_rows
 from compress.base.errors import InputError
 from compress.evaluate import EvalConfig, evaluate_model
 
-HUB = SHARED_DATA / "hub"
 LIMIT = 12
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not HUB.is_dir(), reason=f"needs benchmark data in {HUB}"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = ON_REAL_DATA
 
 
 @pytest.fixture(scope="module")

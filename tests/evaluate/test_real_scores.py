@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from evaluation_world import HUB, ON_REAL_DATA, Request
 from helpers import SHARED_DATA, save_tiny_model
 from transformers import PreTrainedTokenizerFast
 
@@ -13,14 +14,9 @@ from compress.evaluate.harness.local_data import local_datasets
 from compress.evaluate.harness.scorer import Scorer
 from compress.inference.readout import load_checkpoint
 
-HUB = SHARED_DATA / "hub"
 AGIEVAL = ["agieval_lsat_ar", "agieval_lsat_lr", "agieval_lsat_rc", "agieval_sat_en", "agieval_sat_math"]
 TRAIN = 40
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not HUB.is_dir(), reason=f"needs benchmark data in {HUB}"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = ON_REAL_DATA
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +96,3 @@ def test_no_answer_and_no_log_likelihood_differs(
 
 def argmax(options: list[Any]) -> int:
     return max(range(len(options)), key=lambda i: options[i][0])
-
-
-class Request:
-    """What a scorer reads of an lm-eval instance."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.args = arguments
-        self.task_name = "real"

@@ -118,6 +118,23 @@ class TokenStore:
         store._check_sizes()
         return store
 
+    def check_reader(self, name: str, tokenizer_sha256: str, context: int | None) -> None:
+        """Refuse a model `name` that reads these rows wrong: of another tokenizer, or with a context too short for one.
+
+        Raises:
+            InputError: it does.
+        """
+        if self.tokenizer_sha256 != tokenizer_sha256:
+            raise InputError(
+                f"The token store {self.path} was made with another tokenizer than {name} has. Prepare the text with "
+                "this model's tokenizer, or give the raw text."
+            )
+        if context is not None and self.seq_len > context:
+            raise InputError(
+                f"The rows of {self.path} have {self.seq_len} tokens, and {name} reads at most {context}. Prepare the "
+                "text in shorter rows (data.seq_len), or give the raw text."
+            )
+
     def verify(self) -> None:
         """Compare the SHA-256 of every file with the index.
 
