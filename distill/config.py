@@ -47,7 +47,8 @@ class DistillConfig:
     decay_fraction: Fraction = 0.2
     """Fraction of all steps in which wsd's learning rate falls."""
     batch_tokens: PositiveCount = 524288
-    """Tokens a step, over all processes and micro-batches."""
+    """Tokens an optimizer step learns from, over all processes and micro-batches. It decides the result, where
+    `eval.batch_tokens` and `prune.batch_tokens` are a matter of memory alone: here that is `micro_batch_rows`."""
     micro_batch_rows: Annotated[AtLeastOne | None, FREE] = None
     """Sequences that go through a model at once, per process; None chooses by the device. The result is the same."""
     clip_norm: Positive = 1.0

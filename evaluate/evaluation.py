@@ -1,6 +1,5 @@
 """The whole measurement of one checkpoint, and the eval JSON it is written to."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from compress.base.config import to_dict
 from compress.base.currency import Inputs, Missing, decisive
-from compress.base.disk import read_json, sha256_file, write_json, write_text
+from compress.base.disk import read_json, sha256_file, write_json, write_rows, write_text
 from compress.base.errors import UsageError
 from compress.base.journal import Header, Journal, open_journal
 from compress.base.machine import find_device, git_commit, versions
@@ -200,8 +199,7 @@ def _measure(
     if config.speed:
         result["speed"] = on_main(lambda: _speed(checkpoint, reference, config))
         if reference is not None:
-            speed = result["speed"]
-            result["fidelity"]["draft"] = draft_figures(result["fidelity"], speed, speed["teacher"])
+            result["fidelity"]["draft"] = draft_figures(result)
     chosen = _prompts(checkpoint, heldout, prompts, config.samples, config)
     samples = continuations(checkpoint, chosen, config.sample_tokens, journal)
     return {**result, "samples": samples}, items, datasets
@@ -235,5 +233,5 @@ def _require_writable(out: Path) -> None:
 
 
 def _write_items(path: Path, items: Sequence[dict[str, Any]]) -> dict[str, str]:
-    write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    write_rows(path, items)
     return {path.name: sha256_file(path)}

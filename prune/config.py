@@ -25,7 +25,8 @@ class CalibrationConfig:
     calibration_column: Annotated[str, Field(min_length=1)] = "text"
     """Column (or JSON key) that holds the text."""
     batch_tokens: AtLeastOne = 8192
-    """Tokens run through the model at once, at least a row: a matter of memory."""
+    """Tokens run through the model at once, at least a row: a matter of memory, as `eval.batch_tokens` is, and no
+    optimizer step, as `distill.batch_tokens` is."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights while measuring: float32 on the CPU and the checkpoint's own elsewhere, unless named."""
     device: str | None = None

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from compress.base.errors import InputError
 from compress.base.machine import fast_fp32_products, find_device
 from compress.base.progress import progress_bar
-from compress.inference.text_loss import TextLoss
+from compress.inference.likelihood import text_loss
+from compress.inference.readout import Readout, read_out
 from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
 from compress.model.parts import decoder_layers, hidden_states
@@ -77,9 +78,13 @@ def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[in
     whole, cut = (load_model(folder, dtype=dtype, device=device) for folder in (teacher, student))
     maps = {seam: _last_map(cut, seam.block, fitted.rows[:1, :16]) for seam in found}
     with fast_fp32_products(), torch.no_grad():
-        losses = {"teacher": _loss(whole, unseen, config), "before": _loss(cut, unseen, config)}
+        read = read_out(cut, str(student))
+        losses = {
+            "teacher": _loss(read_out(whole, str(teacher)), unseen, config),
+            "before": _loss(read, unseen, config),
+        }
         fits = [_fit(whole, cut, seam, maps[seam][1], fitted, config) for seam in found]
-        losses["after"] = _loss(cut, unseen, config)
+        losses["after"] = _loss(read, unseen, config)
     names = {name: linear.weight for name, linear in maps.values()}
     _store(student, names, decoder_layers(cut)[0], cut.base_model_prefix)
     return {
@@ -95,11 +100,10 @@ def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[in
     }
 
 
-def _loss(model: Any, text: Calibration, config: RepairConfig) -> float:
+def _loss(readout: Readout, text: Calibration, config: RepairConfig) -> float:
     """Mean next-token loss, nats."""
-    loss = TextLoss(model, text.source)
-    device = next(model.parameters()).device
-    return sum(float(loss(ids.to(device))) for ids in text.batches(config.batch_tokens)) / text.num_predicted
+    batches = (ids.to(readout.device) for ids in text.batches(config.batch_tokens))
+    return sum(float(text_loss(readout, ids)) for ids in batches) / text.num_predicted
 
 
 def _last_map(model: Any, block: int, rows: Any) -> tuple[str, nn.Linear]:

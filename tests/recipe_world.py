@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from helpers import save_tiny_model
 
@@ -39,6 +40,14 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 SIDE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "LICENSE")
 
 
+def write_benchmark(folder: Path, items: list[dict[str, Any]]) -> None:
+    """Write the benchmark `tiny_choice`, of `items` (question, options, answer), into `hub/` and `tasks/`."""
+    (folder / "hub" / "org" / "tiny").mkdir(parents=True)
+    (folder / "hub" / "org" / "tiny" / "test.jsonl").write_text("\n".join(json.dumps(item) for item in items))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
+
+
 def make_run_world(folder: Path) -> Path:
     """Write `teacher/`, `text.jsonl`, `hub/`, `tasks/` and `recipe.yaml` into `folder` and return it."""
     save_tiny_model(folder / "teacher", num_hidden_layers=4)
@@ -48,10 +57,7 @@ def make_run_world(folder: Path) -> Path:
     lines = [json.dumps({"text": f"Number {i} comes after number {i - 1}. " * 8}) for i in range(200)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
     items = [{"question": f"After {i} comes", "options": [str(i + 1), str(i - 1), "x"], "answer": 0} for i in range(9)]
-    (folder / "hub" / "org" / "tiny").mkdir(parents=True)
-    (folder / "hub" / "org" / "tiny" / "test.jsonl").write_text("\n".join(json.dumps(item) for item in items))
-    (folder / "tasks").mkdir()
-    (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
+    write_benchmark(folder, items)
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     return folder
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from compress.base.config import to_dict
 from compress.base.currency import as_before, decisive
-from compress.base.disk import owned, read_json, read_lines, require_free, sha256_json, write_json
+from compress.base.disk import owned, read_json, read_rows, require_free, sha256_json, write_json
 from compress.base.errors import InputError, UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
@@ -288,7 +288,7 @@ def heal_all(
 
 def heldout_losses(metrics: Path, *, diverged: bool = False) -> dict[str, dict[str, float | None]]:
     """The first and the last held-out losses of a metrics.jsonl; null for the last of a training that diverged."""
-    rows = [row for line in read_lines(metrics) if "heldout_loss" in (row := json.loads(line))]
+    rows = [row for row in read_rows(metrics) if "heldout_loss" in row]
     before, after = ({name: row[f"heldout_{name}"] for name in ("loss", "soft", "hard")} for row in (rows[0], rows[-1]))
     return {"before": before, "after": dict.fromkeys(after) if diverged else after}
 

@@ -1,7 +1,6 @@
 """A training against its own log: checkpoints, the rows of metrics.jsonl, and the order in which the data was read."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from compress.base.config import build_from
 from compress.base.currency import Missing
-from compress.base.disk import read_json, read_lines
+from compress.base.disk import read_json, read_rows
 from compress.base.errors import InputError
 from compress.data import TokenStore
 from compress.data.store.order import START, extend
@@ -23,8 +22,6 @@ from compress.verify.records import count_files, differing_files, read_record
 
 _DECISIVE = ("tokens", "epochs", "batch_tokens", "seed")
 _HASH = "rows_sha256"
-
-Row = dict[str, Any]
 
 
 class Claim(NamedTuple):
@@ -81,7 +78,7 @@ class Training:
         """The whole training in rows and steps."""
         return budget(self.config(), num_rows=store.num_rows, seq_len=store.seq_len)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that was cut short is left out.
 
         Raises:
@@ -91,18 +88,10 @@ class Training:
         path = self.work / "metrics.jsonl"
         if not path.is_file():
             raise Missing(f"{path} is not there")
-        lines = read_lines(path)
-        rows = []
-        for number, line in enumerate(lines, 1):
-            if number == len(lines) and not line.endswith("\n") and not self.finished:
-                break
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number} is not JSON ({error}).") from error
+        rows = read_rows(path, damaged="refused" if self.finished else "last left out")
+        for number, row in enumerate(rows, 1):
             where = f"{path}, line {number}"
             typed(typed(row, dict, where).get("step"), int, f"{where}: step")
-            rows.append(row)
         return rows
 
 
@@ -144,7 +133,7 @@ def check_metrics(training: Training, store: TokenStore) -> str:
     return f"{logged} logged steps in order up to step {last} of {extent.steps}, tokens as counted"
 
 
-def _against_record(training: Training, rows: list[Row], extent: Budget, seq_len: int) -> list[str]:
+def _against_record(training: Training, rows: list[dict[str, Any]], extent: Budget, seq_len: int) -> list[str]:
     """What differs between distill.json and the log of the training that it is the end of."""
     record = training.record()
     heldout = [row["heldout_loss"] for row in rows if "heldout_loss" in row and row["step"] == extent.steps]

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from compress.base.disk import write_text
+from compress.base.disk import read_rows, write_text
 
 
 class Metrics:
@@ -21,7 +21,7 @@ class Metrics:
         self._accelerator = accelerator
         self._file = None
         if accelerator.is_main_process:
-            write_text(path, "".join(line + "\n" for line in _lines_up_to(path, done, unmeasured)))
+            write_text(path, "".join(json.dumps(row) + "\n" for row in _rows_up_to(path, done, unmeasured)))
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -50,20 +50,18 @@ class Metrics:
             tracker.finish()
 
 
-def _lines_up_to(path: Path, done: int, unmeasured: bool) -> list[str]:
+def _rows_up_to(path: Path, done: int, unmeasured: bool) -> list[dict[str, Any]]:
     """Whole rows of an earlier run up to step `done`, but for those measured again; none when it starts anew."""
-    kept: list[str] = []
     if done == 0 or not path.is_file():
-        return kept
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            step = row["step"]
-        except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+    kept = []
+    for row in read_rows(path, damaged="end"):
+        step = row.get("step") if isinstance(row, dict) else None
+        if not isinstance(step, int):
             break
         again = unmeasured and step == done and "heldout_loss" in row
-        if isinstance(step, int) and step <= done and not again:
-            kept.append(line)
+        if step <= done and not again:
+            kept.append(row)
     return kept
 
 

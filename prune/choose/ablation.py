@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from compress.base.progress import Bar
-from compress.inference.text_loss import TextLoss
+from compress.inference.likelihood import text_loss
+from compress.inference.readout import Readout
 from compress.model.parts import decoder_layers
 from compress.prune.choose.calibration import Calibration
 
@@ -34,10 +35,9 @@ class GreedyStep:
 class Ablation:
     """A model that can be run with blocks skipped. Within `installed()` its blocks' forwards are ours."""
 
-    def __init__(self, model: Any, loss: TextLoss) -> None:
-        self._loss = loss
-        self._device = next(model.parameters()).device
-        self._layers = decoder_layers(model)[1]
+    def __init__(self, readout: Readout) -> None:
+        self._readout = readout
+        self._layers = decoder_layers(readout.model)[1]
         self._forwards: list[Callable[..., Any]] = [layer.forward for layer in self._layers]
         self._inputs: list[Tensor | None] = [None] * len(self._layers)
         self._extras: list[tuple[Any, ...] | None] = [None] * len(self._layers)
@@ -61,12 +61,12 @@ class Ablation:
         self, text: Calibration, batch_tokens: int, candidates: Sequence[int], dropped: set[int], bar: Bar
     ) -> tuple[float, list[float]]:
         """Loss, nats a token, without the `dropped` blocks, and without each of `candidates` besides."""
-        self._find_out(torch.from_numpy(text.rows[:1, :_CHECKED_TOKENS]).to(self._device))
+        self._find_out(torch.from_numpy(text.rows[:1, :_CHECKED_TOKENS]).to(self._readout.device))
         self._dropped = dropped
         base: list[float] = []
         sums: list[list[float]] = [[] for _ in candidates]
         for batch in text.batches(batch_tokens):
-            ids = batch.to(self._device)
+            ids = batch.to(self._readout.device)
             base.append(float(self._run(ids, None)))
             for found, candidate in zip(sums, candidates, strict=True):
                 found.append(float(self._run(ids, candidate)))
@@ -76,18 +76,18 @@ class Ablation:
 
     def _run(self, ids: Tensor, start: int | None) -> Tensor:
         self._start = start
-        return self._loss(ids)
+        return text_loss(self._readout, ids)
 
     def _find_out(self, ids: Tensor) -> None:
         """Compare, for each block skipped, starting from its kept input with running all blocks on `ids` [1, S]."""
         self._dropped, self.reuses_prefix = set(), True
         self._start = None
-        self._loss.states(ids)
+        self._readout.states(ids)
         for index in range(len(self._layers)):
             self._start, self.reuses_prefix = index, True
-            resumed = self._loss.states(ids)
+            resumed = self._readout.states(ids)
             self.reuses_prefix = False
-            if not torch.equal(resumed, self._loss.states(ids)):
+            if not torch.equal(resumed, self._readout.states(ids)):
                 return
         self.reuses_prefix = True
 

@@ -25,7 +25,7 @@ from compress.base.errors import InputError
 from compress.base.machine import fast_fp32_products, find_device, host_memory
 from compress.base.progress import Bar, progress_bar
 from compress.base.units import format_bytes
-from compress.inference.text_loss import TextLoss
+from compress.inference.readout import read_out
 from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
 from compress.prune.choose.ablation import Ablation, drop_greedily
@@ -113,7 +113,7 @@ def _by_perplexity(config: RankingConfig, teacher: RankedModel) -> _Scored:
     greedy = config.by == "perplexity-greedy"
     trials = total + (sum(total - 1 - done for done in range(1, count)) if greedy else 0)
     with _measuring(config, teacher) as run, run.bar(trials) as bar:
-        ablation = Ablation(run.model, TextLoss(run.model, teacher.name))
+        ablation = Ablation(read_out(run.model, teacher.name))
         with ablation.installed():
             base, alone, steps = drop_greedily(
                 ablation, run.text, config.batch_tokens, count if greedy else 0, total, bar
@@ -128,8 +128,8 @@ def _by_perplexity(config: RankingConfig, teacher: RankedModel) -> _Scored:
 
 def _by_taylor(config: RankingConfig, teacher: RankedModel) -> _Scored:
     with _measuring(config, teacher) as run, run.bar(1) as bar:
-        loss = TextLoss(run.model, teacher.name)
-        scores = taylor(run.model, loss, run.text.batches(1), run.text.num_predicted, bar)
+        read = read_out(run.model, teacher.name)
+        scores = taylor(read, run.text.batches(1), run.text.num_predicted, bar)
     return scores, least(scores, teacher.num_layers - config.layers), run.details
 
 

@@ -5,8 +5,14 @@ from typing import Any
 
 from compress.base.units import format_bytes, format_seconds
 from compress.report.cells import NONE, cell, fixed, layer_ranges
-from compress.report.pages.importance import drop_order, layer_scores, measures, score_unit
-from compress.report.pages.ranked import candidate_losses, candidates
+from compress.report.judge.choice import (
+    candidate_losses,
+    candidates,
+    drop_order,
+    layer_scores,
+    measures,
+    score_unit,
+)
 from compress.report.run_files import Record, number
 from compress.report.tables.measures import memory
 from compress.report.tables.table import Table

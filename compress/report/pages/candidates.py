@@ -1,23 +1,13 @@
-"""What candidate cuts lost, and how much of it a short heal gave back: a line each, and the same as a table's rows."""
+"""What candidate cuts lost, and how much of it a short heal gave back, as a picture: a line each."""
 
 from compress.report.cells import layer_ranges
+from compress.report.judge.choice import candidate_losses, candidates
 from compress.report.pages import svg
 from compress.report.pages.svg import Markup, Scale
-from compress.report.run_files import Record, number
+from compress.report.run_files import Record
 
 _WIDTH, _ROW, _TOP = 960.0, 30.0, 30.0
 _LEFT, _RIGHT = 330.0, 880.0
-
-
-def candidates(prune: Record | None) -> list[Record]:
-    """The candidates of a prune.json, the best first; empty when no cuts were compared."""
-    found: list[Record] = ((prune or {}).get("ranking") or {}).get("candidates") or []
-    return found
-
-
-def candidate_losses(candidate: Record) -> tuple[float | None, float | None]:
-    """Held-out loss before and after the heal, nats a token; None where it was not finite."""
-    return number(candidate["before"].get("loss")), number(candidate["after"].get("loss"))
 
 
 def candidates_figure(prune: Record) -> str:
