@@ -15,8 +15,7 @@ not where a norm or a factor follows (Gemma 2, Granite), or where experts are mi
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from compress.base.machine import fast_fp32_products, find_device
 from compress.base.progress import progress_bar
 from compress.inference.likelihood import text_loss
 from compress.inference.readout import Readout, read_out
+from compress.model.blocks import Watch, watched
 from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
 from compress.model.parts import decoder_layers, hidden_states
@@ -145,9 +145,9 @@ def _follows(model: Any, layer: nn.Module, linear: nn.Linear, ids: Tensor) -> bo
 def _observe(model: Any, layer: nn.Module, linear: nn.Linear, ids: Tensor) -> tuple[Tensor, Tensor] | None:
     """(a [tokens, F], block output [tokens, D]) of one run; None when they have not the same tokens."""
     seen: dict[str, Tensor] = {}
-    with _hooked(
-        (linear, "pre", lambda hidden: seen.__setitem__("input", hidden.flatten(0, -2))),
-        (layer, "post", lambda hidden: seen.__setitem__("output", hidden.flatten(0, -2))),
+    with watched(
+        Watch(linear, "input", lambda hidden: seen.update(input=hidden.flatten(0, -2))),
+        Watch(layer, "output", lambda hidden: seen.update(output=hidden.flatten(0, -2))),
     ):
         hidden_states(model, ids)
     if "input" not in seen or len(seen["input"]) != len(seen["output"]):
@@ -190,28 +190,9 @@ def _fit(
 def _output(model: Any, layer: nn.Module, ids: Tensor) -> Tensor:
     """Output [tokens, D] of a block."""
     seen: list[Tensor] = []
-    with _hooked((layer, "post", lambda hidden: seen.append(hidden.flatten(0, -2)))):
+    with watched(Watch(layer, "output", lambda hidden: seen.append(hidden.flatten(0, -2)))):
         hidden_states(model, ids)
     return seen[0]
-
-
-@contextmanager
-def _hooked(*watched: tuple[nn.Module, str, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Give each module's first input (`pre`) or output (`post`) to a function while the block runs."""
-
-    def attach(module: nn.Module, when: str, take: Callable[[Tensor], None]) -> Any:
-        if when == "pre":
-            return module.register_forward_pre_hook(lambda _, args: take(args[0]))
-        return module.register_forward_hook(
-            lambda _, args, output: take(output[0] if isinstance(output, tuple) else output)
-        )
-
-    handles = [attach(*entry) for entry in watched]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _store(student: Path, maps: Mapping[str, Tensor], stack: str, base: str) -> None:

@@ -1,13 +1,23 @@
-"""RUN/train/metrics.jsonl and the trackers: one row a logged step, continued without gaps or repeats at a resume."""
+"""RUN/train/metrics.jsonl and the trackers: one row a logged step, continued without gaps or repeats at a resume.
+
+A step's row has the training loss and its terms, as they are defined; a row of held-out measures has the same of the
+held-out rows, and what runs are compared by, whatever they minimise: `heldout_kl`, KL(teacher || student) at
+temperature 1 (null without a teacher), and `heldout_hard`, the cross-entropy of the next token; all in nats a token.
+"""
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from compress.base.disk import read_rows, write_text
+from compress.distill.objective.objective import Terms, loss_of
+
+_ALWAYS = ("loss", "soft", "hard")
+"""Columns that every row has; null where the objective has no such term."""
 
 
 class Metrics:
@@ -48,6 +58,16 @@ class Metrics:
             self._file.close()
         for tracker in self._accelerator.trackers:
             tracker.finish()
+
+
+def step_columns(terms: Terms) -> dict[str, Any]:
+    """The loss and the terms of a step, by column; their values are numbers."""
+    return {**dict.fromkeys(_ALWAYS), "loss": loss_of(terms), **{name: term.raw for name, term in terms.items()}}
+
+
+def heldout_columns(found: Mapping[str, float]) -> dict[str, Any]:
+    """What `Losses.measure` found, by column."""
+    return {f"heldout_{name}": value for name, value in {**dict.fromkeys((*_ALWAYS, "kl")), **found}.items()}
 
 
 def _rows_up_to(path: Path, done: int, unmeasured: bool) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_sh
 
 
 @dataclasses.dataclass(frozen=True)
-class Terms:
+class TileLoss:
     """What is made of a tile of logits: alpha * T^2 * divergence + (1 - alpha) * cross-entropy of the labels."""
 
     alpha: float

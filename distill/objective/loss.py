@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.base.errors import UsageError
-from compress.distill.objective.divergences import DIVERGENCES, DivergenceName, Terms, sum_dtype
+from compress.distill.objective.divergences import DIVERGENCES, DivergenceName, TileLoss, sum_dtype
 from compress.distill.objective.tiles import at_least_fp32, tile_pass
 from compress.model.parts import OutputHead
 
@@ -35,6 +35,17 @@ class DistillationLoss(NamedTuple):
     """Number of labels that are not ignored."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """How soft and hard losses are made and weighed; the fields are arguments of `distillation_loss`."""
+
+    alpha: float
+    temperature: float
+    divergence: DivergenceName
+    chunk_tokens: int | None = None
+    fused: bool = True
+
+
 @dataclasses.dataclass(frozen=True)
 class _Task:
     """What the autograd function needs besides the three tensors it differentiates."""
@@ -43,7 +54,7 @@ class _Task:
     head: OutputHead
     teacher_hidden: Tensor | None
     teacher: OutputHead | None
-    terms: Terms
+    tile: TileLoss
     divisor: float
     chunk_tokens: int | None
     fused: bool
@@ -96,28 +107,49 @@ def distillation_loss(
     """
     student = student_head if isinstance(student_head, OutputHead) else OutputHead(student_head)
     teacher = teacher_head if isinstance(teacher_head, OutputHead | None) else OutputHead(teacher_head)
-    _check(student_hidden, student, teacher_hidden, teacher, labels, alpha, temperature, divergence)
-    student_hidden = student_hidden.to(_compute_dtype(student_hidden, student.weight))
-    if teacher_hidden is not None and teacher is not None:
-        teacher_hidden = teacher_hidden.detach().to(_compute_dtype(teacher_hidden, teacher.weight))
+    options = LossOptions(
+        alpha=alpha, temperature=temperature, divergence=divergence, chunk_tokens=chunk_tokens, fused=fused
+    )
+    _check_options(options, with_teacher=teacher is not None)
+    _check_shapes(student_hidden, student, teacher_hidden, teacher, labels)
     if ignore_index is not None:
         valid = (labels != ignore_index).nonzero().squeeze(1)
         if len(valid) != len(labels):
             student_hidden, labels = student_hidden.index_select(0, valid), labels[valid]
             teacher_hidden = None if teacher_hidden is None else teacher_hidden[valid]
+    return loss_of_valid(student_hidden, student, teacher_hidden, teacher, labels, options, num_tokens)
+
+
+def loss_of_valid(
+    student_hidden: Tensor,
+    student: OutputHead,
+    teacher_hidden: Tensor | None,
+    teacher: OutputHead | None,
+    labels: Tensor,
+    options: LossOptions,
+    num_tokens: float | None = None,
+) -> DistillationLoss:
+    """`distillation_loss` of labels that are all valid, by options that were checked before, as a config's are."""
+    student_hidden = student_hidden.to(_compute_dtype(student_hidden, student.weight))
+    if teacher_hidden is not None and teacher is not None:
+        teacher_hidden = teacher_hidden.detach().to(_compute_dtype(teacher_hidden, teacher.weight))
     differentiable = [student_hidden, student.weight, *([] if student.bias is None else [student.bias])]
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     task = _Task(
         labels=labels,
         head=student,
         teacher_hidden=teacher_hidden,
         teacher=teacher,
-        terms=Terms(
-            alpha, temperature, divergence, student.softcap, None if teacher is None else teacher.softcap, wanted
+        tile=TileLoss(
+            alpha=options.alpha,
+            temperature=options.temperature,
+            divergence=options.divergence,
+            student_cap=student.softcap,
+            teacher_cap=None if teacher is None else teacher.softcap,
+            gradient=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
         ),
         divisor=float(max(len(labels), 1) if num_tokens is None else num_tokens),
-        chunk_tokens=chunk_tokens,
-        fused=fused,
+        chunk_tokens=options.chunk_tokens,
+        fused=options.fused,
     )
     loss, soft, hard = _ChunkedLoss.apply(student_hidden, student.weight, student.bias, task)  # type: ignore[no-untyped-call]
     return DistillationLoss(loss, soft, hard, len(labels))
@@ -128,12 +160,12 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: _Task) -> tuple[Tensor, ...]:
-        wanted = [task.terms.gradient and needed for needed in ctx.needs_input_grad[:3]]
+        wanted = [task.tile.gradient and needed for needed in ctx.needs_input_grad[:3]]
         with torch.autocast(hidden.device.type, enabled=False):
             soft, hard, gradients = _run(hidden, weight, bias, task, wanted)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(soft, hard)
-        return task.terms.alpha * soft + (1 - task.terms.alpha) * hard, soft, hard
+        return task.tile.alpha * soft + (1 - task.tile.alpha) * hard, soft, hard
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
@@ -152,7 +184,7 @@ def _run(
     chunk = _chunk_length(len(hidden), head.weight, task.chunk_tokens)
     logits = hidden.new_empty(chunk, len(weight))
     teacher_logits = None if task.teacher_hidden is None else task.teacher_hidden.new_empty(chunk, len(weight))
-    losses_then_gradient_ = tile_pass(task.terms, logits, fused=task.fused)
+    losses_then_gradient_ = tile_pass(task.tile, logits, fused=task.fused)
     sums = torch.zeros(2, dtype=sum_dtype(hidden.device), device=hidden.device)
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
     make = torch.empty_like if len(hidden) else torch.zeros_like
@@ -250,16 +282,21 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
-def _check(
-    hidden: Tensor, head: OutputHead, teacher_hidden: Tensor | None, teacher: OutputHead | None, labels: Tensor,
-    alpha: float, temperature: float, divergence: str,
-) -> None:  # fmt: skip
-    if divergence not in DIVERGENCES:
-        raise UsageError(f"divergence = {divergence!r}; choose one of {', '.join(DIVERGENCES)}.")
+def _check_options(options: LossOptions, *, with_teacher: bool) -> None:
+    alpha, temperature = options.alpha, options.temperature
+    if options.divergence not in DIVERGENCES:
+        raise UsageError(f"divergence = {options.divergence!r}; choose one of {', '.join(DIVERGENCES)}.")
     if not 0 <= alpha <= 1 or not 0 < temperature < float("inf"):
         raise UsageError(f"alpha = {alpha}, temperature = {temperature}: alpha is 0 to 1, the temperature above 0.")
-    if (teacher is None) != (teacher_hidden is None) or (teacher is None and alpha > 0):
+    if not with_teacher and alpha > 0:
         raise UsageError(f"alpha = {alpha} needs the teacher's hidden states and its head; without them, alpha is 0.")
+
+
+def _check_shapes(
+    hidden: Tensor, head: OutputHead, teacher_hidden: Tensor | None, teacher: OutputHead | None, labels: Tensor
+) -> None:
+    if (teacher is None) != (teacher_hidden is None):
+        raise UsageError("The teacher's hidden states and its head go together: one needs the other.")
     shapes = [("student_hidden", hidden, head)]
     if teacher is not None and teacher_hidden is not None:
         shapes.append(("teacher_hidden", teacher_hidden, teacher))

@@ -8,7 +8,7 @@ go wrong so; it is compared first, on a few tokens, bit by bit, and run in full 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from compress.base.progress import Bar
 from compress.inference.likelihood import text_loss
 from compress.inference.readout import Readout
+from compress.model.blocks import Forward, given, replaced
 from compress.model.parts import decoder_layers
 from compress.prune.choose.calibration import Calibration
 
@@ -38,7 +39,6 @@ class Ablation:
     def __init__(self, readout: Readout) -> None:
         self._readout = readout
         self._layers = decoder_layers(readout.model)[1]
-        self._forwards: list[Callable[..., Any]] = [layer.forward for layer in self._layers]
         self._inputs: list[Tensor | None] = [None] * len(self._layers)
         self._extras: list[tuple[Any, ...] | None] = [None] * len(self._layers)
         self._dropped: set[int] = set()
@@ -48,13 +48,8 @@ class Ablation:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Let blocks be skipped while the block runs, after finding out whether trials may start in the middle."""
-        for index, layer in enumerate(self._layers):
-            layer.forward = self._forward_of(index)
-        try:
+        with replaced(self._layers, self._forward_of):
             yield
-        finally:
-            for layer, forward in zip(self._layers, self._forwards, strict=True):
-                layer.forward = forward
 
     @torch.inference_mode()
     def leave_one_out(
@@ -91,12 +86,11 @@ class Ablation:
                 return
         self.reuses_prefix = True
 
-    def _forward_of(self, index: int) -> Callable[..., Any]:
+    def _forward_of(self, index: int, own: Forward) -> Forward:
         """Block `index`: a plain run keeps its input; a trial passes the state on up to the block it starts from."""
-        own = self._forwards[index]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = given(args, kwargs)
             skipped = index in self._dropped or index == self._start
             before = self._start is not None and index < self._start
             if self._start is None:

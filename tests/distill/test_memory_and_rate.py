@@ -21,8 +21,8 @@ from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, DistillPlan, fit, plan_distill
 from compress.distill.fit import advice, check_fit
 from compress.distill.resources import flops
+from compress.distill.resources.loading import recompute_activations
 from compress.distill.resources.step_memory import StepShape, trace_step
-from compress.distill.teachers.models import recompute_activations
 from compress.model.parts import count_parameters, empty_model
 
 Options = Callable[..., DistillConfig]

@@ -28,6 +28,7 @@ from compress.distill import DistillConfig, distillation
 from compress.distill.loop import checkpoint, meters, train
 from compress.distill.loop.optimizer import StudentOptimizer
 from compress.distill.loop.step import Losses
+from compress.distill.students.student import WholeStudent
 from compress.verify.training import Training, check_metrics
 
 Options = Callable[..., DistillConfig]
@@ -130,11 +131,11 @@ def test_measuring_and_saving_count_as_no_time_of_training(
     now = [0.0]
     backward, measure = Losses.backward, Losses.measure
 
-    def step(self: Losses, batch: Any) -> torch.Tensor:
+    def step(self: Losses, batch: Any) -> Any:
         now[0] += 1
         return backward(self, batch)
 
-    def measurement(self: Losses, batch: Any) -> tuple[float, float]:
+    def measurement(self: Losses, batch: Any) -> dict[str, float]:
         now[0] += 100
         return measure(self, batch)
 
@@ -154,8 +155,10 @@ def test_measuring_and_saving_count_as_no_time_of_training(
 def test_a_heldout_loss_that_is_not_finite_counts_as_none(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    measured = iter([(3.0, 3.0), (math.nan, 3.0), (2.0, 2.0), (math.inf, 2.0), (math.nan, math.nan)])
-    monkeypatch.setattr(Losses, "measure", lambda self, batch: next(measured))
+    measured = iter([3.0, math.nan, 2.0, math.inf, math.nan])
+    monkeypatch.setattr(
+        Losses, "measure", lambda self, batch: dict.fromkeys(("loss", "soft", "hard", "kl"), next(measured))
+    )
     result = world.run("run", options(keep_checkpoints=1))
     assert (result.heldout_loss, result.best_heldout_loss) == (None, 2.0)
     assert [row["heldout_loss"] for row in world.metrics("run") if "heldout_loss" in row] == [
@@ -227,7 +230,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 def fake_checkpoint(folder: Path, step: int, loss: float | None, keep: int) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = StudentOptimizer([torch.optim.AdamW(model.parameters(), fused=True)])
-    checkpoint.write(folder, {"step": step, "heldout_loss": loss}, checkpoint.snapshot(model, optimizer), keep)
+    tensors = checkpoint.snapshot(WholeStudent(model), optimizer)
+    checkpoint.write(folder, {"step": step, "heldout_loss": loss}, tensors, keep)
 
 
 @pytest.mark.faults(23)
