@@ -15,14 +15,20 @@ def candidates(prune: Record | None) -> list[Record]:
     return found
 
 
-def candidate_losses(candidate: Record) -> tuple[float | None, float | None]:
-    """Held-out loss before and after the heal, nats a token; None where it was not finite."""
-    return number(candidate["before"].get("loss")), number(candidate["after"].get("loss"))
+def compared_by(prune: Record | None) -> str:
+    """The key of the losses by which candidates were compared: `kl`, or `loss` in a record that does not say."""
+    name: str = ((prune or {}).get("ranking") or {}).get("compared_by", "loss")
+    return name
+
+
+def candidate_losses(candidate: Record, measure: str) -> tuple[float | None, float | None]:
+    """A held-out measure before and after the heal, nats a token; None where it was not finite."""
+    return number(candidate["before"].get(measure)), number(candidate["after"].get(measure))
 
 
 def candidates_figure(prune: Record) -> str:
     """A row a candidate: a hollow mark where it was cut, a filled one where it was healed, the best first."""
-    found = [(candidate, *candidate_losses(candidate)) for candidate in candidates(prune)]
+    found = [(candidate, *candidate_losses(candidate, compared_by(prune))) for candidate in candidates(prune)]
     losses = [loss for _, *pair in found for loss in pair if loss is not None]
     if not losses:
         return ""
@@ -33,8 +39,10 @@ def candidates_figure(prune: Record) -> str:
     for index, (candidate, before, after) in enumerate(found):
         y = _TOP + _ROW * (index + 0.5)
         parts += _row(candidate, before, after, y, across, best=index == 0)
-    parts.append(svg.text((_LEFT + _RIGHT) / 2, bottom + 40, "held-out loss, nats a token", class_="tick middle"))
-    return svg.figure(_WIDTH, bottom + 48, "Held-out loss of each candidate cut, before and after a short heal", *parts)
+    name = "KL from the teacher" if compared_by(prune) == "kl" else "loss"
+    parts.append(svg.text((_LEFT + _RIGHT) / 2, bottom + 40, f"held-out {name}, nats a token", class_="tick middle"))
+    title = f"Held-out {name} of each candidate cut, before and after a short heal"
+    return svg.figure(_WIDTH, bottom + 48, title, *parts)
 
 
 def _row(
