@@ -13,6 +13,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 PositiveCount = Annotated[Count, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"]
+"""Functions of these names in `compress.distill.objective.divergences`, which needs torch and this does not."""
 
 
 @config
@@ -23,7 +25,7 @@ class DistillConfig:
     """Weight of the soft loss (against the teacher); the hard loss (next token) has 1 - alpha. 0 needs no teacher."""
     temperature: AboveZero = 1.0
     """Divides both models' logits in the soft loss, which is multiplied by its square."""
-    divergence: Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    divergence: DivergenceName = "forward_kl"
     """What the soft loss measures; cross-entropy is forward KL plus the teacher's entropy, with its gradient."""
     tokens: PositiveCount | None = None
     """Tokens to train on; None is the whole store, `epochs` times."""

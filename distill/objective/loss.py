@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from compress.base.errors import UsageError
+from compress.distill.config import DivergenceName
 from compress.distill.objective.chunks import ChunkedLoss, Task
-from compress.distill.objective.divergences import DIVERGENCES, DivergenceName, TileLoss
+from compress.distill.objective.divergences import DIVERGENCES, TileLoss
 from compress.model.parts import OutputHead
 
 IGNORE_INDEX = -100
@@ -66,8 +67,8 @@ def distillation_loss(
         labels: [N] token ids, already shifted.
         alpha: weight of the soft term, 0 to 1.
         temperature: T > 0, of the soft term.
-        divergence: `forward_kl`, `cross_entropy` against the teacher (the same gradient), `reverse_kl` or
-            `jensen_shannon`, both tempered too.
+        divergence: what `soft` is in place of KL(p || q), of both models tempered: a function of
+            `compress.distill.objective.divergences`, by name.
         ignore_index: labels with this value are left out and never reach a head. None promises that there are none,
             and saves the device a synchronisation.
         chunk_tokens: tokens whose logits exist at once; by default `default_chunk_tokens`.
