@@ -137,7 +137,7 @@ def _against_record(training: Training, rows: list[dict[str, Any]], extent: Budg
     """What differs between distill.json and the log of the training that it is the end of."""
     record = training.record()
     heldout = [row for row in rows if "heldout_loss" in row and row["step"] == extent.steps]
-    last: Row = heldout[-1] if heldout else {}
+    last: dict[str, Any] = heldout[-1] if heldout else {}
     expected: dict[str, Any] = {
         "steps": extent.steps,
         "tokens": extent.rows * seq_len,
