@@ -9,11 +9,13 @@ from compress.base.currency import FREE
 from compress.base.units import Count
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 PositiveCount = Annotated[Count, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"]
+"""Functions of these names in `compress.distill.objective.divergences`, which needs torch and this does not."""
 
 
 @config
@@ -25,9 +27,9 @@ class DistillConfig:
 
     alpha: Fraction = 0.8
     """Weight of the soft loss (against the teacher); the hard loss (next token) has 1 - alpha. 0 needs no teacher."""
-    temperature: Positive = 1.0
+    temperature: AboveZero = 1.0
     """Divides both models' logits in the soft loss, which is multiplied by its square."""
-    divergence: Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    divergence: DivergenceName = "forward_kl"
     """What the soft loss measures; cross-entropy is forward KL plus the teacher's entropy, with its gradient."""
     tokens: PositiveCount | None = None
     """Tokens to train on; None is the whole store, `epochs` times."""
@@ -36,7 +38,7 @@ class DistillConfig:
 
     optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"
     """muon: Muon for hidden matrices and AdamW for the rest, with one lr. adamw8bit: 8-bit moments (needs torchao)."""
-    lr: Positive = 3e-4
+    lr: AboveZero = 3e-4
     """Peak learning rate."""
     min_lr_fraction: Fraction = 0.1
     """The learning rate at the last step, as a fraction of the peak."""
@@ -51,7 +53,7 @@ class DistillConfig:
     `eval.batch_tokens` and `prune.batch_tokens` are a matter of memory alone: here that is `micro_batch_rows`."""
     micro_batch_rows: Annotated[AtLeastOne | None, FREE] = None
     """Sequences that go through a model at once, per process; None chooses by the device. The result is the same."""
-    clip_norm: Positive = 1.0
+    clip_norm: AboveZero = 1.0
     """Largest 2-norm of the whole gradient; larger ones are scaled down to it."""
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay, on matrices only."""
@@ -59,7 +61,7 @@ class DistillConfig:
     """AdamW's decay rates of the first and second moment."""
     max_skipped_steps: Annotated[AtLeastOne, FREE] = 10
     """Give up after this many steps in a row were skipped."""
-    spike_sigma: Positive | None = None
+    spike_sigma: AboveZero | None = None
     """Skip a step, too, whose loss is this many standard deviations above the mean of the `spike_window` before it.
     None skips only steps whose loss or gradient is not finite."""
     spike_window: Annotated[int, Field(ge=8)] = 64
@@ -69,7 +71,7 @@ class DistillConfig:
     """bf16: student's products in bf16 over fp32 master weights, teacher in bf16. auto: bf16 on GPUs that have it."""
     teacher_precision: Literal["auto", "int8", "fp8"] = "auto"
     """auto is the run's. int8: the teacher's weights in 8 bits; fp8: its products too (both need torchao)."""
-    teacher_max_kl: Positive = 0.01
+    teacher_max_kl: AboveZero = 0.01
     """Most that int8 or fp8 may change the teacher: KL(exact || quantised) on held-out rows, nats a token."""
     save_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Dtype of the final checkpoint; auto is that of the student it started from."""
@@ -102,7 +104,7 @@ class DistillConfig:
     checkpoint_every: Annotated[NonNegative, FREE] = 0.1
     """Steps between checkpoints; below 1, a fraction of all steps; 0 only at the end."""
     keep_checkpoints: Annotated[AtLeastOne, FREE] = 2
-    """How many of the latest checkpoints stay on disk, besides the one with the best held-out loss."""
+    """How many of the latest checkpoints stay on disk, besides the best, by held-out KL (without a teacher, loss)."""
     async_checkpoints: Annotated[bool, FREE] = False
     """Write checkpoints on a thread while training goes on, from a copy of the state in the host's memory."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], FREE] = ()

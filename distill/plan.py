@@ -8,7 +8,7 @@ import torch
 from compress.base.units import format_bytes
 from compress.distill.config import DistillConfig
 from compress.distill.loop.optimizer import state_bytes
-from compress.distill.objective.loss import default_chunk_tokens
+from compress.distill.objective.chunks import default_chunk_tokens
 from compress.distill.objective.objective import make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.resources.auto import (

@@ -72,7 +72,7 @@ def lasting(run: Path) -> dict[str, Any]:
         "student-init": prune["sha256"],
         "student": {path.name: path.read_bytes() for path in sorted((run / "student").glob("*.safetensors"))},
         "distill.json": {
-            k: trained[k] for k in ("steps", "tokens", "heldout_loss", "best_heldout_loss", "skipped_steps")
+            k: value for k, value in trained.items() if k in ("steps", "tokens", "skipped_steps") or "heldout" in k
         },
         "metrics": metrics(run),
     }

@@ -24,14 +24,14 @@ from compress.data import INDEX, options_unlike, prepare
 from compress.demo import DEMO
 from compress.distill import DistillResult, distill
 from compress.distill.resources.start_up import check_start
-from compress.model.files import resolve_model
+from compress.model.files import local_model, resolve_model
 from compress.model.remote_code import trusting
 from compress.report import write_report
 from compress.run.layout import Layout
 from compress.run.recipe import DistillOptions, Recipe, load_recipe
 from compress.run.recipe_steps import show_speeds, steps_of
-from compress.run.redo import Redo, begin
-from compress.run.steps import Step
+from compress.run.redo import Redo, begin, intended
+from compress.run.steps import Step, states
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, redo: Collection[str] = ()) -> Path:
@@ -94,6 +94,26 @@ def _is_left_to_make(step: Step, steps: Sequence[Step], redo: Redo) -> bool:
     if state == "done":
         say(f"{step.name}: done, unchanged.")
     return state != "done"
+
+
+def standing(recipe: Recipe, run: Path, redo: Collection[str] = ()) -> tuple[dict[str, str], UsageError | None]:
+    """Where each step of a resolved recipe stands in a run folder, by name, and why the run would stop at once.
+
+    Nothing is written or downloaded. A step whose result `redo` would move aside is `done anew`.
+    """
+    layout, scratch = Layout(run), recipe.teacher.scratch
+
+    def teacher() -> Path:
+        return layout.teacher if scratch else local_model(str(recipe.teacher.model), recipe.teacher.revision)
+
+    steps = steps_of(recipe, layout, teacher)
+    found = states(steps)
+    try:
+        asked = intended(steps, layout, list(redo), found)
+    except UsageError as refusal:
+        return {name: state for name, (state, _) in found.items()}, refusal
+    anew = {step.name for step in steps if step.name in asked.aside and step.name not in asked.moved}
+    return {name: "done anew" if name in anew else state for name, (state, _) in found.items()}, None
 
 
 def run_folder(recipe: Recipe, out: str | Path | None) -> Path:

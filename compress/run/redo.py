@@ -98,8 +98,18 @@ class Redo:
 
 
 def begin(steps: Sequence[Step], layout: Layout, asked: Sequence[str]) -> Redo:
-    """Before anything is written: stop if a result is no longer current and `asked` does not name its step; else move
-    the results of the steps that are asked for aside.
+    """Move the results of the steps that are `asked` for aside, if nothing else is in the way; raises as `intended`."""
+    redo = intended(steps, layout, asked, states(steps))
+    if todo := [step for step in steps if step.name in redo.aside and step.name not in redo.moved]:
+        follow = _following(steps, redo.groups)
+        say(f"Doing anew: {', '.join(redo.groups)}.{f' What follows if it changes: {follow}.' if follow else ''}")
+        redo.save()
+        redo.move(todo)
+    return redo
+
+
+def intended(steps: Sequence[Step], layout: Layout, asked: Sequence[str], found: Standing) -> Redo:
+    """What would be done anew if a run began now. Nothing is written.
 
     Raises:
         UsageError: a name that is no step, or results that are no longer current: which, what differs, what to do.
@@ -108,15 +118,10 @@ def begin(steps: Sequence[Step], layout: Layout, asked: Sequence[str]) -> Redo:
     for name in asked:
         if name not in groups:
             raise UsageError(f"--redo {name}: this run has no such step; choose from {', '.join(groups)}.")
-    redo, found = Redo.under_way(layout), states(steps)
+    redo = Redo.under_way(layout)
     redo.ask(asked, steps, found)
     if refused := [step for step in steps if found[step.name][0] == "changed" and not redo.allows(step)]:
         raise UsageError(_refusal(refused, found, steps, layout))
-    if todo := [step for step in steps if step.name in redo.aside and step.name not in redo.moved]:
-        follow = _following(steps, redo.groups)
-        say(f"Doing anew: {', '.join(redo.groups)}.{f' What follows if it changes: {follow}.' if follow else ''}")
-        redo.save()
-        redo.move(todo)
     return redo
 
 

@@ -7,7 +7,7 @@ from compress.base.currency import Missing
 from compress.base.errors import CompressError
 from compress.data import INDEX, TokenStore
 from compress.distill.publish import RECORD
-from compress.model.files import WEIGHT_FILES
+from compress.model.files import local_model
 from compress.report.run_files import MODELS
 from compress.run.pipeline import resolve_paths
 from compress.run.recipe import Recipe, load_recipe
@@ -95,24 +95,3 @@ class RunFolder:
         if not (self.path / name / "config.json").is_file():
             raise Missing(f"{self.path / name} is not there")
         return self.path / name
-
-
-def local_model(name: str, revision: str | None) -> Path:
-    """Folder of a model on this machine: a folder, or a hub model in the cache. No network.
-
-    Raises:
-        Missing: neither, or the cache has no weights of it.
-    """
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        raise Missing(f"{name} is no folder here, and the hub's cache does not have it") from None
-    if not list(folder.glob(WEIGHT_FILES)):
-        raise Missing(f"the hub's cache has no weights of {name}")
-    return folder

@@ -136,11 +136,14 @@ def check_metrics(training: Training, store: TokenStore) -> str:
 def _against_record(training: Training, rows: list[dict[str, Any]], extent: Budget, seq_len: int) -> list[str]:
     """What differs between distill.json and the log of the training that it is the end of."""
     record = training.record()
-    heldout = [row["heldout_loss"] for row in rows if "heldout_loss" in row and row["step"] == extent.steps]
-    expected = {
+    heldout = [row for row in rows if "heldout_loss" in row and row["step"] == extent.steps]
+    last: dict[str, Any] = heldout[-1] if heldout else {}
+    expected: dict[str, Any] = {
         "steps": extent.steps,
         "tokens": extent.rows * seq_len,
-        "heldout_loss": heldout[-1] if heldout else None,
+        "heldout_loss": last.get("heldout_loss"),
+        # a record of an earlier version has no others
+        **{name: last.get(name) for name in ("heldout_kl", "heldout_hard") if name in record},
     }
     faults = [
         f"{RECORD} says {name} = {record.get(name)!r}, and it was {value!r}"

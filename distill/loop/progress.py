@@ -59,17 +59,16 @@ class Progress:
         for name in MEASURES:
             setattr(self, name, None)
 
-    def note_heldout(self, found: Mapping[str, float]) -> bool:
-        """Take what `Losses.measure` found of the student as it is; False if it is not finite, and counts as none."""
-        if not all(map(math.isfinite, found.values())):
-            return False
+    def note_heldout(self, found: Mapping[str, float]) -> None:
+        """Take what `Losses.measure` found of the student as it is; what is not finite counts as none."""
         now = {name: found.get(name.removeprefix("heldout_")) for name in MEASURES}
+        now = {name: value if value is not None and math.isfinite(value) else None for name, value in now.items()}
         best, value = getattr(self, f"best_{self.best_by}"), now[self.best_by]
+        better = value is not None and (best is None or value < best)
         for name in MEASURES:
             setattr(self, name, now[name])
-            if best is None or (value is not None and value < best):
+            if better:
                 setattr(self, f"best_{name}", now[name])
-        return True
 
     def heldout(self) -> dict[str, Any]:
         """All held-out measures, last and best, for a record."""

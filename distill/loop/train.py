@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def _measure_heldout(s: Session, metrics: Metrics) -> None:
     if not len(s.heldout):
         return
     found = s.losses.measure(s.losses.share(s.heldout))
-    if not s.progress.note_heldout(found):
+    s.progress.note_heldout(found)
+    if not math.isfinite(found["loss"]):
         say(f"The held-out loss after step {s.progress.step} is {found['loss']}.")
     metrics.write({"step": s.progress.step, "tokens": s.tokens, **heldout_columns(found)})
 

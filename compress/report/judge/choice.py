@@ -54,6 +54,12 @@ def candidates(prune: Record | None) -> list[Record]:
     return found
 
 
-def candidate_losses(candidate: Record) -> tuple[float | None, float | None]:
-    """Held-out loss before and after the heal, nats a token; None where it was not finite."""
-    return number(candidate["before"].get("loss")), number(candidate["after"].get("loss"))
+def compared_by(prune: Record | None) -> str:
+    """The key of the losses by which candidates were compared: `kl`, or `loss` in a record that does not say."""
+    name: str = ((prune or {}).get("ranking") or {}).get("compared_by", "loss")
+    return name
+
+
+def candidate_losses(candidate: Record, measure: str) -> tuple[float | None, float | None]:
+    """A held-out measure before and after the heal, nats a token; None where it was not finite."""
+    return number(candidate["before"].get(measure)), number(candidate["after"].get(measure))

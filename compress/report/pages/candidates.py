@@ -1,7 +1,7 @@
 """What candidate cuts lost, and how much of it a short heal gave back, as a picture: a line each."""
 
 from compress.report.cells import layer_ranges
-from compress.report.judge.choice import candidate_losses, candidates
+from compress.report.judge.choice import candidate_losses, candidates, compared_by
 from compress.report.pages import svg
 from compress.report.pages.svg import Markup, Scale
 from compress.report.run_files import Record
@@ -12,7 +12,7 @@ _LEFT, _RIGHT = 330.0, 880.0
 
 def candidates_figure(prune: Record) -> str:
     """A row a candidate: a hollow mark where it was cut, a filled one where it was healed, the best first."""
-    found = [(candidate, *candidate_losses(candidate)) for candidate in candidates(prune)]
+    found = [(candidate, *candidate_losses(candidate, compared_by(prune))) for candidate in candidates(prune)]
     losses = [loss for _, *pair in found for loss in pair if loss is not None]
     if not losses:
         return ""
@@ -23,8 +23,10 @@ def candidates_figure(prune: Record) -> str:
     for index, (candidate, before, after) in enumerate(found):
         y = _TOP + _ROW * (index + 0.5)
         parts += _row(candidate, before, after, y, across, best=index == 0)
-    parts.append(svg.text((_LEFT + _RIGHT) / 2, bottom + 40, "held-out loss, nats a token", class_="tick middle"))
-    return svg.figure(_WIDTH, bottom + 48, "Held-out loss of each candidate cut, before and after a short heal", *parts)
+    name = "KL from the teacher" if compared_by(prune) == "kl" else "loss"
+    parts.append(svg.text((_LEFT + _RIGHT) / 2, bottom + 40, f"held-out {name}, nats a token", class_="tick middle"))
+    title = f"Held-out {name} of each candidate cut, before and after a short heal"
+    return svg.figure(_WIDTH, bottom + 48, title, *parts)
 
 
 def _row(
