@@ -111,7 +111,7 @@ class Study:
         shutil.rmtree(folder / "train" / "checkpoints", ignore_errors=True)
         rows = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
         found = [
-            {"objective": row["heldout_loss"], "loss": row["heldout_hard"], "kl": row["heldout_soft"]}
+            {"objective": row["heldout_loss"], "loss": row["heldout_hard"], "kl": row["heldout_kl"]}
             for row in rows
             if "heldout_loss" in row
         ]
@@ -120,7 +120,7 @@ class Study:
 
     def teacher_loss(self) -> float:
         """Held-out loss of the teacher, nats a token."""
-        loss: float = read_json(self.teacher / "distill.json")["heldout_loss"]
+        loss: float = read_json(self.teacher / "distill.json")["heldout_hard"]
         return loss
 
     def _calibration(self) -> dict[str, Any]:

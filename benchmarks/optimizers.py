@@ -165,7 +165,7 @@ class Study:
         )
         shutil.rmtree(folder / "train" / "checkpoints", ignore_errors=True)
         rows = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
-        kls = [row["heldout_soft"] for row in rows if "heldout_soft" in row]
+        kls = [row["heldout_kl"] for row in rows if "heldout_kl" in row]
         say(f"{folder.name}: held-out KL {kls[0]:.4f} -> {kls[-1]:.4f}, {result.tokens_per_s:,.0f} tokens/s")
         return {"start_kl": kls[0], "kl": kls[-1], "tokens_per_s": result.tokens_per_s}
 

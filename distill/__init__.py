@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from compress.distill.distillation import distill
     from compress.distill.objective.loss import DistillationLoss, distillation_loss
     from compress.distill.plan import DistillPlan, plan_distill
-    from compress.distill.publish import DistillResult
+    from compress.distill.publish import DistillResult, begun_otherwise
 
 __all__ = [
     "DistillConfig",
     "DistillPlan",
     "DistillResult",
     "DistillationLoss",
+    "begun_otherwise",
     "distill",
     "distillation_loss",
     "plan_distill",
@@ -24,6 +25,7 @@ _HOMES = {
     "DistillPlan": "plan",
     "DistillResult": "publish",
     "DistillationLoss": "objective.loss",
+    "begun_otherwise": "publish",
     "distill": "distillation",
     "distillation_loss": "objective.loss",
     "plan_distill": "plan",

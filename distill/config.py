@@ -5,25 +5,31 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.base.config import config
+from compress.base.currency import FREE
 from compress.base.units import Count
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 PositiveCount = Annotated[Count, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"]
+"""Functions of these names in `compress.distill.objective.divergences`, which needs torch and this does not."""
 
 
 @config
 class DistillConfig:
-    """How the student learns from the teacher and from the data."""
+    """How the student learns from the teacher and from the data.
+
+    A run may be resumed with other values of the options marked FREE: they do not touch the weights.
+    """
 
     alpha: Fraction = 0.8
     """Weight of the soft loss (against the teacher); the hard loss (next token) has 1 - alpha. 0 needs no teacher."""
-    temperature: Positive = 1.0
+    temperature: AboveZero = 1.0
     """Divides both models' logits in the soft loss, which is multiplied by its square."""
-    divergence: Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    divergence: DivergenceName = "forward_kl"
     """What the soft loss measures; cross-entropy is forward KL plus the teacher's entropy, with its gradient."""
     tokens: PositiveCount | None = None
     """Tokens to train on; None is the whole store, `epochs` times."""
@@ -32,7 +38,7 @@ class DistillConfig:
 
     optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"
     """muon: Muon for hidden matrices and AdamW for the rest, with one lr. adamw8bit: 8-bit moments (needs torchao)."""
-    lr: Positive = 3e-4
+    lr: AboveZero = 3e-4
     """Peak learning rate."""
     min_lr_fraction: Fraction = 0.1
     """The learning rate at the last step, as a fraction of the peak."""
@@ -43,18 +49,19 @@ class DistillConfig:
     decay_fraction: Fraction = 0.2
     """Fraction of all steps in which wsd's learning rate falls."""
     batch_tokens: PositiveCount = 524288
-    """Tokens a step, over all processes and micro-batches."""
-    micro_batch_rows: AtLeastOne | None = None
+    """Tokens an optimizer step learns from, over all processes and micro-batches. It decides the result, where
+    `eval.batch_tokens` and `prune.batch_tokens` are a matter of memory alone: here that is `micro_batch_rows`."""
+    micro_batch_rows: Annotated[AtLeastOne | None, FREE] = None
     """Sequences that go through a model at once, per process; None chooses by the device. The result is the same."""
-    clip_norm: Positive = 1.0
+    clip_norm: AboveZero = 1.0
     """Largest 2-norm of the whole gradient; larger ones are scaled down to it."""
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay, on matrices only."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
-    max_skipped_steps: AtLeastOne = 10
+    max_skipped_steps: Annotated[AtLeastOne, FREE] = 10
     """Give up after this many steps in a row were skipped."""
-    spike_sigma: Positive | None = None
+    spike_sigma: AboveZero | None = None
     """Skip a step, too, whose loss is this many standard deviations above the mean of the `spike_window` before it.
     None skips only steps whose loss or gradient is not finite."""
     spike_window: Annotated[int, Field(ge=8)] = 64
@@ -64,7 +71,7 @@ class DistillConfig:
     """bf16: student's products in bf16 over fp32 master weights, teacher in bf16. auto: bf16 on GPUs that have it."""
     teacher_precision: Literal["auto", "int8", "fp8"] = "auto"
     """auto is the run's. int8: the teacher's weights in 8 bits; fp8: its products too (both need torchao)."""
-    teacher_max_kl: Positive = 0.01
+    teacher_max_kl: AboveZero = 0.01
     """Most that int8 or fp8 may change the teacher: KL(exact || quantised) on held-out rows, nats a token."""
     save_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Dtype of the final checkpoint; auto is that of the student it started from."""
@@ -74,7 +81,7 @@ class DistillConfig:
     """Keep documents packed into a row apart: attention and positions start anew, and EOS predicts nothing."""
     compile: bool = False
     """Compile both models with torch.compile, one graph each: a first step of a minute, then about 2% less on CPUs."""
-    shard: Literal["auto", "none", "student", "both"] = "auto"
+    shard: Annotated[Literal["auto", "none", "student", "both"], FREE] = "auto"
     """Split the weights over the processes (FSDP2): the student's, its gradients and moments, or the teacher's too.
     auto: both where `accelerate launch` is configured for FSDP, else none. The result is the same."""
     gradient_checkpointing: bool = False
@@ -88,37 +95,21 @@ class DistillConfig:
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the order of the data and of dropout."""
 
-    log_every: AtLeastOne = 10
+    log_every: Annotated[AtLeastOne, FREE] = 10
     """Steps between rows of metrics.jsonl."""
-    heldout_every: NonNegative = 0.05
+    heldout_every: Annotated[NonNegative, FREE] = 0.05
     """Steps between held-out losses; below 1, a fraction of all steps; 0 only at the start and the end."""
     heldout_sequences: Annotated[int, Field(ge=0)] = 100
     """Held-out sequences to measure on, of those the token store has; 0 measures nothing."""
-    checkpoint_every: NonNegative = 0.1
+    checkpoint_every: Annotated[NonNegative, FREE] = 0.1
     """Steps between checkpoints; below 1, a fraction of all steps; 0 only at the end."""
-    keep_checkpoints: AtLeastOne = 2
-    """How many of the latest checkpoints stay on disk, besides the one with the best held-out loss."""
-    async_checkpoints: bool = False
+    keep_checkpoints: Annotated[AtLeastOne, FREE] = 2
+    """How many of the latest checkpoints stay on disk, besides the best, by held-out KL (without a teacher, loss)."""
+    async_checkpoints: Annotated[bool, FREE] = False
     """Write checkpoints on a thread while training goes on, from a copy of the state in the host's memory."""
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], FREE] = ()
     """Experiment trackers to log to, through accelerate."""
 
     def __post_init__(self) -> None:
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError("warmup_fraction and decay_fraction are more than all steps together; lower one")
-
-
-MAY_CHANGE_AT_RESUME = frozenset(
-    {
-        "async_checkpoints",
-        "checkpoint_every",
-        "heldout_every",
-        "keep_checkpoints",
-        "log_every",
-        "max_skipped_steps",
-        "micro_batch_rows",
-        "shard",
-        "trackers",
-    }
-)
-"""Options that do not touch the weights, so a run may be resumed with other values of them."""

@@ -22,9 +22,9 @@ from compress.distill.loop.session import Session, fingerprints, open_session
 from compress.distill.loop.train import mfu, train
 from compress.distill.objective.kernels import cpu
 from compress.distill.plan import DistillPlan, plan_distill
-from compress.distill.publish import DistillResult, finished, publish, saved_dtype
+from compress.distill.publish import DistillResult, finished, publish
+from compress.distill.resources.auto import saved_dtype
 from compress.distill.resources.start_up import check_start
-from compress.distill.students.sharding import whole_model
 from compress.model.load import load_config
 
 
@@ -66,10 +66,10 @@ def distill(
         plan, meter = _plan(config, start, source, store)
         session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
         meter.restart()
-        train(session, config, inputs, work)
-        facts = _facts(session, config, str(student), None if teacher is None else str(teacher))
+        train(session, work)
+        facts = _facts(session, str(student), None if teacher is None else str(teacher))
         facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
-        return _publish(session, config, inputs, facts, out, start)
+        return _publish(session, facts, out, start)
 
 
 def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any) -> tuple[DistillPlan, MemoryMeter]:
@@ -115,30 +115,26 @@ def _tuned(config: DistillConfig) -> Iterator[None]:
         yield
 
 
-def _facts(s: Session, config: DistillConfig, student: str, teacher: str | None) -> dict[str, Any]:
+def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
     """The fields of distill.json that the run knows."""
     run = s.progress
-    tokens = run.position * s.store.seq_len
-    rate = tokens / max(run.seconds, 1e-9)
+    rate = s.tokens / max(run.seconds, 1e-9)
     return {
         "teacher": teacher,
         "student": student,
-        "tokens": tokens,
+        "tokens": s.tokens,
         "steps": run.step,
-        "heldout_loss": run.heldout_loss,
-        "best_heldout_loss": run.best_heldout_loss,
+        **run.heldout(),
         "skipped_steps": run.skipped_steps,
         **s.notes,
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
-        "flops": tokens * s.flops_per_token,
+        "flops": s.tokens * s.flops_per_token,
         "mfu": mfu(s, rate),
         "peak_flops": s.peak._asdict(),
     }
 
 
-def _publish(
-    s: Session, config: DistillConfig, inputs: dict[str, Any], facts: dict[str, Any], out: Path, start: Path
-) -> DistillResult:
-    student = whole_model(s.student, saved_dtype(config, start))
-    return on_main(lambda: publish(out, student, start, config, inputs, facts))
+def _publish(s: Session, facts: dict[str, Any], out: Path, start: Path) -> DistillResult:
+    student = s.student.finished(saved_dtype(s.config, start))
+    return on_main(lambda: publish(out, student, start, s.config, s.inputs, facts))

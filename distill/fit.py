@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
 
 from compress.base.errors import UsageError
+from compress.base.machine import memory_of
 from compress.base.processes import count
 from compress.base.progress import say
 from compress.base.units import format_bytes
@@ -29,7 +29,7 @@ def check_fit(config: DistillConfig, planner: Planner, device: torch.device) -> 
         UsageError: weights, gradients, optimizer and teacher alone are more than the device's memory.
     """
     plan = planner(config)
-    free, total = _device_memory(device)
+    free, total = memory_of(device)
     counted = sum(plan.memory_bytes.get(name, 0) for name in _COUNTED)
     if counted > total:
         raise UsageError(
@@ -69,12 +69,3 @@ def _remedies(config: DistillConfig, rows: int) -> list[dict[str, Any]]:
         return [*fewer, *split]
     recomputed = [{"gradient_checkpointing": True, **less} for less in ({}, *fewer)]
     return [*fewer, *recomputed, *split, *({**split[0], **changes} for changes in recomputed if split)]
-
-
-def _device_memory(device: torch.device) -> tuple[int, int]:
-    """Free bytes and all bytes."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return free, total
-    memory = psutil.virtual_memory()
-    return memory.available, memory.total

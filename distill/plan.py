@@ -8,13 +8,19 @@ import torch
 from compress.base.units import format_bytes
 from compress.distill.config import DistillConfig
 from compress.distill.loop.optimizer import state_bytes
-from compress.distill.loop.session import default_micro_batch_rows, resolve_precision
-from compress.distill.objective.loss import default_chunk_tokens
+from compress.distill.objective.chunks import default_chunk_tokens
+from compress.distill.objective.objective import make_objective
+from compress.distill.objective.part import Pair
+from compress.distill.resources.auto import (
+    default_micro_batch_rows,
+    resolve_attention,
+    resolve_precision,
+    resolve_sharding,
+)
 from compress.distill.resources.flops import training_flops_per_token
+from compress.distill.resources.loading import recompute_activations
 from compress.distill.resources.schedule import budget
 from compress.distill.resources.step_memory import StepShape, trace_step
-from compress.distill.students.sharding import resolve_sharding
-from compress.distill.teachers.models import recompute_activations, resolve_attention
 from compress.distill.teachers.quantization import teacher_bytes
 from compress.model.parts import count_parameters, decoder_layers, empty_model
 
@@ -122,12 +128,21 @@ def _memory(
         else teacher_bytes(guide, config, value) // (processes if sharding == "both" else 1),
         "gathered weights": 0 if own == 1 else 2 * value * _gathered_parameters(model),
         "activations": min(activations, beside),
+        "signals": _signal_bytes(config, Pair(student, teacher), shape, value),
         "temporary": max(0, beside - activations),
         "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
     }
     if guide is not None and sharding == "both":
         parts["gathered weights"] += value * _gathered_parameters(guide)
     return {name: size for name, size in parts.items() if size}
+
+
+def _signal_bytes(config: DistillConfig, pair: Pair, shape: StepShape, value: int) -> int:
+    """The outputs of blocks that the objective holds, of both models, beside last hidden states."""
+    needs = make_objective(config, pair).needs
+    held = ((needs.student_blocks, pair.student), (needs.teacher_blocks, pair.teacher))
+    widths: int = sum(len(blocks) * model.get_text_config().hidden_size for blocks, model in held if model is not None)
+    return shape.rows * shape.seq_len * widths * value
 
 
 def _gathered_parameters(model: Any) -> int:

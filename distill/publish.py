@@ -1,25 +1,23 @@
 """The finished student: a plain Hugging Face checkpoint and distill.json, visible only when complete."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compress.base.config import to_dict
+from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json, sha256_tree, staged_folder, write_json
 from compress.base.errors import UsageError
-from compress.base.records import is_current, manifest
+from compress.base.records import manifest
 from compress.base.units import format_count, format_seconds
-from compress.distill.config import MAY_CHANGE_AT_RESUME, DistillConfig
+from compress.distill.config import DistillConfig
+from compress.distill.loop.checkpoint import begun_with
 from compress.distill.loop.guard import skip_reason
-from compress.model.files import check_weight_files, copy_side_files
-from compress.model.load import load_config, no_transformers_bars
+from compress.model.files import copy_side_files
+from compress.model.load import no_transformers_bars
 
 RECORD = "distill.json"
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +31,9 @@ class DistillResult:
     """Tokens trained on, counting repetitions."""
     steps: int
     heldout_loss: float | None
-    """Held-out loss of the final student, nats a token: alpha * soft + (1 - alpha) * hard."""
+    """What was minimised, on held-out rows, of the final student."""
     best_heldout_loss: float | None
+    """The same of the best step, which is the one with the least `best_by`."""
     skipped_steps: int
     tokens_per_s: float
     seconds: float
@@ -49,6 +48,15 @@ class DistillResult:
     peak_memory: int | None
     """Bytes that training added to the process at its peak, measured; None where the system does not tell."""
     manifest: dict[str, Any]
+    heldout_kl: float | None = None
+    """KL(teacher || student) at temperature 1 on held-out rows, nats a token, whatever was minimised: what students of
+    one teacher are compared by. None without a teacher, as in a record of before it was measured."""
+    heldout_hard: float | None = None
+    """Cross-entropy of the next token on held-out rows, nats a token: the held-out loss of any language model."""
+    best_heldout_kl: float | None = None
+    best_heldout_hard: float | None = None
+    best_by: str = "heldout_loss"
+    """The measure that the best step, and the best checkpoint, has least of."""
     teacher_kl: float | None = None
     """KL(exact || quantised teacher) on held-out rows, nats a token; None where the teacher was exact."""
     processes: int = 1
@@ -71,14 +79,25 @@ class DistillResult:
             f"{self.tokens_per_s:,.0f} tokens/s",
             f"written to {self.out}",
         ]
-        if self.heldout_loss is not None:
-            lines.insert(1, f"held-out loss {self.heldout_loss:.4f} (best {self.best_heldout_loss:.4f})")
+        if measures := self._describe_heldout():
+            lines.insert(1, measures)
         if self.skipped_steps:
             reason = skip_reason(self.manifest["config"]["spike_sigma"])
             lines.insert(
                 1, f"{self.skipped_steps} step{'s were' if self.skipped_steps > 1 else ' was'} skipped: {reason}"
             )
         return "\n".join(lines)
+
+    def _describe_heldout(self) -> str:
+        """What it is compared by, and in a record without that what it minimised."""
+        names = {"KL from the teacher": "heldout_kl", "loss": "heldout_hard"}
+        if self.heldout_hard is None:
+            names = {"loss": "heldout_loss"}
+        found = {title: (getattr(self, name), getattr(self, f"best_{name}")) for title, name in names.items()}
+        told = [
+            f"held-out {name} {now:.4f} (best {best:.4f})" for name, (now, best) in found.items() if now is not None
+        ]
+        return ", ".join(told)
 
 
 def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> DistillResult | None:
@@ -100,28 +119,16 @@ def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> Dis
 def changes_since(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> list[str]:
     """What differs between the finished student in `out` and one made from this config and these inputs."""
     made = read_json(out / RECORD)["manifest"]
-    wanted = as_json(config)
-    wanted.update({key: made["config"].get(key) for key in MAY_CHANGE_AT_RESUME})
-    if is_current(out, made, config=wanted, inputs=inputs):
+    return changes(out, made, kind=DistillConfig, config=to_dict(config), inputs=inputs)
+
+
+def begun_otherwise(work: Path, config: DistillConfig, inputs: Inputs) -> list[str]:
+    """What differs between the training whose checkpoints are in `work` and one with this config and these inputs."""
+    state = begun_with(work / "checkpoints")
+    if state is None:
         return []
-    return describe_changes(made, wanted, inputs) or ["its files were altered"]
-
-
-def as_json(config: DistillConfig) -> dict[str, Any]:
-    """A config as it reads back from JSON (tuples are lists)."""
-    data: dict[str, Any] = json.loads(json.dumps(to_dict(config)))
-    return data
-
-
-def describe_changes(made: Mapping[str, Any], config: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
-    """What differs between a record's `config` and `inputs` and these, leaving out options that may change."""
-    options = [
-        f"{key} was {json.dumps(made['config'].get(key))} and is {json.dumps(value)}"
-        for key, value in config.items()
-        if key not in MAY_CHANGE_AT_RESUME and made["config"].get(key) != value
-    ]
-    others = [f"the {name} is another" for name, value in inputs.items() if made["inputs"].get(name) != value]
-    return options + others
+    found = setting_changes(DistillConfig, state["config"], to_dict(config))
+    return found + input_changes(state["inputs"], inputs_now(inputs))
 
 
 def publish(
@@ -136,7 +143,7 @@ def publish(
             model.save_pretrained(partial)
         copy_side_files(source, partial)
         made = manifest(
-            config=as_json(config),
+            config=to_dict(config),
             inputs=inputs,
             outputs=sha256_tree(partial),
             seconds=facts["seconds"],
@@ -145,17 +152,3 @@ def publish(
         record = {**facts, "manifest": made}
         write_json(partial / RECORD, record)
     return DistillResult(out=out, **record)
-
-
-def saved_dtype(config: DistillConfig, source: Path) -> torch.dtype:
-    """The dtype to save in: as the config says, or that of the weights the run started from."""
-    if config.save_dtype != "auto":
-        return _DTYPES[config.save_dtype]
-    declared = load_config(source).dtype
-    if isinstance(declared, torch.dtype):
-        return declared
-    from safetensors import safe_open
-
-    with safe_open(check_weight_files(source)[0], framework="pt") as shard:
-        dtype: torch.dtype = shard.get_tensor(next(iter(shard.keys()))).dtype
-    return dtype

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from compress.base.config import config
+from compress.base.currency import PLACE
 from compress.base.units import Count
 from compress.evaluate.presets import expand
 
-Positive = Annotated[Count, Field(ge=1)]
+AtLeastOne = Annotated[Count, Field(ge=1)]
 
 
 @config
@@ -26,43 +27,44 @@ class EvalConfig:
 
     A task that fixes 0 keeps 0.
     """
-    limit: Positive | None = None
+    limit: AtLeastOne | None = None
     """Items a task, from its first; None takes all."""
-    datasets_root: str | None = None
+    datasets_root: Annotated[str | None, PLACE] = None
     """Folder of benchmark data sets, ORG/NAME inside it as `hf download --local-dir` lays them out."""
-    task_folder: str | None = None
+    task_folder: Annotated[str | None, PLACE] = None
     """Folder of further lm-eval task YAMLs; a task of a name already known replaces it."""
-    heldout_sequences: Positive = 100
+    heldout_sequences: AtLeastOne = 100
     """Rows of held-out text for loss, perplexity and fidelity."""
     heldout_seq_len: Annotated[Count, Field(ge=2)] = 1024
     """Tokens a row when the text is a raw source; a token store has its own row length."""
     text_column: str = "text"
     """Column (or JSON key) of raw held-out text."""
-    batch_tokens: Positive = 8192
-    """Tokens a forward pass, padding included; at least one sequence always runs."""
+    batch_tokens: AtLeastOne = 8192
+    """Tokens a forward pass, padding included; at least one sequence always runs. A matter of memory and speed, and no
+    optimizer step, as `distill.batch_tokens` is."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; `auto` is the checkpoint's own on an accelerator and float32 on the CPU."""
     device: str | None = None
     """torch device (`cpu`, `cuda:1`); None takes the accelerator there is, else the CPU."""
     speed: bool = True
     """Whether to measure speed, latency and peak memory."""
-    speed_batch: Positive = 1
+    speed_batch: AtLeastOne = 1
     """Sequences side by side in the speed measurement."""
-    speed_batches: list[Positive] = dataclasses.field(default_factory=lambda: [8])
+    speed_batches: list[AtLeastOne] = dataclasses.field(default_factory=lambda: [8])
     """Further numbers of sequences side by side to measure."""
-    speed_prompt_tokens: Positive = 128
+    speed_prompt_tokens: AtLeastOne = 128
     """Prompt length of the speed measurement, tokens."""
     speed_decode_tokens: Count = 32
     """Tokens decoded after the prompt, one at a time through the key-value cache."""
-    speed_repeats: Positive = 7
+    speed_repeats: AtLeastOne = 7
     """Measured rounds, after two that only warm up; the figures are medians over them."""
     speed_price_per_hour: Annotated[float, Field(gt=0)] | None = None
     """Price of the machine, in any currency, an hour: adds the cost of a million tokens."""
     samples: Count = 4
     """Sample continuations to write."""
-    sample_prompt_tokens: Positive = 48
+    sample_prompt_tokens: AtLeastOne = 48
     """Prompt length, tokens, of a sample cut from held-out text."""
-    sample_tokens: Positive = 64
+    sample_tokens: AtLeastOne = 64
     """Longest continuation, tokens."""
     responses: Count = 16
     """Prompts, cut as samples are, that model and teacher both continue to see how alike they write."""

@@ -1,13 +1,13 @@
 """The whole measurement of one checkpoint, and the eval JSON it is written to."""
 
-import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.base.config import to_dict
-from compress.base.disk import read_json, sha256_file, write_json, write_text
+from compress.base.currency import Inputs, Missing, decisive
+from compress.base.disk import read_json, sha256_file, write_json, write_rows, write_text
 from compress.base.errors import UsageError
 from compress.base.journal import Header, Journal, open_journal
 from compress.base.machine import find_device, git_commit, versions
@@ -82,26 +82,42 @@ def evaluate_model(
 
 
 def evaluation_inputs(
-    model: str | Path,
+    model: Callable[[], Path],
     config: EvalConfig,
     *,
-    teacher: str | Path | None = None,
-    text: str | Path | None = None,
+    teacher: Callable[[], Path] | None = None,
+    text: Callable[[], Path] | None = None,
     earlier: Path,
-) -> dict[str, Any]:
-    """The `inputs` that the manifest of the eval JSON `earlier` would have now: fingerprints of the model, the teacher,
-    the text, and the files of the benchmarks that it was made from.
+) -> Inputs:
+    """How to find the `inputs` that the manifest of the eval JSON `earlier` would have now: fingerprints of the model,
+    the teacher, the text, and the files of the benchmarks that it was made from.
 
-    A pipeline compares them (with the config) to know whether that eval JSON is still current. Benchmark files that are
-    not there now (a disk that is not mounted) count as what they were: nothing could be scored anew without them.
+    Benchmark files that are not there now (a disk that is not mounted) cannot be compared: nothing could be scored anew
+    without them.
     """
-    inputs = read_json(earlier)["manifest"]["inputs"] if earlier.is_file() else {}
-    before = inputs.get("benchmarks") or {"task_folder": None, "datasets": {}}
-    benchmarks = benchmark_inputs(config, before["datasets"])
-    if benchmarks is not None:
-        datasets = {name: found or before["datasets"][name] for name, found in benchmarks["datasets"].items()}
-        benchmarks = {"task_folder": benchmarks["task_folder"] or before["task_folder"], "datasets": datasets}
-    return {**_fingerprints(model, teacher, text), "benchmarks": benchmarks}
+
+    def benchmarks() -> dict[str, Any] | None:
+        made = read_json(earlier)["manifest"]["inputs"].get("benchmarks") or {"task_folder": None, "datasets": {}}
+        found = benchmark_inputs(config, made["datasets"])
+        if found is None:
+            return None
+        absent = [name for name, content in found["datasets"].items() if content is None]
+        known = {name: content or made["datasets"][name] for name, content in found["datasets"].items()}
+        tasks = found["task_folder"]
+        if config.task_folder is not None and tasks is None and made["task_folder"] is not None:
+            tasks = made["task_folder"]
+            absent.append("the task folder")
+        merged = {"task_folder": tasks, "datasets": known}
+        if absent and merged == made:
+            raise Missing(f"not there: {', '.join(absent)}")
+        return merged
+
+    return {
+        "model": lambda: model_fingerprint(model()),
+        "teacher": lambda: None if teacher is None else model_fingerprint(teacher()),
+        "text": lambda: None if text is None else text_fingerprint(text()),
+        "benchmarks": benchmarks,
+    }
 
 
 def benchmark_inputs(config: EvalConfig, datasets: Iterable[str]) -> dict[str, Any] | None:
@@ -134,7 +150,9 @@ def _check(model: str | Path, teacher: str | Path | None, text: str | Path | Non
 
 def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:
     """What decides every result but the speed, which is never kept."""
-    options = {name: value for name, value in to_dict(config).items() if not name.startswith("speed")}
+    options = {
+        name: value for name, value in decisive(EvalConfig, to_dict(config)).items() if not name.startswith("speed")
+    }
     place = {"device": device_name(find_device(config.device)), "commit": git_commit(), **versions()}
     return {"config": options, "inputs": inputs, "environment": place}
 
@@ -181,8 +199,7 @@ def _measure(
     if config.speed:
         result["speed"] = on_main(lambda: _speed(checkpoint, reference, config))
         if reference is not None:
-            speed = result["speed"]
-            result["fidelity"]["draft"] = draft_figures(result["fidelity"], speed, speed["teacher"])
+            result["fidelity"]["draft"] = draft_figures(result)
     chosen = _prompts(checkpoint, heldout, prompts, config.samples, config)
     samples = continuations(checkpoint, chosen, config.sample_tokens, journal)
     return {**result, "samples": samples}, items, datasets
@@ -216,5 +233,5 @@ def _require_writable(out: Path) -> None:
 
 
 def _write_items(path: Path, items: Sequence[dict[str, Any]]) -> dict[str, str]:
-    write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+    write_rows(path, items)
     return {path.name: sha256_file(path)}

@@ -11,7 +11,7 @@ from lm_eval.__main__ import cli_evaluate
 import compress.evaluate.harness.registered  # noqa: F401
 from compress.base.errors import CompressError
 from compress.base.progress import say
-from compress.evaluate.harness.templates import cached_templates
+from compress.evaluate.harness.patches import cached_templates
 
 
 def main() -> None:

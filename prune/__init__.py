@@ -1,6 +1,12 @@
 """Step 1: a teacher checkpoint in, a student checkpoint with fewer layers out.
 
-What needs torch is imported when it is first asked for, so that the copy of the weights can start before.
+`config` and `options` say what can be asked; `step` does it: `plan` derives the student's figures and config (rules/
+says how each field of a config changes, choose/ which layers stay), `under_way` copies its weights, `student` writes
+the rest, has it compared with its teacher (`check`), repaired if that was asked for (`repair`), and recorded
+(`record`).
+
+Only configs are imported at once: the rest is when it is first asked for, so that options are read without NumPy, and
+the copy of the weights can start before torch is there.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.config import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
 from compress.prune.options import PruneConfig
-from compress.prune.record import PruneResult, prune_inputs, prune_settings
-from compress.prune.step import prune, prune_family, student_name
 
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
     from compress.prune.plan import PrunePlan, plan_prune
+    from compress.prune.record import PruneResult, prune_inputs, prune_settings
+    from compress.prune.step import prune, prune_family, student_name
     from compress.prune.student import measure_layers
 
 __all__ = [
@@ -36,7 +42,18 @@ __all__ = [
     "student_name",
 ]
 
-_HOMES = {"PrunePlan": "plan", "plan_prune": "plan", "Ranking": "choose.ranking", "measure_layers": "student"}
+_HOMES = {
+    "PrunePlan": "plan",
+    "PruneResult": "record",
+    "Ranking": "choose.ranking",
+    "measure_layers": "student",
+    "plan_prune": "plan",
+    "prune": "step",
+    "prune_family": "step",
+    "prune_inputs": "record",
+    "prune_settings": "record",
+    "student_name": "step",
+}
 
 
 def __getattr__(name: str) -> Any:

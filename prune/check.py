@@ -13,11 +13,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from compress.base.errors import CompressError, InputError
+from compress.base.machine import host_memory
 from compress.base.units import format_bytes
 from compress.model.load import load_config, load_model
 from compress.model.parts import decoder_layers
@@ -52,22 +52,10 @@ class CheckResult:
 
 def reason_to_skip(num_parameters: int) -> str | None:
     """Why a teacher of this size cannot be compared here: its fp32 weights exceed the free memory. None when it can."""
-    needed, free = 4 * num_parameters * _LOADING_OVERHEAD, available_memory()
+    needed, free = 4 * num_parameters * _LOADING_OVERHEAD, host_memory().free
     if needed <= free:
         return None
     return f"the teacher in fp32 needs {format_bytes(needed)} of memory and {format_bytes(free)} are free"
-
-
-def available_memory() -> int:
-    """Bytes of memory this process can still take: the machine's, or what a container (cgroup v2) leaves."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return int(free)
-    return int(min(free, limit - int(stat["anon"])))
 
 
 @torch.no_grad()
@@ -80,6 +68,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
         InputError: one of them does not load strictly, or does not run on token ids alone.
         CompressError: they differ, or the student's cached logits differ from its uncached ones.
     """
+    # What the teacher says without its dropped layers. One model is in memory at a time.
     model = _load(teacher, WINDOW)
     if cast is not None:
         for parameter in model.parameters():
@@ -90,6 +79,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
         _make_identity(layers[index])
     expected = _run(model, teacher, ids)
     del model, layers
+    # First comparison: the student says the same.
     model = _load(student, WINDOW)
     identity = _distance(_run(model, student, ids), expected)
     if not identity.within(CAST_TOLERANCE if cast else IDENTITY_TOLERANCE):
@@ -98,6 +88,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
             "architecture uses the layers' positions in a way this tool does not know, so nothing was written. Please "
             "report the model's type and config.json."
         )
+    # Second: what it writes with its cache, at its real windows, is what it says of the same text without one.
     if _long_windows(load_config(student)):
         del model
         model = _load(student, None)

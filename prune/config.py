@@ -1,10 +1,11 @@
 """What `compress prune` can be asked, as configs. Nothing here imports torch: a command starts by reading these."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from compress.base.config import config
+from compress.base.currency import PLACE
 from compress.base.units import ByteSize, Count
 
 AtLeastOne = Annotated[Count, Field(ge=1)]
@@ -14,7 +15,7 @@ AtLeastOne = Annotated[Count, Field(ge=1)]
 class CalibrationConfig:
     """Which text the model is measured on, and how it is run on it."""
 
-    calibration: str | None = None
+    calibration: Annotated[str | None, PLACE] = None
     """SOURCE: `hub:ORG/NAME[:CONFIG]`, a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst) or txt, or a
     token store (its training rows). In a recipe None is the run's own training rows."""
     calibration_tokens: AtLeastOne = 256_000
@@ -24,7 +25,8 @@ class CalibrationConfig:
     calibration_column: Annotated[str, Field(min_length=1)] = "text"
     """Column (or JSON key) that holds the text."""
     batch_tokens: AtLeastOne = 8192
-    """Tokens run through the model at once, at least a row: a matter of memory."""
+    """Tokens run through the model at once, at least a row: a matter of memory, as `eval.batch_tokens` is, and no
+    optimizer step, as `distill.batch_tokens` is."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights while measuring: float32 on the CPU and the checkpoint's own elsewhere, unless named."""
     device: str | None = None
@@ -34,7 +36,9 @@ class CalibrationConfig:
 Method = Literal[
     "block-influence", "angular", "perplexity", "perplexity-greedy", "taylor", "magnitude", "random"
 ]  # fmt: skip
-WITHOUT_TEXT = ("magnitude", "random")
+METHODS: tuple[Method, ...] = get_args(Method)
+"""How layers can be measured; `compress.prune.choose.ranking` says what each is."""
+WITHOUT_TEXT: tuple[Method, ...] = ("magnitude", "random")
 
 
 @config
@@ -44,7 +48,7 @@ class RankingConfig(CalibrationConfig):
     layers: AtLeastOne
     """How many layers stay."""
     by: Method
-    """METHOD: block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random."""
+    """METHOD: Measure of how much a layer matters."""
     seed: Count = 0
     """Of the draw, for `by: random`."""
 

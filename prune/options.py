@@ -27,7 +27,7 @@ class PruneConfig(RepairConfig, StorageConfig):
     layers: AtLeastOne | None = None
     """How many layers stay, those that matter most `by` a measure."""
     by: Method | None = None
-    """METHOD: block-influence | angular | perplexity | perplexity-greedy | taylor | magnitude | random."""
+    """METHOD: Measure of how much a layer matters."""
     rank_after: AtLeastOne | None = None
     """Heal each candidate cut of `layers` layers on so many tokens first, and keep the one that is best then."""
     candidates: tuple[str, ...] | None = None

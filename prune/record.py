@@ -1,12 +1,14 @@
 """What prune.json says, and the result that carries it."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.base.config import to_dict
+from compress.base.currency import Inputs
 from compress.base.units import format_bytes
-from compress.model.files import model_fingerprint
 from compress.prune.choose.candidates import RankAfterConfig
 from compress.prune.config import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
 
@@ -57,7 +59,7 @@ def prune_settings(
     repair: RepairConfig | None = None,
     storage: StorageConfig | None = None,
 ) -> dict[str, Any]:
-    """What was asked of `prune`, for its manifest; which text it reads, `prune_inputs` says by content.
+    """What was asked of `prune`, for its manifest; which text it reads, `prune_inputs` finds by content.
 
     Of how weights are stored, only what differs from the default and changes the student's bytes.
     """
@@ -74,25 +76,21 @@ def prune_settings(
 
 
 def prune_inputs(
-    folder: Path, keep: str | RankingConfig | RankAfterConfig, repair: RepairConfig | None = None
-) -> dict[str, Any]:
-    """Fingerprints of what `prune` reads, for its manifest: the teacher, and the text it is measured or repaired on."""
-    return inputs_record(model_fingerprint(folder), keep, repair)
+    teacher: Callable[[], Any], keep: str | RankingConfig | RankAfterConfig, repair: RepairConfig | None = None
+) -> Inputs:
+    """Fingerprints of what `prune` reads, for its manifest: the teacher, and the text it is measured or repaired on.
 
-
-def inputs_record(
-    teacher: dict[str, str], keep: str | RankingConfig | RankAfterConfig, repair: RepairConfig | None = None
-) -> dict[str, Any]:
-    """`prune_inputs` of a teacher whose fingerprint is known."""
-    inputs: dict[str, Any] = {"teacher": teacher}
+    `teacher` finds the teacher's (see `model_fingerprint`).
+    """
+    inputs: dict[str, Callable[[], Any]] = {"teacher": teacher}
     if isinstance(keep, RankingConfig) and keep.by not in WITHOUT_TEXT:
-        inputs["calibration"] = _text_fingerprint(keep.calibration)
+        inputs["calibration"] = partial(_text_fingerprint, keep.calibration)
     if isinstance(keep, RankAfterConfig):
         if keep.reads_text:
-            inputs["calibration"] = _text_fingerprint(keep.calibration)
-        inputs["data"] = _text_fingerprint(keep.data)
+            inputs["calibration"] = partial(_text_fingerprint, keep.calibration)
+        inputs["data"] = partial(_text_fingerprint, keep.data)
     if repair is not None:
-        inputs["repair"] = _text_fingerprint(repair.calibration)
+        inputs["repair"] = partial(_text_fingerprint, repair.calibration)
     return inputs
 
 

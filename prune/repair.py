@@ -15,8 +15,7 @@ not where a norm or a factor follows (Gemma 2, Granite), or where experts are mi
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ from torch import Tensor, nn
 from compress.base.errors import InputError
 from compress.base.machine import fast_fp32_products, find_device
 from compress.base.progress import progress_bar
-from compress.inference.text_loss import TextLoss
+from compress.inference.likelihood import text_loss
+from compress.inference.readout import Readout, read_out
+from compress.model.blocks import Watch, watched
 from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
 from compress.model.parts import decoder_layers, hidden_states
@@ -77,9 +78,13 @@ def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[in
     whole, cut = (load_model(folder, dtype=dtype, device=device) for folder in (teacher, student))
     maps = {seam: _last_map(cut, seam.block, fitted.rows[:1, :16]) for seam in found}
     with fast_fp32_products(), torch.no_grad():
-        losses = {"teacher": _loss(whole, unseen, config), "before": _loss(cut, unseen, config)}
+        read = read_out(cut, str(student))
+        losses = {
+            "teacher": _loss(read_out(whole, str(teacher)), unseen, config),
+            "before": _loss(read, unseen, config),
+        }
         fits = [_fit(whole, cut, seam, maps[seam][1], fitted, config) for seam in found]
-        losses["after"] = _loss(cut, unseen, config)
+        losses["after"] = _loss(read, unseen, config)
     names = {name: linear.weight for name, linear in maps.values()}
     _store(student, names, decoder_layers(cut)[0], cut.base_model_prefix)
     return {
@@ -95,11 +100,10 @@ def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[in
     }
 
 
-def _loss(model: Any, text: Calibration, config: RepairConfig) -> float:
+def _loss(readout: Readout, text: Calibration, config: RepairConfig) -> float:
     """Mean next-token loss, nats."""
-    loss = TextLoss(model, text.source)
-    device = next(model.parameters()).device
-    return sum(float(loss(ids.to(device))) for ids in text.batches(config.batch_tokens)) / text.num_predicted
+    batches = (ids.to(readout.device) for ids in text.batches(config.batch_tokens))
+    return sum(float(text_loss(readout, ids)) for ids in batches) / text.num_predicted
 
 
 def _last_map(model: Any, block: int, rows: Any) -> tuple[str, nn.Linear]:
@@ -141,9 +145,9 @@ def _follows(model: Any, layer: nn.Module, linear: nn.Linear, ids: Tensor) -> bo
 def _observe(model: Any, layer: nn.Module, linear: nn.Linear, ids: Tensor) -> tuple[Tensor, Tensor] | None:
     """(a [tokens, F], block output [tokens, D]) of one run; None when they have not the same tokens."""
     seen: dict[str, Tensor] = {}
-    with _hooked(
-        (linear, "pre", lambda hidden: seen.__setitem__("input", hidden.flatten(0, -2))),
-        (layer, "post", lambda hidden: seen.__setitem__("output", hidden.flatten(0, -2))),
+    with watched(
+        Watch(linear, "input", lambda hidden: seen.update(input=hidden.flatten(0, -2))),
+        Watch(layer, "output", lambda hidden: seen.update(output=hidden.flatten(0, -2))),
     ):
         hidden_states(model, ids)
     if "input" not in seen or len(seen["input"]) != len(seen["output"]):
@@ -186,28 +190,9 @@ def _fit(
 def _output(model: Any, layer: nn.Module, ids: Tensor) -> Tensor:
     """Output [tokens, D] of a block."""
     seen: list[Tensor] = []
-    with _hooked((layer, "post", lambda hidden: seen.append(hidden.flatten(0, -2)))):
+    with watched(Watch(layer, "output", lambda hidden: seen.append(hidden.flatten(0, -2)))):
         hidden_states(model, ids)
     return seen[0]
-
-
-@contextmanager
-def _hooked(*watched: tuple[nn.Module, str, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Give each module's first input (`pre`) or output (`post`) to a function while the block runs."""
-
-    def attach(module: nn.Module, when: str, take: Callable[[Tensor], None]) -> Any:
-        if when == "pre":
-            return module.register_forward_pre_hook(lambda _, args: take(args[0]))
-        return module.register_forward_hook(
-            lambda _, args, output: take(output[0] if isinstance(output, tuple) else output)
-        )
-
-    handles = [attach(*entry) for entry in watched]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _store(student: Path, maps: Mapping[str, Tensor], stack: str, base: str) -> None:

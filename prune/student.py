@@ -14,7 +14,7 @@ from compress.model.files import WEIGHT_FILES, copy_side_files
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.choose.spec import format_layers
 from compress.prune.config import RankingConfig, RepairConfig, StorageConfig
-from compress.prune.record import RECORD, PruneResult, inputs_record, prune_settings
+from compress.prune.record import RECORD, PruneResult, prune_inputs, prune_settings
 from compress.prune.rules.fields import VERIFIED_TYPES
 from compress.weights.hub import HubTeacher
 
@@ -85,6 +85,7 @@ class Student:
 
             repaired = repair(call.repair, call.folder, at, plan.kept_layers, plan.num_layers)
             sha256 |= {path.name: sha256_file(path) for path in at.glob(WEIGHT_FILES)}
+        inputs = prune_inputs(call.fingerprint.result, self.keep, call.repair)
         record = plan.to_dict() | {
             "method": "spec" if self.ranking is None else self.ranking.method,
             "scores": None if self.ranking is None else self.ranking.scores or None,
@@ -97,7 +98,7 @@ class Student:
             "check": dataclasses.asdict(checked),
             "manifest": manifest(
                 config=prune_settings(self.keep, check=call.check, repair=call.repair, storage=call.storage),
-                inputs=inputs_record(call.fingerprint.result(), self.keep, call.repair),
+                inputs={role: find() for role, find in inputs.items()},
                 outputs=sha256,
                 seconds=time.monotonic() - call.started,
             ),
@@ -145,9 +146,9 @@ def load_shapes(folder: Path) -> None:
 
 
 def _rank(config: RankingConfig, name: str, folder: Path, derivation: "Derivation") -> "Ranking":
-    from compress.prune.choose.ranking import Teacher, rank_layers
+    from compress.prune.choose.ranking import RankedModel, rank_layers
 
-    subject = Teacher(
+    subject = RankedModel(
         name=name,
         folder=folder,
         num_layers=derivation.plan.num_layers,

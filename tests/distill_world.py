@@ -7,6 +7,11 @@ from typing import Any
 
 from compress.base.config import to_dict
 from compress.distill import DistillConfig, DistillResult, distill
+from compress.distill.loop.accelerator import make_accelerator
+from compress.distill.loop.step import Losses, StudentWithLoss
+from compress.distill.objective.objective import make_objective
+from compress.distill.objective.part import Pair
+from compress.distill.teachers.source import LiveTeacher
 
 SEQ_LEN = 32
 HELDOUT = 6
@@ -41,3 +46,13 @@ class World:
         """Rows of a run's metrics.jsonl."""
         text = (self.root / name / "train" / "metrics.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
+
+
+def losses_of(config: DistillConfig, student: Any, teacher: Any | None, work: Path) -> Losses:
+    """What runs micro-batches of `config.micro_batch_rows` through two models that lie in memory."""
+    assert config.micro_batch_rows is not None
+    objective = make_objective(config, Pair(student.config, None if teacher is None else teacher.config))
+    vocabulary = student.get_input_embeddings().num_embeddings
+    guide = None if teacher is None else LiveTeacher(teacher, objective.needs, vocabulary)
+    model = StudentWithLoss(student, objective, vocabulary)
+    return Losses(make_accelerator(config, work), model, objective, guide, config.micro_batch_rows)

@@ -20,7 +20,8 @@ class Hub:
 
     It is both a dataset and a model of that name. A fault is None, a status code, `drop` (half the body, then the
     connection is closed), `reset` (closed at once) or `stall` (no answer in time). `fault_paths` says on which requests
-    they fall; `requests` logs what was asked, and `served` counts the bytes of each file that were sent.
+    they fall; `requests` logs what was asked, and `served` counts the bytes of each file that were sent. Without
+    `ranges` it gives files as a whole, whatever is asked for.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class Hub:
         self.fault_paths: tuple[str, ...] = ("/resolve/",)
         self.requests: list[str] = []
         self.served: Counter[str] = Counter()
+        self.ranges = True
         self.url = ""
 
     def commit(self, files: dict[str, bytes]) -> str:
@@ -127,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Etag": f'"{hashlib.sha256(files[name]).hexdigest()}"'}
             headers |= {"X-Linked-Size": str(len(files[name]))}
         wanted = self.headers.get("range")
-        if wanted is None:
+        if wanted is None or not self.the_hub.ranges:
             return 200, files[name], headers
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         part = files[name][int(first) : int(last) + 1 if last else None]

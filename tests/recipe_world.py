@@ -2,8 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from helpers import save_tiny_model
+
+from compress.run.layout import Layout
+from compress.run.pipeline import resolve_paths
+from compress.run.recipe import Recipe
+from compress.run.recipe_steps import steps_of
 
 RECIPE = """
 name: tiny
@@ -34,6 +40,14 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 SIDE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja", "LICENSE")
 
 
+def write_benchmark(folder: Path, items: list[dict[str, Any]]) -> None:
+    """Write the benchmark `tiny_choice`, of `items` (question, options, answer), into `hub/` and `tasks/`."""
+    (folder / "hub" / "org" / "tiny").mkdir(parents=True)
+    (folder / "hub" / "org" / "tiny" / "test.jsonl").write_text("\n".join(json.dumps(item) for item in items))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
+
+
 def make_run_world(folder: Path) -> Path:
     """Write `teacher/`, `text.jsonl`, `hub/`, `tasks/` and `recipe.yaml` into `folder` and return it."""
     save_tiny_model(folder / "teacher", num_hidden_layers=4)
@@ -43,9 +57,13 @@ def make_run_world(folder: Path) -> Path:
     lines = [json.dumps({"text": f"Number {i} comes after number {i - 1}. " * 8}) for i in range(200)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
     items = [{"question": f"After {i} comes", "options": [str(i + 1), str(i - 1), "x"], "answer": 0} for i in range(9)]
-    (folder / "hub" / "org" / "tiny").mkdir(parents=True)
-    (folder / "hub" / "org" / "tiny" / "test.jsonl").write_text("\n".join(json.dumps(item) for item in items))
-    (folder / "tasks").mkdir()
-    (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
+    write_benchmark(folder, items)
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     return folder
+
+
+def make_steps(recipe: Recipe, run: Path, teacher: Path, *groups: str) -> None:
+    """Do those steps of a recipe that are of these groups and not done, in order, as `compress run` does them."""
+    for step in steps_of(resolve_paths(recipe, run), Layout(run), lambda: teacher):
+        if step.group in groups and step.state()[0] != "done":
+            step.make()

@@ -8,7 +8,7 @@ from typing import Any
 from data_world import content
 from fault_injection import Setting
 from helpers import save_tiny_model
-from recipe_world import TASK
+from recipe_world import write_benchmark
 
 from compress.data import TokenStore
 from compress.data.store import order
@@ -52,10 +52,7 @@ def write_recipe(folder: Path, *, documents: int = 120, batch_tokens: int = 224)
         rows = "".join(json.dumps({"text": line}) + "\n" for line in lines[i::3])
         (folder / "text" / f"{i}.jsonl").write_text(rows)
     items = [{"question": f"{i}: ann saw", "options": [" bob", " cat", "x"], "answer": i % 2} for i in range(8)]
-    (folder / "hub" / "org" / "tiny").mkdir(parents=True)
-    (folder / "hub" / "org" / "tiny" / "test.jsonl").write_text("\n".join(json.dumps(item) for item in items))
-    (folder / "tasks").mkdir()
-    (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
+    write_benchmark(folder, items)
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, batch_tokens=batch_tokens))
     return folder / "recipe.yaml"
 
@@ -75,7 +72,7 @@ def lasting(run: Path) -> dict[str, Any]:
         "student-init": prune["sha256"],
         "student": {path.name: path.read_bytes() for path in sorted((run / "student").glob("*.safetensors"))},
         "distill.json": {
-            k: trained[k] for k in ("steps", "tokens", "heldout_loss", "best_heldout_loss", "skipped_steps")
+            k: value for k, value in trained.items() if k in ("steps", "tokens", "skipped_steps") or "heldout" in k
         },
         "metrics": metrics(run),
     }

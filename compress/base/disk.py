@@ -10,23 +10,44 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compress.base.errors import InputError, UsageError
 
 _CHUNK_BYTES = 1 << 20
+_CLOCK_TICK_S = 0.1  # file systems note times of change in ticks of up to some 10 ms
+_hashes: dict[tuple[int, ...], str] = {}
+"""SHA-256 by device, inode, size and times of change, for as long as the process lives."""
+
+Damaged = Literal["refused", "last left out", "end"]
 
 
 def sha256_file(path: Path, stop: threading.Event | None = None) -> str:
-    """SHA-256 of a file's content, in hex.
+    """SHA-256 of a file's content, in hex; a file that did not change since it was last asked for is not read again.
 
     Raises:
         CancelledError: `stop` was set meanwhile, by another thread.
     """
+    stat = path.stat()
+    if (known := _hashes.get(_state(stat))) is not None:
+        return known
+    asked, found = time.time(), _read_hash(path, stop)
+    quiet = asked - max(stat.st_mtime, stat.st_ctime) > _CLOCK_TICK_S  # else a later write may bear the same time
+    if quiet and _state(path.stat()) == _state(stat):
+        _hashes[_state(stat)] = found
+    return found
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _read_hash(path: Path, stop: threading.Event | None) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))  # one for all: a fresh one each time costs as much as the hash
     with path.open("rb", buffering=0) as file:
@@ -90,6 +111,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """`write_text` of JSON lines, one a row."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -104,20 +130,32 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, each with the newline that ends it: a last one without is one that was cut short.
+def read_rows(path: Path, *, damaged: Damaged = "refused") -> list[Any]:
+    """The values of a file of JSON lines.
 
-    A newline alone ends a line. `str.splitlines` would also split at U+0085, U+2028 and their like, which stand
-    unescaped in JSON strings.
+    A newline ends a line, and not U+0085, U+2028 and their like, which stand unescaped in JSON strings.
+
+    `damaged` says what becomes of a line that is no JSON:
+
+    - refused: it is an error
+    - last left out: the last one is left out if no newline ends it, since a killed process was writing it; others are
+      errors
+    - end: the file counts up to the first one, since the machine may have failed before all of it was on the disk
 
     Raises:
-        InputError: the file is not UTF-8; the message names it.
+        InputError: a damaged line, as above; the message names the file and the line.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return list(file)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}.") from error
+    rows: list[Any] = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line.decode()))
+        except (ValueError, RecursionError) as error:
+            torn = number == len(lines) and not line.endswith((b"\n", b"\r"))
+            if damaged == "end" or (damaged == "last left out" and torn):
+                break
+            raise InputError(f"{path}, line {number} is not JSON: {error}.") from error
+    return rows
 
 
 def require_free(out: Path) -> None:

@@ -6,11 +6,13 @@
 A batch is known by the header, its stage, its number there, and its content; its result is what was computed, since
 Python's JSON gives back every float exactly. Lines reach the system one by one, so a killed process loses the batch
 under way; a machine that fails loses what it had not yet written to the disk. The folder goes when the eval JSON is
-there. Under a launcher the batches that are left are dealt out to the processes in turn.
+there; one that was begun under another header is kept under another name. Under a launcher the batches that are left
+are dealt out to the processes in turn.
 """
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import os
 import shutil
@@ -122,10 +124,20 @@ def _begin(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
     if begun == header:
         return {key: result for path in sorted(folder.glob(_LINES)) for key, result in _read(path).items()}
     if any(folder.glob(_LINES)):
-        say(f"{folder} was begun with another {', '.join(_changes(begun, header))}: starting anew.")
+        kept = _set_aside(folder)
+        say(f"{folder} was begun with another {', '.join(_changes(begun, header))}: starting anew. It is in {kept}.")
     clear_folder(folder)
     write_json(folder / _HEADER, header)
     return {}
+
+
+def _set_aside(folder: Path) -> Path:
+    """Move what the journal holds into a folder of its own beside it; the journal's own is locked, and stays."""
+    kept = folder.with_name(f"{folder.name}-{datetime.datetime.now():%Y-%m-%dT%H.%M.%S.%f}")
+    kept.mkdir()
+    for path in folder.iterdir():
+        path.rename(kept / path.name)
+    return kept
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compress.base.errors import UsageError
 from compress.base.redact import redact
@@ -23,6 +23,8 @@ _PACKAGES = (
     "compress", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "lm-eval", "numpy",
 )  # fmt: skip
 _LOWEST_PRIORITY = 19
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 @cache
@@ -114,6 +116,64 @@ def find_device(name: str | None) -> "torch.device":
             f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu, or leave it out."
         ) from error
     return device
+
+
+class Memory(NamedTuple):
+    """Bytes of memory: what can still be taken, and all there is."""
+
+    free: int
+    total: int
+
+
+def memory_of(device: "torch.device") -> Memory:
+    """The memory of a GPU; of any other device the host's."""
+    import torch
+
+    return Memory(*torch.cuda.mem_get_info(device)) if device.type == "cuda" else host_memory()
+
+
+def host_memory() -> Memory:
+    """The machine's memory, or what the tightest control group (container, job) around this process leaves of it."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    limits = list(_group_limits(_GROUPS, _OWN_GROUPS))
+    free = min([machine.available, *(limit - used for limit, used in limits)])
+    return Memory(max(0, free), min([machine.total, *(limit for limit, _ in limits)]))
+
+
+def total_memory() -> dict[str, int]:
+    """All bytes of each GPU by its name, or of the host where there is none."""
+    import torch
+
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {f"cuda:{i} ({gpu.name})": gpu.total_memory for i, gpu in enumerate(gpus)} or {
+        "this machine": host_memory().total
+    }
+
+
+def _group_limits(root: Path, listing: Path) -> Iterator[tuple[int, int]]:
+    """(limit, bytes in use) of every control group that limits this process's memory (`man 7 cgroups`, both versions).
+
+    In use is what cannot be taken back: processes' own memory and shared memory, but no page cache. A container may see
+    its own group as the root of all, under whatever name the host knows it.
+    """
+    for line in listing.read_text().splitlines() if listing.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            home, limited, used = root, "memory.max", ("anon", "shmem")
+        elif "memory" in controllers.split(","):
+            home, limited, used = root / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
+        else:
+            continue
+        names = Path(path.lstrip("/")).parts
+        for group in (home.joinpath(*names[:depth]) for depth in range(len(names) + 1)):
+            try:
+                limit = int((group / limited).read_text())
+                stat = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such group here, or `max`
+                continue
+            yield limit, sum(int(stat.get(name, 0)) for name in used)
 
 
 def peak_memory_gib() -> float:

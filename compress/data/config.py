@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.base.config import config
+from compress.base.currency import FREE, PLACE
 from compress.base.units import Count
 
 AtLeastOne = Annotated[Count, Field(ge=1)]
@@ -14,12 +15,12 @@ AtLeastOne = Annotated[Count, Field(ge=1)]
 class DataConfig:
     """The text of a run and the shape of its token store."""
 
-    dataset: Annotated[str, Field(min_length=1)]
+    dataset: Annotated[str, Field(min_length=1), PLACE]
     """SOURCE: `hub:ORG/NAME[:CONFIG]`, `ORG/NAME`, or a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst)
     or txt. A line of txt is a document. A folder is read as a whole, in the order of its file names."""
-    config: str | None = None
-    """Configuration of a hub dataset, `sample-10BT` for one."""
-    split: str = "train"
+    config: Annotated[str | None, FREE] = None
+    """Configuration of a hub dataset, `sample-10BT` for one. With `split` it is part of the source's identity."""
+    split: Annotated[str, FREE] = "train"
     """Split of a hub dataset; local files are all read."""
     text_column: Annotated[str, Field(min_length=1)] = "text"
     """Column (or JSON key) that holds the text."""
@@ -31,7 +32,7 @@ class DataConfig:
     """Rows of `seq_len` tokens from documents that training never sees."""
     seed: Count = 0
     """Seed of the choice of held-out documents."""
-    num_proc: AtLeastOne | None = None
+    num_proc: Annotated[AtLeastOne | None, FREE] = None
     """Tokenizer processes; None uses threads of this process. The result is the same."""
     on_bad_row: Literal["skip", "error"] = "skip"
     """Rows without readable text, and files damaged midway: skip and count them, or stop."""

@@ -1,17 +1,18 @@
 """Text to a token store, or the store that is there already."""
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from compress.base.config import build_from, to_dict
+from compress.base.currency import Inputs, Missing, input_changes, setting_changes
 from compress.base.disk import require_free
 from compress.base.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
 from compress.base.signals import stop_on_signal
 from compress.data.config import DataConfig
 from compress.data.sources.sources import find_source
 from compress.data.sources.stream import Unavailable
-from compress.data.store.partial import owned_folder, remove_if_empty
+from compress.data.store.partial import begun, owned_folder, remove_if_empty
 from compress.data.store.preparation import Preparation
 from compress.data.store.record import identity
 from compress.data.store.store import INDEX, TokenStore
@@ -46,6 +47,12 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
                 "remove this one to prepare it anew."
             )
         return TokenStore.open(out)
+    if differing := changes_of_begun(config, lambda: tokenizer, out):
+        folder = out.with_name(f"{out.name}.partial")
+        raise UsageError(
+            f"{folder} is the beginning of another store: {'; '.join(differing)}. Go back to that, name another "
+            f"folder, or move {folder} away."
+        )
     spec = load_spec(tokenizer)
     require_free(out)
     with stop_on_signal() as stop, owned_folder(out) as folder:
@@ -71,12 +78,39 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
 
 def changes_since(out: Path, config: DataConfig, tokenizer: Path | str) -> list[str]:
     """What differs between the finished store `out` and one made from this config, tokenizer and source now."""
-    store = TokenStore.open(out)
-    asked, made = identity(config, load_spec(tokenizer).sha256), store.index["identity"]
-    differing = [f"{key} was {made.get(key)!r} and is {asked[key]!r}" for key in asked if made.get(key) != asked[key]]
-    if not find_source(config).matches(store.index["source"]):
-        differing.append("the source has other files, or their content changed")
-    return differing
+    made = TokenStore.open(out).index["manifest"]
+    now = {role: find() for role, find in store_inputs(config, lambda: tokenizer, out).items()}
+    return setting_changes(DataConfig, made["config"], to_dict(config)) + input_changes(made["inputs"], now)
+
+
+def store_inputs(config: DataConfig, tokenizer: Callable[[], Path | str], out: Path) -> Inputs:
+    """What the finished store `out` would be made from now; a source that did not change keeps its recorded hash."""
+
+    def source() -> str:
+        index = TokenStore.open(out).index
+        try:
+            same = find_source(config).matches(index["source"])
+        except CompressError as error:
+            raise Missing(f"the text is not there ({error})") from error
+        recorded: str = index["manifest"]["inputs"]["source"]
+        return recorded if same else "other files, or their content changed"
+
+    return {"tokenizer": lambda: load_spec(tokenizer()).sha256, "source": source}
+
+
+def changes_of_begun(config: DataConfig, tokenizer: Callable[[], Path | str], out: Path) -> list[str]:
+    """What differs between the preparation of `out` that an earlier process began, and one that would begin now."""
+    made = begun(out)
+    if made is None:
+        return []
+    try:
+        source = find_source(config, made.get("commit"))
+        complete = "fingerprint" in made
+        same = source.matches(made["source"]) if complete else source.listing() == made["source"]
+    except CompressError:
+        same = True  # what is wrong with the source is said when it is read
+    found = setting_changes(DataConfig, made["identity"], identity(config, load_spec(tokenizer()).sha256))
+    return found + ([] if same else ["the source is another"])
 
 
 def options_unlike(out: Path, config: DataConfig, given: Collection[str]) -> list[str]:

@@ -8,12 +8,12 @@ training document contains.
 """
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.base.disk import write_rows
 from compress.demo.config import WorldConfig
 from compress.demo.lexicon import RELATIONS, all_words, draw_names
 
@@ -99,10 +99,10 @@ def write_world(out: Path, config: WorldConfig) -> None:
     The same config gives the same bytes.
     """
     documents = make_documents(config.seed, config.documents, tellings=config.tellings)
-    _write_rows(out / "corpus" / "train.jsonl", ({"id": i, "text": text} for i, text in enumerate(documents)))
+    write_rows(out / "corpus" / "train.jsonl", ({"id": i, "text": text} for i, text in enumerate(documents)))
     hub = out / "hub" / "compress" / "world"
-    _write_rows(hub / "choice" / "test.jsonl", map(_choice_row, make_questions(config.seed, config.items)))
-    _write_rows(hub / "completion" / "test.jsonl", map(_completion_row, make_questions(config.seed + 1, config.items)))
+    write_rows(hub / "choice" / "test.jsonl", map(_choice_row, make_questions(config.seed, config.items)))
+    write_rows(hub / "completion" / "test.jsonl", map(_completion_row, make_questions(config.seed + 1, config.items)))
     (hub / "README.md").write_text(_DATASET_CARD, encoding="utf-8")
     save_tokenizer(out / "tokenizer")
 
@@ -146,10 +146,3 @@ def _choice_row(question: Question) -> dict[str, Any]:
 
 def _completion_row(question: Question) -> dict[str, Any]:
     return {"passage": question.passage, "prompt": question.prompt, "answer": question.options[question.answer]}
-
-
-def _write_rows(path: Path, rows: Iterator[dict[str, Any]] | Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True)
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

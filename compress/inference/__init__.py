@@ -1,1 +1,1 @@
-"""Running a model without training it: prefixes shared, batches halved, log-probabilities read out."""
+"""A model read out without training it: common prefixes once, batches that fit, likelihoods, decoding, in float32."""

@@ -11,7 +11,7 @@ from compress.base.signals import check_interrupt
 from compress.inference.planning import Job
 from compress.inference.prefix_cache import KeyValues, TreeModel, attention_mask
 from compress.inference.readout import Checkpoint
-from compress.inference.tree import Ids, build_row
+from compress.inference.tree import Ids, build_tree
 
 
 class Stops:
@@ -49,7 +49,7 @@ def decode(
 
     The last token of an answer that ended is the one that ended it.
     """
-    built = [build_row(prompts, job.base) for prompts in rows]
+    built = [build_tree(prompts, job.base) for prompts in rows]
     states, kept = trees.states_and_cache(built, job)
     row = torch.tensor([number for number, tree in enumerate(built) for _ in tree.paths])
     paths = [torch.from_numpy(path) for tree in built for path in tree.paths]

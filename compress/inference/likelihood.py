@@ -1,17 +1,19 @@
-"""Log-probabilities of tokens from hidden states: the head on scored positions alone, float32 log-sum-exp."""
+"""Log-probabilities of tokens: the head in chunks of positions, so that no [tokens, vocabulary] tensor exists."""
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from compress.inference.readout import Checkpoint, require_numbers
+from compress.inference.readout import Readout, require_numbers
 
 _CPU_CHUNK_TOKENS, _CPU_CHUNK_LOGITS = 128, 1 << 21  # enough rows for the product, few enough logits for the caches
+_LOSS_CHUNK_LOGITS = 1 << 25  # 128 MiB of float32
 
 
-def log_probabilities(checkpoint: Checkpoint, states: Tensor, slot: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+def log_probabilities(readout: Readout, states: Tensor, slot: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     """For each i: log p of `token[i]` after `states[slot[i]]`, and whether it is the argmax.
 
-    `states` is [N, D] on the checkpoint's device, `slot` and `token` [M] on the CPU. Returns float64 nats and booleans,
+    `states` is [N, D] on the model's device, `slot` and `token` [M] on the CPU. Returns float64 nats and booleans,
     [M] on the CPU: z[token] - logsumexp(z) of the float32 logits z, of which one chunk exists at a time.
 
     Raises:
@@ -19,14 +21,36 @@ def log_probabilities(checkpoint: Checkpoint, states: Tensor, slot: Tensor, toke
     """
     log_p = torch.empty(len(slot), dtype=torch.float64)
     greedy = torch.empty(len(slot), dtype=torch.bool)
-    step = checkpoint.chunk_tokens
+    step = readout.chunk_tokens
     if states.device.type == "cpu":
-        step = min(step, max(_CPU_CHUNK_TOKENS, _CPU_CHUNK_LOGITS // checkpoint.vocab_size))
+        step = min(step, max(_CPU_CHUNK_TOKENS, _CPU_CHUNK_LOGITS // readout.vocab_size))
     for start in range(0, len(states), step):
-        logits = checkpoint.logits(states[start : start + step])
+        logits = readout.logits(states[start : start + step])
         here = ((slot >= start) & (slot < start + step)).nonzero().squeeze(1)
         local, wanted = (slot[here] - start).to(logits.device), token[here].to(logits.device)
         log_p[here] = (logits[local, wanted] - logits.logsumexp(dim=-1)[local]).cpu().double()
         greedy[here] = (logits.argmax(dim=-1)[local] == wanted).cpu()
-    require_numbers(log_p, checkpoint)
+    require_numbers(log_p, readout)
     return log_p, greedy
+
+
+def text_loss(readout: Readout, ids: Tensor) -> Tensor:
+    """Sum over `ids` [B, S], on the model's device, of -log p(x_t | x_<t), nats, for t = 1 .. S-1 of each row.
+
+    A float64 scalar on the CPU, of float32 logits. Differentiable in the model's weights below the head: a chunk's
+    logits are computed again in the backward pass.
+    """
+    states = readout.states(ids)[:, :-1].flatten(0, 1)
+    labels = ids[:, 1:].flatten()
+
+    def chunk_loss(states: Tensor, labels: Tensor) -> Tensor:
+        loss = torch.nn.functional.cross_entropy(readout.logits(states), labels, reduction="none")
+        return loss.cpu().double().sum()
+
+    step = max(1, _LOSS_CHUNK_LOGITS // readout.vocab_size)
+    total = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(states), step):
+        chunk = slice(start, start + step)
+        loss: Tensor = checkpoint(chunk_loss, states[chunk], labels[chunk], use_reentrant=False)
+        total = total + loss
+    return total

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from compress.inference.planning import Job
 from compress.inference.readout import Checkpoint
-from compress.inference.tree import Row, batch_rows, build_row, tree_mask
+from compress.inference.tree import Tree, batch_trees, build_tree, tree_mask
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, [B, heads, tokens, head dim]."""
@@ -31,23 +31,23 @@ class _Lent(DynamicLayer):  # type: ignore[misc]
 
 
 class TreeModel:
-    """A checkpoint's hidden states for rows of `Row` trees; holds the prefixes of the job under way, and no others."""
+    """A checkpoint's hidden states for trees of tokens; holds the prefixes of the job under way and no others."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._held: list[tuple[bytes, KeyValues]] = []
 
-    def states(self, rows: Sequence[Row], job: Job) -> Tensor:
+    def states(self, rows: Sequence[Tree], job: Job) -> Tensor:
         """Last hidden states [B, S, D] of `rows`, which stand on the job's prefix."""
         kept = self._prefix(job)
         if kept is None and all(len(row.paths) == 1 for row in rows):
-            return self._checkpoint.states(batch_rows(rows, 0)[0].to(self._checkpoint.device))
+            return self._checkpoint.states(batch_trees(rows, 0)[0].to(self._checkpoint.device))
         cache = None if kept is None else DynamicCache()
         if cache is not None:
             cache.layers = [_Lent(keys, values) for keys, values in kept or ()]
         return self._forward(rows, job.base, cache)
 
-    def states_and_cache(self, rows: Sequence[Row], job: Job) -> tuple[Tensor, KeyValues]:
+    def states_and_cache(self, rows: Sequence[Tree], job: Job) -> tuple[Tensor, KeyValues]:
         """`states`, and the keys and values [B, heads, base + S, head dim] of the prefix and the rows."""
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._prefix(job) or ()):
@@ -72,13 +72,13 @@ class TreeModel:
             if number:
                 for layer, (keys, values) in enumerate(self._held[number - 1][1]):
                     cache.update(keys, values, layer)
-            self._forward([build_row([job.prefix[: job.cuts[number]]], base)], base, cache)
+            self._forward([build_tree([job.prefix[: job.cuts[number]]], base)], base, cache)
             self._held.append((names[number], _key_values(cache)))
         return self._held[-1][1] if names else None
 
-    def _forward(self, rows: Sequence[Row], base: int, cache: Any) -> Tensor:
+    def _forward(self, rows: Sequence[Tree], base: int, cache: Any) -> Tensor:
         checkpoint = self._checkpoint
-        tokens, depths, ends = (table.to(checkpoint.device) for table in batch_rows(rows, base))
+        tokens, depths, ends = (table.to(checkpoint.device) for table in batch_trees(rows, base))
         plain = base == 0 and all(len(row.paths) == 1 for row in rows)
         states: Tensor = checkpoint.model.base_model(
             input_ids=tokens,

@@ -1,4 +1,4 @@
-"""A checkpoint ready to be measured: model, tokenizer, and logits that are always float32."""
+"""A model read out in float32: hidden states below the output head, and the head apart; and a checkpoint loaded so."""
 
 import dataclasses
 from pathlib import Path
@@ -18,18 +18,17 @@ _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A loaded causal LM.
+class Readout:
+    """A causal LM in memory whose forward pass is split at the output head.
 
-    `states` and `logits` split the forward pass at the output head, so that the head runs only where a score is
-    needed and in float32 whatever the model's dtype: bf16 logits tie options that differ. `head` is None when the
-    architecture does to its logits what `output_head` cannot express; then `states` are the model's own logits.
+    So the head runs only where a score is needed, and in float32 whatever the model's dtype: bf16 logits tie options
+    that differ. `head` is None when the architecture does to its logits what `output_head` cannot express; then
+    `states` are the model's own logits.
     """
 
     name: str
-    folder: Path
+    """What the user calls the model."""
     model: Any
-    tokenizer: Any
     head: OutputHead | None
     vocab_size: int
 
@@ -61,17 +60,32 @@ class Checkpoint:
         return states.float() if self.head is None else self.head.logits(states.float())
 
 
-def require_numbers(scores: Tensor, checkpoint: Checkpoint) -> None:
-    """Refuse scores that a model's logits make no number.
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Readout):
+    """A model folder, loaded and ready to be measured."""
 
-    Raises:
-        InputError: one is NaN.
+    folder: Path
+    tokenizer: Any
+
+
+def read_out(model: Any, name: str) -> Readout:
+    """Split a model at its output head, after comparing the two halves with the whole on a few tokens.
+
+    Where the head is one that `output_head` cannot express, the user is told, and the model's own logits are used.
     """
-    if scores.isnan().any():
-        raise InputError(
-            f"{checkpoint.name} gives NaN for logits on some text, so it has no score: its weights hold NaN, or values "
-            f"too large for {checkpoint.dtype}. Try --set eval.dtype=float32, or an earlier checkpoint of its training."
-        )
+    head: OutputHead | None
+    try:
+        check_output_head(model, name)
+        head = output_head(model)
+    except CompressError as error:
+        say(f"{error} Scoring falls back to the model's own logits.")
+        head = None
+    if head is not None:
+        bias = None if head.bias is None else head.bias.detach().float()
+        head = dataclasses.replace(head, weight=head.weight.detach().float(), bias=bias)
+    embeddings = model.get_output_embeddings()
+    vocab_size = model.config.get_text_config().vocab_size if embeddings is None else embeddings.weight.shape[0]
+    return Readout(name, model, head, int(vocab_size))
 
 
 def load_checkpoint(name: str | Path, *, dtype: str = "auto", device: str | None = None) -> Checkpoint:
@@ -87,15 +101,18 @@ def load_checkpoint(name: str | Path, *, dtype: str = "auto", device: str | None
     place = find_device(device)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=find_dtype(dtype, folder, place), device=place)
-    head: OutputHead | None
-    try:
-        check_output_head(model, str(name))
-        head = output_head(model)
-    except CompressError as error:
-        say(f"{error} Scoring falls back to the model's own logits.")
-        head = None
-    if head is not None:
-        bias = None if head.bias is None else head.bias.detach().float()
-        head = dataclasses.replace(head, weight=head.weight.detach().float(), bias=bias)
-    vocab_size = int(model.get_output_embeddings().weight.shape[0])
-    return Checkpoint(str(name), folder, model, tokenizer, head, vocab_size)
+    read = read_out(model, str(name))
+    return Checkpoint(read.name, model, read.head, read.vocab_size, folder, tokenizer)
+
+
+def require_numbers(scores: Tensor, readout: Readout) -> None:
+    """Refuse scores that a model's logits make no number.
+
+    Raises:
+        InputError: one is NaN.
+    """
+    if scores.isnan().any():
+        raise InputError(
+            f"{readout.name} gives NaN for logits on some text, so it has no score: its weights hold NaN, or values "
+            f"too large for {readout.dtype}. Try --set eval.dtype=float32, or an earlier checkpoint of its training."
+        )

@@ -8,7 +8,7 @@ import torch
 from compress.inference.planning import Job
 from compress.inference.prefix_cache import TreeModel
 from compress.inference.readout import Checkpoint
-from compress.inference.tree import Ids, build_row
+from compress.inference.tree import Ids, build_tree
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _LOW_PRECISION_TOLERANCE = 0.05  # rounding to bf16 alone gives 0.01 to 0.03 over 4 to 24 layers
@@ -69,7 +69,7 @@ def trial(checkpoint: Checkpoint) -> float:
     sequences = _trial_sequences(checkpoint.vocab_size)
     model, base = TreeModel(checkpoint), 9
     job = Job(sequences[0][:base], (5, base), ((0, 1, 2), (3,)))
-    rows = [build_row([sequences[number] for number in row], base) for row in job.rows]
+    rows = [build_tree([sequences[number] for number in row], base) for row in job.rows]
     found = [model.states(rows, job), model.states_and_cache(rows, job)[0]]
     error = 0.0
     for row, (tree, members) in enumerate(zip(rows, job.rows, strict=True)):

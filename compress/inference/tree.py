@@ -17,7 +17,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Tree:
     """A tree of S tokens that stands on a prefix of `base` tokens.
 
     Node i has the token `tokens[i]` at `depths[i]` (its position in its sequences), and is an ancestor of exactly the
@@ -40,7 +40,7 @@ def common_prefix(a: Ids, b: Ids) -> int:
     return int(different[0]) if len(different) else size
 
 
-def build_row(sequences: Sequence[Ids], base: int) -> Row:
+def build_tree(sequences: Sequence[Ids], base: int) -> Tree:
     """The tree of `sequences`, in lexicographic order, all alike in their first `base` tokens and longer than that."""
     tokens, depths, paths = [], [], []
     size, path = 0, np.empty(0, np.int64)
@@ -57,10 +57,10 @@ def build_row(sequences: Sequence[Ids], base: int) -> Row:
     closed = np.full(size, size)
     for nodes, end in ends:
         closed[nodes] = end
-    return Row(np.concatenate(tokens), np.concatenate(depths), closed, tuple(paths))
+    return Tree(np.concatenate(tokens), np.concatenate(depths), closed, tuple(paths))
 
 
-def batch_rows(rows: Sequence[Row], base: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch_trees(rows: Sequence[Tree], base: int) -> tuple[Tensor, Tensor, Tensor]:
     """(token ids, position ids, ends) [B, S] of rows padded on the right; a padding node sees itself alone."""
     size = max(map(len, rows))
     tokens = torch.zeros(len(rows), size, dtype=torch.long)

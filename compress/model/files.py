@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from compress.base.currency import Missing
 from compress.base.disk import read_json, sha256_file
 from compress.base.errors import InputError
 from compress.model.remote_code import trusted
@@ -70,6 +71,27 @@ def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     wanted = [*patterns, _CODE] if trusted() else list(patterns)
     with hub_errors(name):
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+
+
+def local_model(name: str, revision: str | None) -> Path:
+    """Folder of a model on this machine: a folder, or a hub model in the cache. No network.
+
+    Raises:
+        Missing: neither, or the cache has no weights of it.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        raise Missing(f"{name} is no folder here, and the hub's cache does not have it") from None
+    if not list(folder.glob(WEIGHT_FILES)):
+        raise Missing(f"the hub's cache has no weights of {name}")
+    return folder
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Whether teacher, student and data speak of the same tokens, settled before step 0."""
+"""Whether models and stored text speak of the same tokens, settled before any work."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from compress.base.errors import InputError
 from compress.base.progress import say
@@ -64,26 +64,50 @@ def compare_tokens(student: dict[str, int], teacher: dict[str, int], shared: int
         )
 
 
-def check_data(store: Any, student: Path, shared: int) -> None:
-    """Check that a token store was made with the student's tokenizer.
+class StoredTokens(Protocol):
+    """What a token store says of its rows."""
+
+    path: Path
+    tokenizer_sha256: str
+    vocab_size: int
+    seq_len: int
+
+
+def check_store(store: StoredTokens, tokenizer: Any, reader: str, *, context: int | None = None) -> None:
+    """Check that the model `reader` can read a token store: they share a tokenizer, and rows fit into its `context`.
+
+    Raises:
+        InputError: it cannot; the message names both.
+    """
+    if store.tokenizer_sha256 != tokenizer_fingerprint(tokenizer):
+        raise InputError(
+            f"The token store {store.path} was made with another tokenizer than {reader} has. Prepare the text with "
+            "this model's tokenizer, or give the raw text."
+        )
+    if context is not None and store.seq_len > context:
+        raise InputError(
+            f"The rows of {store.path} have {store.seq_len} tokens, and {reader} reads at most {context}. Prepare the "
+            "text in shorter rows (data.seq_len), or give the raw text."
+        )
+
+
+def context_tokens(config: Any) -> int | None:
+    """Tokens that the model of this config reads at most; None where its config does not bound them."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 1 else None
+
+
+def check_data(store: StoredTokens, student: Path, shared: int) -> None:
+    """Check that a token store was made with the student's tokenizer, and has no ids from `shared` on.
 
     Raises:
         InputError: it was made with another, or holds ids the models do not have.
     """
-    if store.tokenizer_sha256 != tokenizer_sha256(student):
-        raise InputError(
-            f"The token store was made with another tokenizer than {student}'s. Prepare the data again with "
-            "the student's tokenizer (`compress distill` and `compress run` do when given the text)."
-        )
+    check_store(store, load_tokenizer(student), str(student))
     if store.vocab_size > shared:
         raise InputError(
             f"The token store has a vocabulary of {store.vocab_size} and the models share only {shared} token ids."
         )
-
-
-def tokenizer_sha256(student: Path) -> str:
-    """The fingerprint the token store keeps of its tokenizer, computed for the student's."""
-    return tokenizer_fingerprint(load_tokenizer(student))
 
 
 def _vocabulary_size(folder: Path) -> int:

@@ -1,9 +1,8 @@
 """Results on one page: report.json, report.md and report.html from a run folder."""
 
-import json
 from pathlib import Path
 
-from compress.base.disk import write_json, write_text
+from compress.base.disk import write_json, write_rows, write_text
 from compress.report.build import build_report
 from compress.report.pages.html import html_page
 from compress.report.pages.markdown import markdown_page
@@ -25,7 +24,7 @@ def write_report(run: Path) -> Path:
     files = read_run(run)
     report = build_report(files)
     flips = report["flips"].pop("all")
-    write_text(run / "flips.jsonl", "".join(json.dumps(flip, ensure_ascii=False) + "\n" for flip in flips))
+    write_rows(run / "flips.jsonl", flips)
     write_json(run / "report.json", report)
     write_text(run / "report.md", markdown_page(report, files))
     page = run / "report.html"

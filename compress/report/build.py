@@ -7,13 +7,10 @@ from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
 from compress.report.judge.draft import drafts
 from compress.report.judge.flips import summarise_flips
-from compress.report.judge.scores import STUDENTS, Comparison, build_scores, compare, mismatches
+from compress.report.judge.scores import Comparison, build_scores, compare, mismatches
 from compress.report.judge.speeds import speed_pair
 from compress.report.judge.verdicts import judge_all
-from compress.report.run_files import MODELS, Record, RunFiles, number
-
-LABELS = {"teacher": "teacher", "student_init": "cut", "student": "healed"}
-"""Model key -> the one word used for it on every page and in every figure."""
+from compress.report.run_files import LABELS, MODELS, STUDENTS, Record, RunFiles, number
 
 
 def build_report(run: RunFiles) -> Record:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from compress.report.judge.scores import LOWER_IS_BETTER
-from compress.report.run_files import Record, number
+from compress.report.run_files import Record, lower_is_better, number
 
 NONE = "–"
 _MINUS = "−"
@@ -32,7 +31,7 @@ def plus_minus(score: Record | None, metric: str | None) -> str:
     if score is None or score["value"] is None:
         return NONE
     value, stderr = score["value"], score["stderr"]
-    plain = value > 1 or any(word in (metric or "") for word in LOWER_IS_BETTER)
+    plain = value > 1 or lower_is_better(metric)
     show = fixed(3) if plain else percent
     return show(value) + (f" ± {show(stderr)}" if stderr is not None else "")
 

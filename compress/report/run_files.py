@@ -1,13 +1,12 @@
 """What a run folder holds: its JSON records, the training log and the scored items. Nothing is computed here."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compress.base.config import load_yaml
-from compress.base.disk import read_json, read_lines
+from compress.base.disk import read_json, read_rows
 from compress.base.errors import InputError
 from compress.report import shapes
 
@@ -15,6 +14,10 @@ Record = dict[str, Any]
 
 MODELS = {"teacher": "teacher", "student_init": "student-init", "student": "student"}
 """Key in report.json -> stem of the file in RUN/eval/."""
+STUDENTS = ("student_init", "student")
+LABELS = {"teacher": "teacher", "student_init": "cut", "student": "healed"}
+"""Model key -> the one word used for it on every page and in every figure."""
+_LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +65,8 @@ def read_run(run: Path) -> RunFiles:
     return RunFiles(
         name=str(name or run.resolve().name),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
-        prune=_record(run / "student-init" / "prune.json", shapes.Pruning),
-        distill=_record(run / "student" / "distill.json", shapes.Training),
+        prune=_record(run / "student-init" / "prune.json", shapes.PruneRecord),
+        distill=_record(run / "student" / "distill.json", shapes.TrainingRecord),
         evals=found,
         items={key: read_items(paths[key]) for key in found},
         train_rows=_by_step(rows, "loss"),
@@ -85,7 +88,7 @@ def read_evaluation(path: Path) -> Record:
 
 def read_items(path: Path) -> list[Record]:
     """The items beside the eval JSON `path`; empty when they are not there."""
-    return _jsonl(path.with_name(f"{path.stem}.items.jsonl"), shapes.Item)
+    return _jsonl(path.with_name(f"{path.stem}.items.jsonl"), shapes.ItemRecord)
 
 
 def number(value: Any) -> float | None:
@@ -93,6 +96,11 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def lower_is_better(metric: str | None) -> bool:
+    """Whether a metric counts faults: it is no share, and what is kept of it means nothing."""
+    return any(word in (metric or "") for word in _LOWER_IS_BETTER)
 
 
 def _record(path: Path, shape: Any) -> Record | None:
@@ -108,16 +116,7 @@ def _jsonl(path: Path, shape: Any) -> list[Record]:
     """Rows of a JSON-lines file; a last line that was cut short (a killed run) is left out."""
     if not path.is_file():
         return []
-    rows = []
-    lines = read_lines(path)
-    for index, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            if index == len(lines) and not line.endswith("\n"):
-                break
-            raise InputError(f"{path}, line {index} is not JSON: {error}.") from error
-    return shapes.require_shape(list[shape], rows, path)
+    return shapes.require_shape(list[shape], read_rows(path, damaged="last left out"), path)
 
 
 def _by_step(rows: list[Record], key: str) -> list[Record]:

@@ -10,7 +10,7 @@ from compress.base.errors import InputError
 T = TypeVar("T")
 
 Object = dict[str, Any]
-Pair = Annotated[list[float], Field(min_length=2)]
+Quartiles = Annotated[list[float], Field(min_length=2)]
 
 
 class _Shape(BaseModel):
@@ -53,8 +53,8 @@ class Fidelity(_Shape):
 class Rates(_Shape):
     """Speed at one shape."""
 
-    prefill_tokens_per_s_quartiles: Pair | None = None
-    decode_tokens_per_s_quartiles: Pair | None = None
+    prefill_tokens_per_s_quartiles: Quartiles | None = None
+    decode_tokens_per_s_quartiles: Quartiles | None = None
 
 
 class Speed(Rates):
@@ -81,7 +81,7 @@ class Evaluation(_Shape):
     manifest: Manifest | None = None
 
 
-class Candidate(_Shape):
+class CandidateRecord(_Shape):
     """A cut that was compared with others."""
 
     kept_layers: list[int]
@@ -97,30 +97,30 @@ class Criterion(_Shape):
     scores: list[float]
 
 
-class Ranking(_Shape):
+class RankingRecord(_Shape):
     """What layers were chosen on."""
 
-    candidates: list[Candidate] | None = None
+    candidates: list[CandidateRecord] | None = None
     criteria: dict[str, Criterion] | None = None
 
 
-class Pruning(_Shape):
+class PruneRecord(_Shape):
     """RUN/student-init/prune.json."""
 
     kept_layers: list[int] | None = None
     dropped_layers: list[int] | None = None
-    ranking: Ranking | None = None
+    ranking: RankingRecord | None = None
     manifest: Object | None = None
 
 
-class Training(_Shape):
+class TrainingRecord(_Shape):
     """RUN/student/distill.json."""
 
     memory_plan: dict[str, float] | None = None
     manifest: Object | None = None
 
 
-class Item(_Shape):
+class ItemRecord(_Shape):
     """A line of RUN/eval/NAME.items.jsonl."""
 
     task: str

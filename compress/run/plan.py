@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.base.errors import UsageError
+from compress.base.machine import total_memory
 from compress.base.units import format_bytes, format_count
 from compress.data import DataConfig
 from compress.distill import DistillConfig, DistillPlan, plan_distill
@@ -102,7 +103,7 @@ def _plan_recipe(recipe: Recipe, flops_per_s: float) -> RecipePlan:
         prune=cut.plan,
         teacher_training=training,
         distill=_plan(recipe.distill, recipe.data, cut.student, teacher),
-        available_bytes=_device_memory(),
+        available_bytes=total_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
         ranking_tokens=ranked,
@@ -119,14 +120,3 @@ def _plan(training: DistillConfig, data: DataConfig, student: Any, teacher: Any 
     return plan_distill(
         training, student=student, teacher=teacher, num_rows=tokens // data.seq_len, seq_len=data.seq_len
     )
-
-
-def _device_memory() -> dict[str, int]:
-    """Memory in bytes of each GPU, or of the machine where there is none."""
-    import psutil
-    import torch
-
-    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    if gpus:
-        return {f"cuda:{i} ({gpu.name})": gpu.total_memory for i, gpu in enumerate(gpus)}
-    return {"this machine": psutil.virtual_memory().total}

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.base.disk import owned, read_json, read_lines, require_free, sha256_json, write_json
+from compress.base.config import to_dict
+from compress.base.currency import as_before, decisive
+from compress.base.disk import owned, read_json, read_rows, require_free, sha256_json, write_json
 from compress.base.errors import InputError, UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.data import INDEX, TokenStore, prepare
 from compress.distill import DistillConfig, distill
-from compress.distill.config import MAY_CHANGE_AT_RESUME
 from compress.distill.loop.guard import Diverged
-from compress.distill.publish import as_json
-from compress.model.files import resolve_model
+from compress.model.files import model_fingerprint, resolve_model
 from compress.prune import (
     Chosen,
     PruneConfig,
@@ -51,9 +51,8 @@ _FEW_STEPS = 100
 
 def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> RankAfterConfig:
     """A ranking with the token store and those options of its heals that touch the result."""
-    options = as_json(short_heal(healing, choice.rank_after))
-    kept = {name: value for name, value in options.items() if name not in MAY_CHANGE_AT_RESUME}
-    return dataclasses.replace(choice, data=str(data), heal=kept)
+    heal = decisive(DistillConfig, to_dict(short_heal(healing, choice.rank_after)))
+    return dataclasses.replace(choice, data=str(data), heal=heal)
 
 
 def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
@@ -120,7 +119,8 @@ def rank_cuts(
     started = time.monotonic()
     folder, data = on_main(lambda: resolve_model(teacher)), Path(str(choice.data))
     _check_heal(choice, healing, data)
-    memory = Memory(work, on_main(lambda: prune_inputs(folder, choice, asked.repairing)))
+    reads = prune_inputs(lambda: model_fingerprint(folder), choice, asked.repairing)
+    memory = Memory(work, on_main(lambda: {role: find() for role, find in reads.items()}))
     types = on_main(lambda: derive(teacher, folder, choice).layer_types)
 
     def refusal(kept: Cut) -> str | None:
@@ -152,6 +152,7 @@ def rank_cuts(
     healed = heal_all(candidates, memory, settings, heal)
     details = {
         "rank_after_tokens": choice.rank_after,
+        "compared_by": compared_by(healed),
         "candidates": healed,
         "criteria": measured,
         "seconds": round(time.monotonic() - started, 3),
@@ -217,8 +218,8 @@ class Memory:
     """Fingerprints of what every result is made from."""
 
     def place(self, what: Any) -> Path:
-        """A path that belongs to the result of `what`, plain JSON data."""
-        return self.folder / sha256_json([what, self.inputs])[:20]
+        """A path that belongs to the result of `what`, options of a PruneConfig and how a cut is healed."""
+        return self.folder / sha256_json([as_before(PruneConfig, what), self.inputs])[:20]
 
     def recall(self, what: Any, make: Callable[[], Any]) -> Any:
         """What `make` returned for `what`, now or earlier, as it reads back from JSON."""
@@ -250,11 +251,11 @@ def heal_all(
     settings: Callable[[Cut], Mapping[str, Any]],
     heal: Callable[[Cut, Path], None],
 ) -> list[dict[str, Any]]:
-    """Heal each candidate; a record of each, the best first: the least held-out loss, of equal ones the first named.
+    """Heal each candidate; a record of each, the best first: the least of `compared_by`, of equal ones the first named.
 
     `settings` is what decides how a cut is healed, and `heal` heals it in a folder, its metrics in train/metrics.jsonl.
-    A record has the held-out losses `before` and `after`: what healing minimises (`loss`), its `soft` and `hard` part,
-    nats a token; those `after` are null where the heal diverged.
+    A record has the held-out losses `before` and `after`: KL(teacher || student) at temperature 1 (`kl`), what healing
+    minimises (`loss`), its `soft` and `hard` part, nats a token; those `after` are null where the heal diverged.
 
     Raises:
         InputError: no candidate has a finite loss after its heal.
@@ -275,10 +276,12 @@ def heal_all(
 
         found = memory.recall(what, losses)
         on_main(lambda place=place: shutil.rmtree(place, ignore_errors=True))  # type: ignore[misc]
-        say(f"{name}: held-out loss {_shown(found['before']['loss'])} -> {_shown(found['after']['loss'])}")
         records.append({"kept_layers": kept, "proposed_by": candidate.proposed_by, **found})
-    records.sort(key=lambda record: _finite(record["after"]["loss"]))
-    if not records or math.isinf(_finite(records[0]["after"]["loss"])):
+        measure = compared_by(records[-1:])
+        say(f"{name}: held-out {measure} {_shown(found['before'].get(measure))} -> {_shown(found['after'][measure])}")
+    measure = compared_by(records)
+    records.sort(key=lambda record: _finite(record["after"][measure]))
+    if not records or math.isinf(_finite(records[0]["after"][measure])):
         raise InputError(
             "No candidate cut has a finite held-out loss after its heal (the losses are above). Lower distill.lr, or "
             "check the teacher."
@@ -286,10 +289,19 @@ def heal_all(
     return records
 
 
+def compared_by(records: Sequence[Mapping[str, Any]]) -> str:
+    """`kl`, which does not depend on how candidates are healed; `loss`, what healing minimises, where some were healed
+    before the other was measured."""
+    healed = [record["after"] for record in records if record["after"]["loss"] is not None]
+    return "kl" if all(after.get("kl") is not None for after in healed) else "loss"
+
+
 def heldout_losses(metrics: Path, *, diverged: bool = False) -> dict[str, dict[str, float | None]]:
     """The first and the last held-out losses of a metrics.jsonl; null for the last of a training that diverged."""
-    rows = [row for line in read_lines(metrics) if "heldout_loss" in (row := json.loads(line))]
-    before, after = ({name: row[f"heldout_{name}"] for name in ("loss", "soft", "hard")} for row in (rows[0], rows[-1]))
+    rows = [row for row in read_rows(metrics) if "heldout_loss" in row]
+    before, after = (
+        {name: row.get(f"heldout_{name}") for name in ("kl", "loss", "soft", "hard")} for row in (rows[0], rows[-1])
+    )
     return {"before": before, "after": dict.fromkeys(after) if diverged else after}
 
 

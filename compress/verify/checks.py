@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
+from compress.base.currency import Missing
 from compress.base.errors import CompressError, InputError
 
 T = TypeVar("T")
@@ -28,15 +29,11 @@ class Check:
         return dataclasses.asdict(self)
 
 
-class NotChecked(Exception):
-    """What the check needs is not there; the message says what."""
-
-
 def perform(name: str, work: Callable[[], str]) -> Check:
     """The check whose `work` returns what holds, or raises what is wrong with it."""
     try:
         return Check(name, "ok", work())
-    except NotChecked as reason:
+    except Missing as reason:
         return Check(name, "not checked", str(reason))
     except CompressError as error:
         return Check(name, "FAILED", str(error))

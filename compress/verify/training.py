@@ -1,7 +1,6 @@
 """A training against its own log: checkpoints, the rows of metrics.jsonl, and the order in which the data was read."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,20 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.base.config import build_from
-from compress.base.disk import read_json, read_lines
+from compress.base.currency import Missing
+from compress.base.disk import read_json, read_rows
 from compress.base.errors import InputError
 from compress.data import TokenStore
 from compress.data.store.order import START, extend
 from compress.distill.config import DistillConfig
 from compress.distill.publish import RECORD
 from compress.distill.resources.schedule import Budget, budget
-from compress.verify.checks import NotChecked, require, typed
+from compress.verify.checks import require, typed
 from compress.verify.records import count_files, differing_files, read_record
 
 _DECISIVE = ("tokens", "epochs", "batch_tokens", "seed")
 _HASH = "rows_sha256"
-
-Row = dict[str, Any]
 
 
 class Claim(NamedTuple):
@@ -55,17 +53,17 @@ class Training:
         """What distill.json says.
 
         Raises:
-            NotChecked: the training is not finished.
+            Missing: the training is not finished.
         """
         if not self.finished:
-            raise NotChecked("the training is not finished")
+            raise Missing("the training is not finished")
         return read_record(self.out / RECORD).data
 
     def config(self) -> DistillConfig:
         """The options that decide how much is read in which order; the others are defaults.
 
         Raises:
-            NotChecked: neither a student nor a checkpoint says what they were.
+            Missing: neither a student nor a checkpoint says what they were.
         """
         if self.finished:
             made = read_record(self.out / RECORD).config
@@ -73,35 +71,27 @@ class Training:
             path = states[-1] / "state.json"
             made = typed(typed(read_json(path), dict, str(path)).get("config"), dict, f"{path}: config")
         else:
-            raise NotChecked("there is neither a student nor a checkpoint to say with which options")
+            raise Missing("there is neither a student nor a checkpoint to say with which options")
         return build_from(DistillConfig, {name: made[name] for name in _DECISIVE if name in made}, str(self.out))
 
     def extent(self, store: TokenStore) -> Budget:
         """The whole training in rows and steps."""
         return budget(self.config(), num_rows=store.num_rows, seq_len=store.seq_len)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that was cut short is left out.
 
         Raises:
-            NotChecked: there is no such file.
+            Missing: there is no such file.
             InputError: a line is no JSON object with a step.
         """
         path = self.work / "metrics.jsonl"
         if not path.is_file():
-            raise NotChecked(f"{path} is not there")
-        lines = read_lines(path)
-        rows = []
-        for number, line in enumerate(lines, 1):
-            if number == len(lines) and not line.endswith("\n") and not self.finished:
-                break
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number} is not JSON ({error}).") from error
+            raise Missing(f"{path} is not there")
+        rows = read_rows(path, damaged="refused" if self.finished else "last left out")
+        for number, row in enumerate(rows, 1):
             where = f"{path}, line {number}"
             typed(typed(row, dict, where).get("step"), int, f"{where}: step")
-            rows.append(row)
         return rows
 
 
@@ -143,14 +133,17 @@ def check_metrics(training: Training, store: TokenStore) -> str:
     return f"{logged} logged steps in order up to step {last} of {extent.steps}, tokens as counted"
 
 
-def _against_record(training: Training, rows: list[Row], extent: Budget, seq_len: int) -> list[str]:
+def _against_record(training: Training, rows: list[dict[str, Any]], extent: Budget, seq_len: int) -> list[str]:
     """What differs between distill.json and the log of the training that it is the end of."""
     record = training.record()
-    heldout = [row["heldout_loss"] for row in rows if "heldout_loss" in row and row["step"] == extent.steps]
-    expected = {
+    heldout = [row for row in rows if "heldout_loss" in row and row["step"] == extent.steps]
+    last: dict[str, Any] = heldout[-1] if heldout else {}
+    expected: dict[str, Any] = {
         "steps": extent.steps,
         "tokens": extent.rows * seq_len,
-        "heldout_loss": heldout[-1] if heldout else None,
+        "heldout_loss": last.get("heldout_loss"),
+        # a record of an earlier version has no others
+        **{name: last.get(name) for name in ("heldout_kl", "heldout_hard") if name in record},
     }
     faults = [
         f"{RECORD} says {name} = {record.get(name)!r}, and it was {value!r}"
@@ -166,12 +159,12 @@ def check_order(training: Training, store: TokenStore) -> str:
     """Compute again which rows each step read, and compare the hashes of them that the run wrote down.
 
     Raises:
-        NotChecked: the run wrote none down.
+        Missing: the run wrote none down.
         InputError: a hash differs, a logged step lacks its hash though an earlier one has it.
     """
     claims = _claims(training)
     if not any(claim.sha256 is not None for claim in claims):
-        raise NotChecked("the log has no hashes of the rows read")
+        raise Missing("the log has no hashes of the rows read")
     extent, config = training.extent(store), training.config()
     due: dict[int, list[Claim]] = {}
     for claim in claims:
@@ -198,7 +191,7 @@ def check_uses(training: Training, store: TokenStore) -> str:
     extent, config = training.extent(store), training.config()
     steps = extent.steps if training.finished else max((claim.step for claim in _claims(training)), default=0)
     if steps == 0:
-        raise NotChecked("no step is finished")
+        raise Missing("no step is finished")
     used = np.zeros(store.num_rows, dtype=bool)
     epoch = position = 0
     for ids in _reads(store, config, extent, steps):

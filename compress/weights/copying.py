@@ -41,9 +41,6 @@ class Files(Protocol):
             OSError: they cannot be read; it names the file.
         """
 
-    def stop(self) -> None:
-        """Nothing more will be read: give up what waits."""
-
 
 class LocalFiles:
     """Files on this machine."""
@@ -59,9 +56,6 @@ class LocalFiles:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(path)) from error
         return done
-
-    def stop(self) -> None:
-        return
 
 
 class Copying:
@@ -118,11 +112,10 @@ class Copying:
     def stop(self) -> None:
         """End the copy, whether it is finished or not, and wait for its threads."""
         self._stop.set()
-        self._files.stop()
         self._thread.shutdown(wait=True)
 
     def _run(self) -> None:
-        abandoned = True
+        abandoned = True  # until all is delivered: what fails or is stopped leaves files that nobody will read
         try:
             with ThreadPoolExecutor(self._files.readers, "read") as readers:
                 for span, buffer in self._read_ahead(readers):
@@ -135,9 +128,11 @@ class Copying:
 
     def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[tuple["_Span", bytearray]]:
         """The spans with their bytes, in order; the next ones are being read meanwhile."""
+        # So many buffers are all the memory there is: reading waits for one that the students are done with.
         size = max((span.num_bytes for span in self._spans), default=0)
         for _ in range(min(self._files.readers + _SPARE_BUFFERS, len(self._spans))):
             self._buffers.put(bytearray(size))
+        # Spans are handed on in order, whichever is read first; a None after the last for each that is still ahead.
         ahead: deque[tuple[_Span, bytearray, Future[None]]] = deque()
         for span in [*self._spans, *[None] * self._files.readers]:
             if self._stop.is_set():
@@ -162,6 +157,7 @@ class Copying:
 
     def _deliver(self, span: "_Span", buffer: bytearray) -> None:
         """Hand a buffer to the students; it is free again when the last of them is done with it."""
+        # Each span has a tensor that some student keeps, so there is a job, and the last one gives the buffer back.
         jobs = [job for student in self._students for job in student.take(buffer, span.pieces)]
         left = len(jobs)
         lock = threading.Lock()
@@ -197,9 +193,11 @@ def _spans(tensors: Sequence[StudentTensor]) -> Iterator[_Span]:
 
     Neighbours are read together. A tensor is parted at multiples of what its changes take.
     """
+    # Students of one teacher may change a tensor differently: parts suit all of them.
     grains: dict[StoredTensor, int] = {}
     for tensor in tensors:
         grains[tensor.source] = math.lcm(grains.get(tensor.source, 8), tensor.grain)
+    # A span grows while the next part follows in the same file and there is room in a buffer.
     pieces: list[Piece] = []
     path, start = Path(), 0
     for stored, first, size in _parts(grains):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compress.base.errors import InputError, UsageError
-from compress.base.progress import say
 from compress.model.files import (
     SMALL_FILES,
     copy_side_files,
@@ -28,12 +27,9 @@ from compress.model.files import (
 )
 
 _LONGEST_HEADER = 100_000_000  # what safetensors itself allows
-_TRIES = 8
-_LONGEST_WAIT_S = 30.0
 
 
 class _Shard(NamedTuple):
-    url: str
     num_bytes: int
     etag: str
 
@@ -44,11 +40,14 @@ class HubTeacher:
     readers = 8
 
     def __init__(self, name: str, snapshot: Path, folder: Path) -> None:
+        from huggingface_hub import HfFileSystem
+
+        self._files = HfFileSystem()
         self.name, self.folder = name, folder
         self.commit = snapshot.name
         self.downloaded_bytes = 0
         """Bytes of weight files, headers among them, that were asked for and came."""
-        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
         copy_side_files(snapshot, folder)
         for path in snapshot.glob("*.json"):
             shutil.copyfile(path, folder / path.name)
@@ -72,13 +71,13 @@ class HubTeacher:
         return {"commit": self.commit, "downloaded_bytes": self.downloaded_bytes, "of_bytes": self.num_bytes}
 
     def read(self, path: Path, start: int, into: memoryview) -> int:
-        """Fill `into` with a file's bytes from `start` on; what a broken connection left out is asked for again.
+        """Fill `into` with a file's bytes from `start` on. The hub's client tries again, later and later, where a
+        connection breaks or the hub is busy.
 
         Raises:
-            InputError: the hub does not give them, after several tries further and further apart.
+            InputError: the hub does not give them after several tries, or gives files only as a whole.
         """
-        with hub_errors(self.name):
-            return self._read(self._shards[path.name].url, start, into)
+        return self._read(path.name, start, into)
 
     def _find(self, name: str) -> _Shard:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -87,80 +86,41 @@ class HubTeacher:
         found = get_hf_file_metadata(url)
         if found.size is None or found.etag is None:
             raise InputError(f"The hub does not say how large {name} of {self.name} is; download the model whole.")
-        return _Shard(url, found.size, found.etag)
+        return _Shard(found.size, found.etag)
 
     def _lay_out(self, name: str) -> None:
         shard = self._shards[name]
         length = bytearray(8)
-        self._read(shard.url, 0, memoryview(length))
+        self._read(name, 0, memoryview(length))
         size = int.from_bytes(length, "little")
         if size > min(_LONGEST_HEADER, shard.num_bytes - 8):
             raise InputError(f"{name} of {self.name} is not a safetensors file: its header would have {size} bytes.")
         header = bytearray(size)
-        self._read(shard.url, 8, memoryview(header))
+        self._read(name, 8, memoryview(header))
         with (self.folder / name).open("wb") as file:
             file.write(length + header)
             file.truncate(shard.num_bytes)
 
-    def stop(self) -> None:
-        """Give up what waits for the hub."""
-        self._stopped.set()
-
-    def _read(self, url: str, start: int, into: memoryview) -> int:
-        done = failures = 0
-        while done < len(into):
-            before = done
-            broken: Exception | None = None
-            with _range_of(url, start + done, start + len(into)) as response:
-                try:
-                    for data in response.iter_bytes():
-                        into[done : done + len(data)] = data  # a server that sends too much raises here
-                        done += len(data)
-                except Exception as error:  # which ones is the HTTP library's business, and that the hub client's
-                    broken = error
-            with self._lock:
-                self.downloaded_bytes += done - before
-            if done == len(into):
-                break
-            failures = 1 if done > before else failures + 1
-            if failures > _TRIES or self._stopped.wait(min(_LONGEST_WAIT_S, 0.25 * 2**failures)):
-                raise InputError(
-                    f"{self.name}: the connection to the hub broke {failures} times in a row ({broken}). Check the "
-                    "network and run the command again."
-                ) from broken
-            say(f"{self.name}: the connection to the hub broke, trying again ({broken})")
-        return done
-
-
-@contextmanager
-def _range_of(url: str, start: int, end: int) -> Iterator[Any]:
-    """The hub's response with bytes `start` to before `end` of a file; a busy or failing server is asked again, later.
-
-    Raises:
-        InputError: the server knows no ranges.
-    """
-    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-        http_stream_backoff,
-    )
-
-    headers = {**build_hf_headers(), "range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
-    with http_stream_backoff(
-        "GET",
-        url,
-        max_retries=_TRIES,
-        headers=headers,
-        timeout=HF_HUB_DOWNLOAD_TIMEOUT,
-    ) as response:
-        hf_raise_for_status(response)
-        if response.status_code != 206:
+    def _read(self, name: str, start: int, into: memoryview) -> int:
+        place = f"{self.name}@{self.commit}/{name}"
+        try:
+            with hub_errors(self.name):
+                data = self._files.cat_file(place, start, start + len(into), cache_type="none")
+        except InputError:
+            raise
+        except Exception as error:  # which ones is the HTTP library's business, and that the hub client's
             raise InputError(
-                f"{url.partition('?')[0]} is given only as a whole (status {response.status_code}): read all of the "
-                "teacher (`stream: false`)."
+                f"{self.name}: the connection to the hub broke again and again ({error}). Check the network and run "
+                "the command again."
+            ) from error
+        if len(data) > len(into):
+            raise InputError(
+                f"The hub gives {name} of {self.name} only as a whole: read all of the teacher (`stream: false`)."
             )
-        yield response
+        into[: len(data)] = data
+        with self._lock:
+            self.downloaded_bytes += len(data)
+        return len(data)
 
 
 def streams(name: str, asked: bool | None, *, check: bool, needed_by: str | None) -> bool:

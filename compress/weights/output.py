@@ -55,6 +55,8 @@ class StudentFiles:
 
     def take(self, buffer: bytearray, pieces: Sequence[Piece]) -> list[Future[None]]:
         """Hash and write what this student keeps of a buffer's pieces, changed where it changes them."""
+        # Hashing and writing only read the bytes, so both may have them at once. Each is one thread, so the order of
+        # bytes is the order in which they are handed over.
         jobs: list[Future[None]] = []
         for output, data in self._kept(memoryview(buffer), pieces):
             jobs.append(self._hasher.submit(output.digest.update, data))
@@ -64,18 +66,19 @@ class StudentFiles:
 
     def _kept(self, buffer: memoryview, pieces: Sequence[Piece]) -> Iterator[tuple["_Output", Rows]]:
         """Bytes in order with the file they go to; neighbours that go unchanged into the same file are together."""
-        output, first, last = None, 0, 0
+        output, first, last = None, 0, 0  # bytes that are not handed on yet, and the file they go to
         for piece in pieces:
-            place = self._places.get(piece.tensor)
-            change = place[1].change if place else None
-            if output and (place is None or change or place[0] is not output or piece.first != last):
+            target, tensor = self._places.get(piece.tensor, (None, None))
+            change = tensor.change if tensor else None
+            # What is changed, not kept, for another file or not next to them ends the bytes that go together.
+            if output and (change or target is not output or piece.first != last):
                 yield output, buffer[first:last]
                 output = None
-            if place and change:
-                yield place[0], change(buffer[piece.first : piece.last])
-            elif place:
+            if target and change:
+                yield target, change(buffer[piece.first : piece.last])
+            elif target:
                 first = first if output else piece.first
-                output, last = place[0], piece.last
+                output, last = target, piece.last
         if output:
             yield output, buffer[first:last]
 
@@ -91,6 +94,7 @@ class StudentFiles:
 
     def close(self, *, abandoned: bool) -> None:
         """End the threads and close the files, all on the disk by then unless `abandoned`."""
+        # In this order: what is written asks for flushes. Only then are files closed that no thread holds.
         for pool in (self._hasher, self._writer, self._flusher):
             pool.shutdown(wait=True, cancel_futures=abandoned)
         try:
@@ -115,9 +119,11 @@ class _Output:
         self.path, self.unflushed = path, 0
         start = shard.start()
         self.digest = hashlib.sha256(start)
+        # A shared file is complete: it has no descriptor, and `write` does nothing.
         self._descriptor: int | None = None
         if shard.whole is not None and _share(shard.whole.resolve(), path, sharing):
             return
+        # At full size from the start, for those who load the model's shapes meanwhile.
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.truncate(self._descriptor, len(start) + shard.num_bytes)
         self.write(start)

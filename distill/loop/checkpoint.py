@@ -1,11 +1,12 @@
 """Training checkpoints: RUN/train/checkpoints/step-N, complete or absent, checksummed, never a pickle.
 
-A checkpoint is the student's parameters and buffers (`model.safetensors`), the optimizer's state
+A checkpoint is what training changes of the student (`model.safetensors`), the optimizer's state
 (`optimizer.safetensors`) and `state.json`. Nothing else is state: the learning rate and the seed of dropout are
 arithmetic on the step, and the position in the data is one integer. Weights that are split over processes are saved
 whole, so a run may go on with any number of them.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -14,12 +15,12 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.base.disk import publish_folder, read_json, sha256_file, sha256_tree, write_json
 from compress.base.errors import CompressError, InputError
@@ -27,7 +28,8 @@ from compress.base.machine import yield_to_other_threads
 from compress.base.processes import is_main
 from compress.base.progress import say
 from compress.distill.loop.optimizer import StudentOptimizer, flat_state
-from compress.distill.students.sharding import local, part_of, whole
+from compress.distill.students.sharding import part_of, whole
+from compress.distill.students.student import Stored, Student
 
 _NAME = re.compile(r"step-([0-9]+)")
 
@@ -49,14 +51,14 @@ class Checkpointer:
         self._pending: Future[None] | None = None
         self._copies: Snapshot | None = {} if background else None
 
-    def save(self, state: Mapping[str, Any], model: nn.Module, optimizer: StudentOptimizer) -> Path:
+    def save(self, state: Mapping[str, Any], student: Student, optimizer: StudentOptimizer) -> Path:
         """Save as `folder/step-N` (N = `state["step"]`), or see to it that it will be; returns that path.
 
         Raises:
             CompressError: this checkpoint, or the one before it, could not be written.
         """
         self.wait()
-        tensors = snapshot(model, optimizer, into=self._copies)
+        tensors = snapshot(student, optimizer, into=self._copies)
         if is_main() and self._background:
             self._pending = self._writer.submit(write, self._folder, dict(state), tensors, self._keep)
         elif is_main():
@@ -82,14 +84,14 @@ class Checkpointer:
             self.wait()
 
 
-def snapshot(model: nn.Module, optimizer: StudentOptimizer, *, into: Snapshot | None = None) -> Snapshot:
+def snapshot(student: Student, optimizer: StudentOptimizer, *, into: Snapshot | None = None) -> Snapshot:
     """A run's tensors in the host's memory.
 
     With `into` they are copies that training does not change, written over those of an earlier snapshot: fresh memory
     costs several times what the copying does. Every process must call it; where weights are split over processes, all
     but the main one get nothing.
     """
-    groups = {"model.safetensors": _tensors(model), "optimizer.safetensors": _optimizer_tensors(model, optimizer)}
+    groups = {"model.safetensors": student.kept(), "optimizer.safetensors": _optimizer_tensors(student, optimizer)}
     found: Snapshot = {file: {} for file in groups}
     for file, tensors in groups.items():
         for name, (part, like) in tensors.items():
@@ -145,22 +147,32 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def restore(path: Path, model: nn.Module, optimizer: StudentOptimizer) -> None:
-    """Put a checkpoint's tensors into a model and its optimizer.
+def begun_with(folder: Path) -> dict[str, Any] | None:
+    """The `config` and `inputs` of the training whose checkpoints are in `folder`; None where none says."""
+    for path in sorted(_checkpoints(folder), key=_step, reverse=True):
+        with contextlib.suppress(InputError):
+            state = read_json(path / "state.json")
+            if isinstance(state, dict) and all(isinstance(state.get(key), dict) for key in ("config", "inputs")):
+                return state
+    return None
+
+
+def restore(path: Path, student: Student, optimizer: StudentOptimizer) -> None:
+    """Put a checkpoint's tensors into a student and its optimizer.
 
     Raises:
-        InputError: its tensors are not the model's.
+        InputError: its tensors are not the student's.
     """
     try:
-        _copy_into(_tensors(model), path / "model.safetensors")
-        _copy_into(_optimizer_tensors(model, optimizer), path / "optimizer.safetensors")
+        _copy_into(student.kept(), path / "model.safetensors")
+        _copy_into(_optimizer_tensors(student, optimizer), path / "optimizer.safetensors")
     except SafetensorError as error:
         raise InputError(
             f"The checkpoint {path} cannot be read ({error}); remove it to go on from an earlier."
         ) from error
 
 
-def _copy_into(targets: Mapping[str, "_Part"], file: Path) -> None:
+def _copy_into(targets: Mapping[str, Stored], file: Path) -> None:
     """Overwrite `targets` by the tensors of a file, which must be the same by name and shape."""
     with safe_open(file, framework="pt") as tensors:
         if set(tensors.keys()) != targets.keys():
@@ -191,13 +203,16 @@ def _verified_state(path: Path) -> dict[str, Any]:
 
 
 def _rotate(folder: Path, keep: int, step: int) -> None:
-    """Delete old checkpoints; the `keep` latest stay, and the one with the lowest held-out loss.
+    """Delete old checkpoints; the `keep` latest stay, and the best: that of the least held-out measure.
 
-    `step` is that of the last whole one. What lies beyond it is damaged, and counts for nothing.
+    `step` is that of the last whole one. What lies beyond it is damaged, and counts for nothing. Its state says by
+    which measure its run compares; one that does not say does so by the held-out value of what it minimises.
     """
     checkpoints = sorted((path for path in _checkpoints(folder) if _step(path) <= step), key=_step)
-    losses = {path: _heldout_loss(path) for path in checkpoints}
-    measured = {path: loss for path, loss in losses.items() if loss is not None}
+    states = {path: _state(path) for path in checkpoints}
+    measure = states[checkpoints[-1]].get("best_by", "heldout_loss") if checkpoints else ""
+    values = {path: state.get(measure) for path, state in states.items()}
+    measured = {path: v for path, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
     best = min(measured, key=lambda path: (measured[path], -_step(path)), default=None)
     for path in checkpoints[:-keep]:
         if path != best:
@@ -205,12 +220,13 @@ def _rotate(folder: Path, keep: int, step: int) -> None:
             shutil.rmtree(doomed)
 
 
-def _heldout_loss(path: Path) -> float | None:
+def _state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state; empty where it holds none."""
     try:
-        loss = float(json.loads((path / "state.json").read_text())["heldout_loss"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return loss if math.isfinite(loss) else None
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -221,26 +237,11 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-class _Part(NamedTuple):
-    """A tensor of this process, and the parameter it is split like."""
-
-    tensor: Tensor
-    like: Tensor
-
-
-def _tensors(model: nn.Module) -> dict[str, _Part]:
-    """Parameters (tied ones once) and persistent buffers by name."""
-    parameters = {name: _Part(local(parameter.detach()), parameter) for name, parameter in model.named_parameters()}
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = {name: _Part(value, value) for name, value in model.state_dict().items() if name not in known}
-    return {**parameters, **buffers}
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: StudentOptimizer) -> dict[str, _Part]:
+def _optimizer_tensors(student: Student, optimizer: StudentOptimizer) -> dict[str, Stored]:
     """The optimizer's state by `key/parameter`, e.g. `exp_avg/lm_head.weight`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in student.trained().items()}
     return {
-        f"{key}/{names[parameter]}": _Part(tensor, parameter)
+        f"{key}/{names[parameter]}": Stored(tensor, parameter)
         for parameter, state in optimizer.state.items()
         for key, tensor in flat_state(state).items()
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 from compress.base.errors import CompressError
 from compress.base.progress import say
 from compress.distill.config import DistillConfig
+from compress.distill.objective.objective import Terms, loss_of
 
 _ROWS_NAMED = 32
 
@@ -46,10 +47,11 @@ class StepGuard:
         window = [math.nan] * config.spike_window + recent
         self._recent = torch.tensor(window[-config.spike_window :], dtype=torch.float64, device=device)
 
-    def note(self, step: int, losses: Tensor, grad_norm: Tensor) -> Tensor:
-        """Count the 0-based `step` with its [soft, hard] losses; returns 1.0 if it must be skipped, else 0.0."""
-        loss = self._config.alpha * losses[0] + (1 - self._config.alpha) * losses[1]
-        bad = ~(torch.isfinite(losses).all() & torch.isfinite(grad_norm))
+    def note(self, step: int, terms: Terms, grad_norm: Tensor) -> Tensor:
+        """Count the 0-based `step` with the terms of its loss; returns 1.0 if it must be skipped, else 0.0."""
+        loss = loss_of(terms)
+        values = torch.stack([term.raw for term in terms.values()])
+        bad = ~(torch.isfinite(values).all() & torch.isfinite(grad_norm))
         if self._config.spike_sigma is not None:
             limit = self._recent.mean() + self._config.spike_sigma * self._recent.std(correction=0)
             bad = bad | (loss > limit)  # a window that is not full has a NaN for its limit: no loss is above it

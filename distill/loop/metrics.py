@@ -1,13 +1,23 @@
-"""RUN/train/metrics.jsonl and the trackers: one row a logged step, continued without gaps or repeats at a resume."""
+"""RUN/train/metrics.jsonl and the trackers: one row a logged step, continued without gaps or repeats at a resume.
+
+A step's row has the training loss and its terms, as they are defined; a row of held-out measures has the same of the
+held-out rows, and what runs are compared by, whatever they minimise: `heldout_kl`, KL(teacher || student) at
+temperature 1 (null without a teacher), and `heldout_hard`, the cross-entropy of the next token; all in nats a token.
+"""
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from compress.base.disk import write_text
+from compress.base.disk import read_rows, write_text
+from compress.distill.objective.objective import Terms, loss_of
+
+_ALWAYS = ("loss", "soft", "hard")
+"""Columns that every row has; null where the objective has no such term."""
 
 
 class Metrics:
@@ -21,7 +31,7 @@ class Metrics:
         self._accelerator = accelerator
         self._file = None
         if accelerator.is_main_process:
-            write_text(path, "".join(line + "\n" for line in _lines_up_to(path, done, unmeasured)))
+            write_text(path, "".join(json.dumps(row) + "\n" for row in _rows_up_to(path, done, unmeasured)))
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -50,20 +60,28 @@ class Metrics:
             tracker.finish()
 
 
-def _lines_up_to(path: Path, done: int, unmeasured: bool) -> list[str]:
+def step_columns(terms: Terms) -> dict[str, Any]:
+    """The loss and the terms of a step, by column; their values are numbers."""
+    return {**dict.fromkeys(_ALWAYS), "loss": loss_of(terms), **{name: term.raw for name, term in terms.items()}}
+
+
+def heldout_columns(found: Mapping[str, float]) -> dict[str, Any]:
+    """What `Losses.measure` found, by column."""
+    return {f"heldout_{name}": value for name, value in {**dict.fromkeys((*_ALWAYS, "kl")), **found}.items()}
+
+
+def _rows_up_to(path: Path, done: int, unmeasured: bool) -> list[dict[str, Any]]:
     """Whole rows of an earlier run up to step `done`, but for those measured again; none when it starts anew."""
-    kept: list[str] = []
     if done == 0 or not path.is_file():
-        return kept
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            step = row["step"]
-        except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+    kept = []
+    for row in read_rows(path, damaged="end"):
+        step = row.get("step") if isinstance(row, dict) else None
+        if not isinstance(step, int):
             break
         again = unmeasured and step == done and "heldout_loss" in row
-        if isinstance(step, int) and step <= done and not again:
-            kept.append(line)
+        if step <= done and not again:
+            kept.append(row)
     return kept
 
 

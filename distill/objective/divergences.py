@@ -8,22 +8,24 @@ student's tempered logits. Chunking, temperature factors, the hard loss and the 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"]
+from compress.distill.config import DivergenceName
+
+Divergence = Callable[["Tempered", "Tempered"], tuple[Tensor, Tensor]]
+"""(student, teacher) -> of every row the divergence [R], and its gradient [R, V]."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Terms:
+class TileLoss:
     """What is made of a tile of logits: alpha * T^2 * divergence + (1 - alpha) * cross-entropy of the labels."""
 
     alpha: float
     temperature: float
-    divergence: str
-    """A key of `DIVERGENCES`."""
+    divergence: DivergenceName
     student_cap: float | None
     """c of the soft-capping c tanh(z / c) of the student's logits; None has none."""
     teacher_cap: float | None
@@ -107,9 +109,4 @@ def _expectation(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, weights * (values - mean.to(values.dtype)[:, None])
 
 
-DIVERGENCES: dict[str, Callable[[Tempered, Tempered], tuple[Tensor, Tensor]]] = {
-    "forward_kl": forward_kl,
-    "cross_entropy": cross_entropy,
-    "reverse_kl": reverse_kl,
-    "jensen_shannon": jensen_shannon,
-}
+DIVERGENCES: dict[str, Divergence] = {name: globals()[name] for name in get_args(DivergenceName)}

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from compress.distill.objective.divergences import DIVERGENCES, Terms, sum_dtype, tempered
+from compress.distill.objective.divergences import DIVERGENCES, TileLoss, sum_dtype, tempered
 from compress.distill.objective.kernels import cpu
 
 TilePass = Callable[[Tensor, Tensor | None, Tensor], Tensor]
@@ -21,7 +21,7 @@ _TILE_BYTES = 2 << 20
 _EXACT_VALUES = 1 << 16
 
 
-def tile_pass(terms: Terms, student: Tensor, *, fused: bool) -> TilePass:
+def tile_pass(terms: TileLoss, student: Tensor, *, fused: bool) -> TilePass:
     """The quickest pass for contiguous logits like `student` [C, V]; `fused=False` takes torch's operations.
 
     Few logits are taken in float64 where the device has it: that costs nothing, and a KL of few tokens is a small
@@ -44,7 +44,7 @@ def tile_pass(terms: Terms, student: Tensor, *, fused: bool) -> TilePass:
     return lambda z, z_teacher, labels: _with_torch(z, z_teacher, labels, terms, wide)
 
 
-def _with_torch(student: Tensor, teacher: Tensor | None, labels: Tensor, terms: Terms, dtype: torch.dtype) -> Tensor:
+def _with_torch(student: Tensor, teacher: Tensor | None, labels: Tensor, terms: TileLoss, dtype: torch.dtype) -> Tensor:
     """The pass in `dtype`. On the CPU the chunk is taken in tiles of a few rows, which stay in the cache."""
     rows = len(student)
     if student.device.type == "cpu":
@@ -62,7 +62,7 @@ def _with_torch(student: Tensor, teacher: Tensor | None, labels: Tensor, terms: 
 
 
 def _tile(
-    student: Tensor, teacher: Tensor | None, labels: Tensor, terms: Terms, dtype: torch.dtype
+    student: Tensor, teacher: Tensor | None, labels: Tensor, terms: TileLoss, dtype: torch.dtype
 ) -> tuple[Tensor | float, Tensor, Tensor | None]:
     """Soft and hard sums over one tile [R, V] of uncapped logits, and the gradient with respect to them."""
     alpha, temperature = terms.alpha, terms.temperature

@@ -57,6 +57,7 @@ def trace_step(student: Any, teacher: Any | None, shape: StepShape) -> StepMemor
     A teacher keeps nothing of its layers, so a few stand for all. Raises whatever a model raises whose control flow
     depends on values, such as a mixture of experts that asks which of them have tokens.
     """
+    # Both models on the meta device, where tensors have a shape and a dtype and take no memory.
     with torch.device("meta"), no_transformers_bars():
         learner = _model(student, torch.float32, shape).train()
         if shape.recompute is not None:
@@ -66,6 +67,7 @@ def trace_step(student: Any, teacher: Any | None, shape: StepShape) -> StepMemor
             source = _model(teacher, torch.bfloat16 if shape.bf16 else torch.float32, shape).requires_grad_(False)
             del decoder_layers(source)[1][_TEACHER_LAYERS:]
         ids = torch.zeros(shape.rows, shape.seq_len, dtype=torch.int64)
+    # What lives before the step does not count; gradients do, and are there already where micro-batches add up.
     with _LiveBytes([*learner.parameters(), *(source.parameters() if source is not None else ())]) as live:
         if shape.accumulates:
             for parameter in learner.parameters():
@@ -75,15 +77,19 @@ def trace_step(student: Any, teacher: Any | None, shape: StepShape) -> StepMemor
 
 
 def _micro_batch(learner: Any, source: Any | None, ids: Tensor, shape: StepShape, live: "_LiveBytes") -> int:
+    """One step as `compress.distill.loop.step` takes it; returns the bytes of its activations."""
     before, teacher_rows = live.now, None
+    # The teacher first: of it, only the states that have a label outlive its forward pass.
     if source is not None:
         with torch.no_grad():
             teacher_hidden = hidden_states(source, ids)
         teacher_rows = teacher_hidden[:, :-1].flatten(0, 1)
         del teacher_hidden
+    # What is there when the student's forward pass ends is what its backward pass needs: the activations.
     hidden = hidden_states(learner, ids)
     rows = hidden[:, :-1].flatten(0, 1)
     activations = live.now - before
+    # The loss makes its gradients in its forward pass; then layers are gone through backwards, and the peak is passed.
     loss = _Loss.apply(rows, learner.get_output_embeddings().weight, teacher_rows, shape)  # type: ignore[no-untyped-call]
     loss.backward()
     return activations
@@ -138,12 +144,14 @@ class _AsOnADevice(TorchFunctionMode):
         if func is Tensor.__bool__:
             return True
         if self._bf16 and (func in _IN_BF16 or func is functional.scaled_dot_product_attention):
+            # autocast is the device's, and tensors here are on none
             args, kwargs = tree_map(self._lower, (args, kwargs))
         if func is functional.scaled_dot_product_attention:
             return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _lower(self, value: Any) -> Any:
+        """The bf16 of an fp32 tensor; of a weight, one copy for the whole pass, as autocast keeps it."""
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
         if not value.is_leaf:
@@ -152,7 +160,11 @@ class _AsOnADevice(TorchFunctionMode):
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations make, while they live."""
+    """Adds up the storages that operations make, while they live.
+
+    Each storage that an operation returns and that is not known is new memory, until Python lets go of it: a finalizer
+    takes its bytes off again. What was there `before` is known.
+    """
 
     def __init__(self, before: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -174,6 +186,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _model(config: Any, dtype: torch.dtype, shape: StepShape) -> Any:
+    """A model whose decoder, wherever it is entered, runs as on a device."""
     attention = "eager" if shape.attention == "eager" else "sdpa"
     try:
         model = AutoModelForCausalLM.from_config(

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from compress.base.errors import UsageError
 from compress.distill.objective.loss import IGNORE_INDEX
+from compress.distill.rows.batch import Ids
 from compress.model.parts import hidden_states
-
-Ids = npt.NDArray[np.int64]
 
 _CHECK_DOCUMENTS = ((5, 8, 3), (9, 1, 6))
 

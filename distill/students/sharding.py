@@ -7,7 +7,7 @@ one group that is gathered in the forward pass and freed after the backward pass
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,59 +15,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from compress.base.errors import UsageError
 from compress.base.processes import is_main
-from compress.distill.config import DistillConfig
+from compress.distill.resources.auto import LAUNCHER_ASKS
 from compress.model.parts import decoder_layers
-
-Sharding = Literal["none", "student", "both"]
-_LAUNCHER_ASKS = "ACCELERATE_USE_FSDP"
-
-
-def resolve_sharding(config: DistillConfig, processes: int) -> Sharding:
-    """Which models are split; `auto` is both where `accelerate launch` was configured for FSDP, else none.
-
-    Raises:
-        UsageError: sharding with one process, with an optimizer that needs whole matrices, or with another option that
-            needs what it splits.
-    """
-    if config.shard == "auto":
-        asked = os.environ.get(_LAUNCHER_ASKS, "false").lower() in ("1", "true")
-        shard: Sharding = "both" if asked and processes > 1 else "none"
-    else:
-        shard = config.shard
-    if shard == "none":
-        return shard
-    if processes == 1:
-        raise UsageError(
-            f"shard: {shard} splits the weights over several processes, and this is one. Start it with "
-            "`torchrun --nproc_per_node=N --no-python compress ...`, or leave it out."
-        )
-    if config.optimizer != "adamw":
-        raise UsageError(
-            f"optimizer: {config.optimizer} works on whole matrices, which shard: {shard} splits. Use optimizer: adamw."
-        )
-    if config.compile:
-        raise UsageError(
-            f"compile: true makes one graph of a model, which shard: {shard} cuts at every layer. Leave one out."
-        )
-    if shard == "both" and config.teacher_precision != "auto":
-        raise UsageError(
-            f"teacher_precision: {config.teacher_precision} needs the teacher's weights whole: use shard: student."
-        )
-    return shard
 
 
 @contextmanager
 def launched_without_fsdp() -> Iterator[None]:
     """Keep accelerate from splitting models in its own way; that the launcher asked for it is read by
-    `resolve_sharding`."""
-    asked = os.environ.pop(_LAUNCHER_ASKS, None)
+    `compress.distill.resources.auto`."""
+    asked = os.environ.pop(LAUNCHER_ASKS, None)
     try:
         yield
     finally:
         if asked is not None:
-            os.environ[_LAUNCHER_ASKS] = asked
+            os.environ[LAUNCHER_ASKS] = asked
 
 
 def shard_model(module: nn.Module, model: Any, *, device: torch.device, bf16: bool) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from compress.base.errors import UsageError
 from compress.base.progress import say
 from compress.distill.config import DistillConfig
-from compress.distill.loop.step import Ids
 from compress.distill.objective.loss import distillation_loss
+from compress.distill.rows.batch import Ids
 from compress.model.parts import count_parameters, decoder_layers, hidden_states, output_head
 
 _MEASURED_TOKENS = 16384

@@ -1,1 +1,1 @@
-"""lm-eval's tasks, scored with our forward passes."""
+"""lm-eval's tasks on our forward passes: found, fed from local data, scored; and all that we change in lm-eval."""

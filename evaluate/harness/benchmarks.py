@@ -1,16 +1,10 @@
 """Running lm-eval's tasks on a checkpoint, and its results as scores by task and group."""
 
 import dataclasses
-import io
-import logging
-import os
 import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import lm_eval.api.task
 from lm_eval import evaluator
 from lm_eval.defaults import DEFAULT_RANDOM_SEED
 
@@ -18,21 +12,17 @@ from compress.base.disk import sha256_json
 from compress.base.journal import Journal
 from compress.base.machine import seed_everything
 from compress.base.processes import main_first
-from compress.base.progress import progress_bar
-from compress.base.signals import check_interrupt
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.harness.catalog import build_tasks
 from compress.evaluate.harness.local_data import local_datasets
+from compress.evaluate.harness.patches import cached_templates, quiet_harness
 from compress.evaluate.harness.scorer import Scorer
-from compress.evaluate.harness.templates import cached_templates
 from compress.evaluate.scores.answers import answer_summary
 from compress.evaluate.scores.items import finite, metric_name, sample_items
 from compress.evaluate.scores.scores import group_score, mean_and_stderr, primary_metric
 from compress.inference.readout import Checkpoint
 
 _BOOTSTRAP = 1000
-_BAR_FROM_ITEMS = 200
-_ALONE = "DISABLE_MULTIPROC"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +43,7 @@ def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal)
     """
     root = None if config.datasets_root is None else Path(config.datasets_root)
     _seed(config)
-    with _quiet_harness(), cached_templates(), local_datasets(root) as datasets:
+    with quiet_harness(), cached_templates(), local_datasets(root) as datasets:
         loaded = main_first(lambda: build_tasks(config))
         _seed(config)  # building draws fewer numbers where `datasets` has a table cached
         results = evaluator.evaluate(
@@ -110,33 +100,3 @@ def _task_score(task: Any, items: list[dict[str, Any]], harness: dict[str, Any])
         "data_sha256": sha256_json([item["doc_sha256"] for item in items]),
         "answers": answer_summary(items),
     }, metrics
-
-
-@contextmanager
-def _quiet_harness() -> Iterator[None]:
-    """Show our bars instead of lm-eval's, and nothing of its log below errors; its bootstrap starts no processes.
-
-    It has one chunk for them, and what they would print belongs neither on stdout nor to the user.
-    """
-    logger = logging.getLogger("lm_eval")
-    level, bar, alone = logger.level, lm_eval.api.task.tqdm, os.environ.get(_ALONE)
-    logger.setLevel(logging.ERROR)
-    lm_eval.api.task.tqdm = _preparation_bar
-    os.environ[_ALONE] = "1"
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
-        lm_eval.api.task.tqdm = bar
-        if alone is None:
-            del os.environ[_ALONE]
-
-
-def _preparation_bar(documents: Iterable[Any], total: int = 0, **_: Any) -> Iterator[Any]:
-    """Stands in for tqdm where lm-eval builds a task's prompts."""
-    with progress_bar("Preparing prompts", total, visible=total >= _BAR_FROM_ITEMS) as bar:
-        for document in documents:
-            check_interrupt()
-            yield document
-            bar.advance()

@@ -11,7 +11,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 
 from compress.base.errors import InputError
 from compress.base.journal import Batch, Journal
-from compress.evaluate.harness.requests import encode
+from compress.evaluate.harness.requests import Asked, distinct, encode, ids_of
 from compress.inference.decoding import Stops, decode
 from compress.inference.halving import Halving
 from compress.inference.planning import Cost, Job, plan
@@ -30,17 +30,22 @@ _NO_EFFECT_ON_GREEDY = {
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """A job over `prompts`, whose answers end at `until` or after `limit` tokens; `owners` are each one's requests."""
+    """A job, the prompts in its rows, and where their answers end: at `until`, or after `limit` tokens."""
 
     job: Job
-    prompts: list[Ids]
-    owners: list[list[int]]
+    rows: list[list[Asked]]
     until: tuple[str, ...]
     limit: int
 
     @property
-    def requests(self) -> int:
-        return sum(map(len, self.owners))
+    def prompts(self) -> list[Asked]:
+        """All prompts, in the order of the rows."""
+        return [each for row in self.rows for each in row]
+
+    def to_measure(self) -> Batch:
+        """What decides the answers, and how many requests they are for."""
+        content = [self.job.content(ids_of(self.rows)), self.until, self.limit]
+        return Batch(content, sum(len(each.requests) for each in self.prompts))
 
 
 class Generator:
@@ -104,7 +109,7 @@ class Generator:
         batches = [batch for kind, indices in kinds.items() for batch in self._plan(*kind, indices, prompts)]
         measured = journal.measure(
             _STAGE,
-            [Batch([batch.job.content(batch.prompts), batch.until, batch.limit], batch.requests) for batch in batches],
+            [batch.to_measure() for batch in batches],
             lambda number: self._decode(batches[number]),
             visible=visible and bool(batches),
         )
@@ -112,41 +117,35 @@ class Generator:
         return {
             i: text
             for batch, answers in zip(batches, measured, strict=True)
-            for own, text in zip(batch.owners, answers, strict=True)
-            for i in own
+            for each, text in zip(batch.prompts, answers, strict=True)
+            for i in each.requests
         }
 
     def _plan(
         self, until: tuple[str, ...], limit: int, indices: Sequence[int], prompts: Sequence[Ids]
     ) -> Iterator[_Batch]:
         """Batches of the distinct prompts, cut at their start to leave room for the answer."""
-        found: dict[bytes, tuple[Ids, list[int]]] = {}
-        for i in indices:
-            prompt = prompts[i] if len(prompts[i]) else np.array([self._lm.prefix_token_id])
-            prompt = prompt[-(self._lm.max_length - limit) :]
-            found.setdefault(prompt.tobytes(), (prompt, []))[1].append(i)
-        distinct = [prompt for prompt, _ in found.values()]
-        owners = [own for _, own in found.values()]
-        last = [len(prompt) - 1 for prompt in distinct]
-        for job in plan(distinct, last, self._batch_tokens, cost=_decoding_cost(limit)):
-            yield _Batch(job, distinct, [owners[number] for number in job.members], until, limit)
+        given = {i: prompts[i] if len(prompts[i]) else np.array([self._lm.prefix_token_id]) for i in indices}
+        asked = distinct({i: prompt[-(self._lm.max_length - limit) :] for i, prompt in given.items()})
+        sequences, last = [each.ids for each in asked], [len(each.ids) - 1 for each in asked]
+        for job in plan(sequences, last, self._batch_tokens, cost=_decoding_cost(limit)):
+            yield _Batch(job, job.in_rows(asked), until, limit)
 
     def _decode(self, batch: _Batch) -> list[str]:
-        """The answer to each member of the job."""
-        lm, prompts = self._lm, batch.prompts
+        """The answer to each prompt."""
+        lm = self._lm
         stops = Stops(lm.tokenizer, batch.until, self._end_tokens)
         end_of_text = lm.tok_decode([lm.eot_token_id], skip_special_tokens=False)
         strings = handle_stop_sequences(list(batch.until), eos=end_of_text)
 
-        def texts(rows: Sequence[tuple[int, ...]]) -> list[str]:
-            sequences = [[prompts[number] for number in row] for row in rows]
-            answers = decode(self._checkpoint, self._trees, batch.job, sequences, batch.limit, stops)
+        def texts(rows: Sequence[Sequence[Ids]]) -> list[str]:
+            answers = decode(self._checkpoint, self._trees, batch.job, rows, batch.limit, stops)
             return [postprocess_generated_text(lm.tok_decode(answer), strings, None) for answer in answers]
 
-        def tokens(rows: Sequence[tuple[int, ...]]) -> int:
-            return sum(len(prompts[number]) + batch.limit for row in rows for number in row)
+        def tokens(rows: Sequence[Sequence[Ids]]) -> int:
+            return sum(len(ids) + batch.limit for row in rows for ids in row)
 
-        return self._halving.run(batch.job.rows, texts, tokens)
+        return self._halving.run(ids_of(batch.rows), texts, tokens)
 
     def _by_harness(
         self,

@@ -1,7 +1,6 @@
 """Benchmark data from a local folder: `ORG/NAME` is read from `ROOT/ORG/NAME` when that folder exists.
 
-lm-eval calls `datasets.load_dataset` in its tasks' constructors, with the hub id written in a YAML or hard-wired in a
-class, so that function is the one place which sees every request; it is replaced while `local_datasets` is open.
+While `local_datasets` is open, it stands in for `datasets.load_dataset` (see `patches.data_sets_from`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.utils import are_progress_bars_disabled
 
 from compress.base.disk import sha256_file, sha256_json
 from compress.base.errors import InputError
+from compress.evaluate.harness.patches import data_sets_from
 
 _load_dataset = datasets.load_dataset
 _root: ContextVar[Path | None] = ContextVar("datasets_root", default=None)
@@ -52,19 +51,14 @@ def local_datasets(root: Path | None) -> Iterator[set[str]]:
     Raises (from inside the block):
         DatasetUnavailable: a data set is neither under `root` nor reachable on the hub.
     """
-    silent = are_progress_bars_disabled()
     token, read = _root.set(root), set[str]()
     reading = _read.set(read)
-    datasets.load_dataset = _load
-    datasets.disable_progress_bars()
     try:
-        yield read
+        with data_sets_from(_load):
+            yield read
     finally:
-        datasets.load_dataset = _load_dataset
         _root.reset(token)
         _read.reset(reading)
-        if not silent:
-            datasets.enable_progress_bars()
 
 
 def is_local(root: Path | None, dataset: str) -> bool:

@@ -1,6 +1,7 @@
 """Token ids of lm-eval's requests: those of its own `_encode_pair`, from batched calls of the tokenizer."""
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,27 @@ from compress.inference.tree import Ids
 _BLOCK = 1024
 _BAR_FROM_PAIRS = 4096
 _NOTHING = np.empty(0, np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A token sequence to run once, and the requests it is for: their places in lm-eval's list."""
+
+    ids: Ids
+    requests: list[int]
+
+
+def distinct(sequences: Mapping[int, Ids]) -> list[Asked]:
+    """The distinct sequences of the requests that `sequences` has one for, in the order of their first."""
+    found: dict[bytes, Asked] = {}
+    for request, ids in sequences.items():
+        found.setdefault(ids.tobytes(), Asked(ids, [])).requests.append(request)
+    return list(found.values())
+
+
+def ids_of(rows: Sequence[Sequence[Asked]]) -> list[list[Ids]]:
+    """The token ids of sequences in rows."""
+    return [[each.ids for each in row] for row in rows]
 
 
 def encode_pairs(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:

@@ -19,14 +19,14 @@ from compress.base.errors import InputError
 from compress.base.journal import Batch, Journal
 from compress.base.progress import say
 from compress.evaluate.harness.generation import Generator
-from compress.evaluate.harness.requests import encode_pairs
+from compress.evaluate.harness.requests import Asked, distinct, encode_pairs, ids_of
 from compress.inference.halving import Halving
 from compress.inference.likelihood import log_probabilities
 from compress.inference.planning import Job, plan
 from compress.inference.prefix_cache import TreeModel
 from compress.inference.readout import Checkpoint
 from compress.inference.sharing import why_plain
-from compress.inference.tree import Ids, build_row
+from compress.inference.tree import Ids, build_tree
 
 Request = tuple[Any, Sequence[int] | Ids, Sequence[int] | Ids]
 """lm-eval's token request: ((context, continuation) as text or None, context ids, continuation ids)."""
@@ -89,75 +89,84 @@ class Scorer(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Score]:
-        """Scores in the order of `requests`; `override_bs` is lm-eval's, and of no use here."""
-        scores: list[Score] = [(0.0, True)] * len(requests)  # what an empty continuation has
-        sequences, members = self._sequences(requests)
-        first = [min(len(ids) - len(requests[i][2]) for i in own) for ids, own in zip(sequences, members, strict=True)]
-        jobs = plan(sequences, first, self._batch_tokens, share=self._shares)
-        wanted = [[index for number in job.members for index in members[number]] for job in jobs]
+        """Scores in the order of `requests`; `override_bs` is lm-eval's, and of no use here.
+
+        Requests share sequences, sequences are the rows of jobs, and a job is one batch of the journal, whose scores
+        come in the order of its rows. `i` is a request's place in `requests` throughout.
+        """
+        targets = [np.asarray(continuation, np.int64) for _, _, continuation in requests]
+        asked = self._asked(requests)
+        # The first position that is read off a sequence is that of its longest continuation.
+        first = [len(each.ids) - max(len(targets[i]) for i in each.requests) for each in asked]
+        jobs = plan([each.ids for each in asked], first, self._batch_tokens, share=self._shares)
+        rows = [job.in_rows(asked) for job in jobs]
+        answered = [[i for row in own for each in row for i in each.requests] for own in rows]
         found = self._journal.measure(
             "Scoring answers",
             [
-                Batch([job.content(sequences), [np.asarray(requests[i][2]).tolist() for i in indices]], len(indices))
-                for job, indices in zip(jobs, wanted, strict=True)
+                Batch([job.content(ids_of(own)), [targets[i].tolist() for i in to]], len(to))
+                for job, own, to in zip(jobs, rows, answered, strict=True)
             ],
-            lambda number: self._score(jobs[number], sequences, members, requests),
+            lambda number: self._score(jobs[number], rows[number], targets),
             visible=not disable_tqdm,
         )
         self._trees.forget()
-        for indices, results in zip(wanted, found, strict=True):
-            for index, (log_p, greedy) in zip(indices, results, strict=True):
-                scores[index] = (log_p, greedy)
+        scores: list[Score] = [(0.0, True)] * len(requests)  # what an empty continuation has
+        for own, results in zip(answered, found, strict=True):
+            for i, (log_p, greedy) in zip(own, results, strict=True):
+                scores[i] = (log_p, greedy)
         return scores
 
-    def _sequences(self, requests: Sequence[Request]) -> tuple[list[Ids], list[list[int]]]:
-        """The distinct sequences to run, cut to the model's length as lm-eval cuts them, and the requests of each."""
+    def _asked(self, requests: Sequence[Request]) -> list[Asked]:
+        """The distinct sequences to run: all tokens but the last, cut to the model's length as lm-eval cuts them."""
         limit, cut = self.max_length, 0
-        found: dict[bytes, tuple[Ids, list[int]]] = {}
-        for index, (_, context, continuation) in enumerate(requests):
+        sequences: dict[int, Ids] = {}
+        for i, (_, context, continuation) in enumerate(requests):
             if not len(continuation):
                 continue
             self._require_room(len(continuation))
             whole = np.concatenate([np.asarray(context, np.int64), np.asarray(continuation, np.int64)])
             cut += len(whole) > limit + 1
-            ids = whole[-(limit + 1) : -1]
-            found.setdefault(ids.tobytes(), (ids, []))[1].append(index)
+            sequences[i] = whole[-(limit + 1) : -1]
         if cut:
             say(f"{cut} of {len(requests)} prompts are longer than {limit} tokens; their start is cut off.")
-        return [ids for ids, _ in found.values()], [own for _, own in found.values()]
+        return distinct(sequences)
 
-    def _score(
-        self, job: Job, sequences: Sequence[Ids], members: Sequence[Sequence[int]], requests: Sequence[Request]
-    ) -> list[Score]:
-        """Scores of the job's requests, in the order of its rows."""
+    def _score(self, job: Job, rows: Sequence[Sequence[Asked]], targets: Sequence[Ids]) -> list[Score]:
+        """Scores of a job's requests in the order of its rows; of a few rows at a time where memory runs out."""
 
-        def score(rows: Sequence[tuple[int, ...]]) -> list[Score]:
-            targets = [[[requests[i][2] for i in members[number]] for number in row] for row in rows]
-            return self._score_rows(job, [[sequences[number] for number in row] for row in rows], targets)
+        def padded_tokens(rows: Sequence[Sequence[Asked]]) -> int:
+            return len(rows) * max(len(each.ids) for row in rows for each in row)
 
-        def tokens(rows: Sequence[tuple[int, ...]]) -> int:
-            return len(rows) * max(len(sequences[number]) for row in rows for number in row)
-
-        return self._halving.run(job.rows, score, tokens)
+        return self._halving.run(rows, lambda part: self._score_rows(job, part, targets), padded_tokens)
 
     @torch.inference_mode()
-    def _score_rows(
-        self, job: Job, rows: Sequence[Sequence[Ids]], targets: Sequence[Sequence[Sequence[Any]]]
-    ) -> list[Score]:
-        """Score each of `targets[r][k]` as the end of sequence `rows[r][k]`; a scored position meets the head once."""
-        trees = [build_row(sequences, job.base) for sequences in rows]
+    def _score_rows(self, job: Job, rows: Sequence[Sequence[Asked]], targets: Sequence[Ids]) -> list[Score]:
+        """Score `targets[i]` as the end of its sequence, for each request i of `rows`, in their order."""
+        # One forward pass: a tree a row, states [rows, nodes of the largest tree, D].
+        trees = [build_tree(row, job.base) for row in ids_of(rows)]
         states = self._trees.states(trees, job)
-        ends = [
-            (number * states.shape[1] + path[len(path) - len(target) :], np.asarray(target, np.int64))
-            for number, (tree, per_sequence) in enumerate(zip(trees, targets, strict=True))
-            for path, own in zip(tree.paths, per_sequence, strict=True)
-            for target in own
-        ]
-        positions, slots = np.unique(np.concatenate([nodes for nodes, _ in ends]), return_inverse=True)
-        chosen = states.flatten(0, 1)[torch.from_numpy(positions).to(states.device)]
-        tokens = torch.from_numpy(np.concatenate([target for _, target in ends]))
+
+        # A path is a sequence's nodes within its tree. A sequence lacks its last token, so the last n nodes of the path
+        # are those that each of the n tokens of a continuation comes after. Counted through the whole batch, node k of
+        # row r is node r * width + k.
+        width = states.shape[1]
+        wanted: list[Ids] = []
+        nodes: list[Ids] = []
+        for number, (tree, row) in enumerate(zip(trees, rows, strict=True)):
+            for path, each in zip(tree.paths, row, strict=True):
+                for target in (targets[i] for i in each.requests):
+                    wanted.append(target)
+                    nodes.append(number * width + path[len(path) - len(target) :])
+
+        # Options that begin alike read the same nodes: the head sees each once, and a token finds it by its slot.
+        read, slots = np.unique(np.concatenate(nodes), return_inverse=True)
+        chosen = states.flatten(0, 1)[torch.from_numpy(read).to(states.device)]
+        tokens = torch.from_numpy(np.concatenate(wanted))
         log_p, greedy = log_probabilities(self._checkpoint, chosen, torch.from_numpy(slots), tokens)
-        sizes = [len(target) for _, target in ends]
+
+        # Back from tokens to requests.
+        sizes = [len(target) for target in wanted]
         return [
             (math.fsum(values.tolist()), bool(flags.all()))
             for values, flags in zip(torch.split(log_p, sizes), torch.split(greedy, sizes), strict=True)

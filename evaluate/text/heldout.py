@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.base.errors import InputError
 from compress.data import INDEX, TokenStore, read_start
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint
-from compress.model.tokenizer import tokenizer_fingerprint
+from compress.model.vocabulary import check_store, context_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +30,14 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig) -
         InputError: the store was made with another tokenizer or its rows exceed the model's context; the source does
             not exist, has no text column, or holds no text.
     """
-    limit = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_tokens(checkpoint.model.config)
     if not (Path(text) / INDEX).is_file():
         length = min(config.heldout_seq_len, limit or config.heldout_seq_len)
         return _raw_rows(str(text), checkpoint, config, length)
     store = TokenStore.open(Path(text))
-    _check_store(store, text, checkpoint, limit)
+    check_store(store, checkpoint.tokenizer, checkpoint.name, context=limit)
     count = min(config.heldout_sequences, store.num_heldout)
     return Heldout(store.heldout(count), store.heldout_bytes(count))
-
-
-def _check_store(store: TokenStore, text: str | Path, checkpoint: Checkpoint, limit: int | None) -> None:
-    if store.tokenizer_sha256 != tokenizer_fingerprint(checkpoint.tokenizer):
-        raise InputError(
-            f"The token store {text} was made with another tokenizer than {checkpoint.name} has. Prepare the text with "
-            "this model's tokenizer, or give the raw text."
-        )
-    if limit is not None and store.seq_len > limit:
-        raise InputError(
-            f"The rows of {text} have {store.seq_len} tokens, and {checkpoint.name} reads at most {limit}. Prepare the "
-            "text in shorter rows (data.seq_len), or give the raw text."
-        )
 
 
 def _raw_rows(name: str, checkpoint: Checkpoint, config: EvalConfig, length: int) -> Heldout:

@@ -23,7 +23,7 @@ Sums = dict[str, dict[str, list[float]]]
 """Quantity -> grouping -> sum over the tokens of each class; the grouping `rows` has a class for each row."""
 
 
-class Comparison(NamedTuple):
+class Nearness(NamedTuple):
     """What one distribution has of another, for each of N tokens: [N] each."""
 
     kl: Tensor
@@ -161,7 +161,7 @@ def check_same_tokens(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
         say(f"Vocabularies of {checkpoint.vocab_size} and {teacher.vocab_size} ids: the first {shared} are compared.")
 
 
-def compare_tokens(teacher_logits: Tensor, logits: Tensor) -> Comparison:
+def compare_tokens(teacher_logits: Tensor, logits: Tensor) -> Nearness:
     """How near the softmax q of `logits` is to the softmax p of `teacher_logits`, for each row of [N, V].
 
     - kl = KL(p || q) and js = [KL(p || m) + KL(q || m)] / 2 with m = (p + q) / 2, at most ln 2; nats
@@ -178,7 +178,7 @@ def compare_tokens(teacher_logits: Tensor, logits: Tensor) -> Comparison:
     theirs, ours = (each.topk(count, dim=-1).indices for each in (teacher_logits, logits))
     shared = (theirs.unsqueeze(-1) == ours.unsqueeze(-2)).sum(dim=(-1, -2)) / count
     same = teacher_logits.argmax(dim=-1) == logits.argmax(dim=-1)
-    return Comparison(kl, js, same, shared, torch.minimum(p, q).sum(dim=-1))
+    return Nearness(kl, js, same, shared, torch.minimum(p, q).sum(dim=-1))
 
 
 def _expectation(p: Tensor, values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ go wrong so; it is compared first, on a few tokens, bit by bit, and run in full 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from compress.base.progress import Bar
-from compress.inference.text_loss import TextLoss
+from compress.inference.likelihood import text_loss
+from compress.inference.readout import Readout
+from compress.model.blocks import Forward, given, replaced
 from compress.model.parts import decoder_layers
 from compress.prune.choose.calibration import Calibration
 
@@ -34,11 +36,9 @@ class GreedyStep:
 class Ablation:
     """A model that can be run with blocks skipped. Within `installed()` its blocks' forwards are ours."""
 
-    def __init__(self, model: Any, loss: TextLoss) -> None:
-        self._loss = loss
-        self._device = next(model.parameters()).device
-        self._layers = decoder_layers(model)[1]
-        self._forwards: list[Callable[..., Any]] = [layer.forward for layer in self._layers]
+    def __init__(self, readout: Readout) -> None:
+        self._readout = readout
+        self._layers = decoder_layers(readout.model)[1]
         self._inputs: list[Tensor | None] = [None] * len(self._layers)
         self._extras: list[tuple[Any, ...] | None] = [None] * len(self._layers)
         self._dropped: set[int] = set()
@@ -48,25 +48,20 @@ class Ablation:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Let blocks be skipped while the block runs, after finding out whether trials may start in the middle."""
-        for index, layer in enumerate(self._layers):
-            layer.forward = self._forward_of(index)
-        try:
+        with replaced(self._layers, self._forward_of):
             yield
-        finally:
-            for layer, forward in zip(self._layers, self._forwards, strict=True):
-                layer.forward = forward
 
     @torch.inference_mode()
     def leave_one_out(
         self, text: Calibration, batch_tokens: int, candidates: Sequence[int], dropped: set[int], bar: Bar
     ) -> tuple[float, list[float]]:
         """Loss, nats a token, without the `dropped` blocks, and without each of `candidates` besides."""
-        self._find_out(torch.from_numpy(text.rows[:1, :_CHECKED_TOKENS]).to(self._device))
+        self._find_out(torch.from_numpy(text.rows[:1, :_CHECKED_TOKENS]).to(self._readout.device))
         self._dropped = dropped
         base: list[float] = []
         sums: list[list[float]] = [[] for _ in candidates]
         for batch in text.batches(batch_tokens):
-            ids = batch.to(self._device)
+            ids = batch.to(self._readout.device)
             base.append(float(self._run(ids, None)))
             for found, candidate in zip(sums, candidates, strict=True):
                 found.append(float(self._run(ids, candidate)))
@@ -76,27 +71,26 @@ class Ablation:
 
     def _run(self, ids: Tensor, start: int | None) -> Tensor:
         self._start = start
-        return self._loss(ids)
+        return text_loss(self._readout, ids)
 
     def _find_out(self, ids: Tensor) -> None:
         """Compare, for each block skipped, starting from its kept input with running all blocks on `ids` [1, S]."""
         self._dropped, self.reuses_prefix = set(), True
         self._start = None
-        self._loss.states(ids)
+        self._readout.states(ids)
         for index in range(len(self._layers)):
             self._start, self.reuses_prefix = index, True
-            resumed = self._loss.states(ids)
+            resumed = self._readout.states(ids)
             self.reuses_prefix = False
-            if not torch.equal(resumed, self._loss.states(ids)):
+            if not torch.equal(resumed, self._readout.states(ids)):
                 return
         self.reuses_prefix = True
 
-    def _forward_of(self, index: int) -> Callable[..., Any]:
+    def _forward_of(self, index: int, own: Forward) -> Forward:
         """Block `index`: a plain run keeps its input; a trial passes the state on up to the block it starts from."""
-        own = self._forwards[index]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = given(args, kwargs)
             skipped = index in self._dropped or index == self._start
             before = self._start is not None and index < self._start
             if self._start is None:

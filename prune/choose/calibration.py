@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.base.errors import InputError, UsageError
+from compress.base.errors import UsageError
 from compress.data import INDEX, TokenStore, read_start, text_fingerprint
 from compress.model.load import load_config, load_tokenizer
-from compress.model.tokenizer import tokenizer_fingerprint
+from compress.model.vocabulary import check_store, context_tokens
 from compress.prune.config import CalibrationConfig
 
 
@@ -72,30 +72,14 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
             "hub:ORG/NAME[:CONFIG], a local file, folder or glob, or a token store."
         )
     tokenizer = load_tokenizer(folder)
-    limit = getattr(load_config(folder).get_text_config(), "max_position_embeddings", None)
-    limit = limit if isinstance(limit, int) and limit > 1 else None
+    limit = context_tokens(load_config(folder))
     if (Path(source) / INDEX).is_file():
-        rows = _stored_rows(TokenStore.open(source), tokenizer_fingerprint(tokenizer), config, limit)
+        store = TokenStore.open(source)
+        check_store(store, tokenizer, str(folder), context=limit)
+        rows = store.batch(0, min(max(1, config.calibration_tokens // store.seq_len), store.num_rows), seed=0)
     else:
         ids, _ = read_start(source, tokenizer, config.calibration_tokens, config.calibration_column)
         length = min(config.calibration_seq_len, limit or config.calibration_seq_len, len(ids))
         count = max(1, min(len(ids), config.calibration_tokens) // length)
         rows = ids[: count * length].reshape(count, length)
     return Calibration(rows, source, text_fingerprint(source))
-
-
-def _stored_rows(
-    store: TokenStore, tokenizer_sha256: str, config: CalibrationConfig, limit: int | None
-) -> NDArray[np.int64]:
-    if store.tokenizer_sha256 != tokenizer_sha256:
-        raise InputError(
-            f"The token store {store.path} was made with another tokenizer than the model has. Prepare the text with "
-            "this model's tokenizer, or give the raw text."
-        )
-    if limit is not None and store.seq_len > limit:
-        raise InputError(
-            f"The rows of {store.path} have {store.seq_len} tokens, and the model reads at most {limit}. Give the raw "
-            "text, or a store of shorter rows."
-        )
-    count = min(max(1, config.calibration_tokens // store.seq_len), store.num_rows)
-    return store.batch(0, count, seed=0)

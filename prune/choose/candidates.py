@@ -7,19 +7,18 @@ them.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from compress.base.config import config
 from compress.base.errors import UsageError
 from compress.base.units import Count
 from compress.prune.choose.mix import choose_layers
 from compress.prune.choose.spec import check_spec
-from compress.prune.config import WITHOUT_TEXT, AtLeastOne, CalibrationConfig, Method, RankingConfig
+from compress.prune.config import METHODS, WITHOUT_TEXT, AtLeastOne, CalibrationConfig, Method, RankingConfig
 
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
 
-METHODS: tuple[Method, ...] = get_args(Method)
 RANDOM_DRAWS = 3
 """Cuts that the candidate `random` stands for."""
 

@@ -5,15 +5,16 @@ live as long as a batch.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.base.progress import Bar
+from compress.model.blocks import Watch, watched
 from compress.model.parts import decoder_layers, hidden_states
 
 
@@ -40,7 +41,7 @@ def measure_influence(model: Any, batches: Iterable[Tensor], span: int, bar: Bar
     _, layers = decoder_layers(model)
     device = next(model.parameters()).device
     sums = _Sums(len(layers), span)
-    with _watched(layers, sums):
+    with watched(*_watches(layers, sums)):
         for ids in batches:
             hidden_states(model, ids.to(device))
             sums.end_batch()
@@ -109,22 +110,8 @@ def _cosine(x: Tensor, y: Tensor) -> Tensor:
     return cosine
 
 
-@contextmanager
-def _watched(layers: nn.ModuleList, sums: _Sums) -> Iterator[None]:
-    """Hooks that report each block's input and output to `sums` while the block runs."""
-
-    def watch(index: int, layer: nn.Module) -> list[Any]:
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            sums.enter(index, args[0] if args else kwargs["hidden_states"])
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            sums.leave(index, output[0] if isinstance(output, tuple) else output)
-
-        return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
-
-    handles = [handle for index, layer in enumerate(layers) for handle in watch(index, layer)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _watches(layers: nn.ModuleList, sums: _Sums) -> Iterator[Watch]:
+    """Each block's input and output, reported to `sums`."""
+    for index, layer in enumerate(layers):
+        yield Watch(layer, "input", functools.partial(sums.enter, index))
+        yield Watch(layer, "output", functools.partial(sums.leave, index))

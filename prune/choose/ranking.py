@@ -22,18 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from compress.base.errors import InputError
-from compress.base.machine import fast_fp32_products, find_device
+from compress.base.machine import fast_fp32_products, find_device, host_memory
 from compress.base.progress import Bar, progress_bar
 from compress.base.units import format_bytes
-from compress.inference.text_loss import TextLoss
+from compress.inference.readout import read_out
 from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
-from compress.prune.check import available_memory
 from compress.prune.choose.ablation import Ablation, drop_greedily
 from compress.prune.choose.calibration import Calibration, load_calibration
 from compress.prune.choose.influence import measure_influence
 from compress.prune.choose.saliency import magnitude, taylor
-from compress.prune.config import WITHOUT_TEXT, RankingConfig
+from compress.prune.config import WITHOUT_TEXT, Method, RankingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Ranking:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Teacher:
+class RankedModel:
     """The model whose layers are ranked."""
 
     name: str
@@ -61,7 +60,7 @@ class Teacher:
     num_parameters: int
 
 
-def rank_layers(config: RankingConfig, teacher: Teacher) -> Ranking:
+def rank_layers(config: RankingConfig, teacher: RankedModel) -> Ranking:
     """Score the teacher's layers and choose `config.layers` of them, of which there are as many at least.
 
     Raises:
@@ -99,7 +98,7 @@ def flattest_span(spans: Sequence[float], count: int) -> set[int]:
 _Scored = tuple[Sequence[float], set[int], dict[str, Any]]
 
 
-def _by_influence(config: RankingConfig, teacher: Teacher) -> _Scored:
+def _by_influence(config: RankingConfig, teacher: RankedModel) -> _Scored:
     count = teacher.num_layers - config.layers
     with _measuring(config, teacher) as run, run.bar(1) as bar:
         found = measure_influence(run.model, run.text.batches(config.batch_tokens), count, bar)
@@ -109,12 +108,12 @@ def _by_influence(config: RankingConfig, teacher: Teacher) -> _Scored:
     return found.angular, flattest_span(found.spans, count), {**curve, **run.details}
 
 
-def _by_perplexity(config: RankingConfig, teacher: Teacher) -> _Scored:
+def _by_perplexity(config: RankingConfig, teacher: RankedModel) -> _Scored:
     count, total = teacher.num_layers - config.layers, teacher.num_layers
     greedy = config.by == "perplexity-greedy"
     trials = total + (sum(total - 1 - done for done in range(1, count)) if greedy else 0)
     with _measuring(config, teacher) as run, run.bar(trials) as bar:
-        ablation = Ablation(run.model, TextLoss(run.model, teacher.name))
+        ablation = Ablation(read_out(run.model, teacher.name))
         with ablation.installed():
             base, alone, steps = drop_greedily(
                 ablation, run.text, config.batch_tokens, count if greedy else 0, total, bar
@@ -127,27 +126,27 @@ def _by_perplexity(config: RankingConfig, teacher: Teacher) -> _Scored:
     return scores, {step.dropped for step in steps}, {"steps": [dataclasses.asdict(step) for step in steps], **details}
 
 
-def _by_taylor(config: RankingConfig, teacher: Teacher) -> _Scored:
+def _by_taylor(config: RankingConfig, teacher: RankedModel) -> _Scored:
     with _measuring(config, teacher) as run, run.bar(1) as bar:
-        loss = TextLoss(run.model, teacher.name)
-        scores = taylor(run.model, loss, run.text.batches(1), run.text.num_predicted, bar)
+        read = read_out(run.model, teacher.name)
+        scores = taylor(read, run.text.batches(1), run.text.num_predicted, bar)
     return scores, least(scores, teacher.num_layers - config.layers), run.details
 
 
-def _by_magnitude(config: RankingConfig, teacher: Teacher) -> _Scored:
+def _by_magnitude(config: RankingConfig, teacher: RankedModel) -> _Scored:
     files = check_weight_files(teacher.folder)
     with progress_bar("reading weights, files", len(files)) as bar:
         scores = magnitude(files, teacher.layer_prefixes, teacher.num_layers, bar)
     return scores, least(scores, teacher.num_layers - config.layers), {}
 
 
-def _by_chance(config: RankingConfig, teacher: Teacher) -> _Scored:
+def _by_chance(config: RankingConfig, teacher: RankedModel) -> _Scored:
     generator = random.Random(config.seed)
     scores = [generator.random() for _ in range(teacher.num_layers)]
     return scores, least(scores, teacher.num_layers - config.layers), {"seed": config.seed}
 
 
-_SCORERS: Mapping[str, Callable[[RankingConfig, Teacher], _Scored]] = {
+_SCORERS: Mapping[Method, Callable[[RankingConfig, RankedModel], _Scored]] = {
     "block-influence": _by_influence,
     "angular": _by_influence,
     "perplexity": _by_perplexity,
@@ -173,12 +172,12 @@ class _Run:
 
 
 @contextmanager
-def _measuring(config: RankingConfig, teacher: Teacher) -> Iterator[_Run]:
+def _measuring(config: RankingConfig, teacher: RankedModel) -> Iterator[_Run]:
     """Load the text and then the model, in the dtype and on the device that the config names."""
     text = load_calibration(config, teacher.folder)
     device = find_device(config.device)
     dtype = find_dtype(config.dtype, teacher.folder, device)
-    needed, free = teacher.num_parameters * dtype.itemsize, available_memory()
+    needed, free = teacher.num_parameters * dtype.itemsize, host_memory().free
     if device.type == "cpu" and needed > free:
         raise InputError(
             f"Measuring {teacher.name} by {config.by} needs {format_bytes(needed)} of memory for its weights and "

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.base.progress import Bar
-from compress.inference.text_loss import TextLoss
+from compress.inference.likelihood import text_loss
+from compress.inference.readout import Readout
 from compress.model.parts import decoder_layers
 
 
@@ -35,20 +35,19 @@ def magnitude(files: Iterable[Path], layer_prefixes: Sequence[str], num_layers: 
     return sums
 
 
-def taylor(model: Any, loss: TextLoss, batches: Iterable[Tensor], num_predicted: int, bar: Bar) -> list[float]:
+def taylor(readout: Readout, batches: Iterable[Tensor], num_predicted: int, bar: Bar) -> list[float]:
     """Sum of |w dL/dw| over the matrices of each block (Kim et al., arXiv:2402.02834, section 3).
 
     L is the mean next-token loss over all of the text, so the score does not depend on the batches but for rounding.
     Takes one more copy of the blocks' weights, for the gradient.
     """
-    _, layers = decoder_layers(model)
-    device = next(model.parameters()).device
-    model.requires_grad_(False)
+    _, layers = decoder_layers(readout.model)
+    readout.model.requires_grad_(False)
     weights = [[p for p in layer.parameters() if p.ndim >= 2 and p.is_floating_point()] for layer in layers]
     for weight in (w for found in weights for w in found):
         weight.requires_grad_(True)
     for ids in batches:
-        torch.autograd.backward(loss(ids.to(device)) / num_predicted)
+        torch.autograd.backward(text_loss(readout, ids.to(readout.device)) / num_predicted)
         bar.advance(ids.numel())
     return [sum(_first_order(weight) for weight in found) for found in weights]
 

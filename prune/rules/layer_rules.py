@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-from compress.prune.rules.rules import Cut, Fields, NotExpressible
+from compress.prune.rules.rules import Fields, NotExpressible, Renumbering
 
-LayerRule = Callable[[Fields, Cut], None]
+LayerRule = Callable[[Fields, Renumbering], None]
 """What a model type asks of the choice of layers itself; raises `NotExpressible` when it is not met."""
 
 
 def keeps_first(why: str) -> LayerRule:
     """Layer 0 is made differently and must stay."""
 
-    def rule(fields: Fields, cut: Cut) -> None:
+    def rule(fields: Fields, cut: Renumbering) -> None:
         if cut.kept[0] != 0:
             raise NotExpressible(f"layer 0 must stay: {why}")
 
@@ -21,7 +21,7 @@ def keeps_first(why: str) -> LayerRule:
 def keeps_last(why: str) -> LayerRule:
     """The last layer is made differently and must stay."""
 
-    def rule(fields: Fields, cut: Cut) -> None:
+    def rule(fields: Fields, cut: Renumbering) -> None:
         if cut.kept[-1] != cut.num_layers - 1:
             raise NotExpressible(f"the last layer, {cut.num_layers - 1}, must stay: {why}")
 
@@ -31,7 +31,7 @@ def keeps_last(why: str) -> LayerRule:
 def last_is(kind: str, field: str = "layer_types") -> LayerRule:
     """The model makes its last layer one of this kind whatever the config says."""
 
-    def rule(fields: Fields, cut: Cut) -> None:
+    def rule(fields: Fields, cut: Renumbering) -> None:
         types = fields.get(field)
         if types and types[cut.kept[-1]] != kind:
             allowed = [i for i, other in enumerate(types) if other == kind]
@@ -46,7 +46,7 @@ def last_is(kind: str, field: str = "layer_types") -> LayerRule:
 def keeps_all(kind: str, field: str, why: str) -> LayerRule:
     """No layer of this kind may go."""
 
-    def rule(fields: Fields, cut: Cut) -> None:
+    def rule(fields: Fields, cut: Renumbering) -> None:
         gone = [i for i, other in enumerate(fields[field]) if other == kind and i not in cut.kept]
         if gone:
             raise NotExpressible(f"the {kind} layers must stay ({', '.join(map(str, gone))} would go): {why}")
@@ -57,7 +57,7 @@ def keeps_all(kind: str, field: str, why: str) -> LayerRule:
 def keeps_first_of(kind: str, field: str, why: str) -> LayerRule:
     """The first layer of this kind must stay if any does."""
 
-    def rule(fields: Fields, cut: Cut) -> None:
+    def rule(fields: Fields, cut: Renumbering) -> None:
         layers = [i for i, other in enumerate(fields[field]) if other == kind]
         if layers and layers[0] not in cut.kept:
             raise NotExpressible(f"layer {layers[0]}, the first {kind} one, must stay: {why}")

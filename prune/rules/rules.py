@@ -16,8 +16,8 @@ class NotExpressible(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
-    """Kept layers, increasing, of `num_layers` 0-based layers."""
+class Renumbering:
+    """The layers of `num_layers` that stay, increasing: each gets its place in `kept` as its new number."""
 
     kept: tuple[int, ...]
     num_layers: int
@@ -29,10 +29,10 @@ class Cut:
 
 REMOVED: Final = object()
 Fields = Mapping[str, Any]
-Rule = Callable[[str, Fields, Cut], dict[str, Any]]
+Rule = Callable[[str, Fields, Renumbering], dict[str, Any]]
 
 
-def each_layer(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def each_layer(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """One entry a layer: keep the kept layers' entries. A scalar holds for all layers and stays."""
     value = fields[name]
     if not isinstance(value, list | tuple):
@@ -44,7 +44,7 @@ def each_layer(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     return {name: [value[layer] for layer in cut.kept]}
 
 
-def layer_indices(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def layer_indices(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """A list of layer indices: keep those of kept layers, renumbered."""
     value = fields[name]
     if not isinstance(value, list | tuple):
@@ -54,7 +54,7 @@ def layer_indices(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     return {name: [new for new, old in enumerate(cut.kept) if old in value]}
 
 
-def layer_keys(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def layer_keys(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """A mapping from layer index (as a number or as text) to settings: keep the kept layers' entries, renumbered."""
     value = fields[name]
     if not isinstance(value, Mapping) or not all(str(key).isdigit() for key in value):
@@ -63,23 +63,23 @@ def layer_keys(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     return {name: {str(new): by_layer[old] for new, old in enumerate(cut.kept) if old in by_layer}}
 
 
-def stack_size(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def stack_size(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """Another name of the number of layers."""
     return {name: len(cut.kept)}
 
 
-def prefix_count(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def prefix_count(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """How many layers from the first on are special: count the kept ones among them."""
     return {name: sum(layer < fields[name] for layer in cut.kept)}
 
 
-def repeated_pattern(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def repeated_pattern(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """A pattern repeated along the stack: write it out, one entry a kept layer."""
     pattern = fields[name]
     return {name: [pattern[layer % len(pattern)] for layer in cut.kept]}
 
 
-def sparse_step(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def sparse_step(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """Every `step`-th layer is a mixture of experts unless `mlp_only_layers` names it: name every dense layer.
 
     Layer i is sparse when (i + 1) % step == 0 and i is not in `mlp_only_layers` (qwen2_moe, qwen3_moe). The rule of
@@ -100,7 +100,7 @@ def period(step: str, offset: str) -> Rule:
     Where `layers_block_type` is a list, that alone says which layers are special (zamba).
     """
 
-    def rule(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    def rule(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
         if isinstance(fields.get("layers_block_type"), list):
             return {}
         special = [new for new, old in enumerate(cut.kept) if old % fields[step] == fields[offset]]
@@ -114,7 +114,7 @@ def period(step: str, offset: str) -> Rule:
     return rule
 
 
-def interval(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def interval(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """Layers i from start to end with (i + 1) % step == 0 have experts (ernie4_5_moe): those that single out the kept.
 
     The rule of `moe_layer_interval`, `moe_layer_start_index` and `moe_layer_end_index`.
@@ -135,17 +135,17 @@ def interval(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     raise NotExpressible(f"no start, end and interval single out the layers {sparse} of the {total} kept ones")
 
 
-def one_based(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def one_based(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """A list of layer numbers from 1 on: keep those of kept layers, renumbered."""
     return {name: [new + 1 for new, old in enumerate(cut.kept) if old + 1 in fields[name]]}
 
 
-def depth_scale(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def depth_scale(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """Residuals are multiplied by value / sqrt(number of layers) (minicpm3): the value that leaves the product."""
     return {name: fields[name] * math.sqrt(len(cut.kept) / cut.num_layers)}
 
 
-def shared_indexer(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def shared_indexer(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """A `shared` layer attends to what the last `full` one before it has chosen, which must stay too."""
     modes = fields[name]
     for layer in cut.kept:
@@ -155,7 +155,7 @@ def shared_indexer(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     return each_layer(name, fields, cut)
 
 
-def shared_key_values(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def shared_key_values(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """The last `count` layers read the keys and values of the last layer of their type before them (gemma3n, gemma4).
 
     Recount them; a layer whose source is dropped, or would be another one, cannot stay.
@@ -177,7 +177,7 @@ def shared_key_values(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
     return {name: len(readers)}
 
 
-def gpt_neo_types(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+def gpt_neo_types(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
     """`[[pattern, repeats], ...]` (gpt_neo): the kept layers' types, written out and repeated once."""
     written = [kind for pattern, repeats in fields[name] for _ in range(repeats) for kind in pattern]
     if len(written) != cut.num_layers:
@@ -188,7 +188,7 @@ def gpt_neo_types(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
 def written_out_by(other: str) -> Rule:
     """A period that only fills the list `other` when that is absent: the student has the list and not the period."""
 
-    def rule(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    def rule(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
         if not isinstance(fields.get(other), list):
             raise NotExpressible(f"no list {other} says which layers it makes")
         return {name: REMOVED}
@@ -199,7 +199,7 @@ def written_out_by(other: str) -> Rule:
 def only(*values: Any, why: str) -> Rule:
     """A field that cannot be translated, harmless at these values."""
 
-    def rule(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    def rule(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
         if fields[name] not in values:
             raise NotExpressible(why)
         return {}
@@ -210,7 +210,7 @@ def only(*values: Any, why: str) -> Rule:
 def becomes(value: Any) -> Rule:
     """A count of parts that the student does not have."""
 
-    def rule(name: str, fields: Fields, cut: Cut) -> dict[str, Any]:
+    def rule(name: str, fields: Fields, cut: Renumbering) -> dict[str, Any]:
         return {name: value}
 
     return rule

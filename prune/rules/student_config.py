@@ -10,7 +10,7 @@ from typing import Any
 
 from compress.base.errors import InputError
 from compress.prune.rules.fields import LAYER_RULES, NOT_PER_LAYER, REFUSED_TYPES, RULES, STACK_COUNTS
-from compress.prune.rules.rules import REMOVED, Cut, NotExpressible
+from compress.prune.rules.rules import REMOVED, NotExpressible, Renumbering
 
 _COUNT = "num_hidden_layers"
 
@@ -60,7 +60,7 @@ def student_config(config: Any, raw: Mapping[str, Any], kept: tuple[int, ...]) -
     text = text_config(config)
     result = copy.deepcopy(dict(raw))
     section = result if text is config else result.setdefault(_section_name(config, text), {})
-    cut = Cut(kept, num_layers(config))
+    cut = Renumbering(kept, num_layers(config))
     fields = {**section, **text.to_dict()}
     _check_choice(text.model_type, fields, cut)
     for name, value in _updates(text.model_type, fields, cut).items():
@@ -75,7 +75,7 @@ def student_config(config: Any, raw: Mapping[str, Any], kept: tuple[int, ...]) -
     return result
 
 
-def _check_choice(model_type: str, fields: Mapping[str, Any], cut: Cut) -> None:
+def _check_choice(model_type: str, fields: Mapping[str, Any], cut: Renumbering) -> None:
     if model_type in LAYER_RULES:
         try:
             LAYER_RULES[model_type](fields, cut)
@@ -90,7 +90,7 @@ def _section_name(config: Any, text: Any) -> str:
     raise InputError(f"A {config.model_type} config.json keeps its language model where this tool does not look.")
 
 
-def _updates(model_type: str, fields: Mapping[str, Any], cut: Cut) -> dict[str, Any]:
+def _updates(model_type: str, fields: Mapping[str, Any], cut: Renumbering) -> dict[str, Any]:
     updates: dict[str, Any] = {}
     for name, value in fields.items():
         if value is None:
@@ -108,7 +108,7 @@ def _updates(model_type: str, fields: Mapping[str, Any], cut: Cut) -> dict[str, 
     return updates
 
 
-def _refuse_if_per_layer(model_type: str, name: str, value: Any, cut: Cut) -> None:
+def _refuse_if_per_layer(model_type: str, name: str, value: Any, cut: Renumbering) -> None:
     for path, entries in _collections(name, value):
         one_a_layer = len(entries) == cut.num_layers and isinstance(entries, list | tuple)
         by_layer = isinstance(entries, Mapping) and bool(entries) and all(str(key).isdigit() for key in entries)

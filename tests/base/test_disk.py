@@ -6,16 +6,27 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from compress.base.disk import read_json, read_lines, require_free, sha256_tree, staged_folder, write_json, write_text
+from compress.base import disk
+from compress.base.disk import (
+    Damaged,
+    read_json,
+    read_rows,
+    require_free,
+    sha256_file,
+    sha256_tree,
+    staged_folder,
+    write_json,
+    write_text,
+)
 from compress.base.errors import InputError, UsageError
-from compress.base.records import is_current, manifest
 
 
 def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
@@ -85,33 +96,60 @@ _LINE_ENDS = "\x85\u2028\u2029"
 
 
 @settings(max_examples=50, deadline=None)
-@given(values=st.lists(st.dictionaries(st.text(), st.text())), cut=st.text(max_size=5))
-@example(values=[{"question": _LINE_ENDS}], cut=_LINE_ENDS)
+@given(values=st.lists(st.dictionaries(st.text(), st.text())), last=st.text(max_size=5))
+@example(values=[{"question": _LINE_ENDS}], last=_LINE_ENDS)
 def test_json_lines_come_back_whatever_text_they_hold(
-    values: list[Any], cut: str, tmp_path_factory: pytest.TempPathFactory
+    values: list[Any], last: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
-    assert [json.loads(line) for line in read_lines(path)] == values
+    assert read_rows(path) == values
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(cut, ensure_ascii=False))
-    *whole, last = read_lines(path)
-    assert [json.loads(line) for line in whole] == values
-    assert (last.endswith("\n"), json.loads(last)) == (False, cut)
+        file.write(json.dumps(last, ensure_ascii=False))  # whole, though no newline ends it
+    for damaged in get_args(Damaged):
+        assert read_rows(path, damaged=damaged) == [*values, last]
 
 
-def test_a_manifest_holds_until_config_inputs_or_outputs_change(tmp_path: Path) -> None:
-    write_text(tmp_path / "out.bin", "result")
-    config, inputs = {"lr": 1e-3, "betas": (0.9, 0.95)}, {"teacher": {"config.json": "ab"}}
-    record = manifest(config=config, inputs=inputs, outputs=sha256_tree(tmp_path), seconds=1.0)
-    write_json(tmp_path / "manifest.json", record)
-    record = read_json(tmp_path / "manifest.json")
-    assert record["versions"]["torch"]
-    assert record["peak_gib"] > 0
-    assert is_current(tmp_path, record, config=config, inputs=inputs)
-    assert not is_current(tmp_path, record, config={**config, "lr": 2e-3}, inputs=inputs)
-    assert not is_current(tmp_path, record, config=config, inputs={"teacher": {"config.json": "cd"}})
-    write_text(tmp_path / "out.bin", "resulT")
-    assert not is_current(tmp_path, record, config=config, inputs=inputs)
-    (tmp_path / "out.bin").unlink()
-    assert not is_current(tmp_path, record, config=config, inputs=inputs)
+@pytest.mark.parametrize(
+    ("content", "line", "before", "torn"),
+    [
+        (b'{"a": 1}\n{"a": ', 2, 1, True),
+        (b'{"a": 1}\n{"a": \n', 2, 1, False),
+        (b'{"a": 1}\n{"a": "\xff"}\n{"a": 2}\n', 2, 1, False),
+        (b'{"a": 1}\n' + b"\0" * 40, 2, 1, True),  # what a file system leaves of lines that it had no time to write
+        (b"[" * 100_000 + b"\n1\n", 1, 0, False),
+        (b"", None, 0, False),
+    ],
+)
+def test_damaged_json_lines_are_refused_or_left_out_as_asked(
+    content: bytes, line: int | None, before: int, torn: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    assert read_rows(path, damaged="end") == [{"a": 1}] * before
+    modes: dict[Damaged, bool] = {"refused": line is not None, "last left out": line is not None and not torn}
+    for damaged, fails in modes.items():
+        if not fails:
+            assert read_rows(path, damaged=damaged) == [{"a": 1}] * before
+            continue
+        with pytest.raises(InputError, match=rf"a\.jsonl, line {line} is not JSON"):
+            read_rows(path, damaged=damaged)
+
+
+def test_a_file_is_read_once_and_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when size and time of change are set back to what they were."""
+    path, reads = tmp_path / "weights", []
+    read = disk._read_hash
+    monkeypatch.setattr(disk, "_read_hash", lambda path, stop: reads.append(path) or read(path, stop))
+    path.write_bytes(b"one")
+    assert [sha256_file(path) for _ in range(2)] == [hashlib.sha256(b"one").hexdigest()] * 2
+    assert len(reads) == 2, "a file of just now may be written again within the clock's tick"
+    time.sleep(0.15)
+    assert [sha256_file(path) for _ in range(3)] == [hashlib.sha256(b"one").hexdigest()] * 3
+    assert len(reads) == 3
+    (tmp_path / "link").hardlink_to(path)
+    time.sleep(0.15)
+    before = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert sha256_file(path) == sha256_file(tmp_path / "link") == hashlib.sha256(b"two").hexdigest()

@@ -172,6 +172,23 @@ def test_one_paragraph_and_the_right_code(
     assert sha256_tree(world) == before
 
 
+SPECS = ("4", "9", "0,9", "2-4", "9:", ":9", "-5:", "4:", "uniform:5", "uniform:0", "contiguous:5", "contiguous:0")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("choice", [*[("--keep", spec) for spec in SPECS], ("--layers", "5", "--by", "random")])
+def test_a_layer_that_the_model_does_not_have_is_wrong_usage(
+    choice: tuple[str, ...], dry_run: bool, world: Path, tmp_path: Path, run: Run
+) -> None:
+    """It has four. Nothing is left, be it a plan or a cut that was asked for."""
+    out = tmp_path / "out"
+    code, error = run("prune", f"{world}/model", str(out), *choice, *(["--dry-run"] if dry_run else []))
+    assert code == 2, error
+    assert f"--keep {choice[1]}: " in error or "layers = 5" in error
+    assert "4 layers" in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_that_a_store_has_may_be_given_with_it(world: Path, tmp_path: Path) -> None:
     """--tokens is how much of it to train on: 128 are two steps of 64."""
     arguments = distill(f"{world}/model", f"{world}/store", *PLAIN, "--tokens=128", "--set=data.num_proc=2")

@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill_world import SEQ_LEN, World
+from distill_world import SEQ_LEN, World, losses_of
 from helpers import save_tiny_model, tiny_config
 from transformers import AutoModelForCausalLM
 
 from compress.base.errors import UsageError
 from compress.data import TokenStore
 from compress.distill import DistillConfig
-from compress.distill.loop.session import make_accelerator
-from compress.distill.loop.step import Losses, StudentWithLoss, Teacher
 from compress.distill.rows.documents import check_isolation, document_positions, next_tokens, packed_hidden_states
+from compress.distill.rows.source import packed
 
 Options = Callable[..., DistillConfig]
 
@@ -76,10 +75,9 @@ def test_packed_documents_equal_each_alone(
     config = options(alpha=0.7, temperature=2.0, micro_batch_rows=2)
     teacher = exact_model(model_type, attention, seed=1, **fields).requires_grad_(False)
     student = exact_model(model_type, attention, seed=2, **fields)
-    guide = Teacher(teacher)
-    model = StudentWithLoss(student, config, guide.head, 257)
-    losses = Losses(make_accelerator(config, tmp_path), model, guide, 2, eos_id=EOS)
-    found = losses.backward(losses.batch(ROWS))
+    losses = losses_of(config, student, teacher, tmp_path)
+    terms = losses.backward(losses.share(packed(ROWS, np.arange(2), EOS)))
+    found = torch.stack([terms["soft"].raw, terms["hard"].raw])
     gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
 
     student.zero_grad()

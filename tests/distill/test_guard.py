@@ -16,6 +16,8 @@ from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.loop.guard import Skips, StepGuard
 from compress.distill.loop.step import Losses
+from compress.distill.objective.objective import Term
+from compress.distill.rows.batch import Share
 
 Options = Callable[..., DistillConfig]
 WINDOW = 8
@@ -59,7 +61,7 @@ def test_steps_are_skipped_by_the_rule_also_over_a_resume(losses: list[float], s
             seen = guard.read()
             recent = [float(text) for text in map(repr, guard.recent())]
             guard = StepGuard(config, device, total=seen.total, in_a_row=seen.in_a_row, recent=recent)
-        terms = torch.tensor([0.0, loss], dtype=torch.float64)
+        terms = {"hard": Term(torch.tensor(loss, dtype=torch.float64), 1.0)}
         found.append(bool(guard.note(step, terms, torch.tensor(1.0))))
     assert found == expected(losses, sigma)
     if cut >= len(losses):
@@ -72,11 +74,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
     """Multiply the losses of some 0-based steps, and their gradients."""
     backward, done = Losses.backward, iter(range(10**6))
 
-    def spoilt(self: Losses, batch: object) -> torch.Tensor:
-        out, factor = backward(self, batch), factors.get(next(done), 1.0)  # type: ignore[arg-type]
+    def spoilt(self: Losses, batch: Share) -> dict[str, Term]:
+        out, factor = backward(self, batch), factors.get(next(done), 1.0)
         for parameter in self._model.parameters():
             parameter.grad.mul_(factor)
-        return out * factor
+        return {name: term._replace(raw=term.raw * factor) for name, term in out.items()}
 
     monkeypatch.setattr(Losses, "backward", spoilt)
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.distill.objective.divergences import Terms
+from compress.distill.objective.divergences import TileLoss
 from compress.distill.objective.kernels import cpu
 
-Pass = Callable[[Tensor, Tensor | None, Tensor, Terms], Tensor]
+Pass = Callable[[Tensor, Tensor | None, Tensor, TileLoss], Tensor]
 
 needs_compiler = pytest.mark.skipif(not cpu.available(), reason="no g++ or clang++ with OpenMP on this machine")
 
 
-def definition(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
+def definition(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: TileLoss) -> tuple[Tensor, Tensor]:
     """[soft, hard] sums and the gradient with respect to uncapped logits, by autograd in float64."""
     z = z.double().requires_grad_()
 
@@ -40,7 +40,7 @@ def definition(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: Terms
     return torch.stack([soft, hard]).detach(), gradient
 
 
-def on_cpu(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: Terms) -> Tensor:
+def on_cpu(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: TileLoss) -> Tensor:
     return cpu.losses_then_gradient_(z, z_teacher, labels, terms, cpu.scratch(z.shape[1]))
 
 
@@ -71,7 +71,7 @@ def check(
     z[0], z_teacher[0] = z[0] + 300, z_teacher[0] - 300
     labels = torch.randint(0, width, (6,), generator=g)
     teacher = z_teacher if with_teacher else None
-    terms = Terms(alpha if with_teacher else 0.0, temperature, divergence, *caps, gradient=True)
+    terms = TileLoss(alpha if with_teacher else 0.0, temperature, divergence, *caps, gradient=True)
     expected, expected_gradient = definition(z, teacher, labels, terms)
     written = z.clone()
     found = run(written, teacher, labels, terms)
@@ -79,7 +79,7 @@ def check(
     error = (written.double() - expected_gradient).norm() / expected_gradient.norm()
     assert error < (4e-3 if dtype == torch.bfloat16 else 3e-7 if caps == (None, None) else 1e-6)
     untouched = z.clone()
-    losses_only = Terms(terms.alpha, temperature, divergence, *caps, gradient=False)
+    losses_only = TileLoss(terms.alpha, temperature, divergence, *caps, gradient=False)
     assert torch.equal(run(untouched, teacher, labels, losses_only), found)
     assert torch.equal(untouched, z)
 
@@ -107,7 +107,7 @@ def test_triton_kernel_with_soft_capped_logits(
 def test_the_cpp_pass_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(0)
     z, z_teacher, labels = torch.randn(33, 2000, generator=g), torch.randn(33, 2000, generator=g), torch.arange(33)
-    terms = Terms(0.5, 2.0, "forward_kl", None, None, gradient=True)
+    terms = TileLoss(0.5, 2.0, "forward_kl", None, None, gradient=True)
     results = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -124,7 +124,7 @@ def test_values_that_are_not_finite_reach_the_loss(bad: float) -> None:
     for dtype, where in itertools.product([torch.float32, torch.bfloat16], [0, 1]):
         tiles = [torch.randn(4, 100).to(dtype) for _ in range(2)]
         tiles[where][2, 7] = bad
-        terms = Terms(0.5, 1.0, "forward_kl", None, None, gradient=True)
+        terms = TileLoss(0.5, 1.0, "forward_kl", None, None, gradient=True)
         assert not on_cpu(tiles[0], tiles[1], torch.zeros(4, dtype=torch.int64), terms).isfinite().all()
         assert not tiles[0].isfinite().all()
 
@@ -146,7 +146,7 @@ def test_without_a_compiler_torch_does_the_work(tmp_path: Any) -> None:
 def test_triton_kernel_on_a_gpu(case: tuple[Any, ...]) -> None:
     kernel = importlib.import_module("compress.distill.objective.kernels.cuda")
 
-    def on_gpu(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: Terms) -> Tensor:
+    def on_gpu(z: Tensor, z_teacher: Tensor | None, labels: Tensor, terms: TileLoss) -> Tensor:
         device = z.cuda()
         teacher = None if z_teacher is None else z_teacher.cuda()
         losses = kernel.losses_then_gradient_(device, teacher, labels.cuda(), terms)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from compress.base.errors import UsageError
 from compress.distill import DistillConfig
-from compress.distill.students.sharding import resolve_sharding
+from compress.distill.resources.auto import resolve_sharding
 
 Options = Callable[..., DistillConfig]
 UNLIKE = {"tokens_per_s", "peak_gib", "mfu"}
@@ -122,14 +122,15 @@ import torch
 from torch import nn
 from compress.base import processes
 from compress.distill.students import sharding
-from compress.distill.loop.step import Teacher
+from compress.distill.objective.signals import Needs
+from compress.distill.teachers.source import LiveTeacher
 from compress.model.load import load_model
 from pathlib import Path
 
 processes.join()
 folder = Path(sys.argv[1])
 plain, model = (load_model(folder, dtype=torch.float32) for _ in range(2))
-module = Teacher(model)
+module = LiveTeacher(model, Needs(), 261)
 sharding.shard_model(module, model, device=torch.device("cpu"), bf16=False)
 parts = {name: sharding.local(p) for name, p in model.named_parameters()}
 total = sum(p.numel() for p in plain.parameters())

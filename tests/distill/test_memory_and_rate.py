@@ -21,8 +21,8 @@ from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, DistillPlan, fit, plan_distill
 from compress.distill.fit import advice, check_fit
 from compress.distill.resources import flops
+from compress.distill.resources.loading import recompute_activations
 from compress.distill.resources.step_memory import StepShape, trace_step
-from compress.distill.teachers.models import recompute_activations
 from compress.model.parts import count_parameters, empty_model
 
 Options = Callable[..., DistillConfig]
@@ -137,11 +137,11 @@ def test_a_short_device_is_warned_of_and_a_hopeless_one_refused(
     plan = planner()
     needed = plan(config).total_bytes
     for free, warned in ((needed, False), (needed - 1, True)):
-        monkeypatch.setattr(fit, "_device_memory", lambda device, free=free: (free, 10**12))
+        monkeypatch.setattr(fit, "memory_of", lambda device, free=free: (free, 10**12))
         check_fit(config, plan, CPU)
         said = " ".join(capfd.readouterr().err.split())
         assert ("Memory may not suffice" in said, "micro_batch_rows: 2 would save" in said) == (warned, warned)
-    monkeypatch.setattr(fit, "_device_memory", lambda device: (1000, 1000))
+    monkeypatch.setattr(fit, "memory_of", lambda device: (1000, 1000))
     with pytest.raises(UsageError, match="cpu has 1000"):
         check_fit(config, plan, CPU)
 

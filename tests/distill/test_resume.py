@@ -23,12 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from compress.base.disk import sha256_tree
 from compress.base.errors import CompressError, InterruptedRun, UsageError
 from compress.data import TokenStore
 from compress.distill import DistillConfig, distillation
 from compress.distill.loop import checkpoint, meters, train
 from compress.distill.loop.optimizer import StudentOptimizer
 from compress.distill.loop.step import Losses
+from compress.distill.students.student import WholeStudent
 from compress.verify.training import Training, check_metrics
 
 Options = Callable[..., DistillConfig]
@@ -131,11 +133,11 @@ def test_measuring_and_saving_count_as_no_time_of_training(
     now = [0.0]
     backward, measure = Losses.backward, Losses.measure
 
-    def step(self: Losses, batch: Any) -> torch.Tensor:
+    def step(self: Losses, batch: Any) -> Any:
         now[0] += 1
         return backward(self, batch)
 
-    def measurement(self: Losses, batch: Any) -> tuple[float, float]:
+    def measurement(self: Losses, batch: Any) -> dict[str, float]:
         now[0] += 100
         return measure(self, batch)
 
@@ -155,8 +157,10 @@ def test_measuring_and_saving_count_as_no_time_of_training(
 def test_a_heldout_loss_that_is_not_finite_counts_as_none(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    measured = iter([(3.0, 3.0), (math.nan, 3.0), (2.0, 2.0), (math.inf, 2.0), (math.nan, math.nan)])
-    monkeypatch.setattr(Losses, "measure", lambda self, batch: next(measured))
+    measured = iter([3.0, math.nan, 2.0, math.inf, math.nan])
+    monkeypatch.setattr(
+        Losses, "measure", lambda self, batch: dict.fromkeys(("loss", "soft", "hard", "kl"), next(measured))
+    )
     result = world.run("run", options(keep_checkpoints=1))
     assert (result.heldout_loss, result.best_heldout_loss) == (None, 2.0)
     assert [row["heldout_loss"] for row in world.metrics("run") if "heldout_loss" in row] == [
@@ -225,10 +229,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert (world.root / "run/train/checkpoints/step-6/model.safetensors").read_bytes() == before
 
 
-def fake_checkpoint(folder: Path, step: int, loss: float | None, keep: int) -> None:
+def fake_checkpoint(
+    folder: Path, step: int, loss: float | None = None, keep: int = 1, state: dict[str, Any] | None = None
+) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = StudentOptimizer([torch.optim.AdamW(model.parameters(), fused=True)])
-    checkpoint.write(folder, {"step": step, "heldout_loss": loss}, checkpoint.snapshot(model, optimizer), keep)
+    tensors = checkpoint.snapshot(WholeStudent(model), optimizer)
+    checkpoint.write(folder, state or {"step": step, "heldout_loss": loss}, tensors, keep)
 
 
 @pytest.mark.faults(23)
@@ -271,6 +278,44 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in (tmp_path / "step-1").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
     assert checkpoint.latest(tmp_path) == (tmp_path / "step-1", {"step": 1, "heldout_loss": 1.0})
+
+
+@pytest.mark.faults(23)
+def test_the_best_is_by_the_measure_that_the_run_is_compared_by(tmp_path: Path) -> None:
+    kls = [0.5, 0.2, 0.3, 0.4]
+    for step, kl in enumerate(kls, 1):
+        state = {"step": step, "heldout_loss": 5.0 - step, "heldout_kl": kl, "best_by": "heldout_kl"}
+        fake_checkpoint(tmp_path, step, keep=1, state=state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4"]
+
+
+def test_a_run_begun_before_kl_was_measured_goes_on_by_what_it_minimises(
+    world: World, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its states lack the fields, its log the column: the weights are the same, and so is what is best."""
+    later = ("heldout_kl", "heldout_hard", "best_heldout_kl", "best_heldout_hard", "best_by")
+    config = options(keep_checkpoints=1, alpha=0.3)
+    world.run("whole", config)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        with pytest.raises(InterruptedRun):
+            world.run("cut", config)
+    for path in (world.root / "cut/train/checkpoints").iterdir():
+        state = json.loads((path / "state.json").read_text())
+        (path / "state.json").write_text(json.dumps({k: v for k, v in state.items() if k not in later}))
+        (path / "manifest.json").unlink()
+        (path / "manifest.json").write_text(json.dumps({"sha256": sha256_tree(path)}))
+    log = world.root / "cut/train/metrics.jsonl"
+    rows = [{k: v for k, v in row.items() if k != "heldout_kl"} for row in world.metrics("cut")]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = world.run("cut", config)
+    assert weights(world, "cut") == weights(world, "whole")
+    losses = {row["step"]: row["heldout_loss"] for row in world.metrics("cut") if "heldout_loss" in row}
+    assert (result.best_by, result.best_heldout_loss) == ("heldout_loss", min(losses.values()))
+    best = min((step for step in losses if step > 2), key=lambda step: losses[step])
+    kept = {path.name for path in (world.root / "cut/train/checkpoints").iterdir()}
+    assert kept == {"step-8", f"step-{best}"}
+    assert result.heldout_kl == world.metrics("whole")[-1]["heldout_kl"]
 
 
 def test_nothing_in_a_checkpoint_is_a_pickle(world: World, options: Options) -> None:

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from compress.base.signals import StopRequest
 from compress.distill import DistillConfig
 from compress.distill.loop.stop_vote import StopVote
+from compress.distill.resources.loading import compile_backbone
 from compress.distill.rows.read_ahead import read_ahead
-from compress.distill.teachers.models import compile_backbone
 from compress.model.parts import hidden_states
 
 
@@ -123,6 +123,7 @@ def test_compilation_is_asked_of_both_models(
     world: World, options: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("compress.distill.teachers.models.compile_backbone", asked.append)
+    for owner in ("students.student", "teachers.source"):
+        monkeypatch.setattr(f"compress.distill.{owner}.compile_backbone", asked.append)
     world.run("run", options(compile=True, tokens=4 * SEQ_LEN))
     assert len(asked) == 2

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill_world import SEQ_LEN, World
+from distill_world import SEQ_LEN, World, losses_of
 from helpers import save_tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,9 +19,9 @@ from compress.base.disk import sha256_tree
 from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.loop.optimizer import make_optimizer
-from compress.distill.loop.session import make_accelerator
-from compress.distill.loop.step import Losses, StudentWithLoss, Teacher, micro_batches
+from compress.distill.loop.step import Losses
 from compress.distill.objective.loss import IGNORE_INDEX
+from compress.distill.rows.batch import Batch, split
 from compress.model.load import load_model
 
 Options = Callable[..., DistillConfig]
@@ -95,14 +95,11 @@ def test_heldout_losses_are_those_of_whole_logits(world: World, options: Options
 
 
 def gradients(world: World, config: DistillConfig, rows: Any, labels: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
-    accelerator = make_accelerator(config, world.root)
     student, teacher = (load_model(path, dtype=torch.float32) for path in (world.student, world.teacher))
-    guide = Teacher(teacher)
-    model = StudentWithLoss(student, config, guide.head, 257)
-    assert config.micro_batch_rows is not None
-    losses = Losses(accelerator, model, guide, config.micro_batch_rows)
-    loss = losses.backward(losses.batch(rows, labels))
-    return [p.grad for p in model.parameters() if p.grad is not None], loss
+    losses = losses_of(config, student, teacher, world.root)
+    terms = losses.backward(losses.share(Batch(ids=rows, labels=labels, row_ids=np.arange(len(rows)))))
+    values = torch.stack([terms["soft"].raw, terms["hard"].raw])
+    return [p.grad for p in student.parameters() if p.grad is not None], values
 
 
 @pytest.mark.faults(11)
@@ -127,12 +124,16 @@ def test_accumulation_is_exact_with_uneven_ignored_labels(
 @pytest.mark.parametrize(("n", "processes", "size"), [(8, 1, 3), (7, 2, 2), (1, 4, 8), (9, 3, 1)])
 def test_processes_share_a_batch_without_loss_or_repetition(n: int, processes: int, size: int) -> None:
     rows = np.arange(n * 3).reshape(n, 3)
-    shares = [micro_batches(rows, rows[:, 1:], size=size, processes=processes, rank=r) for r in range(processes)]
-    assert len({tuple(len(piece.rows) for piece in share) for share in shares}) == 1
+    weights = np.ones((n, 2), np.float32)
+    batch = Batch(ids=rows, labels=rows[:, 1:], row_ids=np.arange(n), weights=weights, sources=tuple("abcdefghi"[:n]))
+    shares = [split(batch, size=size, processes=processes, rank=r) for r in range(processes)]
+    assert len({tuple(len(piece) for piece in share) for share in shares}) == 1
     pieces = [piece for share in shares for piece in share]
-    assert max(len(piece.rows) for piece in pieces) <= size
-    counted = np.concatenate([p.rows[(p.labels != IGNORE_INDEX).any(1)] for p in pieces])
-    assert counted.tolist() == rows.tolist()
+    assert max(len(piece) for piece in pieces) <= size
+    counted = [piece.take(np.flatnonzero((piece.labels != IGNORE_INDEX).any(1))) for piece in pieces]
+    assert np.concatenate([piece.ids for piece in counted]).tolist() == rows.tolist()
+    assert [int(row) for piece in counted for row in piece.row_ids] == list(range(n))
+    assert "".join(tag for piece in counted for tag in piece.sources or ()) == "abcdefghi"[:n]
 
 
 def test_bf16_trains_fp32_weights_and_saves_what_is_asked(world: World, options: Options) -> None:
@@ -161,7 +162,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the gradients of some 0-based steps NaN."""
     backward, done = Losses.backward, iter(range(10**6))
 
-    def poisoned(self: Losses, batch: Any) -> torch.Tensor:
+    def poisoned(self: Losses, batch: Any) -> Any:
         out = backward(self, batch)
         if next(done) in steps:
             next(iter(self._model.parameters())).grad[0] = math.nan

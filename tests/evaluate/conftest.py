@@ -19,6 +19,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"model": save_tiny_model(folder / "model"), "root": root, "tasks": tasks, "folder": folder}
 
 
+@pytest.fixture(scope="session")
+def teacher(world: dict[str, Path]) -> Path:
+    """Another model like that of `world`."""
+    return save_tiny_model(world["folder"] / "teacher", seed=7)
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test of this folder may reach the hub."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from evaluation_world import Request
 
+from compress.base.currency import input_changes, inputs_now
 from compress.base.disk import sha256_file
 from compress.base.errors import InputError, UsageError
 from compress.evaluate import EvalConfig, evaluate_model, evaluation_inputs
@@ -55,7 +57,7 @@ def test_numbers_are_those_of_lm_evals_hf_backend(world: dict[str, Path]) -> Non
             expected = reference["results"][task]
             assert ours[task][metric] == pytest.approx(expected[f"{metric},none"], abs=1e-5)
             assert ours[task][f"{metric}_stderr"] == pytest.approx(expected[f"{metric}_stderr,none"], abs=1e-5)
-    scorer = Scorer(load_checkpoint(world["model"], EvalConfig(device="cpu")), 200)
+    scorer = Scorer(load_checkpoint(world["model"], device="cpu"), 200)
     samples = reference["samples"]["quiz"]
     requests = [Request(*arguments) for sample in samples for arguments in sample["arguments"]]
     expected_ll = [response[0][0] for sample in samples for response in sample["resps"]]
@@ -88,7 +90,7 @@ def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Pa
     assert list(made["benchmarks"]["datasets"]) == ["acme/quiz"]
 
     def now() -> dict[str, Any]:
-        return evaluation_inputs(here["model"], asked, earlier=out)
+        return inputs_now(evaluation_inputs(lambda: here["model"], asked, earlier=out))
 
     assert now() == made
     with (here["root"] / "acme" / "spans" / "validation.jsonl").open("a") as unused:
@@ -106,15 +108,8 @@ def test_inputs_are_the_files_that_a_benchmark_was_read_from(world: dict[str, Pa
     assert now() == made
     for name in ("root", "tasks"):  # a disk that is not mounted is no change
         here[name].rename(tmp_path / f"{name}-away")
-    assert now() == made
-
-
-class Request:
-    """What the scorer reads of an lm-eval instance."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.args = arguments
-        self.task_name = "quiz"
+    assert now() == {role: value for role, value in made.items() if role != "benchmarks"}
+    assert input_changes(made, now()) == []
 
 
 def test_items_reproduce_the_scores_and_chance_comes_from_their_options(world: dict[str, Path]) -> None:
@@ -184,7 +179,7 @@ def _small_manager(folders: tuple[str, ...]) -> Any:
 
 
 def test_one_sequence_split_at_two_points_keeps_two_scores(world: dict[str, Path]) -> None:
-    checkpoint = load_checkpoint(world["model"], EvalConfig(device="cpu"))
+    checkpoint = load_checkpoint(world["model"], device="cpu")
     ids = list(range(40, 60))
     requests = [(("", ""), ids[:12], ids[12:]), (("", ""), ids[:5], ids[5:]), (("", ""), ids[:19], [7])]
     found = Scorer(checkpoint, 64)._loglikelihood_tokens(requests, disable_tqdm=True)
@@ -197,7 +192,7 @@ def test_one_sequence_split_at_two_points_keeps_two_scores(world: dict[str, Path
 
 
 def test_scores_of_a_bf16_model_are_float32_and_do_not_tie(world: dict[str, Path]) -> None:
-    checkpoint = load_checkpoint(world["model"], EvalConfig(device="cpu", dtype="bfloat16"))
+    checkpoint = load_checkpoint(world["model"], dtype="bfloat16", device="cpu")
     context, options = list(range(60, 90)), list(range(200))
     found = Scorer(checkpoint, 4096)._loglikelihood_tokens([(("", ""), context, [o]) for o in options])
     with torch.no_grad():
@@ -209,6 +204,6 @@ def test_scores_of_a_bf16_model_are_float32_and_do_not_tie(world: dict[str, Path
 
 
 def test_an_answer_that_cannot_fit_is_refused_by_name(world: dict[str, Path]) -> None:
-    scorer = Scorer(load_checkpoint(world["model"], EvalConfig(device="cpu")), 64)
+    scorer = Scorer(load_checkpoint(world["model"], device="cpu"), 64)
     with pytest.raises(InputError, match=r"300 tokens.*at most 256"):
         scorer._loglikelihood_tokens([(("", ""), [1], [2] * 300)])

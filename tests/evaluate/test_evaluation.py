@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from helpers import save_tiny_model
 
+from compress.base.currency import inputs_now
 from compress.base.errors import InputError, UsageError
 from compress.data import DataConfig, prepare
 from compress.evaluate import EvalConfig, evaluate_model, evaluation_inputs
@@ -32,7 +33,7 @@ def config(**options: Any) -> EvalConfig:
 
 
 def test_raw_rows_are_the_documents_joined_by_eos(place: dict[str, Path]) -> None:
-    checkpoint = load_checkpoint(place["model"], config())
+    checkpoint = load_checkpoint(place["model"], device="cpu")
     found = load_heldout(place["text"], checkpoint, config(heldout_sequences=5, heldout_seq_len=50))
     eos, encode = checkpoint.tokenizer.eos_token_id, checkpoint.tokenizer
     stream = [i for text in DOCUMENTS for i in [*encode(text)["input_ids"], eos]]
@@ -44,7 +45,7 @@ def test_raw_rows_are_the_documents_joined_by_eos(place: dict[str, Path]) -> Non
 
 
 def test_a_short_text_gives_one_short_row_and_a_short_context_shorter_rows(place: dict[str, Path]) -> None:
-    checkpoint = load_checkpoint(place["model"], config())
+    checkpoint = load_checkpoint(place["model"], device="cpu")
     (place["folder"] / "short.txt").write_text("Only this.\n")
     assert load_heldout(place["folder"] / "short.txt", checkpoint, config()).rows.shape == (1, 11)
     assert load_heldout(place["text"], checkpoint, config(heldout_sequences=2)).rows.shape == (2, 256)
@@ -72,21 +73,26 @@ def test_the_whole_measurement_on_a_token_store(place: dict[str, Path]) -> None:
     assert fidelity["draft"]["greedy"]["acceptance_rate"] == fidelity["top1_agreement"]
     assert result["tasks"] == {}
     assert result["manifest"]["config"]["heldout_sequences"] == 4
-    assert result["manifest"]["inputs"] == evaluation_inputs(
-        place["model"], config(), teacher=teacher, text=place["store"], earlier=out
+    inputs = evaluation_inputs(
+        lambda: place["model"], config(), teacher=lambda: teacher, text=lambda: place["store"], earlier=out
     )
+    assert result["manifest"]["inputs"] == inputs_now(inputs)
     assert not list(out.parent.glob("*.partial"))
     assert not list(out.parent.glob(".*"))
 
 
 def test_inputs_change_with_the_content_of_the_text_and_the_model(place: dict[str, Path]) -> None:
     note, out = place["folder"] / "note.txt", place["folder"] / "none.json"
+
+    def found(text: Path) -> dict[str, Any]:
+        return inputs_now(evaluation_inputs(lambda: place["model"], config(), text=lambda: text, earlier=out))
+
     inputs = []
     for content in ("a b\n", "a b\n", "a c\n"):
         note.write_text(content)
-        inputs.append(evaluation_inputs(place["model"], config(), text=note, earlier=out))
+        inputs.append(found(note))
     assert inputs[0] == inputs[1] != inputs[2]
-    assert inputs[0] != evaluation_inputs(place["folder"] / "model", config(), text=place["text"], earlier=out)
+    assert inputs[0] != found(place["text"])
 
 
 def test_given_prompts_are_continued(place: dict[str, Path]) -> None:

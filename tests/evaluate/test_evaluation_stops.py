@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from commands import Running, warm
-from helpers import ROOT, save_tiny_model
+from helpers import ROOT
 
 from compress.base.disk import read_json
 from compress.cli import cli
@@ -73,11 +73,6 @@ class Job:
     def numbers(self) -> tuple[dict[str, Any], str]:
         result = {key: value for key, value in read_json(self.out).items() if key not in ("seconds", "manifest")}
         return result, self.out.with_name(f"{self.out.stem}.items.jsonl").read_text()
-
-
-@pytest.fixture(scope="module")
-def teacher(world: dict[str, Path]) -> Path:
-    return save_tiny_model(world["folder"] / "teacher", seed=7)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import save_tiny_model
 
 from compress.base import signals
 from compress.base.disk import owned, read_json
@@ -18,11 +17,6 @@ from compress.evaluate import EvalConfig, evaluate_model
 
 TASKS = ["quiz", "quiz_sampled", "quiz_rolling"]
 Measure = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def teacher(world: dict[str, Path]) -> Path:
-    return save_tiny_model(world["folder"] / "teacher", seed=7)
 
 
 @pytest.fixture

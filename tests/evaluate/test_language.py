@@ -64,11 +64,7 @@ def test_loss_perplexity_and_bits_per_byte_are_the_dense_ones(
 
 def test_fidelity_is_the_dense_one(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.inference.readout._CHUNK_LOGITS", 11 * 257)
-    model, teacher, ids = (
-        load(models["model"]),
-        load(models["teacher"]),
-        rows(),
-    )
+    model, teacher, ids = load(models["model"]), load(models["teacher"]), rows()
     _, found = heldout_scores(model, ids, 100, teacher=teacher, batch_tokens=64)
     p, q = dense(teacher, ids).softmax(-1), dense(model, ids).softmax(-1)
     m = (p + q) / 2
@@ -86,11 +82,7 @@ def test_fidelity_is_the_dense_one(models: dict[str, Path], monkeypatch: pytest.
 
 
 def test_kl_by_class_and_its_standard_error_are_the_dense_ones(models: dict[str, Path]) -> None:
-    model, teacher, ids = (
-        load(models["model"]),
-        load(models["teacher"]),
-        rows(),
-    )
+    model, teacher, ids = load(models["model"]), load(models["teacher"]), rows()
     held, found = heldout_scores(model, ids, 100, teacher=teacher, batch_tokens=64)
     log_p, log_q = dense(teacher, ids).log_softmax(-1), dense(model, ids).log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).reshape(5, 20).numpy()

@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SHARED_DATA, save_tiny_model
+from evaluation_world import HUB, ON_REAL_DATA
+from helpers import save_tiny_model
 
-from compress.base.disk import read_lines
+from compress.base.disk import read_rows
 from compress.base.errors import InputError
 from compress.evaluate import EvalConfig, evaluate_model
 
-HUB = SHARED_DATA / "hub"
 LIMIT = 12
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not HUB.is_dir(), reason=f"needs benchmark data in {HUB}"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = ON_REAL_DATA
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +82,7 @@ def test_scores_and_items_are_those_of_lm_eval(model: Path, tmp_path: Path, task
         batch_tokens=4096,
     )
     ours = evaluate_model(model, config, out=tmp_path / "o.json")["tasks"][task]
-    items = [json.loads(line) for line in read_lines(tmp_path / "o.items.jsonl")]
+    items = read_rows(tmp_path / "o.items.jsonl")
     assert ours["n"] == LIMIT
     assert ours["num_fewshot"] == (shots or 0)
     for key, expected in reference["results"][task].items():

@@ -5,23 +5,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from evaluation_world import HUB, ON_REAL_DATA, Request
 from helpers import SHARED_DATA, save_tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from compress.evaluate import EvalConfig
 from compress.evaluate.harness.catalog import find_tasks
 from compress.evaluate.harness.local_data import local_datasets
 from compress.evaluate.harness.scorer import Scorer
 from compress.inference.readout import load_checkpoint
 
-HUB = SHARED_DATA / "hub"
 AGIEVAL = ["agieval_lsat_ar", "agieval_lsat_lr", "agieval_lsat_rc", "agieval_sat_en", "agieval_sat_math"]
 TRAIN = 40
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not HUB.is_dir(), reason=f"needs benchmark data in {HUB}"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = ON_REAL_DATA
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +78,7 @@ def test_no_answer_and_no_log_likelihood_differs(
     assert reference is not None
     samples = [sample for own in reference["samples"].values() for sample in own]
     assert len(samples) == limit * (57 if tasks == ["mmlu"] else len(tasks))
-    scorer = Scorer(load_checkpoint(model, EvalConfig(device="cpu")), 8192)
+    scorer = Scorer(load_checkpoint(model, device="cpu"), 8192)
     requests = [Request(*arguments) for sample in samples for arguments in sample["arguments"]]
     if tasks == ["squad_completion_verbatim"]:
         answers = scorer.generate_until(requests, disable_tqdm=True)
@@ -101,11 +96,3 @@ def test_no_answer_and_no_log_likelihood_differs(
 
 def argmax(options: list[Any]) -> int:
     return max(range(len(options)), key=lambda i: options[i][0])
-
-
-class Request:
-    """What a scorer reads of an lm-eval instance."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.args = arguments
-        self.task_name = "real"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from commands import warm
+from evaluation_world import Request
 from fault_injection import Setting
 from helpers import SHARED_DATA, byte_tokenizer, save_tiny_model
 from lm_eval.models.huggingface import HFLM
@@ -30,14 +31,6 @@ QUESTIONS = [
     "The river runs north past the mill.\n\nQuestion: Where does it run?\nAnswer:",
     "",
 ]
-
-
-class Request:
-    """What a scorer reads of an lm-eval instance."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.args = arguments
-        self.task_name = "quiz"
 
 
 def checkpoint_of(folder: Path) -> Checkpoint:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers import save_tiny_model
 
-from compress.evaluate import EvalConfig
 from compress.evaluate.harness.scorer import Scorer
 from compress.inference import planning
 from compress.inference.readout import Checkpoint, load_checkpoint
@@ -79,7 +78,7 @@ def check(checkpoint: Checkpoint, reference: Reference, rng: random.Random, budg
 @pytest.fixture(scope="module", params=TYPES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Reference]:
     folder = save_tiny_model(tmp_path_factory.mktemp("fuzz") / "m", request.param, scale=0.1, **TYPES[request.param])
-    checkpoint = load_checkpoint(folder, EvalConfig(device="cpu"))
+    checkpoint = load_checkpoint(folder, device="cpu")
     return checkpoint, Reference(checkpoint, folder)
 
 

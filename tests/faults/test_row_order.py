@@ -89,8 +89,8 @@ def test_stopped_after_every_step_no_row_is_lost_or_repeated(
     read: list[torch.Tensor] = []
     backward = Losses.backward
 
-    def noted(self: Losses, batch: Any) -> torch.Tensor:
-        read.extend(row for piece in batch.pieces for row in piece.rows)
+    def noted(self: Losses, batch: Any) -> dict[str, Any]:
+        read.extend(row for piece in batch.pieces for row in piece.ids)
         return backward(self, batch)
 
     monkeypatch.setattr(Losses, "backward", noted)

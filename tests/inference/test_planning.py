@@ -8,7 +8,7 @@ import torch
 
 from compress.inference import planning
 from compress.inference.planning import plan, scoring_cost
-from compress.inference.tree import Ids, batch_rows, build_row, tree_mask
+from compress.inference.tree import Ids, batch_trees, build_tree, tree_mask
 
 
 def random_sequences(rng: random.Random) -> list[Ids]:
@@ -30,7 +30,7 @@ def test_every_sequence_is_planned_once_within_the_budget(share: bool, monkeypat
         jobs = plan(sequences, first, budget, share=share)
         assert sorted(number for job in jobs for number in job.members) == list(range(len(sequences)))
         for job in jobs:
-            trees = [build_row([sequences[number] for number in row], job.base) for row in job.rows]
+            trees = [build_tree([sequences[number] for number in row], job.base) for row in job.rows]
             longest = max(map(len, trees))
             assert len(trees) == 1 or scoring_cost(len(trees), longest, len(job.members), job.base) <= budget
             assert all(first[number] >= job.base for number in job.members)
@@ -46,8 +46,8 @@ def test_a_node_sees_its_own_sequence_and_nothing_else() -> None:
         sequences = sorted(random_sequences(rng), key=lambda ids: ids.tolist())
         base, longest = rng.choice([0, 1, 2]), max(sequences, key=len)
         group = [ids for ids in sequences if len(ids) > base and np.array_equal(ids[:base], longest[:base])]
-        tree = build_row(group, base)
-        tokens, depths, ends = batch_rows([tree, build_row(group[:1], base)], base)
+        tree = build_tree(group, base)
+        tokens, depths, ends = batch_trees([tree, build_tree(group[:1], base)], base)
         mask = tree_mask(ends, base)
         for path, ids in zip(tree.paths, group, strict=True):
             assert tokens[0, path].tolist() == ids[base:].tolist()
@@ -67,7 +67,7 @@ def test_options_of_a_question_are_one_row_and_few_shot_examples_one_prefix() ->
     jobs = plan(options, [700] * 160, 8192)
     assert {job.base for job in jobs} == {600}
     assert {len(row) for job in jobs for row in job.rows} == {4}
-    computed = 600 + sum(len(build_row([options[n] for n in row], 600)) for job in jobs for row in job.rows)
+    computed = 600 + sum(len(build_tree([options[n] for n in row], 600)) for job in jobs for row in job.rows)
     assert computed == 600 + 40 * (100 + 4 * 20)
 
 

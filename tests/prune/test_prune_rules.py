@@ -14,10 +14,10 @@ from compress.base.errors import InputError, UsageError
 from compress.prune.choose.kinds import layer_kinds
 from compress.prune.choose.mix import choose_layers, mix_note, proportional, require_attention
 from compress.prune.rules.fields import RULES, VERIFIED_TYPES
-from compress.prune.rules.rules import REMOVED, Cut, NotExpressible
+from compress.prune.rules.rules import REMOVED, NotExpressible, Renumbering
 from compress.prune.rules.student_config import student_config
 
-CUT = Cut((1, 2, 5), 6)
+CUT = Renumbering((1, 2, 5), 6)
 
 
 @pytest.mark.parametrize(

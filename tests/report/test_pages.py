@@ -151,6 +151,22 @@ def test_training_without_a_teacher_shows_one_loss(fake_run: Callable[..., Path]
     assert "training 0.12" in parser.text
 
 
+def test_every_term_of_the_loss_has_a_curve_and_so_has_kl_where_it_is_no_term(fake_run: Callable[..., Path]) -> None:
+    run = fake_run()
+    log = run / "train" / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for kl, figures in ((1.0, ["Soft", "Hard", "Term near"]), (2.0, ["Soft", "Hard", "KL", "Term near"])):
+        for row in rows:
+            if "heldout_loss" in row:
+                row |= {"heldout_kl": kl * row["heldout_soft"], "heldout_near": 0.5}
+            else:
+                row["near"] = 0.5
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        captions = re.findall(r"<figcaption>(.*?)</figcaption>", parse(run)[0])
+        assert [name for name in figures if any(text.startswith(name) for text in captions)] == figures
+        assert any(text.startswith("KL") for text in captions) == ("KL" in figures)
+
+
 def test_summary_fits_a_terminal_and_marks_chance(fake_run: Callable[..., Path]) -> None:
     run = fake_run({"easy": ("acc", 0.25, 0, 400, 0.8, 0.26, 0.7), "odd": ("acc", 0.25, 0, 400, 0.6, 0.1, 0.3)})
     write_report(run)

@@ -308,7 +308,7 @@ def test_a_record_of_another_shape_is_named_with_its_field(name: str, fake_run: 
 def test_bytes_that_are_no_text_are_refused(fake_run: Callable[..., Path]) -> None:
     run = fake_run(CHOICE)
     (run / "train" / "metrics.jsonl").write_bytes(b"\x80\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl is not UTF-8"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 1 is not JSON: 'utf-8'"):
         write_report(run)
 
 

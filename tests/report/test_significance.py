@@ -132,10 +132,12 @@ def test_the_speed_up_of_a_draft_is_that_of_simulated_speculative_decoding(a: fl
 def test_a_slow_or_a_poor_draft_is_left_out() -> None:
     teacher = {"latency_ms_p50": 10.0, "device": "cpu", "dtype": "float32", "batch": 1}
     near = {"acceptance_rate": 0.5, "top1_agreement": 1.0}
-    found = draft_figures(near, {**teacher, "latency_ms_p50": 9.0}, teacher)
+    fast = {**teacher, "latency_ms_p50": 9.0}
+    found = draft_figures({"fidelity": near, "speed": fast}, {"speed": teacher})
     assert found is not None
     assert found["sampled"] == {"acceptance_rate": 0.5, "draft_tokens": 0, "speedup": 1.0}
     assert found["greedy"]["draft_tokens"] == 16
     assert found["greedy"]["speedup"] == pytest.approx(17 / (16 * 0.9 + 1))
-    assert draft_figures(near, {**teacher, "device": "cuda"}, teacher) is None
-    assert draft_figures(None, teacher, teacher) is None
+    assert draft_figures({"fidelity": near, "speed": {**fast, "teacher": teacher}}) == found
+    assert draft_figures({"fidelity": near, "speed": {**teacher, "device": "cuda"}}, {"speed": teacher}) is None
+    assert draft_figures({"fidelity": None, "speed": teacher}, {"speed": teacher}) is None

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from commands import warm
 from helpers import byte_tokenizer, run_cli
-from recipe_world import RECIPE, SIDE_FILES, make_run_world
+from recipe_world import RECIPE, SIDE_FILES, make_run_world, make_steps
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -20,8 +20,10 @@ from compress.cli import cli
 from compress.demo import DEMO
 from compress.demo import RECIPE as RECIPE_OF_DEMO
 from compress.distill import DistillConfig
-from compress.run.pipeline import cut, make_data, measures_data, resolve_paths
+from compress.run.layout import Layout
+from compress.run.pipeline import resolve_paths
 from compress.run.recipe import ScratchTeacher, load_recipe
+from compress.run.recipe_steps import measures_data, steps_of
 from compress.run.scratch import initialise
 
 STEPS = (
@@ -45,23 +47,21 @@ def run(world: Path) -> Path:
     return world / "run"
 
 
-def test_layers_are_measured_on_the_runs_own_text(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_layers_are_measured_on_the_runs_own_text(world: Path, tmp_path: Path) -> None:
     changes = ["prune.keep=null", "prune.layers=2", "prune.by=block-influence", "prune.repair=true"]
     recipe = load_recipe(world / "recipe.yaml", changes)
     assert measures_data(recipe.prune)
-    make_data(recipe, tmp_path / "data")
-    cut(recipe, world / "teacher", tmp_path)
+    make_steps(recipe, tmp_path, world / "teacher", "data", "prune")
     record = read_json(tmp_path / "student-init" / "prune.json")
     assert record["ranking"]["calibration"]["source"] == str(tmp_path / "data")
     assert all(block["gap_after"] < block["gap_before"] for block in record["repair"]["blocks"])
-    cut(recipe, world / "teacher", tmp_path)
-    assert "prune: done, unchanged." in capsys.readouterr().err
     other = load_recipe(world / "recipe.yaml", [*changes, "data.seq_len=32"])
-    make_data(other, tmp_path / "data")
-    cut(other, world / "teacher", tmp_path)
-    assert "prune: its settings or inputs changed" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "data")
+    make_steps(other, tmp_path, world / "teacher", "data")
+    (cut,) = (step for step in steps_of(other, Layout(tmp_path), lambda: world / "teacher") if step.group == "prune")
+    assert cut.state() == ("changed", ["the calibration is another", "the repair is another"])
+    shutil.rmtree(tmp_path / "student-init")
+    make_steps(other, tmp_path, world / "teacher", "prune")
     assert read_json(tmp_path / "student-init" / "prune.json")["ranking"]["calibration"]["seq_len"] == 32
 
 
@@ -100,11 +100,15 @@ def test_a_second_run_does_nothing_again(world: Path, run: Path) -> None:
         assert f"{step}: done, unchanged." in done.stderr
 
 
-def test_what_changed_is_done_again_and_nothing_else(world: Path, run: Path) -> None:
+def test_what_changed_is_done_again_when_asked_and_nothing_else(world: Path, run: Path) -> None:
     before = {name: (run / name).stat().st_mtime_ns for name in STEPS}
-    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(run), "--set", "distill.lr=2e-3")
+    command = ["run", str(world / "recipe.yaml"), "--out", str(run), "--set", "distill.lr=2e-3"]
+    refused = run_cli(*command)
+    assert refused.returncode == 2
+    assert "lr was 0.001 and is 0.002" in refused.stderr
+    assert {name: (run / name).stat().st_mtime_ns for name in STEPS} == before
+    done = run_cli(*command, "--redo", "distill")
     assert done.returncode == 0, done.stderr
-    assert "lr was 0.001 and is 0.002" in done.stderr
     changed = {name for name in STEPS if (run / name).stat().st_mtime_ns != before[name]}
     assert changed == {"student/distill.json", "eval/student.items.jsonl"}
 
@@ -130,7 +134,7 @@ def test_a_killed_run_continues_to_the_same_weights(world: Path, run: Path, tmp_
 @pytest.mark.slow
 def test_a_run_stopped_while_it_evaluates_goes_on_there(world: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "cut")
-    command = ["run", str(world / "recipe.yaml"), "--set", "eval.batch_tokens=8", "--out"]
+    command = ["run", str(world / "recipe.yaml"), "--set", "eval.batch_tokens=8", "--redo", "eval", "--out"]
     process = warm().start((), *command, str(tmp_path / "cut"))
     journal = tmp_path / "cut" / "eval" / "student-init.json.journal"
     while not (journal / "0.jsonl").is_file() and process.poll() is None:

@@ -10,7 +10,7 @@ import torch
 from commands import warm
 from helpers import run_cli, tiny_config
 from launch import launch
-from recipe_world import make_run_world
+from recipe_world import make_run_world, make_steps
 from transformers import AutoModelForCausalLM
 
 from compress.base.config import build_from
@@ -22,7 +22,6 @@ from compress.distill.loop.guard import Diverged
 from compress.prune import PruneConfig, RankAfterConfig, plan_prune, prune
 from compress.prune.plan import derive
 from compress.run import rank_after
-from compress.run.pipeline import cut, make_data
 from compress.run.plan import plan_recipe
 from compress.run.rank_after import Candidate, Memory, gather, heal_all, possible
 from compress.run.recipe import load_recipe
@@ -55,8 +54,7 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ranked(world: Path, run: Path, changes: list[str]) -> Path:
     recipe = load_recipe(world / "recipe.yaml", changes)
-    make_data(recipe, run / "data")
-    cut(recipe, world / "teacher", run)
+    make_steps(recipe, run, world / "teacher", "data", "prune")
     return run
 
 
@@ -77,8 +75,9 @@ def test_the_cut_that_is_best_after_its_heal_is_kept(world: Path, whole: Path, t
         (0, 3): ["contiguous:2"],
     }
     assert ranking["candidates"][0]["kept_layers"] == [2, 3]  # without the blocks that do nothing
-    after = [record["after"]["loss"] for record in ranking["candidates"]]
+    after = [record["after"]["kl"] for record in ranking["candidates"]]
     assert after == sorted(after)
+    assert ranking["compared_by"] == "kl"
     rows = torch.from_numpy(TokenStore.open(whole / "data").heldout(4))
     teacher = AutoModelForCausalLM.from_pretrained(world / "teacher").double()
     recipe = load_recipe(world / "recipe.yaml", NAMED)
@@ -91,6 +90,7 @@ def test_the_cut_that_is_best_after_its_heal_is_kept(world: Path, whole: Path, t
             soft = float((p.exp() * (p - q)).sum(-1).mean())
         assert record["before"]["hard"] == pytest.approx(hard, abs=1e-5)
         assert record["before"]["soft"] == pytest.approx(soft, abs=1e-5)
+        assert record["before"]["kl"] == pytest.approx(soft, abs=1e-5)
         assert record["before"]["loss"] == pytest.approx(0.8 * soft + 0.2 * hard, abs=1e-5)
         healed = distill(
             rank_after.short_heal(recipe.distill, 2000),
@@ -101,6 +101,7 @@ def test_the_cut_that_is_best_after_its_heal_is_kept(world: Path, whole: Path, t
             work=tmp_path / f"{kept}-train",
         )
         assert record["after"]["loss"] == healed.heldout_loss
+        assert record["after"]["kl"] == healed.heldout_kl
     assert found[(2, 3)]["before"]["soft"] < 1e-6
 
 
@@ -171,10 +172,13 @@ def test_a_cut_that_cannot_be_made_is_no_candidate(capsys: pytest.CaptureFixture
 
 
 def test_the_loss_after_the_heal_decides(tmp_path: Path) -> None:
+    """By KL, whatever was minimised; by what was minimised where one was healed before KL was measured."""
     losses = {(0,): (1.0, 5.0), (1,): (2.0, float("nan")), (2,): (3.0, 4.0), (3,): (None, 4.0), (4,): (1.0, 2.0)}
 
     def heal(kept: tuple[int, ...], place: Path) -> None:
         rows = [{f"heldout_{part}": loss for part in ("loss", "soft", "hard")} for loss in losses[kept]]
+        if kept in kls:
+            rows[1]["heldout_kl"] = kls[kept]
         (place / "train").mkdir(parents=True)
         text = "".join(json.dumps(row) + "\n" for row in (rows[0], {"loss": 9.0}, rows[1]))
         (place / "train" / "metrics.jsonl").write_text(text.replace("NaN", "null"))
@@ -187,11 +191,15 @@ def test_the_loss_after_the_heal_decides(tmp_path: Path) -> None:
         )
         return [record["kept_layers"] for record in records]
 
+    kls: dict[tuple[int, ...], float] = {}
     assert order([(0,), (1,), (2,), (3,)], tmp_path / "a") == [(2,), (3,), (0,), (1,)]
     assert order([(4,), (0,)], tmp_path / "d") == [(0,), (4,)]
     assert order([(3,), (2,)], tmp_path / "b") == [(3,), (2,)]
     with pytest.raises(InputError, match="No candidate cut has a finite"):
         order([(1,)], tmp_path / "c")
+    kls |= {(0,): 0.1, (2,): 0.2, (4,): 0.0}
+    assert order([(2,), (4,), (0,)], tmp_path / "e") == [(0,), (2,), (4,)]
+    assert order([(0,), (3,), (2,)], tmp_path / "f") == [(3,), (2,), (0,)]
 
 
 def test_what_cannot_be_ranked_is_refused(world: Path, tmp_path: Path) -> None:
@@ -225,7 +233,7 @@ def test_a_run_with_a_ranking_is_reported_and_verified(world: Path, tmp_path: Pa
     assert [check.describe() for check in verify_run(tmp_path / "run") if check.status == "FAILED"] == []
     best = ranking_of(tmp_path / "run")["candidates"][0]
     page = (tmp_path / "run" / "report.md").read_text()
-    assert f"| 2-3 | block-influence | {best['before']['loss']:.4f} | {best['after']['loss']:.4f} |" in page
+    assert f"| 2-3 | block-influence | {best['before']['kl']:.4f} | {best['after']['kl']:.4f} |" in page
 
 
 def test_a_plan_counts_the_heals_of_the_candidates(world: Path) -> None:

@@ -111,6 +111,25 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, teacher: Path, hub: Hub) 
     assert not (tmp_path / "student").exists()
 
 
+def test_a_hub_without_ranges_is_refused(tmp_path: Path, hub: Hub) -> None:
+    hub.ranges = False
+    done = client(hub, tmp_path, str(tmp_path / "student"), "--keep", KEPT, "--no-check")
+    assert done.returncode == 3, done.stderr
+    assert "only as a whole" in done.stderr
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.slow
+def test_a_hub_that_stays_away_is_told(tmp_path: Path, teacher: Path, hub: Hub) -> None:
+    hub.fault_paths = ("mixed.safetensors",)
+    hub.faults = ["drop"] * 20
+    done = client(hub, tmp_path, str(tmp_path / "student"), "--keep", KEPT, "--no-check")
+    assert done.returncode == 3, done.stderr
+    assert f"Error: {REPOSITORY}" in done.stderr
+    assert "network" in done.stderr
+    assert not (tmp_path / "student").exists()
+
+
 def test_the_check_takes_the_whole_teacher_and_then_nothing_more_is_downloaded(
     tmp_path: Path, teacher: Path, hub: Hub
 ) -> None:

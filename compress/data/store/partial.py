@@ -39,6 +39,22 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     return state if isinstance(state, dict) else None
 
 
+def begun(out: Path) -> dict[str, Any] | None:
+    """`identity`, `source` and perhaps `commit` of a preparation of `out` that an earlier process left, or None.
+
+    It may be complete and lack nothing but its name.
+    """
+    folder = out.with_name(out.name + ".partial")
+    for name in (INDEX, _STATE):
+        try:
+            found = read_json(folder / name)
+        except InputError:
+            continue
+        if isinstance(found, dict) and {"identity", "source"} <= found.keys():
+            return found
+    return None
+
+
 def can_continue(folder: Path) -> bool:
     """Whether an earlier process left something to go on from: its record, or a store that only lacks its name."""
     return load_state(folder) is not None or (folder / INDEX).is_file()

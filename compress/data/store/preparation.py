@@ -76,25 +76,17 @@ class Preparation:
 
     def _publish_complete(self) -> bool:
         """Publish a store that an earlier process completed but did not come to rename."""
-        if not (self._folder / INDEX).is_file():
-            return False
         try:
-            index = read_json(self._folder / INDEX)
+            read_json(self._folder / INDEX)
         except InputError:
-            return False
-        if index["identity"] != self._identity or not find_source(self._config).matches(index["source"]):
             return False
         self._publish()
         return True
 
     def _connect(self) -> dict[str, Any] | None:
-        """Find the source, and the state of an earlier process if that prepared the same."""
+        """Find the source, and the state of an earlier process, which prepared the same (see `changes_of_begun`)."""
         state = partial.load_state(self._folder)
         self._source: Source = find_source(self._config, state["commit"] if state else None)
-        if state and (state["identity"], state["source"]) != (self._identity, self._source.listing()):
-            say(f"{self._folder} was begun with other options or data: starting again.")
-            state = None
-            self._source = find_source(self._config)
         self._retry.call(self._config.dataset, self._source.connect)
         return state
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.base.config import to_dict
+from compress.base.currency import decisive
 from compress.base.disk import sha256_json
 from compress.base.errors import InputError
 from compress.base.records import manifest
@@ -13,13 +14,11 @@ from compress.data.store.heldout import HeldOutPool
 from compress.data.store.store import FORMAT, fingerprint_of
 
 _EXAMPLES = 20
-_NOT_CONTENT = ("dataset", "config", "split", "num_proc")
 
 
 def identity(config: DataConfig, tokenizer_sha256: str) -> dict[str, Any]:
     """What decides a store's content, besides the source's own content."""
-    options = {key: value for key, value in to_dict(config).items() if key not in _NOT_CONTENT}
-    return {**options, "tokenizer_sha256": tokenizer_sha256}
+    return {**decisive(DataConfig, to_dict(config)), "tokenizer_sha256": tokenizer_sha256}
 
 
 @dataclasses.dataclass

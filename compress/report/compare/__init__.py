@@ -1,11 +1,10 @@
 """Any number of evaluated models side by side: one table, one plot, intervals and paired tests against the first."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.base.disk import write_json, write_text
+from compress.base.disk import write_json, write_rows, write_text
 from compress.report.compare.build import build_comparison
 from compress.report.compare.pages import html_comparison, markdown_comparison
 from compress.report.compare.sources import read_models
@@ -27,7 +26,7 @@ def compare_models(sources: Sequence[str], out: Path | None = None) -> dict[str,
     flips = report["flips"].pop("all")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "flips.jsonl", "".join(json.dumps(flip, ensure_ascii=False) + "\n" for flip in flips))
+        write_rows(out / "flips.jsonl", flips)
         write_json(out / "compare.json", report)
         write_text(out / "compare.md", markdown_comparison(report))
         write_text(out / "compare.html", html_comparison(report))

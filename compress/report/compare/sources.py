@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.base.errors import InputError
-from compress.report.build import LABELS
-from compress.report.run_files import MODELS, Record, read_evaluation, read_items
+from compress.report.run_files import LABELS, MODELS, Record, read_evaluation, read_items
 
 
 @dataclass(frozen=True, slots=True)

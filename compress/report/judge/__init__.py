@@ -1,1 +1,1 @@
-"""What the numbers mean: intervals, tests, comparisons, verdicts in words."""
+"""What the numbers mean: intervals, tests, comparisons, verdicts in words, what a cut was chosen by."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from compress.report.judge.speeds import measured_alike, speed_pair
+from compress.report.judge.speeds import speed_pair
 from compress.report.run_files import Record, number
 
 _MOST_DRAFT_TOKENS = 16
@@ -21,18 +21,18 @@ def speculative_speedup(acceptance: float, cost_ratio: float, draft_tokens: int)
     return written / (draft_tokens * cost_ratio + 1)
 
 
-def draft_figures(fidelity: Record | None, speed: Record | None, teacher_speed: Record | None) -> dict[str, Any] | None:
-    """What the student gains its teacher as a draft, sampling at temperature 1 and greedily; None if not measured.
+def draft_figures(model: Record, teacher: Record | None = None) -> dict[str, Any] | None:
+    """What a model gains its teacher as a draft, sampling at temperature 1 and greedily; None if not measured.
 
-    `cost_ratio` is the ratio of the median times of one decoded token, which must be `measured_alike`; for each of
-    `sampled` and `greedy`: acceptance_rate, the best number of draft_tokens (at most 16; 0 where drafting only costs)
-    and the speedup it gives.
+    `model` and `teacher` are their evaluations, with the speeds of `speed_pair`. `cost_ratio` is the ratio of the
+    median times of one decoded token; for each of `sampled` and `greedy`: acceptance_rate, the best number of
+    draft_tokens (at most 16; 0 where drafting only costs) and the speedup it gives.
     """
-    fast, slow = speed or {}, teacher_speed or {}
+    fast, slow = speed_pair(model, teacher) or ({}, {})
     ours, theirs = number(fast.get("latency_ms_p50")), number(slow.get("latency_ms_p50"))
     rates = {"sampled": "acceptance_rate", "greedy": "top1_agreement"}
-    known = {name: number((fidelity or {}).get(key)) for name, key in rates.items()}
-    if ours is None or not theirs or not measured_alike(fast, slow) or any(rate is None for rate in known.values()):
+    known = {name: number((model.get("fidelity") or {}).get(key)) for name, key in rates.items()}
+    if ours is None or not theirs or any(rate is None for rate in known.values()):
         return None
     found: dict[str, Any] = {"cost_ratio": ours / theirs}
     for name, rate in known.items():
@@ -50,10 +50,9 @@ def draft_figures(fidelity: Record | None, speed: Record | None, teacher_speed: 
 
 
 def drafts(evals: Mapping[str, Record], teacher: Record | None) -> dict[str, Record]:
-    """`draft_figures` of each model that has them, beside its teacher's speed in the same run (see `speed_pair`).
+    """`draft_figures` of each model that has them.
 
     `teacher` is the teacher's evaluation in the run of them all, or None where they are of several runs.
     """
-    pairs = {key: speed_pair(record, teacher) or (None, None) for key, record in evals.items()}
-    found = {key: draft_figures(evals[key].get("fidelity"), *pair) for key, pair in pairs.items()}
+    found = {key: draft_figures(record, teacher) for key, record in evals.items()}
     return {key: figures for key, figures in found.items() if figures}

@@ -7,10 +7,7 @@ from compress.report.judge import stats
 from compress.report.judge.pairing import ItemKey, Paired, index_items, pair_items
 from compress.report.judge.significance import holm, paired_test
 from compress.report.judge.stats import Estimate
-from compress.report.run_files import Record, number
-
-LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss")
-STUDENTS = ("student_init", "student")
+from compress.report.run_files import Record, lower_is_better, number
 
 Evals = Mapping[str, Record]
 """Model key -> its evaluation."""
@@ -205,7 +202,7 @@ def _refusal(entry: Record, keys: tuple[str, str]) -> str | None:
     hashes = {first["data_sha256"], second["data_sha256"]}
     if first["n"] == second["n"] and None not in hashes and len(hashes) > 1:
         return "not comparable: other items"
-    if any(word in entry["metric"] for word in LOWER_IS_BETTER):
+    if lower_is_better(entry["metric"]):
         return "no retention: lower is better for this metric"
     return None
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Interval = tuple[float, float]
-Verdict = Literal["above", "same", "below"]
+Place = Literal["above", "same", "below"]
 Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
@@ -75,7 +75,7 @@ def score_interval(value: float, stderr: float | None, n: int) -> Interval | Non
     return value - _Z95 * stderr, value + _Z95 * stderr
 
 
-def versus_chance(interval: Interval | None, chance: float | None) -> Verdict | None:
+def versus_chance(interval: Interval | None, chance: float | None) -> Place | None:
     """Where a score's interval lies: `above` chance, `below` it, or the `same` (it covers chance); None if unknown."""
     if interval is None or chance is None:
         return None

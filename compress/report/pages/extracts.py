@@ -2,8 +2,7 @@
 
 import json
 
-from compress.report.build import LABELS
-from compress.report.run_files import Record, RunFiles
+from compress.report.run_files import LABELS, Record, RunFiles
 from compress.report.tables.table import labels
 
 _SAMPLES = 8

@@ -18,6 +18,11 @@ _ROW, _MARK, _TOP, _COLUMN, _KEPT = 54.0, 13.0, 46.0, 66.0, 104.0
 _CIRCLES, _SQUARES = ("student", "m1", "m4", "m7"), ("student_init", "m2", "m5", "m8")
 _LONGEST_NAME, _HALF_TICK = 32, 12.0
 _CURVE_POINTS = 240
+_TITLES = {
+    "soft": "Soft loss: divergence from the teacher",
+    "hard": "Hard loss: next-token cross-entropy",
+    "kl": "KL from the teacher at temperature 1",
+}
 _LOG_RATIO = 5.0
 _SAME_ROWS_NATS = 0.02
 
@@ -139,16 +144,24 @@ class LossPanel:
 
 
 def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
-    """The soft and the hard loss; the total instead when neither was logged."""
-    titles = {"soft": "Soft loss: divergence from the teacher", "hard": "Hard loss: next-token cross-entropy"}
+    """Each term of the loss, and what held-out rows were measured by besides; the total when no term was logged."""
     panels: list[LossPanel] = []
-    for key, title in [*titles.items(), ("loss", "Loss")]:
-        training = _curve(run.train_rows, key)
-        if training and (key != "loss" or not panels):
-            held = _curve(run.heldout_rows, f"heldout_{key}")
+    for key in _terms(run.heldout_rows):
+        training, held = _curve(run.train_rows, key), _curve(run.heldout_rows, f"heldout_{key}")
+        if training or (held and held not in [panel.heldout for panel in panels]):
             references = _references(report, held) if key == "hard" else []
+            title = _TITLES.get(key, f"Term {key}")
             panels.append(LossPanel(title=title, training=_thin(training), heldout=held, references=references))
+    if not panels and (training := _curve(run.train_rows, "loss")):
+        held = _curve(run.heldout_rows, "heldout_loss")
+        panels.append(LossPanel(title="Loss", training=_thin(training), heldout=held, references=[]))
     return panels
+
+
+def _terms(heldout_rows: Sequence[Record]) -> list[str]:
+    """Names of the columns of losses, but for the total: those that held-out rows have."""
+    logged = (key.removeprefix("heldout_") for row in heldout_rows for key in row if key.startswith("heldout_"))
+    return [name for name in dict.fromkeys((*_TITLES, *logged)) if name != "loss"]
 
 
 def _curve(rows: Sequence[Record], key: str) -> Points:
@@ -158,7 +171,7 @@ def _curve(rows: Sequence[Record], key: str) -> Points:
 
 def _thin(points: Points) -> Points:
     """At most `_CURVE_POINTS` points: each the mean of a run of neighbours."""
-    size = math.ceil(len(points) / _CURVE_POINTS)
+    size = max(1, math.ceil(len(points) / _CURVE_POINTS))
     runs = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from html import escape
 
 from compress.base.units import format_bytes, format_count, format_seconds
-from compress.report.build import LABELS
 from compress.report.cells import share_kept
+from compress.report.judge.choice import measures, score_unit
 from compress.report.judge.speeds import speed_pair
+from compress.report.pages.candidates import candidates_figure
 from compress.report.pages.extracts import manifest_blocks, sample_rows
 from compress.report.pages.figures import layers_figure, loss_figure, loss_panels
-from compress.report.pages.importance import importance_figure, measures, score_unit
+from compress.report.pages.importance import importance_figure
 from compress.report.pages.layout import alarms, chip, left_out, page, scores_section, section, tables
-from compress.report.pages.ranked import candidates_figure
-from compress.report.run_files import Record, RunFiles, number
+from compress.report.run_files import LABELS, Record, RunFiles, number
 from compress.report.tables.table import labels
 
 _MEANING = {

@@ -1,58 +1,14 @@
-"""What the choice of layers was made on: each layer's score as a bar, kept and dropped told apart, for each measure."""
+"""What layers were chosen by as a picture: each layer's score as a bar, kept and dropped told apart."""
 
 import math
 
+from compress.report.judge.choice import drop_order, layer_scores, score_unit
 from compress.report.pages import svg
 from compress.report.pages.svg import Scale
-from compress.report.run_files import Record, number
+from compress.report.run_files import Record
 
 _WIDTH, _HEIGHT = 960.0, 240.0
 _LEFT, _TOP, _BOTTOM = 74.0, 22.0, 200.0
-
-_UNITS = {
-    "block-influence": "1 − mean cosine of a layer's input and output",
-    "angular": "mean angle between a layer's input and output, share of 180°",
-    "perplexity": "rise of the loss without the layer, nats a token",
-    "perplexity-greedy": "rise of the loss without the layer alone, nats a token",
-    "taylor": "sum of |w · dL/dw| over the layer's matrices",
-    "magnitude": "sum of |w| over the layer's matrices",
-    "random": "a random draw",
-}
-
-
-def layer_scores(prune: Record | None) -> list[float]:
-    """The score of each of the teacher's layers; empty when they were not measured."""
-    found = [number(score) for score in (prune or {}).get("scores") or []]
-    return [score for score in found if score is not None]
-
-
-def measures(prune: Record | None) -> list[Record]:
-    """What layers were scored by, each with `method`, `scores`, `dropped_layers` and `ranking` as in a prune.json: the
-    one measure of a cut, or those that proposed cuts to compare; a random draw measures nothing."""
-    criteria = ((prune or {}).get("ranking") or {}).get("criteria") or {}
-    if not criteria:
-        return [prune] if prune and layer_scores(prune) else []
-    return [
-        {
-            "method": name,
-            "scores": found["scores"],
-            "dropped_layers": [i for i in range(len(found["scores"])) if i not in found["kept_layers"]],
-            "ranking": found,
-        }
-        for name, found in criteria.items()
-        if not name.startswith("random")
-    ]
-
-
-def score_unit(prune: Record) -> str:
-    """What the scores of a prune.json are."""
-    return _UNITS.get(str(prune.get("method")), str(prune.get("method")))
-
-
-def drop_order(prune: Record) -> dict[int, int]:
-    """Layer -> its place (1-based) in the order in which a greedy search dropped it."""
-    steps = (prune.get("ranking") or {}).get("steps") or []
-    return {step["dropped"]: place for place, step in enumerate(steps, start=1)}
 
 
 def importance_figure(prune: Record) -> str:

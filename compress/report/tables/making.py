@@ -5,8 +5,15 @@ from typing import Any
 
 from compress.base.units import format_bytes, format_seconds
 from compress.report.cells import NONE, cell, fixed, layer_ranges
-from compress.report.pages.importance import drop_order, layer_scores, measures, score_unit
-from compress.report.pages.ranked import candidate_losses, candidates
+from compress.report.judge.choice import (
+    candidate_losses,
+    candidates,
+    compared_by,
+    drop_order,
+    layer_scores,
+    measures,
+    score_unit,
+)
 from compress.report.run_files import Record, number
 from compress.report.tables.measures import memory
 from compress.report.tables.table import Table
@@ -45,14 +52,16 @@ def _flat(record: Record, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def ranking(report: Record) -> Table:
-    """Candidate cuts and their held-out losses before and after the heal that they were compared by."""
+    """Candidate cuts and the held-out measure that they were compared by, before and after a short heal."""
+    measure = compared_by(report["prune"])
+    what = "KL from the teacher at temperature 1" if measure == "kl" else "loss as healing minimises it"
     rows = []
     for candidate in candidates(report["prune"]):
-        losses = [NONE if loss is None else f"{loss:.4f}" for loss in candidate_losses(candidate)]
+        losses = [NONE if loss is None else f"{loss:.4f}" for loss in candidate_losses(candidate, measure)]
         rows.append([layer_ranges(candidate["kept_layers"]), ", ".join(candidate["proposed_by"]), *losses])
     return Table(
         title="Candidate cuts",
-        note="Held-out loss as healing minimises it, nats a token, before and after the heal; the first was chosen.",
+        note=f"Held-out {what}, nats a token, before and after the heal; the first was chosen.",
         columns=["Layers that stay", "Named by", "Cut", "Healed a little"],
         rows=rows,
         text_columns=2,

@@ -3,10 +3,10 @@
 from typing import Any
 
 from compress.report.cells import NONE, percent, plus_minus, points, ratio_with_interval
-from compress.report.judge.habits import habits
 from compress.report.judge.scores import metric_names
 from compress.report.judge.verdicts import p_words
 from compress.report.run_files import Record, number
+from compress.report.tables.habits import habits
 from compress.report.tables.making import importance, ranking, training
 from compress.report.tables.measures import classes, nearness, speed, text
 from compress.report.tables.table import Table, compared, labels, main_tasks

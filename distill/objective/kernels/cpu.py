@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.distill.objective.divergences import Terms
+from compress.distill.objective.divergences import TileLoss
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Dtypes of logits the pass can take, and what it calls them."""
@@ -35,7 +35,7 @@ def available() -> bool:
 
 
 def losses_then_gradient_(
-    student: Tensor, teacher: Tensor | None, labels: Tensor, terms: Terms, scratch: Tensor
+    student: Tensor, teacher: Tensor | None, labels: Tensor, terms: TileLoss, scratch: Tensor
 ) -> Tensor:
     """[soft, hard] sums of a chunk, float64 [2]; overwrites `student` [C, V] with the gradient where one is wanted.
 

@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from compress.distill.objective.divergences import Terms
+from compress.distill.objective.divergences import TileLoss
 
 _BLOCK = 4096
 
 
-def losses_then_gradient_(student: Tensor, teacher: Tensor | None, labels: Tensor, terms: Terms) -> Tensor:
+def losses_then_gradient_(student: Tensor, teacher: Tensor | None, labels: Tensor, terms: TileLoss) -> Tensor:
     """[soft, hard] sums of a chunk, float64 [2]; overwrites `student` [C, V] with the gradient where one is wanted.
 
     `student` and `teacher` are contiguous logits of any floating dtype before soft-capping, `labels` int64 [C]. The

@@ -1,28 +1,18 @@
-"""What candidate cuts lost, and how much of it a short heal gave back: a line each, and the same as a table's rows."""
+"""What candidate cuts lost, and how much of it a short heal gave back, as a picture: a line each."""
 
 from compress.report.cells import layer_ranges
+from compress.report.judge.choice import candidate_losses, candidates, compared_by
 from compress.report.pages import svg
 from compress.report.pages.svg import Markup, Scale
-from compress.report.run_files import Record, number
+from compress.report.run_files import Record
 
 _WIDTH, _ROW, _TOP = 960.0, 30.0, 30.0
 _LEFT, _RIGHT = 330.0, 880.0
 
 
-def candidates(prune: Record | None) -> list[Record]:
-    """The candidates of a prune.json, the best first; empty when no cuts were compared."""
-    found: list[Record] = ((prune or {}).get("ranking") or {}).get("candidates") or []
-    return found
-
-
-def candidate_losses(candidate: Record) -> tuple[float | None, float | None]:
-    """Held-out loss before and after the heal, nats a token; None where it was not finite."""
-    return number(candidate["before"].get("loss")), number(candidate["after"].get("loss"))
-
-
 def candidates_figure(prune: Record) -> str:
     """A row a candidate: a hollow mark where it was cut, a filled one where it was healed, the best first."""
-    found = [(candidate, *candidate_losses(candidate)) for candidate in candidates(prune)]
+    found = [(candidate, *candidate_losses(candidate, compared_by(prune))) for candidate in candidates(prune)]
     losses = [loss for _, *pair in found for loss in pair if loss is not None]
     if not losses:
         return ""
@@ -33,8 +23,10 @@ def candidates_figure(prune: Record) -> str:
     for index, (candidate, before, after) in enumerate(found):
         y = _TOP + _ROW * (index + 0.5)
         parts += _row(candidate, before, after, y, across, best=index == 0)
-    parts.append(svg.text((_LEFT + _RIGHT) / 2, bottom + 40, "held-out loss, nats a token", class_="tick middle"))
-    return svg.figure(_WIDTH, bottom + 48, "Held-out loss of each candidate cut, before and after a short heal", *parts)
+    name = "KL from the teacher" if compared_by(prune) == "kl" else "loss"
+    parts.append(svg.text((_LEFT + _RIGHT) / 2, bottom + 40, f"held-out {name}, nats a token", class_="tick middle"))
+    title = f"Held-out {name} of each candidate cut, before and after a short heal"
+    return svg.figure(_WIDTH, bottom + 48, title, *parts)
 
 
 def _row(

@@ -1,0 +1,152 @@
+"""Whether a result is still what would be made now: its manifest against settings, inputs and files of today.
+
+A result is current when every setting that decides it is the same. An option says beside itself, in its annotation,
+what it means to results that exist already:
+
+    num_proc: Annotated[int | None, FREE] = None                 touches no result
+    calibration: Annotated[str | None, PLACE] = None             where an input lies that is known by its content
+    order: Annotated[Literal["length", "none"], Before("none")] = "length"     newer than some results
+
+A setting that a manifest does not have counts as `Before` says or, without that mark, as the option's default. So
+what earlier versions made stays current under versions that know more options.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, get_args, get_type_hints
+
+from compress.base.disk import sha256_file
+
+FREE: Final = "touches no result: may be another at any time"
+PLACE: Final = "where an input lies: only whether there is one counts, and the input's own content"
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """Marks an option that came after results existed, with the value that means what these were made with."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    free: bool = False
+    place: bool = False
+    newer: bool = False
+    before: Any = None
+    """What a result without this setting was made with."""
+    options: type | None = None
+    """The config that the setting's own settings belong to."""
+
+
+@functools.cache
+def _rules(kind: type | None) -> dict[str, _Rule]:
+    """The rule of each option of a config."""
+    if kind is None:
+        return {}
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: _rule(field, hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def _rule(field: "dataclasses.Field[Any]", hint: Any) -> _Rule:
+    marks = getattr(hint, "__metadata__", ())
+    newer = [mark for mark in marks if isinstance(mark, Before)]
+    before = None if field.default is dataclasses.MISSING else field.default
+    if field.default_factory is not dataclasses.MISSING:
+        before = field.default_factory()
+    kinds = [found for found in (hint, *get_args(hint)) if isinstance(found, type) and dataclasses.is_dataclass(found)]
+    return _Rule(
+        free=FREE in marks,
+        place=PLACE in marks,
+        newer=bool(newer),
+        before=plain(newer[0].value if newer else before),
+        options=kinds[0] if kinds else None,
+    )
+
+
+def plain(value: Any) -> Any:
+    """A value as it reads back from JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    return json.loads(json.dumps(value, default=str))
+
+
+def as_before(kind: type | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as plain data without those newer options that say "as before": what results are remembered by."""
+    rules = _rules(kind)
+    found = {}
+    for name, value in plain(dict(settings)).items():
+        rule = rules.get(name, _Rule())
+        if not (rule.newer and value == rule.before):
+            found[name] = as_before(rule.options, value) if rule.options and isinstance(value, dict) else value
+    return found
+
+
+def decisive(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`as_before` without the options that decide nothing by themselves: the free ones, and places."""
+    rules = _rules(kind)
+    kept = {name: value for name, value in settings.items() if not (rules[name].free or rules[name].place)}
+    return as_before(kind, kept)
+
+
+def setting_changes(kind: type | None, made: Mapping[str, Any], asked: Mapping[str, Any], at: str = "") -> list[str]:
+    """What differs between the settings `made` with and those `asked` for, in words.
+
+    `kind` is the config that they are options of; names that it does not have are compared as they are.
+    """
+    rules, found = _rules(kind), []
+    made, asked = plain(dict(made)), plain(dict(asked))
+    for name in dict.fromkeys([*made, *asked]):
+        rule = rules.get(name, _Rule())
+        old, new = made.get(name, rule.before), asked.get(name, rule.before)
+        if rule.free or old == new or (rule.place and (old is None) == (new is None)):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += setting_changes(rule.options, old, new, f"{at}{name}.")
+        else:
+            found.append(f"{at}{name} was {json.dumps(old)} and is {json.dumps(new)}")
+    return found
+
+
+def input_changes(made: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which of the inputs in `now` are not those that a result was made from; one it does not name was none."""
+    return [f"the {role} is another" for role, value in now.items() if plain(value) != made.get(role)]
+
+
+def output_changes(folder: Path, outputs: Mapping[str, str]) -> list[str]:
+    """Which files of a result, by SHA-256, are not as they were written."""
+    altered = [
+        name for name, sha in outputs.items() if not (folder / name).is_file() or sha256_file(folder / name) != sha
+    ]
+    return [f"its files were altered ({', '.join(altered[:3])}{' ...' if len(altered) > 3 else ''})"] if altered else []
+
+
+def changes(
+    folder: Path, made: Mapping[str, Any], *, kind: type | None, config: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> list[str]:
+    """What differs between a result in `folder`, whose manifest is `made`, and one made from this config and these
+    inputs now; empty when it is current."""
+    asked = setting_changes(kind, made.get("config") or {}, config) + input_changes(made.get("inputs") or {}, inputs)
+    return asked + output_changes(folder, made.get("outputs") or {})
+
+
+class Missing(Exception):
+    """What a comparison needs is not here now; the message says what."""
+
+
+Inputs = Mapping[str, Callable[[], Any]]
+"""How to find what each input of a result is now, by role: plain JSON data. One that is not here raises Missing."""
+
+
+def inputs_now(inputs: Inputs) -> dict[str, Any]:
+    """The inputs that are here."""
+    found = {}
+    for role, find in inputs.items():
+        try:
+            found[role] = find()
+        except Missing:
+            continue
+    return found

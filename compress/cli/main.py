@@ -1,0 +1,48 @@
+"""The commands, and how each of them begins and ends. Everything heavy is imported inside commands."""
+
+import io
+import sys
+
+import click
+
+from compress.base import processes
+from compress.base.signals import ignore_signals, interrupt_on_signal
+from compress.cli.compare import compare
+from compress.cli.demo import demo
+from compress.cli.distill import distill
+from compress.cli.evaluate import evaluate
+from compress.cli.exits import fail
+from compress.cli.prune import prune
+from compress.cli.report import report
+from compress.cli.run import run
+from compress.cli.verify import verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="compress")
+@click.option("--debug", is_flag=True, help="Show the whole traceback when something fails.")
+def cli(debug: bool) -> None:
+    """Turn a Hugging Face causal LM into a smaller, faster one, and prove what it kept."""
+
+
+for _command in (prune, distill, evaluate, run, report, compare, verify, demo):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Entry point: run the command and turn failures into one paragraph on stderr and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
+    interrupt_on_signal()
+    try:
+        cli(prog_name="compress", standalone_mode=False)
+        processes.leave()
+        ignore_signals()
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (Exception, KeyboardInterrupt) as error:
+        fail(error, debug)

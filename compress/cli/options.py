@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+import click
+
+from compress.model.remote_code import trusting
+
+
+def _trust(context: click.Context, option: click.Parameter, trust: bool) -> None:
+    context.with_resource(trusting(trust))
+
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=V",
+    help="Override one value, named as in a recipe; may be repeated.",
+)
+trust_option = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    expose_value=False,
+    callback=_trust,
+    help="Let models bring Python code of their own, which runs with all your rights: read it first.",
+)
+redo_option = click.option(
+    "--redo",
+    multiple=True,
+    metavar="STEP",
+    help="Do prune, data, distill or eval anew: what is there moves to OUT/old. May be repeated.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")

@@ -1,0 +1,57 @@
+"""`compress run`: a recipe in, a run folder with its report out."""
+
+from pathlib import Path
+
+import click
+
+from compress.base.errors import UsageError
+from compress.cli.options import json_option, redo_option, set_option
+from compress.cli.results import print_report, print_result
+
+
+@click.command(short_help="Do every step of a recipe and write its report.")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME when absent.")
+@set_option
+@redo_option
+@click.option(
+    "--dry-run", is_flag=True, help="Show the plan: parameters, memory, tokens, FLOPs, hours, and what is done."
+)
+@click.option("--flops-per-s", metavar="RATE", default="400T", show_default=True, help="FLOPs a second, for the hours.")
+@json_option
+def run(
+    recipe: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    redo: tuple[str, ...],
+    dry_run: bool,
+    flops_per_s: str,
+    as_json: bool,
+) -> None:
+    """Do every step of RECIPE and write its report. Run again: what is done is skipped, what was cut goes on."""
+    from compress.run.pipeline import resolve_paths, run_folder, run_recipe, standing
+    from compress.run.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        from compress.run.plan import plan_recipe
+
+        folder = run_folder(loaded, out)
+        resolved = resolve_paths(loaded, folder)
+        plan = plan_recipe(resolved, flops_per_s=_count(flops_per_s, "--flops-per-s"))
+        steps, refusal = standing(resolved, folder, redo)
+        lines = [plan.describe(), "", *(f"{name}: {state}" for name, state in steps.items())]
+        print_result({**plan.to_dict(), "steps": steps}, "\n".join(lines), as_json)
+        if refusal is not None:
+            raise refusal
+        return
+    print_report(run_recipe(loaded, out, redo=redo), as_json)
+
+
+def _count(text: str, option: str) -> int:
+    from compress.base.units import parse_count
+
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}.") from error

@@ -1,0 +1,333 @@
+"""A recipe as steps: the settings, the inputs and the making of each, in the order in which they are done."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.base.config import to_dict
+from compress.base.currency import Inputs, Missing
+from compress.base.disk import read_json, sha256_json, sha256_tree, staged_folder, write_json
+from compress.base.errors import CompressError
+from compress.base.processes import on_main
+from compress.base.progress import say
+from compress.base.records import manifest
+from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs
+from compress.demo import WorldConfig, write_world
+from compress.distill import DistillConfig, begun_otherwise, distill
+from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs
+from compress.model.files import model_fingerprint
+from compress.prune import (
+    WITHOUT_TEXT,
+    PruneConfig,
+    RankAfterConfig,
+    RankingConfig,
+    prune,
+    prune_inputs,
+    prune_settings,
+)
+from compress.run.layout import Layout
+from compress.run.rank_after import prune_best, with_heal
+from compress.run.recipe import Recipe
+from compress.run.scratch import initialise
+from compress.run.steps import Step
+
+Folder = Callable[[], Path]
+"""Finds a folder; raises Missing where it is not here."""
+
+
+def steps_of(recipe: Recipe, layout: Layout, teacher: Folder) -> list[Step]:
+    """The steps of a resolved recipe (see `resolve_paths`) in a run folder; `teacher` finds the teacher's folder."""
+    world = [_world(recipe.world, layout)] if recipe.world is not None else []
+    data = _data(recipe, layout, teacher, after=_groups(world))
+    scratch = _scratch(recipe, layout, after=_groups([*world, data])) if recipe.teacher.scratch is not None else []
+    measured = [*world, data] if needs_data(recipe.prune) else []
+    cut = _cut(recipe, layout, teacher, after=_groups([*measured, *scratch]))
+    first = [data, *scratch, cut] if scratch or measured else [cut, data]
+    made = [*world, *first]
+    healed = training("distill", recipe.distill, layout, layout.student, layout.student_init, teacher, _groups(made))
+    return [*world, *first, healed, *_evaluations(recipe, layout, teacher, before=made, healed=healed)]
+
+
+def _groups(steps: list[Step]) -> frozenset[str]:
+    return frozenset(step.group for step in steps)
+
+
+def at(folder: Path) -> Folder:
+    """Finds a model folder of the run itself."""
+
+    def find() -> Path:
+        if not (folder / "config.json").is_file():
+            raise Missing(f"{folder} is not there")
+        return folder
+
+    return find
+
+
+def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:
+    """`write` a step's folder, with a manifest in its file `record`."""
+    started = time.monotonic()
+    found = {role: find() for role, find in inputs.items()}
+    with staged_folder(record.parent) as partial:
+        write(partial)
+        outputs, seconds = sha256_tree(partial), time.monotonic() - started
+        made = manifest(config=settings, inputs=found, outputs=outputs, seconds=seconds)
+        write_json(partial / record.name, {"manifest": made})
+
+
+def _world(world: WorldConfig, layout: Layout) -> Step:
+    record, settings = layout.world / "world.json", to_dict(world)
+    return Step(
+        name="world",
+        group="world",
+        record=record,
+        kind=WorldConfig,
+        settings=settings,
+        inputs={},
+        places=(layout.world,),
+        make=lambda: _written(record, settings, {}, lambda out: write_world(out, world)),
+    )
+
+
+def _data(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str]) -> Step:
+    config, out, scratch = recipe.data, layout.data, recipe.teacher.scratch
+
+    def tokenizer() -> Path:
+        return Path(scratch.tokenizer) if scratch is not None else teacher()
+
+    def make() -> None:
+        say(f"data: {config.dataset} -> {out}")
+        prepare(config, tokenizer(), out)
+
+    def intact(_: Mapping[str, Any]) -> list[str]:
+        try:
+            TokenStore.open(out)  # sizes alone: to read hundreds of gigabytes is `compress verify`'s business
+        except CompressError as error:
+            return [str(error)]
+        return []
+
+    return Step(
+        name="data",
+        group="data",
+        after=after,
+        record=out / INDEX,
+        kind=DataConfig,
+        settings=to_dict(config),
+        inputs=store_inputs(config, tokenizer, out),
+        places=(out.with_name(f"{out.name}.partial"), out),
+        make=make,
+        intact=intact,
+        begun=lambda: changes_of_begun(config, tokenizer, out),
+    )
+
+
+def _scratch(recipe: Recipe, layout: Layout, after: frozenset[str]) -> list[Step]:
+    """A teacher's random start, and its training by the distillation loop."""
+    scratch = recipe.teacher.scratch
+    assert scratch is not None
+    record = layout.teacher_init / "init.json"
+    settings = {"architecture": scratch.architecture, "seed": scratch.train.seed}
+    inputs = {"tokenizer": functools.partial(_tokenizer_files, Path(scratch.tokenizer))}
+    start = Step(
+        name="teacher-init",
+        group="teacher",
+        record=record,
+        kind=None,
+        settings=settings,
+        inputs=inputs,
+        places=(layout.teacher_init,),
+        make=lambda: _written(record, settings, inputs, lambda out: initialise(scratch, out)),
+    )
+    return [start, training("teacher", scratch.train, layout, layout.teacher, layout.teacher_init, None, after)]
+
+
+def _tokenizer_files(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise Missing(f"the tokenizer's folder {folder} is not there")
+    return sha256_tree(folder, "*.json")
+
+
+def measures_data(prune: PruneConfig) -> bool:
+    """Whether layers are to be measured, or the cut repaired, on the run's own text."""
+    measured = prune.rank_after is not None or prune.by not in (None, *WITHOUT_TEXT)
+    return prune.calibration is None and (prune.repair or measured)
+
+
+def needs_data(prune: PruneConfig) -> bool:
+    """Whether the run's own text is needed before the cut."""
+    return prune.rank_after is not None or measures_data(prune)
+
+
+def asked_cut(recipe: Recipe, layout: Layout) -> tuple[PruneConfig, str | RankingConfig | RankAfterConfig]:
+    """A recipe's cut and its choice of layers, with the run's own text named where it is the one to measure on."""
+    asked = recipe.prune
+    if measures_data(asked):
+        asked = dataclasses.replace(asked, calibration=str(layout.data))
+    choice = asked.choice
+    if isinstance(choice, RankAfterConfig):
+        choice = with_heal(choice, recipe.distill, layout.data)
+    return asked, choice
+
+
+def _cut(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str]) -> Step:
+    asked, choice = asked_cut(recipe, layout)
+    out = layout.student_init
+
+    def make() -> None:
+        if isinstance(choice, RankAfterConfig):
+            work = layout.ranking
+            result = prune_best(asked, choice, recipe.distill, teacher=str(teacher()), out=out, work=work)
+        else:
+            result = on_main(lambda: prune(teacher(), out, choice, **asked.how))
+        say(f"prune: {result.describe()}")
+
+    inputs = prune_inputs(lambda: model_fingerprint(teacher()), choice, asked.repairing)
+    return Step(
+        name="prune",
+        group="prune",
+        after=after,
+        record=out / "prune.json",
+        kind=PruneConfig,
+        settings=prune_settings(choice, **asked.how),
+        inputs={role: functools.partial(_if_there, find) for role, find in inputs.items()},
+        places=(out,),
+        make=make,
+        together=True,
+    )
+
+
+def _if_there(find: Callable[[], Any]) -> Any:
+    """What `find` returns; what it cannot read now can also not be compared."""
+    try:
+        return find()
+    except CompressError as error:
+        raise Missing(str(error)) from error
+
+
+def training_inputs(student: Folder, teacher: Folder | None, data: Callable[[], TokenStore]) -> Inputs:
+    """What a training is made from; see `compress.distill.loop.session.fingerprints`."""
+    return {
+        "student": lambda: sha256_json(model_fingerprint(student())),
+        "teacher": lambda: None if teacher is None else sha256_json(model_fingerprint(teacher())),
+        "data": lambda: data().fingerprint,
+    }
+
+
+def training(
+    name: str,
+    config: DistillConfig,
+    layout: Layout,
+    out: Path,
+    student: Path,
+    teacher: Folder | None,
+    after: frozenset[str],
+) -> Step:
+    """The training of `student` into `out` on RUN/data; without `teacher`, on the text alone."""
+    work, inputs = layout.training(out), training_inputs(at(student), teacher, lambda: _store(layout))
+
+    def make() -> None:
+        say(f"{name}: {student} -> {out}")
+        source = None if teacher is None else teacher()
+        distill(config, student=student, teacher=source, data=layout.data, out=out, work=work)
+
+    return Step(
+        name=name,
+        group=name,
+        after=after,
+        record=out / "distill.json",
+        kind=DistillConfig,
+        settings=to_dict(config),
+        inputs=inputs,
+        places=(work, out),
+        make=make,
+        together=True,
+        begun=lambda: begun_otherwise(work, config, inputs),
+    )
+
+
+def _store(layout: Layout) -> TokenStore:
+    if not (layout.data / INDEX).is_file():
+        raise Missing(f"{layout.data} holds no token store")
+    return TokenStore.open(layout.data)
+
+
+def _evaluations(recipe: Recipe, layout: Layout, teacher: Folder, before: list[Step], healed: Step) -> list[Step]:
+    """Scores of teacher, cut and healed student, and the speed of all three, timed in turns."""
+    models: dict[str, Folder] = {
+        "teacher": teacher,
+        "student-init": at(layout.student_init),
+        "student": at(layout.student),
+    }
+    steps = []
+    for name, model in models.items():
+        made = [step for step in before if step.group != "prune" or name != "teacher"]
+        after = _groups([*made, healed] if name == "student" else made)
+        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, teacher, after))
+    if recipe.eval.speed:
+        steps.append(_speed(recipe.eval.only_speed(), layout, models, _groups([*before, healed])))
+    return steps
+
+
+def _evaluation(
+    config: EvalConfig, layout: Layout, name: str, model: Folder, teacher: Folder, after: frozenset[str]
+) -> Step:
+    out, reference = layout.evaluation(name), None if name == "teacher" else teacher
+
+    def make() -> None:
+        say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
+        beside = None if reference is None else reference()
+        evaluate_model(model(), config, teacher=beside, text=layout.data, out=out)
+
+    return Step(
+        name=f"eval {name}",
+        group="eval",
+        after=after,
+        record=out,
+        kind=EvalConfig,
+        settings=to_dict(config),
+        inputs=evaluation_inputs(model, config, teacher=reference, text=lambda: _store(layout).path, earlier=out),
+        places=(out.with_name(f"{out.name}.journal"), out.with_name(f"{out.stem}.items.jsonl"), out),
+        make=make,
+        together=True,
+    )
+
+
+def _speed(config: EvalConfig, layout: Layout, models: Mapping[str, Folder], after: frozenset[str]) -> Step:
+    record, settings = layout.evaluation("speed"), to_dict(config)
+    inputs = {name: functools.partial(_fingerprint, model) for name, model in models.items()}
+
+    def make() -> None:
+        started = time.monotonic()
+        found = {role: find() for role, find in inputs.items()}
+        speed = compare_speed({name: model() for name, model in models.items()}, config)
+        made = manifest(config=settings, inputs=found, outputs={}, seconds=time.monotonic() - started)
+        write_json(record, {**speed, "manifest": made})
+
+    return Step(
+        name="speed",
+        group="eval",
+        after=after,
+        record=record,
+        kind=EvalConfig,
+        settings=settings,
+        inputs=inputs,
+        places=(record,),
+        make=make,
+    )
+
+
+def _fingerprint(model: Folder) -> dict[str, str]:
+    return model_fingerprint(model())
+
+
+def show_speeds(layout: Layout) -> None:
+    """Write the speeds that were measured into the eval JSONs of their models."""
+    if not layout.evaluation("speed").is_file():
+        return
+    speeds = read_json(layout.evaluation("speed"))
+    for name in ("teacher", "student-init", "student"):
+        scores = read_json(layout.evaluation(name))
+        if scores["speed"] != speeds[name]:
+            write_json(layout.evaluation(name), {**scores, "speed": speeds[name]})

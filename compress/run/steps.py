@@ -1,0 +1,77 @@
+"""The steps of a run: what each is made from, whether what is there is current, and how it is made.
+
+`compress run`, `compress verify` and `--dry-run` walk the same steps. A step that is done is skipped; one that is no
+longer current is said, and left as it is until the user asks for it (see `compress.run.redo`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
+from compress.base.disk import read_json
+
+State = Literal["done", "changed", "under way", "not made"]
+
+
+def _nothing_begun() -> list[str]:
+    return []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of one run."""
+
+    name: str
+    """What the user calls it: distill, `eval teacher`."""
+    group: str
+    """What `--redo` calls it: all steps of a group are done anew together."""
+    after: frozenset[str] = frozenset()
+    """Groups whose results it is made from, directly or by way of others."""
+    record: Path
+    """The file whose `manifest` says what the result was made from; its folder holds the outputs."""
+    kind: type | None
+    """The config that its settings are options of."""
+    settings: Mapping[str, Any]
+    inputs: Inputs
+    places: tuple[Path, ...]
+    """All that it leaves, in the order in which it is moved aside: the record's comes last."""
+    make: Callable[[], None]
+    together: bool = False
+    """Whether all processes of a launch make it together, rather than the main one alone."""
+    intact: Callable[[Mapping[str, Any]], list[str]] | None = None
+    """What of the outputs is not as it was written, given the manifest; None compares the SHA-256 of all."""
+    begun: Callable[[], list[str]] = _nothing_begun
+    """What differs between a result that is under way and one that would be made now."""
+
+    def state(self) -> tuple[State, list[str]]:
+        """Where the step stands, and what differs if what it left is not what would be made now.
+
+        Inputs that are not here (a disk that is not mounted, a result of a step before that is not made yet) are
+        no evidence of a change.
+        """
+        if self.record.is_file():
+            found = self.changes()
+            return ("changed" if found else "done"), found
+        if found := self.begun():
+            return "changed", found
+        return ("under way" if any(place.exists() for place in self.places) else "not made"), []
+
+    def changes(self) -> list[str]:
+        """What differs between the result that is there and one that would be made now."""
+        made = read_json(self.record)["manifest"]
+        now = inputs_now(self.inputs)
+        if self.intact is None:
+            return changes(self.record.parent, made, kind=self.kind, config=self.settings, inputs=now)
+        found = setting_changes(self.kind, made["config"], self.settings) + input_changes(made["inputs"], now)
+        return found + self.intact(made)
+
+    def follows(self, groups: Iterable[str]) -> bool:
+        """Whether it is made from the results of one of these groups."""
+        return not self.after.isdisjoint(groups)
+
+
+def states(steps: Sequence[Step]) -> dict[str, tuple[State, list[str]]]:
+    """Where each step stands, by name, and what differs."""
+    return {step.name: step.state() for step in steps}

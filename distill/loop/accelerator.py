@@ -1,0 +1,59 @@
+"""The `Accelerator` of a run: one process, or data parallelism over several, with its trackers."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.base.config import to_dict
+from compress.base.errors import UsageError
+from compress.distill.config import DistillConfig
+from compress.distill.resources.auto import resolve_precision
+from compress.distill.students.sharding import launched_without_fsdp
+
+
+def make_accelerator(config: DistillConfig, work: Path) -> Any:
+    """An `Accelerator` for one process or for data parallelism over several.
+
+    Raises:
+        UsageError: a tracker whose package is missing, or a launcher configured for DeepSpeed or Megatron-LM.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+    from accelerate.state import AcceleratorState
+    from accelerate.tracking import get_available_trackers
+
+    missing = set(config.trackers) - {str(tracker) for tracker in get_available_trackers()}
+    if missing:
+        names = " ".join(sorted(missing))
+        raise UsageError(f"trackers: {names} is not installed; `pip install {names}`, or leave it out.")
+    AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
+    on_cpu = not torch.accelerator.is_available()
+    bf16 = resolve_precision(config, torch.device("cpu" if on_cpu else "cuda")) == "bf16"
+    with launched_without_fsdp():
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="bf16" if bf16 else "no",
+            log_with=list(config.trackers) or None,
+            project_dir=str(work),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UsageError(
+            f"The launcher asks for {accelerator.distributed_type.value}; distillation runs under data parallelism "
+            "(DDP) or FSDP. Start it with torchrun, or with `accelerate launch --multi_gpu` or `--use_fsdp`."
+        )
+    if config.trackers:
+        options = {
+            key: value if isinstance(value, int | float) else str(value) for key, value in to_dict(config).items()
+        }
+        accelerator.init_trackers("compress", config=options)
+    return accelerator
+
+
+def prepare_model(accelerator: Any, model: Any) -> Any:
+    """The module as accelerate trains it: under autocast, and with its gradients added over the processes."""
+    with warnings.catch_warnings():
+        # accelerate says that torch will rename `broadcast_buffers`, and that False has no new name yet.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return accelerator.prepare_model(model)

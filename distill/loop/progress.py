@@ -1,0 +1,105 @@
+"""Where a run stands: with the weights and the optimizer's moments, all there is to save of it."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from compress.base.errors import InputError
+from compress.data.store import order
+
+Measure = Literal["heldout_kl", "heldout_hard", "heldout_loss"]
+MEASURES: tuple[Measure, ...] = ("heldout_kl", "heldout_hard", "heldout_loss")
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands.
+
+    Its held-out measures are means over the held-out labels, in nats a token, of the student after this very step;
+    None where it was not measured, or where one was not finite. Those that are called best are all of one step: of the
+    least `best_by`.
+    """
+
+    step: int = 0
+    """Finished steps."""
+    position: int = 0
+    """Rows of the data consumed."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    heldout_loss: float | None = None
+    """What the run minimises, by its own weights, temperature and divergence: to be set beside the training loss."""
+    best_heldout_loss: float | None = None
+    seconds: float = 0.0
+    """Wall time of training so far, over all resumed runs."""
+    rows_sha256: str = order.START
+    """Hash of the ids of all rows read so far; see `compress.data.store.order`."""
+    recent_losses: list[float] = dataclasses.field(default_factory=list)
+    """What a spike of the loss is measured against; see `StepGuard`."""
+    heldout_kl: float | None = None
+    """KL(teacher || student) at temperature 1; None without a teacher."""
+    heldout_hard: float | None = None
+    """Cross-entropy of the next token."""
+    best_heldout_kl: float | None = None
+    best_heldout_hard: float | None = None
+    best_by: Measure = "heldout_loss"
+    """What the best step has least of: `heldout_kl`, or `heldout_hard` without a teacher, whatever is minimised.
+    A run begun before these were measured goes on by its `heldout_loss`."""
+
+    def advance(self, row_ids: NDArray[np.int64]) -> None:
+        """Count one step, which read these rows."""
+        self.step, self.position = self.step + 1, self.position + len(row_ids)
+        self.rows_sha256 = order.extend(self.rows_sha256, row_ids)
+        for name in MEASURES:
+            setattr(self, name, None)
+
+    def note_heldout(self, found: Mapping[str, float]) -> None:
+        """Take what `Losses.measure` found of the student as it is; what is not finite counts as none."""
+        now = {name: found.get(name.removeprefix("heldout_")) for name in MEASURES}
+        now = {name: value if value is not None and math.isfinite(value) else None for name, value in now.items()}
+        best, value = getattr(self, f"best_{self.best_by}"), now[self.best_by]
+        better = value is not None and (best is None or value < best)
+        for name in MEASURES:
+            setattr(self, name, now[name])
+            if better:
+                setattr(self, f"best_{name}", now[name])
+
+    def heldout(self) -> dict[str, Any]:
+        """All held-out measures, last and best, for a record."""
+        return {
+            **{name: getattr(self, name) for name in MEASURES},
+            **{f"best_{name}": getattr(self, f"best_{name}") for name in MEASURES},
+            "best_by": self.best_by,
+        }
+
+
+_LATER = ("heldout_kl", "heldout_hard", "best_heldout_kl", "best_heldout_hard", "best_by")
+"""Fields that a state of an earlier version lacks; their defaults mean that all goes on as it began."""
+
+
+def read_progress(state: Mapping[str, Any], path: Path) -> Progress:
+    """Where the run of a checkpoint stood.
+
+    Raises:
+        InputError: the state is not as this version writes it.
+    """
+    names = [field.name for field in dataclasses.fields(Progress)]
+    try:
+        found = {name: state[name] for name in names if name in state or name not in _LATER}
+        return TypeAdapter(Progress).validate_json(json.dumps(found), strict=True)
+    except (KeyError, ValidationError) as error:
+        raise other_version(path, " ".join(str(error).split())[:200]) from error
+
+
+def other_version(path: Path, fault: str) -> InputError:
+    """The error for a checkpoint that this version did not write."""
+    return InputError(
+        f"{path / 'state.json'} is not as this version writes it ({fault}). Go on with the version that wrote it, or "
+        f"remove {path.parent} to start anew."
+    )

@@ -1,0 +1,102 @@
+"""What is minimised: parts that ask for signals and give named terms, and one loss of them all.
+
+Whoever trains, skips steps, logs, plans memory or draws curves takes the terms by name. A new term is a `Part` in a
+file of its own and a line in `PARTS`. What runs are compared by is no term: `measure` adds it, whatever the options.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from compress.distill.config import DistillConfig
+from compress.distill.objective.part import Outcome, Pair, Part
+from compress.distill.objective.signals import Needs, Signals
+from compress.distill.objective.soft_hard import SoftAndHard, soft_and_hard, yardstick
+from compress.distill.rows.batch import MicroBatch
+
+PARTS: dict[str, Callable[[DistillConfig, Pair], Part | None]] = {"soft_hard": soft_and_hard}
+"""By name, what makes a part as the options ask; None where they ask for none of it."""
+
+
+class Term(NamedTuple):
+    """A named part of the loss over a batch: a scalar on the device, or a number."""
+
+    raw: Any
+    """As it is defined, e.g. in nats a token: what is logged."""
+    weight: float
+
+    @property
+    def value(self) -> Any:
+        """What it adds to the loss."""
+        return self.weight * self.raw
+
+
+Terms = Mapping[str, Term]
+
+
+def loss_of(terms: Terms) -> Any:
+    """The loss that terms add up to."""
+    return functools.reduce(operator.add, (term.value for term in terms.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Parts that are minimised together, and the yardstick that runs are compared by."""
+
+    parts: tuple[Part, ...]
+    yardstick: SoftAndHard
+
+    @functools.cached_property
+    def weights(self) -> dict[str, float]:
+        """All terms' names, and what each counts in the loss."""
+        return {name: weight for part in self.parts for name, weight in part.weights.items()}
+
+    @functools.cached_property
+    def needs(self) -> Needs:
+        """The signals that the parts ask for."""
+        return functools.reduce(operator.or_, (part.needs for part in self.parts))
+
+    def __call__(self, student: Signals, teacher: Signals | None, batch: MicroBatch, num_tokens: float) -> Outcome:
+        """The loss of a micro-batch, sums divided by `num_tokens`; `raw` in the order of `weights`."""
+        return _together([part(student, teacher, batch, num_tokens) for part in self.parts])
+
+    def measure(self, student: Signals, teacher: Signals | None, batch: MicroBatch, num_tokens: float) -> Outcome:
+        """The same, with the yardstick's values after the terms'.
+
+        Where a part makes those anyway, there is no second pass over the logits.
+        """
+        outcomes = [part(student, teacher, batch, num_tokens) for part in self.parts]
+        alike = [out for part, out in zip(self.parts, outcomes, strict=True) if self.yardstick.measures_as(part)]
+        plain = alike[0] if alike else self.yardstick(student, teacher, batch, num_tokens)
+        out = _together(outcomes)
+        return Outcome(out.loss, torch.cat([out.raw, plain.raw]))
+
+    def terms(self, raw: Tensor) -> dict[str, Term]:
+        """Terms [K] by name."""
+        return {name: Term(value, w) for (name, w), value in zip(self.weights.items(), raw.unbind(), strict=True)}
+
+    def measured(self, values: list[float]) -> dict[str, float]:
+        """What `measure` gave, by name: `loss`, the terms, `kl` where there is a teacher, and `hard`.
+
+        A term of the same name is the same thing, but for rounding, and is taken.
+        """
+        terms, compared = values[: len(self.weights)], values[len(self.weights) :]
+        found = dict(zip(self.weights, terms, strict=True))
+        loss = loss_of({name: Term(value, self.weights[name]) for name, value in found.items()})
+        return {"loss": loss, **dict(zip(self.yardstick.names, compared, strict=True)), **found}
+
+
+def make_objective(config: DistillConfig, pair: Pair) -> Objective:
+    """The objective that the options ask for."""
+    made = [make(config, pair) for make in PARTS.values()]
+    return Objective(tuple(part for part in made if part is not None), yardstick(config, pair))
+
+
+def _together(outcomes: list[Outcome]) -> Outcome:
+    loss = functools.reduce(operator.add, (out.loss for out in outcomes))
+    return Outcome(loss, torch.cat([out.raw for out in outcomes]))

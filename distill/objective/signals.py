@@ -1,0 +1,50 @@
+"""What an objective may look at in a model: last hidden states with the head, and outputs of named blocks."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from compress.distill.rows.batch import MicroBatch
+from compress.distill.rows.documents import packed_hidden_states
+from compress.model.blocks import block_outputs
+from compress.model.parts import OutputHead, output_head
+
+
+class Needs(NamedTuple):
+    """The signals that are asked for beside last hidden states and head, which there always are."""
+
+    student_blocks: tuple[int, ...] = ()
+    """0-based blocks whose outputs are wanted."""
+    teacher_blocks: tuple[int, ...] = ()
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(*(tuple(sorted({*mine, *theirs})) for mine, theirs in zip(self, other, strict=True)))
+
+
+class Signals(NamedTuple):
+    """What a model made of the M places of a micro-batch that have a label."""
+
+    hidden: Tensor
+    """[M, D] after the final norm."""
+    head: OutputHead
+    """What makes logits of them, for the token ids that both models have."""
+    blocks: dict[int, Tensor]
+    """[M, D] outputs of the blocks that were asked for; the last block's is before the final norm."""
+
+
+def read_signals(model: Any, batch: MicroBatch, blocks: tuple[int, ...], vocabulary: int) -> Signals:
+    """One forward pass of a causal LM; its head is cut to the first `vocabulary` token ids."""
+    with block_outputs(model, blocks) as outputs:
+        hidden = packed_hidden_states(model, batch.ids, batch.positions)
+    return Signals(
+        hidden=batch.with_label(hidden),
+        head=_first_ids(output_head(model), vocabulary),
+        blocks={block: batch.with_label(outputs[block]) for block in blocks},
+    )
+
+
+def _first_ids(head: OutputHead, count: int) -> OutputHead:
+    if len(head.weight) == count:
+        return head
+    bias = None if head.bias is None else head.bias[:count]
+    return OutputHead(head.weight[:count], bias, head.scale, head.softcap)

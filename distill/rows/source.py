@@ -1,0 +1,65 @@
+"""Where the rows of a training come from, and in which order: a token store, read in the order of its seed."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from compress.data import TokenStore
+from compress.distill.rows.batch import Batch, Ids
+from compress.distill.rows.documents import document_positions, next_tokens
+
+
+class RowSource(Protocol):
+    """Rows to train on, by their place in a training, and rows held out. All has a fixed order; nothing is state."""
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens a row, S."""
+
+    def row_ids(self, position: int, count: int) -> Ids:
+        """Numbers [count] of the rows that a training reads after its first `position`."""
+
+    def read(self, row_ids: Ids) -> Batch:
+        """Those rows. It touches no device, so a thread may do it ahead of the step."""
+
+    def heldout(self) -> Batch:
+        """The rows to measure on; none where nothing is measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreRows:
+    """The rows of a token store, each predicting its next tokens, in a new order in each epoch."""
+
+    store: TokenStore
+    seed: int
+    epochs: int
+    num_heldout: int
+    """Held-out rows to measure on."""
+    eos_id: int | None
+    """The token that ends a document, where the documents of a row are kept apart; None leaves a row whole."""
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens a row, S."""
+        return self.store.seq_len
+
+    def row_ids(self, position: int, count: int) -> Ids:
+        """Numbers [count] of the rows after the first `position` of all epochs."""
+        ids: Ids = self.store.row_ids(position, count, seed=self.seed, epochs=self.epochs)
+        return ids
+
+    def read(self, row_ids: Ids) -> Batch:
+        """Those rows of the store."""
+        return packed(self.store.rows(row_ids), row_ids, self.eos_id)
+
+    def heldout(self) -> Batch:
+        """The first `num_heldout` held-out rows."""
+        rows = self.store.heldout(self.num_heldout)
+        return packed(rows, np.arange(len(rows)), self.eos_id)
+
+
+def packed(ids: Ids, row_ids: Ids, eos_id: int | None) -> Batch:
+    """Rows [N, S] whose labels are their next tokens; with `eos_id` the documents that it ends are kept apart."""
+    positions = None if eos_id is None else document_positions(ids, eos_id)
+    return Batch(ids=ids, labels=next_tokens(ids, eos_id), row_ids=row_ids, positions=positions)

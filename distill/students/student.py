@@ -1,0 +1,99 @@
+"""The model that learns: what of it is trained, what a checkpoint keeps, what is split, and what it is in the end."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compress.base.errors import InputError
+from compress.distill.config import DistillConfig
+from compress.distill.resources.auto import Here
+from compress.distill.resources.loading import compile_backbone, load_checked, recompute_activations
+from compress.distill.students.sharding import local, shard_model, whole_model
+
+
+class Stored(NamedTuple):
+    """A tensor of this process, and the parameter that it is split like."""
+
+    tensor: Tensor
+    like: Tensor
+
+
+class Student(Protocol):
+    """What the loop needs to know of a model in training."""
+
+    @property
+    def model(self) -> Any:
+        """The Hugging Face model whose hidden states and head the objective sees; the optimizer steps those of its
+        parameters that require gradients."""
+
+    def trained(self) -> Mapping[str, Tensor]:
+        """The parameters that learn, by name; an optimizer's state is kept under these names."""
+
+    def kept(self) -> Mapping[str, Stored]:
+        """What a checkpoint keeps, by name: all that training changes."""
+
+    def shard(self, module: nn.Module, here: Here) -> None:
+        """Split the weights of `module`, which holds the model, over all processes; raises as `shard_model`."""
+
+    def finished(self, dtype: torch.dtype) -> Any | None:
+        """A plain Hugging Face model to save. Every process must call it; all but the main one get None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeStudent:
+    """A student of which everything is trained."""
+
+    model: Any
+
+    def trained(self) -> dict[str, Tensor]:
+        """All parameters (tied ones once)."""
+        return dict(self.model.named_parameters())
+
+    def kept(self) -> dict[str, Stored]:
+        """Parameters (tied ones once) and persistent buffers."""
+        parameters = {name: Stored(local(value.detach()), value) for name, value in self.model.named_parameters()}
+        known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        buffers = {name: Stored(value, value) for name, value in self.model.state_dict().items() if name not in known}
+        return {**parameters, **buffers}
+
+    def shard(self, module: nn.Module, here: Here) -> None:
+        """Layer by layer (FSDP2)."""
+        shard_model(module, self.model, device=here.device, bf16=here.bf16)
+
+    def finished(self, dtype: torch.dtype) -> Any | None:
+        """The model itself or, where it is split, a copy in the host's memory."""
+        return whole_model(self.model, dtype)
+
+
+def load_student(config: DistillConfig, folder: Path, here: Here) -> Student:
+    """The student with fp32 weights; what will be split over processes stays in the host's memory until then.
+
+    Raises:
+        InputError: it could not be saved again; and as `load_checked`.
+    """
+    device = here.device if here.sharding == "none" else torch.device("cpu")
+    model = load_checked(config, folder, dtype=torch.float32, device=device, attention=here.attention)
+    _check_generation_config(model, folder)
+    if config.gradient_checkpointing:
+        recompute_activations(model)
+    if config.compile:
+        compile_backbone(model)
+    return WholeStudent(model)
+
+
+def _check_generation_config(model: Any, folder: Path) -> None:
+    """transformers refuses to save some generation configs it loads; find out now, not after training."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        raise InputError(
+            f"{folder / 'generation_config.json'} contradicts itself, so the trained student could not be saved: "
+            f'{" ".join(str(error).split())[:300]} Mend it (often: add "do_sample": true, or remove the temperature).'
+        ) from error

@@ -1,0 +1,75 @@
+"""Where the teacher's signals come from: a model that is run on each micro-batch."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from compress.distill.config import DistillConfig
+from compress.distill.objective.signals import Needs, Signals, read_signals
+from compress.distill.resources.auto import Here
+from compress.distill.resources.loading import compile_backbone, load_checked
+from compress.distill.rows.batch import Ids, MicroBatch
+from compress.distill.students.sharding import shard_model
+from compress.distill.teachers.quantization import quantize_teacher
+
+
+class TeacherSource(Protocol):
+    """The teacher's signals, for the token ids that it shares with the student.
+
+    A micro-batch says which rows of the data it is of, for a source that knows them, and of which sources their text
+    is, for one that listens to several teachers.
+    """
+
+    def __call__(self, batch: MicroBatch) -> Signals:
+        """What the objective asked for, without gradient, with the head that makes logits of the hidden states.
+
+        It holds until the next call. Called without autograd, with tensors on the run's device.
+        """
+
+
+class LiveTeacher(nn.Module):
+    """A model that is run; a module, so that it can be split over processes as a whole."""
+
+    def __init__(self, model: Any, needs: Needs, vocabulary: int) -> None:
+        super().__init__()
+        self.model = model
+        self._blocks, self._vocabulary = needs.teacher_blocks, vocabulary
+
+    def forward(self, batch: MicroBatch) -> Signals:
+        """One forward pass. The head of a teacher that is split exists from here to the next `free_gathered`."""
+        return read_signals(self.model, batch, self._blocks, self._vocabulary)
+
+
+class OpenedTeacher(NamedTuple):
+    """A source, or none, and what quantising changed."""
+
+    source: TeacherSource | None = None
+    kl: float | None = None
+    """KL(exact || quantised) on held-out rows, nats a token; None where the teacher is exact."""
+
+
+def open_teacher(
+    config: DistillConfig, folder: Path, here: Here, *, needs: Needs, vocabulary: int, heldout: Ids
+) -> OpenedTeacher:
+    """The teacher of a folder, frozen in the run's precision, quantised and split as the options ask.
+
+    Raises:
+        InputError, UsageError, CompressError: as `load_checked` and `quantize_teacher`.
+    """
+    model = load_checked(
+        config,
+        folder,
+        dtype=torch.bfloat16 if here.bf16 else torch.float32,
+        device=torch.device("cpu") if here.sharding == "both" else here.device,
+        attention=here.attention,
+    )
+    model.requires_grad_(False)
+    if config.compile:
+        compile_backbone(model)
+    kl = None if config.teacher_precision == "auto" else quantize_teacher(model, config, heldout)
+    source = LiveTeacher(model, needs, vocabulary)
+    if here.sharding == "both":
+        shard_model(source, model, device=here.device, bf16=here.bf16)
+    return OpenedTeacher(source, kl)
