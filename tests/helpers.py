@@ -1,13 +1,11 @@
 """Tiny real models and tokenizers for tests, and a way to run the command line as users do."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Outcome, warm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,17 +58,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>")
 
 
-def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `compress ARGUMENTS` in a fresh process with no network and one thread."""
-    env = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        **environment,
-    }
-    command = [sys.executable, "-m", "compress.cli", *arguments]
-    return subprocess.run(command, cwd=cwd or ROOT, env=env, capture_output=True, text=True, timeout=600)
+def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> Outcome:
+    """Run `compress ARGUMENTS` in a process of its own with no network and one thread."""
+    return warm().run((), *arguments, cwd=cwd or ROOT, **environment)
 
 
 def assert_close(found: Any, expected: Any, *, rel: float) -> None:

@@ -1,4 +1,7 @@
-"""Starting the real command on several processes (gloo on CPUs), as users do with torchrun."""
+"""Starting the real command on several processes (gloo on CPUs), as users do with torchrun.
+
+All of them import everything; processes that need not come from `commands.Commands.launch`.
+"""
 
 import contextlib
 import os
@@ -7,18 +10,14 @@ import subprocess
 import sys
 from typing import Any
 
-from fault_injection import environment
-from helpers import ROOT
+from commands import ROOT, environment
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def launch(
-    processes: int, arguments: list[str], *, command: bool = True, **changes: str
-) -> subprocess.CompletedProcess[str]:
-    """`compress ARGUMENTS` (or a script of ours) under torchrun; all its processes are gone when this returns."""
-    launcher = [*TORCHRUN[:-1], f"--nproc_per_node={processes}"]
-    process = start([*launcher, *(["-m", "compress.cli"] if command else []), *arguments], **changes)
+def launch(processes: int, arguments: list[str], **changes: str) -> subprocess.CompletedProcess[str]:
+    """`compress ARGUMENTS` under torchrun; all its processes are gone when this returns."""
+    process = start([*TORCHRUN[:-1], f"--nproc_per_node={processes}", "-m", "compress.cli", *arguments], **changes)
     try:
         out, err = process.communicate(timeout=300)
     finally:

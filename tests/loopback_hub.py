@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -172,9 +171,8 @@ def _entry(path: str, raw: bytes) -> dict[str, Any]:
 
 
 def client_environment(hub: Hub, home: Path) -> dict[str, str]:
-    """The environment of a process to which `hub` is the Hugging Face hub, with a cache of its own in `home`."""
+    """Variables of a process to which `hub` is the Hugging Face hub, with a cache of its own in `home`."""
     return {
-        **os.environ,
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "0",

@@ -21,7 +21,7 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from fault_injection import Commands, Outcome, fresh_commands, warm_commands
+from commands import Commands, Outcome, serve
 from run_world import SMALL_STEPS, differences, lasting, rows_out_of_order, write_recipe
 
 MOST_KILLS_OF_A_RUN = 20
@@ -108,8 +108,10 @@ class Tally:
 class Soak:
     """One line of runs, one process at a time."""
 
-    def __init__(self, commands: Commands, recipe: Path, whole: Path, seconds: float, rng: random.Random) -> None:
-        self._commands, self._recipe, self._seconds, self._rng = commands, recipe, seconds, rng
+    def __init__(
+        self, commands: Commands, stage: str, recipe: Path, whole: Path, seconds: float, rng: random.Random
+    ) -> None:
+        self._commands, self._stage, self._recipe, self._seconds, self._rng = commands, stage, recipe, seconds, rng
         self._expected, self._folder = lasting(whole), commands.folder
         self.tally = Tally()
 
@@ -134,13 +136,13 @@ class Soak:
 
     def _process(self, run: Path, *, spare: bool) -> Outcome | None:
         """Start a process on the run and perhaps kill it; None if it was killed, else what came of it."""
-        pid = self._commands.start(SMALL_STEPS, "run", str(self._recipe), "--out", str(run))
-        moment = Moment(run, self._commands.stderr)
+        process = self._commands.start(SMALL_STEPS, "run", str(self._recipe), "--out", str(run), stage=self._stage)
+        moment = Moment(run, process.stderr)
         with ThreadPoolExecutor(1) as pool:
-            ended = pool.submit(self._commands.wait)
+            ended = pool.submit(process.wait)
             if spare or not self._wait_for_a_moment(moment, ended):
                 return ended.result(PATIENCE_S)
-            return self._kill(pid, moment, ended)
+            return self._kill(process.pid, moment, ended)
 
     def _wait_for_a_moment(self, moment: Moment, ended: "Future[Outcome]") -> bool:
         """Whether the time to kill came before the end of the process."""
@@ -188,18 +190,20 @@ class Soak:
 def soak(folder: Path, *, kills: int, seed: int, jobs: int, fresh: bool) -> Tally:
     """Make the recipe and its uninterrupted run in `folder`, and kill runs of it."""
     recipe, whole = write_recipe(folder), folder / "whole"
-    kind = fresh_commands if fresh else warm_commands
+    stage = "nothing" if fresh else "all"
     with contextlib.ExitStack() as stack:
-        commands = [stack.enter_context(kind(folder / f"job-{job}")) for job in range(jobs)]
+        commands = [Commands(folder / f"job-{job}", serve()) for job in range(jobs)]
+        for one in commands:
+            stack.callback(one.close)
         for out in (folder / "first", whole):  # the first one compiles
             started = time.monotonic()
-            done = commands[0].run(SMALL_STEPS, "run", str(recipe), "--out", str(out))
+            done = commands[0].run(SMALL_STEPS, "run", str(recipe), "--out", str(out), stage=stage)
             if done.returncode != 0:
                 raise SystemExit(f"The uninterrupted run failed: {done.stderr}")
             seconds = time.monotonic() - started
         sys.stdout.write(f"seed {seed}; the uninterrupted run took {seconds:.1f} s\n")
         sys.stdout.flush()
-        soaks = [Soak(c, recipe, whole, seconds, random.Random(seed * 1000 + i)) for i, c in enumerate(commands)]
+        soaks = [Soak(c, stage, recipe, whole, seconds, random.Random(seed * 1000 + i)) for i, c in enumerate(commands)]
         total = Tally()
         with ThreadPoolExecutor(jobs) as pool:
             for tally in pool.map(lambda one: one.go_on_until(-(-kills // jobs)), soaks):

@@ -28,6 +28,7 @@ from compress.distill.loop.guard import Diverged
 from compress.model.files import model_fingerprint, resolve_model
 from compress.prune import (
     Chosen,
+    Planned,
     PruneConfig,
     PruneResult,
     RankAfterConfig,
@@ -39,7 +40,7 @@ from compress.prune import (
     prune_settings,
 )
 from compress.prune.choose.spec import format_layers
-from compress.prune.plan import derive
+from compress.prune.plan import Derivation, derive
 from compress.prune.repair import seams
 from compress.run.recipe import PruneOptions
 
@@ -123,11 +124,13 @@ def rank_cuts(
     memory = Memory(work, on_main(lambda: {role: find() for role, find in reads.items()}))
     types = on_main(lambda: derive(teacher, folder, choice).layer_types)
 
+    plans: dict[Cut, Derivation] = {}  # of the main process, which alone cuts
+
     def refusal(kept: Cut) -> str | None:
         if asked.repair and not seams(kept, len(types)):
             return "it drops only layers before the first that stays, so there is nothing to repair."
         try:
-            derive(teacher, folder, format_layers(kept))
+            plans[kept] = derive(teacher, folder, format_layers(kept))
         except InputError as error:
             return str(error)
         return None
@@ -141,9 +144,14 @@ def rank_cuts(
         return prune_settings(format_layers(kept), **asked.how) | {"heal": choice.heal | patience}
 
     def heal(kept: Cut, place: Path) -> None:
-        start, keep = place / "start", format_layers(kept)
-        if not on_main(start.is_dir):
-            on_main(lambda: prune(folder, start, keep, **asked.how))
+        start = place / "start"
+
+        def cut() -> None:
+            if not start.is_dir():
+                planned = Planned(keep=format_layers(kept), derivation=plans[kept])
+                prune(folder, start, planned, **asked.how)
+
+        on_main(cut)
         config = short_heal(healing, choice.rank_after)
         distill(config, student=start, teacher=folder, data=data, out=place / "student", work=place / "train")
 

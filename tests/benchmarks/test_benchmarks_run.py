@@ -1,12 +1,11 @@
 """The benchmarks run, and every installed peer computes the loss it is measured on."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import warm
 from helpers import ROOT, SHARED_DATA
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -15,8 +14,7 @@ LIMITS = {"fp32": (1e-6, 2e-6), "bf16": (1e-2, 2e-2)}
 
 
 def run(script: str, *options: str) -> str:
-    command = [sys.executable, str(BENCHMARKS / script), *options]
-    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, timeout=900)
+    done = warm().run((), *options, script=BENCHMARKS / script, cwd=BENCHMARKS)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

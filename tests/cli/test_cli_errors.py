@@ -2,16 +2,17 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lm_eval.tasks
 import pytest
-from helpers import ROOT, byte_tokenizer, run_cli, save_tiny_model
+from commands import warm
+from fault_injection import FullDisk
+from helpers import byte_tokenizer, run_cli, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from compress.base.disk import sha256_tree
@@ -157,6 +158,8 @@ def test_one_paragraph_and_the_right_code(
 ) -> None:
     """Nothing is left behind, and no text is prepared first, which can take hours."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    one_folder = Path(lm_eval.tasks.__file__).parent / "hellaswag" / "manager.py"
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(one_folder))  # all 14,000 tasks take seconds
     monkeypatch.chdir(tmp_path)
     before = sha256_tree(world)
     code, arguments, expected = CASES[name]
@@ -212,14 +215,8 @@ FULL_DISK = {
 def test_a_full_disk_says_so_and_leaves_what_can_be_continued(name: str, world: Path, tmp_path: Path) -> None:
     """No file may grow beyond a size. `data.partial` and `data` are what the same command goes on from."""
     bytes_a_file, arguments, expected, left = FULL_DISK[name]
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))
-
-    command = [sys.executable, "-m", "compress.cli", *(argument.replace("{}", str(world)) for argument in arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, env=environment)
+    full = FullDisk(file_bytes=bytes_a_file)
+    done = warm().run([full], *(argument.replace("{}", str(world)) for argument in arguments), cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "room" in done.stderr or "space" in done.stderr
     assert expected in done.stderr
@@ -231,9 +228,7 @@ def test_a_full_disk_says_so_and_leaves_what_can_be_continued(name: str, world: 
 def test_a_path_of_bytes_that_are_no_text(tmp_path: Path) -> None:
     """Linux has such file names; they are shown as escapes."""
     (tmp_path / os.fsdecode(b"caf\xe9") / "data").mkdir(parents=True)
-    command = [sys.executable, "-m", "compress.cli", "verify", os.fsdecode(b"caf\xe9")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = run_cli("verify", os.fsdecode(b"caf\xe9"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "not checked  data: caf\\udce9/data holds no token store; name the run's with --data\n"
 

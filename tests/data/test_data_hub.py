@@ -4,13 +4,13 @@ The client runs in a process of its own (this file as a script), for the hub's a
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import warm
 from data_world import data_config, documents, write_source
 from loopback_hub import REPOSITORY, Hub, client_environment, serving
 
@@ -40,13 +40,9 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def client(hub: Hub, tmp_path: Path, tokenizer: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Prepare each of `jobs` (options, `out`) in a fresh process; what came of each."""
-    environment = {
-        **client_environment(hub, tmp_path / "home"),
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
-    command = [sys.executable, __file__, str(tokenizer), json.dumps(jobs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    """Prepare each of `jobs` (options, `out`) in a process of its own; what came of each."""
+    environment = client_environment(hub, tmp_path / "home")
+    done = warm().run((), str(tokenizer), json.dumps(jobs), script=Path(__file__), **environment)
     assert done.returncode == 0, done.stderr
     assert "hf_not_a_real_token" not in done.stderr
     results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
+from commands import Running, warm
 from data_world import data_config, documents, write_source
-from fault_injection import Setting, command_with
+from fault_injection import Setting
 from helpers import save_tiny_model
-from launch import start
 
 from compress.data import TokenStore, prepare
 
@@ -36,15 +35,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(world: Path, tmp_path: Path) -> Iterator["subprocess.Popen[Any]"]:
+def command(world: Path, tmp_path: Path) -> Iterator[Running]:
     """`compress distill` with two tokenizer processes, in a session of its own."""
     models = ["--student", str(world / "student"), "--alpha=0", "--out", str(tmp_path)]
     options = ["--set=data.num_proc=2", "--set=data.seq_len=32", "--set=data.heldout_sequences=4"]
-    running = start(command_with(SMALL_STEPS, "distill", *models, "--data", str(world / "text.jsonl"), *options))
+    running = warm().start(SMALL_STEPS, "distill", *models, "--data", str(world / "text.jsonl"), *options)
     yield running
     with contextlib.suppress(ProcessLookupError):
         os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
+    running.wait()
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
@@ -54,7 +53,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def workers_of(command: "subprocess.Popen[Any]") -> list[psutil.Process]:
+def workers_of(command: Running) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(command.pid).children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -81,7 +80,7 @@ def check_the_next_run(world: Path, folder: Path) -> None:
 @pytest.mark.faults(8)
 @pytest.mark.parametrize(("name", "early"), [("SIGTERM", True), ("SIGTERM", False), ("SIGINT", True)])
 def test_a_signal_to_the_whole_group_saves(
-    world: Path, tmp_path: Path, command: "subprocess.Popen[Any]", name: str, early: bool
+    world: Path, tmp_path: Path, command: Running, name: str, early: bool
 ) -> None:
     """As a terminal, a service manager or a scheduler sends it; `early`: while the processes are starting."""
     wait_until(lambda: workers_of(command))
@@ -89,7 +88,7 @@ def test_a_signal_to_the_whole_group_saves(
         wait_until_saved(tmp_path)
     workers = workers_of(command)
     os.killpg(command.pid, getattr(signal, name))
-    said = command.communicate(timeout=PATIENCE_S)[1]
+    said = command.wait(PATIENCE_S).stderr
     assert command.returncode == 75, said
     assert f"Stopped by {name}" in said
     assert (tmp_path / "data.partial" / "state.json").is_file()
@@ -98,9 +97,7 @@ def test_a_signal_to_the_whole_group_saves(
 
 
 @pytest.mark.faults(1)
-def test_processes_end_with_a_command_that_is_killed(
-    world: Path, tmp_path: Path, command: "subprocess.Popen[Any]"
-) -> None:
+def test_processes_end_with_a_command_that_is_killed(world: Path, tmp_path: Path, command: Running) -> None:
     wait_until_saved(tmp_path)
     workers = workers_of(command)
     assert workers
@@ -110,12 +107,12 @@ def test_processes_end_with_a_command_that_is_killed(
 
 
 def test_a_process_that_is_killed_ends_the_command_and_not_what_was_saved(
-    world: Path, tmp_path: Path, command: "subprocess.Popen[Any]"
+    world: Path, tmp_path: Path, command: Running
 ) -> None:
     wait_until_saved(tmp_path)
     workers = workers_of(command)
     workers[0].kill()
-    said = command.communicate(timeout=PATIENCE_S)[1]
+    said = command.wait(PATIENCE_S).stderr
     assert command.returncode == 1, said
     assert all(map(has_ended, workers))
     assert (tmp_path / "data.partial" / "state.json").is_file()

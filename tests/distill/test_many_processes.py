@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import warm
 from distill_world import SEQ_LEN, World
 from helpers import ROOT, assert_close, run_cli, save_tiny_model
 from launch import TORCHRUN, launch, start
@@ -55,7 +56,8 @@ def test_two_processes_equal_one(world: World, options: Options, shard: str, tie
     world = dataclasses.replace(world, student=student)
     world.run("one", config)
     split = dataclasses.replace(config, shard=shard, gradient_checkpointing=shard != "none")
-    done = launch(2, world.command("two", split))
+    command = world.command("two", split)
+    done = launch(2, command) if shard == "both" else warm().launch(2, *command)  # once as users do, with torchrun
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(world, "one", "two")
     record = json.loads((world.root / "two" / "student" / "distill.json").read_text())
@@ -71,12 +73,12 @@ def test_a_run_goes_on_with_another_number_of_processes(world: World, options: O
     student = save_tiny_model(world.root / "student", scale=0.1, num_hidden_layers=2)
     world = dataclasses.replace(world, student=student)
     world.run("one", config)
-    done = launch(2, world.command("changing", dataclasses.replace(config, shard="both")))
+    done = warm().launch(2, *world.command("changing", dataclasses.replace(config, shard="both")))
     assert done.returncode == 0, done.stderr[-3000:]
     go_back(world, "changing", 2)
     world.run("changing", config)
     go_back(world, "changing", 4)
-    done = launch(2, world.command("changing", config))
+    done = warm().launch(2, *world.command("changing", config))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Continuing from") == 1
     assert "4 of 6 steps are done" in " ".join(done.stderr.split())
@@ -152,7 +154,7 @@ def test_weights_are_split_in_halves_and_made_whole_again_bit_for_bit(tmp_path: 
     """Rows that do not divide by two, and tied embeddings."""
     model = save_tiny_model(tmp_path / "model", num_hidden_layers=2, vocab_size=261, intermediate_size=63)
     (tmp_path / "split.py").write_text(SPLIT)
-    done = launch(2, [str(tmp_path / "split.py"), str(model)], command=False)
+    done = warm().launch(2, str(model), script=tmp_path / "split.py")
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -1,10 +1,8 @@
 """The command itself, killed at random moments and started again, ends where the uninterrupted run ends."""
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import Running, warm
 from distill_world import World
-from helpers import ROOT
 from safetensors.torch import load_file
 
 from compress.distill import DistillConfig
@@ -21,11 +19,9 @@ from compress.distill import DistillConfig
 Options = Callable[..., DistillConfig]
 
 
-def start(world: World, config: DistillConfig) -> subprocess.Popen[bytes]:
-    """`compress distill` as a user starts it, into `world.root / "cut"`."""
-    command = [sys.executable, "-m", "compress.cli", *world.command("cut", config)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+def start(world: World, config: DistillConfig) -> Running:
+    """`compress distill` into `world.root / "cut"`, with as many threads as this process has."""
+    return warm().start((), *world.command("cut", config), OMP_NUM_THREADS=str(torch.get_num_threads()))
 
 
 def last_step(metrics: Path) -> int:
@@ -35,7 +31,7 @@ def last_step(metrics: Path) -> int:
     return whole[-1] if whole else -1
 
 
-def kill_after(process: subprocess.Popen[bytes], metrics: Path, step: int, delay_s: float) -> tuple[int, int]:
+def kill_after(process: Running, metrics: Path, step: int, delay_s: float) -> tuple[int, int]:
     """SIGKILL a while after the metrics reach a step and change; returns the last step logged and the exit status."""
     before = last_step(metrics)
     while process.poll() is None:
@@ -44,7 +40,7 @@ def kill_after(process: subprocess.Popen[bytes], metrics: Path, step: int, delay
             process.kill()
             break
         time.sleep(0.001)
-    error = process.communicate()[1].decode()
+    error = process.communicate()[1]
     assert process.returncode in (0, -signal.SIGKILL), error
     return last_step(metrics), process.returncode
 
@@ -68,7 +64,7 @@ def test_killed_at_random_the_command_ends_bitwise_equal(world: World, options: 
     sys.stdout.write(f"of {steps} steps, the last one each run logged, and its exit status: {seen}\n")
     assert any(0 < step < steps and status == -signal.SIGKILL for step, status in seen)
     process = start(world, config)
-    error = process.communicate()[1].decode()
+    error = process.communicate()[1]
     assert process.returncode == 0, error
     assert ("Continuing from" in error) == (seen[-1][1] != 0), error
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import warm
 from distill_world import SEQ_LEN, World
-from fault_injection import Signal, run_with
+from fault_injection import Signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -38,7 +39,7 @@ Options = Callable[..., DistillConfig]
 def killed(world: World, name: str, config: DistillConfig, at: str, call: int) -> None:
     """`compress distill` in a process that gets SIGKILL at a call of a function."""
     threads = str(torch.get_num_threads())  # the order of sums, and so the bits, depend on it
-    done = run_with([Signal(at=(at,), call=call)], *world.command(name, config), OMP_NUM_THREADS=threads)
+    done = warm().run([Signal(at=(at,), call=call)], *world.command(name, config), OMP_NUM_THREADS=threads)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Running, warm
 from helpers import ROOT
 
 from compress.base.disk import read_json
@@ -40,6 +41,10 @@ class Job:
         cli(self.arguments, standalone_mode=False)
         return self
 
+    def fork(self) -> Running:
+        """Run it in a process of its own that need not import everything."""
+        return warm().start((), *self.arguments, OMP_NUM_THREADS=str(torch.get_num_threads()))
+
     @contextlib.contextmanager
     def start(self, *launch: str) -> Iterator[subprocess.Popen[str]]:
         """Run it as a user does, in a process group of its own, with as many threads as this process has."""
@@ -60,7 +65,7 @@ class Job:
         files = self.out.with_name(f"{self.out.name}.journal").glob("*.jsonl")
         return sum(file.read_bytes().count(b"\n") for file in files)
 
-    def wait_for(self, process: subprocess.Popen[str], lines: int) -> None:
+    def wait_for(self, process: subprocess.Popen[str] | Running, lines: int) -> None:
         """Return when that many batches are finished, or the process is."""
         while process.poll() is None and self.lines() < lines:
             time.sleep(0.001)
@@ -77,7 +82,7 @@ def rng() -> random.Random:
     return random.Random(seed)
 
 
-def finish(process: subprocess.Popen[str], code: int) -> str:
+def finish(process: subprocess.Popen[str] | Running, code: int) -> str:
     """The end of a process with this exit code: what it said, in one line."""
     error = process.communicate(timeout=300)[1]
     assert process.returncode == code, error
@@ -89,25 +94,27 @@ def test_killed_then_stopped_then_finished_by_two_processes(
     world: dict[str, Path], teacher: Path, tmp_path: Path, rng: random.Random
 ) -> None:
     whole, job = Job(world, teacher, tmp_path / "whole.json").here(), Job(world, teacher, tmp_path / "cut.json")
-    with job.start() as process:
-        job.wait_for(process, rng.randrange(1, 80))
-        process.kill()
-        finish(process, -signal.SIGKILL)
+    process = job.fork()
+    job.wait_for(process, rng.randrange(1, 80))
+    process.kill()
+    finish(process, -signal.SIGKILL)
     before = job.lines()
-    with job.start() as process:
-        job.wait_for(process, before + rng.randrange(1, 60))
-        asked = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGINT)
-        said = finish(process, 75)
-        took = time.monotonic() - asked
+    process = job.fork()
+    job.wait_for(process, before + rng.randrange(1, 60))
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    said = finish(process, 75)
+    took = time.monotonic() - asked
     sys.stdout.write(f"killed after {before} batches, stopped after {job.lines()} in {took:.2f} s\n")
     assert said.endswith(STOPPED)
     assert f"{before} of" in said
     assert job.lines() > before
     assert not job.out.exists()
-    with job.start(*LAUNCH) as process:
-        assert f"{job.lines()} of" in finish(process, 0)
+    before = job.lines()
+    done = warm().launch(2, *job.arguments, OMP_NUM_THREADS=str(torch.get_num_threads()))
+    assert done.returncode == 0, done.stderr
+    assert f"{before} of" in done.said
     assert job.numbers() == whole.numbers()
     assert not list(tmp_path.glob("*.journal"))
 

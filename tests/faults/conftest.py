@@ -1,8 +1,7 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_injection import Commands, warm_commands
+from commands import Commands, warm
 from helpers import save_tiny_model
 from run_world import SMALL_STEPS, write_recipe
 
@@ -10,9 +9,8 @@ from compress.data import DataConfig, prepare
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    with warm_commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
+def commands() -> Commands:
+    return warm()
 
 
 @pytest.fixture(scope="session")

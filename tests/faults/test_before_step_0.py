@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fault_injection import Commands, Signal
+from commands import Commands
+from fault_injection import Signal
 from run_world import SMALL_STEPS, lasting
 
 SMALL = ("--set", "data.seq_len=32", "--set", "data.heldout_sequences=4", "--set", "distill.batch_tokens=128")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_injection import Commands
+from commands import Commands
 from helpers import save_tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM

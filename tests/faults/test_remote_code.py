@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_injection import Commands
+from commands import Commands
 from helpers import byte_tokenizer, save_tiny_model
 from run_world import SMALL_STEPS
 from torch import nn

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fault_injection import environment
-from helpers import ROOT, save_tiny_model
+from commands import warm
+from helpers import save_tiny_model
 from run_world import metrics
 
 from compress.base.config import to_dict
@@ -122,11 +121,7 @@ def test_stopped_after_every_step_no_row_is_lost_or_repeated(
 def go_on_in_two(arguments: dict[str, Path], config: DistillConfig, stop_after: int | None) -> None:
     """The same training in two processes (gloo), stopped after some steps of its own if asked."""
     job = {"config": to_dict(config), "arguments": {key: str(path) for key, path in arguments.items()}}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    command = [*launch, json.dumps({**job, "stop_after": stop_after})]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(PYTHONPATH=str(ROOT / "tests")), capture_output=True, text=True, timeout=600
-    )
+    done = warm().launch(2, json.dumps({**job, "stop_after": stop_after}), script=Path(__file__))
     assert done.returncode == 0, done.stderr[-3000:]
 
 

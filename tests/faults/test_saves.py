@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fault_injection import Commands, FailWrite, Fault, FullDisk, Signal
+from commands import Commands
+from fault_injection import FailWrite, Fault, FullDisk, Signal
 from run_world import metrics
 
 from compress.base.disk import sha256_tree

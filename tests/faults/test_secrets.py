@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from fault_injection import Commands, Crash, Setting, run_with
+from commands import Commands
+from fault_injection import Crash, Setting
 from loopback_hub import REPOSITORY, Hub, serving
 
 from compress.base.redact import redact
@@ -52,7 +53,9 @@ def test_a_finished_run_has_no_trace_of_the_token(commands: Commands, recipe: Pa
 
 @pytest.mark.faults(25)
 @pytest.mark.parametrize("token", [TOKEN, "hf_with\x0btab"])
-def test_a_token_that_the_hub_or_the_client_refuses(recipe: Path, tmp_path: Path, token: str) -> None:
+def test_a_token_that_the_hub_or_the_client_refuses(
+    commands: Commands, recipe: Path, tmp_path: Path, token: str
+) -> None:
     """httpx puts a header that it cannot send into its message: `Illegal header value b'Bearer ...`."""
     with serving(Hub()) as hub:
         hub.commit({"data/0.jsonl": b"{}"})
@@ -61,7 +64,7 @@ def test_a_token_that_the_hub_or_the_client_refuses(recipe: Path, tmp_path: Path
         quick = [Setting(name="compress.data.sources.stream:RETRIES", value=0)]
         source = ("--data", f"hub:{REPOSITORY}", "--tokens", "1k", "--alpha", "0")
         model = ("--student", str(recipe.parent / "teacher"), "--set", "distill.batch_tokens=2k")
-        done = run_with(quick, "--debug", "distill", *model, *source, "--out", str(tmp_path / "run"), **hubs)
+        done = commands.run(quick, "--debug", "distill", *model, *source, "--out", str(tmp_path / "run"), **hubs)
     assert done.returncode in (1, 3), done.stderr
     assert places(tmp_path / "run", done.stdout + done.stderr, token) == []
     assert repr(token)[1:-1] not in done.stderr

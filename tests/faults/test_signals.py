@@ -5,7 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from fault_injection import Commands, Signal
+from commands import Commands
+from fault_injection import Signal
 from run_world import SMALL_STEPS, differences, lasting
 
 from compress.base.errors import InterruptedRun

@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT, byte_tokenizer, run_cli
+from commands import warm
+from helpers import byte_tokenizer, run_cli
 from recipe_world import RECIPE, SIDE_FILES, make_run_world, make_steps
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -121,12 +118,11 @@ def test_a_killed_run_continues_to_the_same_weights(world: Path, run: Path, tmp_
     """SIGKILL once the first checkpoint is there; the finished student equals the uninterrupted one bit for bit."""
     reference = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "whole"))
     assert reference.returncode == 0, reference.stderr
-    command = [sys.executable, "-m", "compress.cli", "run", str(world / "recipe.yaml"), "--out", str(tmp_path / "cut")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = warm().start((), "run", str(world / "recipe.yaml"), "--out", str(tmp_path / "cut"))
     while not (tmp_path / "cut" / "train" / "checkpoints" / "step-4").is_dir() and process.poll() is None:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     assert not (tmp_path / "cut" / "student").exists()
     done = run_cli("run", str(world / "recipe.yaml"), "--out", str(tmp_path / "cut"))
     assert done.returncode == 0, done.stderr
@@ -139,18 +135,12 @@ def test_a_killed_run_continues_to_the_same_weights(world: Path, run: Path, tmp_
 def test_a_run_stopped_while_it_evaluates_goes_on_there(world: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "cut")
     command = ["run", str(world / "recipe.yaml"), "--set", "eval.batch_tokens=8", "--redo", "eval", "--out"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compress.cli", *command, str(tmp_path / "cut")],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-    )
+    process = warm().start((), *command, str(tmp_path / "cut"))
     journal = tmp_path / "cut" / "eval" / "student-init.json.journal"
     while not (journal / "0.jsonl").is_file() and process.poll() is None:
         time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate()[1].endswith("Stopped. Run the same command again to go on.\n")
+    process.terminate()
+    assert process.wait().stderr.endswith("Stopped. Run the same command again to go on.\n")
     assert process.returncode == 75
     assert journal.is_dir()
     done = run_cli(*command, str(tmp_path / "cut"))

@@ -1,17 +1,14 @@
 """`rank_after`: candidates are healed alike, the best goes on, and what is finished is not done again."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, run_cli, tiny_config
+from commands import warm
+from helpers import run_cli, tiny_config
 from launch import launch
 from recipe_world import make_run_world, make_steps
 from transformers import AutoModelForCausalLM
@@ -254,17 +251,11 @@ COMMAND += ["--set", "data.heldout_sequences=4", "--set", "distill.batch_tokens=
 def test_the_command_line_ranks_even_after_a_kill(world: Path, tmp_path: Path) -> None:
     command = ["prune", str(world / "teacher"), str(tmp_path / "out"), "--calibration", str(world / "text.jsonl")]
     command += [*COMMAND, "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compress.cli", *command],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = warm().start((), *command)
     work = tmp_path / "out.ranking"
     while process.poll() is None and not list(work.glob("*/student")):  # one candidate is healed, and not yet noted
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (tmp_path / "out").exists()
     done = run_cli(*command)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import warm
 from helpers import byte_tokenizer
-from launch import launch
 from recipe_world import RECIPE, make_run_world
 from safetensors.torch import load_file, save_file
 
@@ -379,7 +379,7 @@ def test_the_command(world: Path, run: Path, tmp_path: Path, command: Any) -> No
 
 def test_under_a_launcher_each_check_is_told_once(run: Path) -> None:
     flip_a_bit(run / "student/model.safetensors")
-    done = launch(2, ["verify", str(run)])
+    done = warm().launch(2, "verify", str(run))
     assert done.returncode != 0
     assert done.stdout.splitlines() == [check.describe() for check in verify_run(run)]
     assert done.stderr.count("checks failed") == 1

@@ -4,14 +4,13 @@ The client runs in a process of its own, since the hub's address is read at impo
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, save_tiny_model
+from commands import Outcome
+from helpers import run_cli, save_tiny_model
 from loopback_hub import REPOSITORY, Hub, client_environment, serving
 from safetensors.torch import load_file, save_file
 
@@ -49,13 +48,8 @@ def hub(teacher: Path) -> Iterator[Hub]:
         yield hub
 
 
-def client(hub: Hub, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **client_environment(hub, tmp_path / "home"),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "compress.cli", "prune", REPOSITORY, *arguments, "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+def client(hub: Hub, tmp_path: Path, *arguments: str) -> Outcome:
+    done = run_cli("prune", REPOSITORY, *arguments, "--json", **client_environment(hub, tmp_path / "home"))
     assert "hf_not_a_real_token" not in done.stdout + done.stderr
     return done
 
