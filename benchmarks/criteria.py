@@ -32,7 +32,7 @@ from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, distill
 from compress.prune import RankingConfig, RepairConfig, prune
 from compress.prune.choose.spec import format_layers
-from compress.prune.config import WITHOUT_TEXT, Method
+from compress.prune.parts import WITHOUT_TEXT, Method
 from compress.prune.repair import seams
 from compress.run.recipe import ScratchTeacher
 

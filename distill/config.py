@@ -14,7 +14,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 PositiveCount = Annotated[Count, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon"]
+DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon", "symmetric_kl"]
 """Functions of these names in `compress.distill.objective.divergences`, which needs torch and this does not."""
 
 

@@ -97,7 +97,8 @@ def evaluation_inputs(
     """
 
     def benchmarks() -> dict[str, Any] | None:
-        made = read_json(earlier)["manifest"]["inputs"].get("benchmarks") or {"task_folder": None, "datasets": {}}
+        inputs = read_json(earlier)["manifest"]["inputs"] if earlier.is_file() else {}
+        made = inputs.get("benchmarks") or {"task_folder": None, "datasets": {}}
         found = benchmark_inputs(config, made["datasets"])
         if found is None:
             return None

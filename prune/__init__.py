@@ -1,6 +1,6 @@
 """Step 1: a teacher checkpoint in, a student checkpoint with fewer layers out.
 
-`config` and `options` say what can be asked; `step` does it: `plan` derives the student's figures and config (rules/
+`config` (of `parts`) says what can be asked; `step` does it: `plan` derives the student's figures and config (rules/
 says how each field of a config changes, choose/ which layers stay), `under_way` copies its weights, `student` writes
 the rest, has it compared with its teacher (`check`), repaired if that was asked for (`repair`), and recorded
 (`record`).
@@ -12,19 +12,20 @@ the copy of the weights can start before torch is there.
 from typing import TYPE_CHECKING, Any
 
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
-from compress.prune.config import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
-from compress.prune.options import PruneConfig
+from compress.prune.config import PruneConfig
+from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
 
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
     from compress.prune.plan import PrunePlan, plan_prune
     from compress.prune.record import PruneResult, prune_inputs, prune_settings
     from compress.prune.step import prune, prune_family, student_name
-    from compress.prune.student import measure_layers
+    from compress.prune.student import Planned, measure_layers
 
 __all__ = [
     "WITHOUT_TEXT",
     "Chosen",
+    "Planned",
     "PruneConfig",
     "PrunePlan",
     "PruneResult",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Planned": "student",
     "PrunePlan": "plan",
     "PruneResult": "record",
     "Ranking": "choose.ranking",

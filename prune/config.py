@@ -1,78 +1,85 @@
-"""What `compress prune` can be asked, as configs. Nothing here imports torch: a command starts by reading these."""
+"""The whole of what `compress prune`, or a recipe's `prune:` section, can be asked."""
 
-from typing import Annotated, Literal, get_args
-
-from pydantic import Field
+import dataclasses
+from collections.abc import Collection
+from typing import TypedDict, TypeVar
 
 from compress.base.config import config
-from compress.base.currency import PLACE
-from compress.base.units import ByteSize, Count
+from compress.base.units import Count
+from compress.prune.choose.candidates import RankAfterConfig, check_request
+from compress.prune.choose.spec import PATTERN, check_spec
+from compress.prune.parts import AtLeastOne, Method, RankingConfig, RepairConfig, StorageConfig
 
-AtLeastOne = Annotated[Count, Field(ge=1)]
-
-
-@config
-class CalibrationConfig:
-    """Which text the model is measured on, and how it is run on it."""
-
-    calibration: Annotated[str | None, PLACE] = None
-    """SOURCE: `hub:ORG/NAME[:CONFIG]`, a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst) or txt, or a
-    token store (its training rows). In a recipe None is the run's own training rows."""
-    calibration_tokens: AtLeastOne = 256_000
-    """Tokens to measure on, in whole rows; all there are where the text is shorter."""
-    calibration_seq_len: Annotated[Count, Field(ge=2)] = 2048
-    """Tokens a row, at most the model's context; a token store has rows of its own."""
-    calibration_column: Annotated[str, Field(min_length=1)] = "text"
-    """Column (or JSON key) that holds the text."""
-    batch_tokens: AtLeastOne = 8192
-    """Tokens run through the model at once, at least a row: a matter of memory, as `eval.batch_tokens` is, and no
-    optimizer step, as `distill.batch_tokens` is."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights while measuring: float32 on the CPU and the checkpoint's own elsewhere, unless named."""
-    device: str | None = None
-    """`cpu`, `cuda:1`, ...; the accelerator when there is one, else the CPU."""
+C = TypeVar("C")
 
 
-Method = Literal[
-    "block-influence", "angular", "perplexity", "perplexity-greedy", "taylor", "magnitude", "random"
-]  # fmt: skip
-METHODS: tuple[Method, ...] = get_args(Method)
-"""How layers can be measured; `compress.prune.choose.ranking` says what each is."""
-WITHOUT_TEXT: tuple[Method, ...] = ("magnitude", "random")
+class How(TypedDict):
+    """How a student is made, whichever layers stay: keyword arguments of `prune` and `prune_settings`."""
+
+    check: bool
+    repair: RepairConfig | None
+    storage: StorageConfig
 
 
 @config
-class RankingConfig(CalibrationConfig):
-    """Keep the layers that matter most."""
+class PruneConfig(RepairConfig, StorageConfig):
+    """Which layers stay, by name (`keep`), by measure (`layers` and `by`) or by trial (`rank_after`), whether the
+    student is repaired and compared with its teacher, and how it is stored."""
 
-    layers: AtLeastOne
-    """How many layers stay."""
-    by: Method
+    keep: str | None = None
+    """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay), or pattern:SPEC.
+    `alternate` when neither it nor `layers` is given."""
+    preserve_pattern: bool = False
+    """Keep as many layers as `keep` says, but of each type of layer (sliding or full attention, dense or sparse) its
+    share, the last layer kept."""
+    layers: AtLeastOne | None = None
+    """How many layers stay, those that matter most `by` a measure."""
+    by: Method | None = None
     """METHOD: Measure of how much a layer matters."""
+    rank_after: AtLeastOne | None = None
+    """Heal each candidate cut of `layers` layers on so many tokens first, and keep the one that is best then."""
+    candidates: tuple[str, ...] | None = None
+    """METHODs and SPECs that name the cuts to heal, `random` three; by default every METHOD (or that of `by`),
+    alternate, uniform:N, contiguous:N and random."""
     seed: Count = 0
     """Of the draw, for `by: random`."""
+    repair: bool = False
+    """Change the block before each cut by least squares, so that it does some of what was dropped."""
+    check: bool = True
+    """Compare the student's logits with the teacher's, dropped layers skipped (needs 5 bytes a teacher parameter)."""
 
+    def __post_init__(self) -> None:
+        check_request(self.rank_after, self.candidates, self.layers, self.keep)
+        if self.rank_after is None and (self.layers is None) != (self.by is None):
+            raise ValueError("`layers` (how many stay) and `by` (the METHOD that chooses them) go together")
+        if self.keep is not None and self.by is not None:
+            raise ValueError("`keep` names the layers and `by` measures them; write one of the two")
+        if self.layers is None:
+            object.__setattr__(self, "keep", self.keep or "alternate")
+            check_spec(str(self.choice))
+        elif self.preserve_pattern:
+            raise ValueError("`preserve_pattern` chooses layers by their type and `by` by a measure; write one of them")
 
-@config
-class RepairConfig(CalibrationConfig):
-    """Repair the cut by least squares on the text."""
+    @property
+    def choice(self) -> str | RankingConfig | RankAfterConfig:
+        """What `prune` takes as `keep`; of a RankAfterConfig, `compress.run.rank_after` makes it first."""
+        if self.layers is None:
+            return f"{PATTERN}{self.keep}" if self.preserve_pattern else str(self.keep)
+        if self.rank_after is not None:
+            return self._part(RankAfterConfig, but=("data", "heal"))
+        return self._part(RankingConfig)
 
-    repair_ridge: Annotated[float, Field(gt=0)] = 1e-3
-    """Pull of the repair towards no change, in mean squares of the map's input."""
+    @property
+    def repairing(self) -> RepairConfig | None:
+        """What `prune` takes as `repair`."""
+        return self._part(RepairConfig) if self.repair else None
 
+    @property
+    def how(self) -> How:
+        """What `prune` and `prune_settings` take besides `keep`."""
+        return How(check=self.check, repair=self.repairing, storage=self._part(StorageConfig))
 
-@config
-class StorageConfig:
-    """How the teacher's weights are read and the student's are stored."""
-
-    cast: Literal["float32", "bfloat16", "float16"] | None = None
-    """Store the weights in this dtype instead of the teacher's. Tensors that the teacher keeps in another dtype than
-    most of its weights (a router's bias in float32) stay as they are."""
-    max_shard_size: ByteSize = 5 * 10**9
-    """Bytes of tensors a file holds at most (`5GB`, `500MB`, `2GiB`), or one larger tensor."""
-    link: bool = False
-    """Hard-link files of the teacher that stay as they are, all tensors and names, instead of copying them. Both models
-    then share these bytes on the disk, so neither may be edited in place by other tools."""
-    stream: bool | None = None
-    """Of a teacher on the hub, read only what the student keeps. None: when its weights are not in the local cache and
-    nothing (check, measure, repair) needs the whole of it. True: and leave the check out."""
+    def _part(self, kind: type[C], but: Collection[str] = ()) -> C:
+        """The config of that kind with the values that this one has under the same names."""
+        names = [field.name for field in dataclasses.fields(kind) if field.name not in but]  # type: ignore[arg-type]
+        return kind(**{name: getattr(self, name) for name in names})

@@ -18,7 +18,7 @@ from compress.prune.choose.candidates import RankAfterConfig
 from compress.prune.choose.kinds import layer_kinds
 from compress.prune.choose.mix import choose_layers, count_types, mix_note, require_attention
 from compress.prune.choose.spec import format_layers
-from compress.prune.config import RankingConfig
+from compress.prune.parts import RankingConfig
 from compress.prune.rules.student_config import num_layers, student_config, text_config
 
 _MOST_CONTEXT = 32768

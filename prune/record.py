@@ -10,7 +10,7 @@ from compress.base.config import to_dict
 from compress.base.currency import Inputs
 from compress.base.units import format_bytes
 from compress.prune.choose.candidates import RankAfterConfig
-from compress.prune.config import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
+from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
 
 if TYPE_CHECKING:
     from compress.prune.check import CheckResult

@@ -32,7 +32,7 @@ from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
 from compress.model.parts import decoder_layers, hidden_states
 from compress.prune.choose.calibration import Calibration, load_calibration
-from compress.prune.config import RepairConfig
+from compress.prune.parts import RepairConfig
 from compress.weights.headers import read_header, replace_tensor
 
 _LAST_MAPS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "fc2")

@@ -16,9 +16,9 @@ from pathlib import Path
 from compress.base.disk import require_free, staged_folder
 from compress.base.errors import UsageError
 from compress.model.files import check_weight_files, model_fingerprint
-from compress.prune.config import RepairConfig, StorageConfig
+from compress.prune.parts import RepairConfig, StorageConfig
 from compress.prune.record import PruneResult
-from compress.prune.student import Call, Keep, load_shapes, plan_student
+from compress.prune.student import Call, Keep, Planned, load_shapes, plan_student
 from compress.prune.under_way import WeightsUnderWay, disk_errors
 from compress.weights.hub import HubTeacher, open_teacher, streams
 
@@ -129,6 +129,6 @@ def _fingerprint(folder: Path, hub: HubTeacher | None) -> Iterator[Future[dict[s
 
 def _needs_all(keeps: Sequence[Keep], repair: RepairConfig | None) -> str | None:
     """What, beside the check, reads weights that the student does not keep."""
-    if not all(isinstance(keep, str) for keep in keeps):
+    if not all(isinstance(keep, str | Planned) for keep in keeps):
         return "measuring layers"
     return "the repair" if repair is not None else None

@@ -13,7 +13,7 @@ from compress.base.records import manifest
 from compress.model.files import WEIGHT_FILES, copy_side_files
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.choose.spec import format_layers
-from compress.prune.config import RankingConfig, RepairConfig, StorageConfig
+from compress.prune.parts import RankingConfig, RepairConfig, StorageConfig
 from compress.prune.record import RECORD, PruneResult, prune_inputs, prune_settings
 from compress.prune.rules.fields import VERIFIED_TYPES
 from compress.weights.hub import HubTeacher
@@ -26,8 +26,16 @@ _ASKED_NOT_TO = "asked not to"
 _STREAMED = "of the teacher, only what the student keeps was read"
 
 
-Keep = str | RankingConfig | Chosen
-"""A SPEC, a measure that is to choose, or layers that were chosen."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """Layers by their SPEC, with the plan of the cut."""
+
+    keep: str
+    derivation: "Derivation"
+
+
+Keep = str | RankingConfig | Chosen | Planned
+"""A SPEC, a measure that is to choose, layers that were chosen, or a cut that is planned already."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,8 +122,13 @@ def plan_student(call: Call, keep: Keep) -> Student:
     """
     from compress.prune.plan import cast_derivation, derive
 
-    asked, ranking = (keep.asked, keep.ranking) if isinstance(keep, Chosen) else (keep, None)
-    derivation = derive(call.teacher, call.folder, asked)
+    asked: str | RankingConfig | RankAfterConfig
+    ranking = None
+    if isinstance(keep, Planned):
+        asked, derivation = keep.keep, keep.derivation
+    else:
+        asked, ranking = (keep.asked, keep.ranking) if isinstance(keep, Chosen) else (keep, None)
+        derivation = derive(call.teacher, call.folder, asked)
     skip = _reason_to_skip(call, derivation.plan)
     if isinstance(keep, RankingConfig):
         ranking = _rank(keep, call.teacher, call.folder, derivation)

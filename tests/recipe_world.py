@@ -10,6 +10,7 @@ from compress.run.layout import Layout
 from compress.run.pipeline import resolve_paths
 from compress.run.recipe import Recipe
 from compress.run.recipe_steps import steps_of
+from compress.run.redo import Redo
 
 RECIPE = """
 name: tiny
@@ -63,7 +64,12 @@ def make_run_world(folder: Path) -> Path:
 
 
 def make_steps(recipe: Recipe, run: Path, teacher: Path, *groups: str) -> None:
-    """Do those steps of a recipe that are of these groups and not done, in order, as `compress run` does them."""
-    for step in steps_of(resolve_paths(recipe, run), Layout(run), lambda: teacher):
-        if step.group in groups and step.state()[0] != "done":
+    """Do those steps of a recipe that are of these groups and not done, in order, as a run with --redo does."""
+    layout = Layout(run)
+    steps = [s for s in steps_of(resolve_paths(recipe, run), layout, lambda: teacher) if s.group in groups]
+    for step in steps:
+        state, _ = step.state()
+        if state == "changed":
+            Redo.under_way(layout).move([step])
+        if state != "done":
             step.make()

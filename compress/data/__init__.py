@@ -1,11 +1,18 @@
-"""Text in, a token store out: sources, preparation, reading."""
+"""Text in, a token store out: sources, preparation, reading.
+
+Only the config is imported at once: options are read, and explained, without NumPy and Arrow.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from compress.data.config import DataConfig
-from compress.data.prepare import changes_of_begun, changes_since, options_unlike, prepare, store_inputs
-from compress.data.sample import read_start, text_fingerprint
-from compress.data.sources.hub import HubSource
-from compress.data.sources.sources import LocalSource, Source, find_source
-from compress.data.store.store import INDEX, TokenStore
+
+if TYPE_CHECKING:
+    from compress.data.preparing import changes_of_begun, changes_since, options_unlike, prepare, store_inputs
+    from compress.data.sample import read_start, text_fingerprint
+    from compress.data.sources.hub import HubSource
+    from compress.data.sources.sources import LocalSource, Source, find_source
+    from compress.data.store.store import INDEX, TokenStore
 
 __all__ = [
     "INDEX",
@@ -23,3 +30,27 @@ __all__ = [
     "store_inputs",
     "text_fingerprint",
 ]
+
+_HOMES = {
+    "INDEX": "store.store",
+    "HubSource": "sources.hub",
+    "LocalSource": "sources.sources",
+    "Source": "sources.sources",
+    "TokenStore": "store.store",
+    "changes_of_begun": "preparing",
+    "changes_since": "preparing",
+    "find_source": "sources.sources",
+    "options_unlike": "preparing",
+    "prepare": "preparing",
+    "read_start": "sample",
+    "store_inputs": "preparing",
+    "text_fingerprint": "sample",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -33,6 +33,6 @@ class DataConfig:
     seed: Count = 0
     """Seed of the choice of held-out documents."""
     num_proc: Annotated[AtLeastOne | None, FREE] = None
-    """Tokenizer processes; None uses threads of this process. The result is the same."""
+    """Accepted and without effect: the tokenizer has a thread on each core (RAYON_NUM_THREADS bounds them)."""
     on_bad_row: Literal["skip", "error"] = "skip"
     """Rows without readable text, and files damaged midway: skip and count them, or stop."""

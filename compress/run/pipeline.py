@@ -27,9 +27,10 @@ from compress.distill.resources.start_up import check_start
 from compress.model.files import local_model, resolve_model
 from compress.model.remote_code import trusting
 from compress.report import write_report
+from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
 from compress.run.recipe import DistillOptions, Recipe, load_recipe
-from compress.run.recipe_steps import show_speeds, steps_of
+from compress.run.recipe_steps import steps_of
 from compress.run.redo import Redo, begin, intended
 from compress.run.steps import Step, states
 

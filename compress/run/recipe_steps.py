@@ -9,7 +9,7 @@ from typing import Any
 
 from compress.base.config import to_dict
 from compress.base.currency import Inputs, Missing
-from compress.base.disk import read_json, sha256_json, sha256_tree, staged_folder, write_json
+from compress.base.disk import sha256_json, sha256_tree, staged_folder, write_json
 from compress.base.errors import CompressError
 from compress.base.processes import on_main
 from compress.base.progress import say
@@ -17,7 +17,6 @@ from compress.base.records import manifest
 from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs
 from compress.demo import WorldConfig, write_world
 from compress.distill import DistillConfig, begun_otherwise, distill
-from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs
 from compress.model.files import model_fingerprint
 from compress.prune import (
     WITHOUT_TEXT,
@@ -28,42 +27,26 @@ from compress.prune import (
     prune_inputs,
     prune_settings,
 )
+from compress.run.evaluations import evaluations
+from compress.run.finders import Folder, at, if_there, store_of
 from compress.run.layout import Layout
 from compress.run.rank_after import prune_best, with_heal
 from compress.run.recipe import Recipe
 from compress.run.scratch import initialise
-from compress.run.steps import Step
-
-Folder = Callable[[], Path]
-"""Finds a folder; raises Missing where it is not here."""
+from compress.run.steps import Step, groups_of
 
 
 def steps_of(recipe: Recipe, layout: Layout, teacher: Folder) -> list[Step]:
     """The steps of a resolved recipe (see `resolve_paths`) in a run folder; `teacher` finds the teacher's folder."""
     world = [_world(recipe.world, layout)] if recipe.world is not None else []
-    data = _data(recipe, layout, teacher, after=_groups(world))
-    scratch = _scratch(recipe, layout, after=_groups([*world, data])) if recipe.teacher.scratch is not None else []
+    data = _data(recipe, layout, teacher, after=groups_of(world))
+    scratch = _scratch(recipe, layout, after=groups_of([*world, data])) if recipe.teacher.scratch is not None else []
     measured = [*world, data] if needs_data(recipe.prune) else []
-    cut = _cut(recipe, layout, teacher, after=_groups([*measured, *scratch]))
+    cut = _cut(recipe, layout, teacher, after=groups_of([*measured, *scratch]))
     first = [data, *scratch, cut] if scratch or measured else [cut, data]
     made = [*world, *first]
-    healed = training("distill", recipe.distill, layout, layout.student, layout.student_init, teacher, _groups(made))
-    return [*world, *first, healed, *_evaluations(recipe, layout, teacher, before=made, healed=healed)]
-
-
-def _groups(steps: list[Step]) -> frozenset[str]:
-    return frozenset(step.group for step in steps)
-
-
-def at(folder: Path) -> Folder:
-    """Finds a model folder of the run itself."""
-
-    def find() -> Path:
-        if not (folder / "config.json").is_file():
-            raise Missing(f"{folder} is not there")
-        return folder
-
-    return find
+    healed = training("distill", recipe.distill, layout, layout.student, layout.student_init, teacher, groups_of(made))
+    return [*world, *first, healed, *evaluations(recipe, layout, teacher, before=made, healed=healed)]
 
 
 def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:
@@ -191,19 +174,11 @@ def _cut(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str])
         record=out / "prune.json",
         kind=PruneConfig,
         settings=prune_settings(choice, **asked.how),
-        inputs={role: functools.partial(_if_there, find) for role, find in inputs.items()},
+        inputs={role: functools.partial(if_there, find) for role, find in inputs.items()},
         places=(out,),
         make=make,
         together=True,
     )
-
-
-def _if_there(find: Callable[[], Any]) -> Any:
-    """What `find` returns; what it cannot read now can also not be compared."""
-    try:
-        return find()
-    except CompressError as error:
-        raise Missing(str(error)) from error
 
 
 def training_inputs(student: Folder, teacher: Folder | None, data: Callable[[], TokenStore]) -> Inputs:
@@ -225,7 +200,7 @@ def training(
     after: frozenset[str],
 ) -> Step:
     """The training of `student` into `out` on RUN/data; without `teacher`, on the text alone."""
-    work, inputs = layout.training(out), training_inputs(at(student), teacher, lambda: _store(layout))
+    work, inputs = layout.training(out), training_inputs(at(student), teacher, lambda: store_of(layout))
 
     def make() -> None:
         say(f"{name}: {student} -> {out}")
@@ -245,89 +220,3 @@ def training(
         together=True,
         begun=lambda: begun_otherwise(work, config, inputs),
     )
-
-
-def _store(layout: Layout) -> TokenStore:
-    if not (layout.data / INDEX).is_file():
-        raise Missing(f"{layout.data} holds no token store")
-    return TokenStore.open(layout.data)
-
-
-def _evaluations(recipe: Recipe, layout: Layout, teacher: Folder, before: list[Step], healed: Step) -> list[Step]:
-    """Scores of teacher, cut and healed student, and the speed of all three, timed in turns."""
-    models: dict[str, Folder] = {
-        "teacher": teacher,
-        "student-init": at(layout.student_init),
-        "student": at(layout.student),
-    }
-    steps = []
-    for name, model in models.items():
-        made = [step for step in before if step.group != "prune" or name != "teacher"]
-        after = _groups([*made, healed] if name == "student" else made)
-        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, teacher, after))
-    if recipe.eval.speed:
-        steps.append(_speed(recipe.eval.only_speed(), layout, models, _groups([*before, healed])))
-    return steps
-
-
-def _evaluation(
-    config: EvalConfig, layout: Layout, name: str, model: Folder, teacher: Folder, after: frozenset[str]
-) -> Step:
-    out, reference = layout.evaluation(name), None if name == "teacher" else teacher
-
-    def make() -> None:
-        say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
-        beside = None if reference is None else reference()
-        evaluate_model(model(), config, teacher=beside, text=layout.data, out=out)
-
-    return Step(
-        name=f"eval {name}",
-        group="eval",
-        after=after,
-        record=out,
-        kind=EvalConfig,
-        settings=to_dict(config),
-        inputs=evaluation_inputs(model, config, teacher=reference, text=lambda: _store(layout).path, earlier=out),
-        places=(out.with_name(f"{out.name}.journal"), out.with_name(f"{out.stem}.items.jsonl"), out),
-        make=make,
-        together=True,
-    )
-
-
-def _speed(config: EvalConfig, layout: Layout, models: Mapping[str, Folder], after: frozenset[str]) -> Step:
-    record, settings = layout.evaluation("speed"), to_dict(config)
-    inputs = {name: functools.partial(_fingerprint, model) for name, model in models.items()}
-
-    def make() -> None:
-        started = time.monotonic()
-        found = {role: find() for role, find in inputs.items()}
-        speed = compare_speed({name: model() for name, model in models.items()}, config)
-        made = manifest(config=settings, inputs=found, outputs={}, seconds=time.monotonic() - started)
-        write_json(record, {**speed, "manifest": made})
-
-    return Step(
-        name="speed",
-        group="eval",
-        after=after,
-        record=record,
-        kind=EvalConfig,
-        settings=settings,
-        inputs=inputs,
-        places=(record,),
-        make=make,
-    )
-
-
-def _fingerprint(model: Folder) -> dict[str, str]:
-    return model_fingerprint(model())
-
-
-def show_speeds(layout: Layout) -> None:
-    """Write the speeds that were measured into the eval JSONs of their models."""
-    if not layout.evaluation("speed").is_file():
-        return
-    speeds = read_json(layout.evaluation("speed"))
-    for name in ("teacher", "student-init", "student"):
-        scores = read_json(layout.evaluation(name))
-        if scores["speed"] != speeds[name]:
-            write_json(layout.evaluation(name), {**scores, "speed": speeds[name]})

@@ -75,3 +75,8 @@ class Step:
 def states(steps: Sequence[Step]) -> dict[str, tuple[State, list[str]]]:
     """Where each step stands, by name, and what differs."""
     return {step.name: step.state() for step in steps}
+
+
+def groups_of(steps: Iterable[Step]) -> frozenset[str]:
+    """The groups that the steps belong to."""
+    return frozenset(step.group for step in steps)

@@ -99,6 +99,13 @@ def jensen_shannon(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor
     return (of_teacher + of_student) / 2, gradient.mul_(0.5)
 
 
+def symmetric_kl(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor]:
+    """KL(p || q) / 2 + KL(q || p) / 2 of each row, and the two gradients weighted so (Jeffreys' divergence, halved)."""
+    forward, gradient = forward_kl(student, teacher)
+    reverse, other = reverse_kl(student, teacher)
+    return (forward + reverse) / 2, gradient.add_(other).mul_(0.5)
+
+
 def _log_probabilities(tile: Tempered) -> Tensor:
     return tile.logits - tile.log_normaliser.to(tile.logits.dtype)[:, None]
 

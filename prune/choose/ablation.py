@@ -77,30 +77,35 @@ class Ablation:
         """Compare, for each block skipped, starting from its kept input with running all blocks on `ids` [1, S]."""
         self._dropped, self.reuses_prefix = set(), True
         self._start = None
-        self._readout.states(ids)
+        self._readout.states(ids)  # keeps each block's input
         for index in range(len(self._layers)):
             self._start, self.reuses_prefix = index, True
             resumed = self._readout.states(ids)
-            self.reuses_prefix = False
+            self.reuses_prefix = False  # and stays so when this trial, run in full, says something else
             if not torch.equal(resumed, self._readout.states(ids)):
                 return
         self.reuses_prefix = True
 
     def _forward_of(self, index: int, own: Forward) -> Forward:
-        """Block `index`: a plain run keeps its input; a trial passes the state on up to the block it starts from."""
+        """What block `index` does instead of its `own`: a plain run keeps its input, a trial skips it where it should.
+
+        `_start` is None in a plain run, and in a trial the block that it skips besides the `_dropped` ones.
+        """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden = given(args, kwargs)
-            skipped = index in self._dropped or index == self._start
-            before = self._start is not None and index < self._start
-            if self._start is None:
-                self._inputs[index] = hidden
-            if self.reuses_prefix and self._start is not None and index <= self._start:
-                kept = self._inputs[index]
+            hidden, start = given(args, kwargs), self._start
+            if start is None:
+                self._inputs[index] = hidden  # a plain run, whose states trials start from
+            elif self.reuses_prefix and index <= start:
+                # Nothing need run up to the skipped block: what it was given before, the next one is given now.
+                kept = hidden if index < start else self._inputs[index]
                 assert kept is not None
-                return self._like_output(index, hidden if before else kept)
+                return self._like_output(index, kept)
+            skipped = index in self._dropped or index == start
             if skipped and self.reuses_prefix:
                 return self._like_output(index, hidden)
+            # Where blocks pass each other more than the state, a skipped one runs for the rest of what it gives, and
+            # may write over its input meanwhile.
             kept = hidden.clone() if skipped else hidden
             output = own(*args, **kwargs)
             self._extras[index] = output[1:] if isinstance(output, tuple) else None

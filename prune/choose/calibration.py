@@ -15,7 +15,7 @@ from compress.base.errors import UsageError
 from compress.data import INDEX, TokenStore, read_start, text_fingerprint
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import check_store, context_tokens
-from compress.prune.config import CalibrationConfig
+from compress.prune.parts import CalibrationConfig
 
 
 @dataclasses.dataclass(frozen=True)

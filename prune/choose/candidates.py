@@ -14,7 +14,7 @@ from compress.base.errors import UsageError
 from compress.base.units import Count
 from compress.prune.choose.mix import choose_layers
 from compress.prune.choose.spec import check_spec
-from compress.prune.config import METHODS, WITHOUT_TEXT, AtLeastOne, CalibrationConfig, Method, RankingConfig
+from compress.prune.parts import METHODS, WITHOUT_TEXT, AtLeastOne, CalibrationConfig, Method, RankingConfig
 
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking

@@ -32,7 +32,7 @@ from compress.prune.choose.ablation import Ablation, drop_greedily
 from compress.prune.choose.calibration import Calibration, load_calibration
 from compress.prune.choose.influence import measure_influence
 from compress.prune.choose.saliency import magnitude, taylor
-from compress.prune.config import WITHOUT_TEXT, Method, RankingConfig
+from compress.prune.parts import WITHOUT_TEXT, Method, RankingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from compress.data import DataConfig
 from compress.distill import DistillConfig
 from compress.evaluate import EvalConfig
 from compress.prune import PruneConfig
-from compress.prune.config import METHODS
+from compress.prune.parts import METHODS
 from compress.run.recipe import DistillOptions, PruneOptions, Recipe
 
 CONFIGS = (Recipe, PruneConfig, DataConfig, DistillConfig, EvalConfig)

@@ -80,14 +80,15 @@ def test_every_format_gives_the_same_store(tmp_path: Path, tokenizer_folder: Pat
     assert len(set(made.values())) == 1, made
 
 
-def test_batches_shards_and_processes_do_not_show(
+def test_batches_shards_and_threads_do_not_show(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = documents(120)
     source = write_source(tmp_path / "a.jsonl", texts)
     plain = prepare(data_config(source), tokenizer_folder, tmp_path / "plain")
-    two = prepare(data_config(source, num_proc=2), tokenizer_folder, tmp_path / "two")
-    assert two.fingerprint == plain.fingerprint
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    alone = prepare(data_config(source, num_proc=2), tokenizer_folder, tmp_path / "alone")
+    assert alone.fingerprint == plain.fingerprint
     monkeypatch.setattr("compress.data.sources.stream.BATCH_CHARS", 50)
     monkeypatch.setattr(shards, "SHARD_TOKENS", 100)
     small = prepare(data_config(source), tokenizer_folder, tmp_path / "small")
@@ -170,7 +171,7 @@ def test_a_finished_store_is_opened_and_nothing_done(
     def refuse(*args: object) -> None:
         raise AssertionError("prepared again")
 
-    monkeypatch.setattr(importlib.import_module("compress.data.prepare"), "Preparation", refuse)
+    monkeypatch.setattr(importlib.import_module("compress.data.preparing"), "Preparation", refuse)
     again = prepare(data_config(source.parent, num_proc=3), tokenizer_folder, tmp_path / "store")
     assert again.fingerprint == made.fingerprint
     assert content(tmp_path / "store") == before

@@ -157,6 +157,29 @@ def test_other_divergences_equal_their_definitions(divergence: Any, temperature:
     assert torch.autograd.gradcheck(loss, small)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_symmetric_kl_is_its_formula_symmetric_and_zero_where_both_agree(temperature: float) -> None:
+    """Value and gradients against autograd of the plain formula, float64."""
+    case = make_case(12, 12, 40, 6)
+    options: Any = {"alpha": 1.0, "temperature": temperature, "divergence": "symmetric_kl", "chunk_tokens": 5}
+    leaves = [leaf.clone().requires_grad_() for leaf in case.leaves()]
+    log_q = (leaves[0] @ leaves[1].T / temperature).log_softmax(-1)
+    log_p = (case.teacher @ case.teacher_head.weight.T / temperature).log_softmax(-1)
+    both = 0.5 * log_p.exp() * (log_p - log_q) + 0.5 * log_q.exp() * (log_q - log_p)
+    loss = temperature**2 * both.sum(-1).mean()
+    expected = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    found = chunked(case, **options)
+    errors = [relative(a, b) for a, b in zip((found[1], *found[3:]), expected, strict=True)]
+    assert max(errors) < 1e-10, errors
+
+    turned = Case(case.teacher, case.teacher_head, case.student, case.student_head, case.labels)
+    assert chunked(turned, **options)[1].item() == pytest.approx(found[1].item(), rel=1e-12)
+    alike = Case(case.student, case.student_head, case.student, case.student_head, case.labels)
+    zero = chunked(alike, **options)
+    assert zero[1] == 0
+    assert all((gradient == 0).all() for gradient in zero[3:])
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_teacher_equal_to_student_gives_zero_loss_and_zero_gradient(temperature: float) -> None:
     case = make_case(1, 40, 113, 16, ignored=0.2).cast(torch.float32)

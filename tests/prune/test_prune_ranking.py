@@ -21,7 +21,7 @@ from compress.data import DataConfig, prepare
 from compress.model.files import model_fingerprint
 from compress.prune import PruneConfig, Ranking, RankingConfig, plan_prune, prune, prune_inputs, prune_settings
 from compress.prune.choose import calibration, ranking
-from compress.prune.config import Method
+from compress.prune.parts import Method
 from compress.prune.plan import derive
 from compress.prune.student import _rank
 

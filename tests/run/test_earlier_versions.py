@@ -68,6 +68,15 @@ def same_machine(record: dict[str, Any]) -> bool:
     return bool(made["hardware"]["cpu"] == hardware()["cpu"] and made["versions"]["torch"] == torch.__version__)
 
 
+def known_then(found: dict[str, Any]) -> dict[str, Any]:
+    """What a run leaves, without what 092ab7b did not measure; its best checkpoint was the best by another measure."""
+    record = {
+        k: v for k, v in found["distill.json"].items() if k in ("steps", "tokens", "heldout_loss", "skipped_steps")
+    }
+    rows = [{k: v for k, v in row.items() if k != "heldout_kl"} for row in found["metrics"]]
+    return found | {"distill.json": record, "metrics": rows}
+
+
 @pytest.mark.parametrize(
     ("name", "whole", "told"),
     [
@@ -92,7 +101,7 @@ def test_a_run_under_way_goes_on_to_the_same_end(
     assert told in capsys.readouterr().err
     assert failures(world / "run") == []
     if same_machine(read_json(expected / "student" / "distill.json")):
-        assert differences(lasting(world / "run"), lasting(expected)) == []
+        assert differences(known_then(lasting(world / "run")), known_then(lasting(expected))) == []
     found, wanted = (load_file(run / "student" / "model.safetensors") for run in (world / "run", expected))
     assert found.keys() == wanted.keys()
     assert all(torch.allclose(found[key], wanted[key], atol=1e-4) for key in wanted)

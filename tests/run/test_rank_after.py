@@ -22,8 +22,8 @@ from compress.distill.loop.guard import Diverged
 from compress.prune import PruneConfig, RankAfterConfig, plan_prune, prune
 from compress.prune.plan import derive
 from compress.run import rank_after
+from compress.run.candidates import Candidate, Results, gather, heal_all, possible
 from compress.run.plan import plan_recipe
-from compress.run.rank_after import Candidate, Memory, gather, heal_all, possible
 from compress.run.recipe import load_recipe
 from compress.verify import verify_run
 
@@ -187,7 +187,7 @@ def test_the_loss_after_the_heal_decides(tmp_path: Path) -> None:
 
     def order(cuts: list[tuple[int, ...]], folder: Path) -> list[tuple[int, ...]]:
         records = heal_all(
-            [Candidate(kept, ("x",)) for kept in cuts], Memory(folder, {}), lambda kept: {"cut": kept}, heal
+            [Candidate(kept, ("x",)) for kept in cuts], Results(folder, {}), lambda kept: {"cut": kept}, heal
         )
         return [record["kept_layers"] for record in records]
 

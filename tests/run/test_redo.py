@@ -102,7 +102,6 @@ class Killed(BaseException):
     """The process ends here: nothing is tidied up."""
 
 
-@pytest.mark.faults(3)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_kill_while_results_are_moved_aside_loses_nothing(
     world: Path, after: bool, monkeypatch: pytest.MonkeyPatch

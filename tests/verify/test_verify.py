@@ -257,12 +257,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], set[str], str]] = {
     "the recipe's learning rate": (
         edit_recipe("lr: 0.001", "lr: 0.002"),
         {"student: settings"},
-        "lr was 0.001 and recipe.yaml says 0.002",
+        "lr was 0.001 and is 0.002 in recipe.yaml",
     ),
     "the recipe's layers": (
         edit_recipe("keep: alternate", "keep: '0,1'"),
         {"student-init: settings"},
-        "keep was 'alternate'",
+        'keep was "alternate" and is "0,1"',
     ),
     "the recipe's syntax": (edit_recipe("prune:", "prune: ["), {"recipe.yaml"}, "recipe.yaml is not valid YAML"),
     "a weight that is not finite": (poison, {"student: weights", *MEASURED}, "holds values that are not finite"),

@@ -1,22 +1,15 @@
 """Documents to token ids: in batches, on all cores, the same ids whatever the batching.
 
-`None` processes means the tokenizer's own threads, driven from one thread of ours so that reading goes on meanwhile:
-on two cores as fast as two processes, and nothing to spawn or pickle. With `num_proc`, that many processes are
-spawned (never forked: threads and locks of the parent are not copied), each single-threaded. The parent alone decides
-when they end.
+The tokenizer's own threads do the work, driven from one thread of ours, so that reading goes on meanwhile. Of two
+cores they make more than two processes do, to which text and ids must be sent; what one thread must do alone (ids into
+an array) is a fiftieth of the work.
 """
 
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TypeVar
 
 import numpy as np
@@ -103,69 +96,15 @@ def split_pieces(text: str) -> list[str]:
     return pieces
 
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _WorkerProcess(SpawnProcess):
-    """A process that the stop signals sent to a whole group do not end, from its first moment on, and that ends with
-    its parent however that ends."""
-
-    def start(self) -> None:
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # a new process inherits what is blocked
-        try:
-            super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-    def run(self) -> None:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        super().run()
-
-    def terminate(self) -> None:
-        """What a pool that lost a worker does to the others before it waits for them."""
-        self.kill()
-
-
-class _WorkerContext(SpawnContext):
-    Process = _WorkerProcess
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-_worker: Encoder | None = None
-
-
-def _start_worker(spec: TokenizerSpec) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = Encoder(spec)
-
-
-def _work(documents: Sequence[str]) -> list[Ids]:
-    assert _worker is not None
-    return _worker(documents)
-
-
 @contextmanager
-def encoding(spec: TokenizerSpec, num_proc: int | None) -> Iterator[Callable[[Sequence[str]], Future[list[Ids]]]]:
+def encoding(spec: TokenizerSpec) -> Iterator[Callable[[Sequence[str]], Future[list[Ids]]]]:
     """Yield a function that encodes a batch of documents in the background; results are futures."""
-    executor: Executor
-    if num_proc is None:
-        executor, function = ThreadPoolExecutor(1, "encode"), Encoder(spec).__call__
-    else:
-        executor = ProcessPoolExecutor(
-            num_proc, mp_context=_WorkerContext(), initializer=_start_worker, initargs=(spec,)
-        )
-        function = _work
-    try:
-        yield lambda documents: executor.submit(function, documents)
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    encode = Encoder(spec)
+    with ThreadPoolExecutor(1, "encode") as background:
+        try:
+            yield lambda documents: background.submit(encode, documents)
+        finally:
+            background.shutdown(wait=True, cancel_futures=True)
 
 
 def in_order(

@@ -142,13 +142,12 @@ class Preparation:
             return
         items = read_items(self._source, self._config.text_column, self._position, self._retry)
         label, total, done = self._extent()
-        ahead = _BATCHES_AHEAD + (self._config.num_proc or 0)
         with (
             progress_bar(label, total, done=done, visible=visible) as bar,
-            encoding(self._spec, self._config.num_proc) as submit,
+            encoding(self._spec) as submit,
         ):
             first = self._writer.tokens
-            for batch, encoded in in_order(batches(items), texts, submit, window=ahead):
+            for batch, encoded in in_order(batches(items), texts, submit, window=_BATCHES_AHEAD):
                 num_shards = len(self._writer.shards)
                 finished = self._take_batch(batch, encoded)
                 if finished or self._stop:

@@ -1,0 +1,96 @@
+"""The last steps of a run: scores of teacher, cut and healed student, and the speed of all three."""
+
+import functools
+import time
+from collections.abc import Mapping
+
+from compress.base.config import to_dict
+from compress.base.disk import read_json, write_json
+from compress.base.progress import say
+from compress.base.records import manifest
+from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs
+from compress.model.files import model_fingerprint
+from compress.run.finders import Folder, at, store_of
+from compress.run.layout import Layout
+from compress.run.recipe import Recipe
+from compress.run.steps import Step, groups_of
+
+
+def evaluations(recipe: Recipe, layout: Layout, teacher: Folder, before: list[Step], healed: Step) -> list[Step]:
+    """Scores of teacher, cut and healed student, and the speed of all three, timed in turns."""
+    models: dict[str, Folder] = {
+        "teacher": teacher,
+        "student-init": at(layout.student_init),
+        "student": at(layout.student),
+    }
+    steps = []
+    for name, model in models.items():
+        made = [step for step in before if step.group != "prune" or name != "teacher"]
+        after = groups_of([*made, healed] if name == "student" else made)
+        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, teacher, after))
+    if recipe.eval.speed:
+        steps.append(_speed(recipe.eval.only_speed(), layout, models, groups_of([*before, healed])))
+    return steps
+
+
+def _evaluation(
+    config: EvalConfig, layout: Layout, name: str, model: Folder, teacher: Folder, after: frozenset[str]
+) -> Step:
+    out, reference = layout.evaluation(name), None if name == "teacher" else teacher
+
+    def make() -> None:
+        say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
+        beside = None if reference is None else reference()
+        evaluate_model(model(), config, teacher=beside, text=layout.data, out=out)
+
+    return Step(
+        name=f"eval {name}",
+        group="eval",
+        after=after,
+        record=out,
+        kind=EvalConfig,
+        settings=to_dict(config),
+        inputs=evaluation_inputs(model, config, teacher=reference, text=lambda: store_of(layout).path, earlier=out),
+        places=(out.with_name(f"{out.name}.journal"), out.with_name(f"{out.stem}.items.jsonl"), out),
+        make=make,
+        together=True,
+    )
+
+
+def _speed(config: EvalConfig, layout: Layout, models: Mapping[str, Folder], after: frozenset[str]) -> Step:
+    record, settings = layout.evaluation("speed"), to_dict(config)
+    inputs = {name: functools.partial(_fingerprint, model) for name, model in models.items()}
+
+    def make() -> None:
+        started = time.monotonic()
+        found = {role: find() for role, find in inputs.items()}
+        speed = compare_speed({name: model() for name, model in models.items()}, config)
+        made = manifest(config=settings, inputs=found, outputs={}, seconds=time.monotonic() - started)
+        write_json(record, {**speed, "manifest": made})
+
+    return Step(
+        name="speed",
+        group="eval",
+        after=after,
+        record=record,
+        kind=EvalConfig,
+        settings=settings,
+        inputs=inputs,
+        places=(record,),
+        make=make,
+    )
+
+
+def _fingerprint(model: Folder) -> dict[str, str]:
+    return model_fingerprint(model())
+
+
+def show_speeds(layout: Layout) -> None:
+    """Write the speeds that were measured into the eval JSONs of their models."""
+    if not layout.evaluation("speed").is_file():
+        return
+    speeds = read_json(layout.evaluation("speed"))
+    for name in ("teacher", "student-init", "student"):
+        scores = read_json(layout.evaluation(name))
+        if scores["speed"] != speeds[name]:
+            write_json(layout.evaluation(name), {**scores, "speed": speeds[name]})
