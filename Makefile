@@ -7,21 +7,25 @@ RUN ?= runs/demo
 BENCH_VENV := .venv-bench
 BENCH_BIN := $(BENCH_VENV)/bin
 BENCH_OPTIONS ?=
+# Two tests at a time, each on one thread; whoever has done its half takes of the other's.
+TWO := -n 2 --dist worksteal
 
-.PHONY: demo test slow check bench bench-quick clean
+.PHONY: demo test slow lint check bench bench-quick clean
 
 demo: $(INSTALLED)  ## teacher -> pruned -> healed -> report, on this machine, with nothing else
 	$(BIN)/compress demo --out $(RUN)
 
 test: $(INSTALLED)  ## the default suite: CPU, no network, warnings are errors
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 slow: $(INSTALLED)  ## the long tests; those that need ../shared/data or a package index skip without it
 	$(BIN)/python -m pytest -m slow
 
-check: $(INSTALLED)  ## everything a change must pass: format, lint, strict types, tests
+lint: $(INSTALLED)  ## format, lint, strict types, and which floor imports which
 	$(BIN)/pre-commit run --all-files
-	$(BIN)/python -m pytest
+
+check: lint  ## for a small change: lint, and the tests that take no second
+	$(BIN)/python -m pytest $(TWO) --quick
 
 bench: $(BENCH_VENV)/.installed  ## loss and training step against the peers: hours, on a quiet machine; goes on if stopped
 	$(BENCH_BIN)/python benchmarks/loss.py $(BENCH_OPTIONS)

@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,24 +165,24 @@ class Commands:
     ) -> Running:
         """Start `compress ARGUMENTS`, or a script or a module (its name) with them, in a session of its own.
 
-        `changes` are environment variables. `stage` is what it need not import itself: all, unless the variables that
-        Hugging Face's libraries look at when they are imported are others than `environment` has.
+        `changes` are environment variables. `stage` is what it need not import itself: all, unless variables change
+        that Hugging Face's libraries look at when they are imported.
         """
         self._started += 1
         output = self.folder / f"command-{self._started}"
         output.with_suffix(".in").write_text(stdin)
         for suffix in (".out", ".err"):  # a process may be killed before it opens them
             output.with_suffix(suffix).touch()
-        variables = environment(**changes)
         request = {
             "faults": to_json(faults),
             "arguments": arguments,
             "script": None if script is None else str(script),
             "output": str(output),
             "cwd": str(cwd),
-            "environment": variables,
+            "environment": environment(**changes),
         }
-        link = self._link(stage or ("all" if _hub_of(variables) == _USUAL_HUB else "libraries"))
+        another_hub = any(name.startswith("HF_") and name != "HF_TOKEN" for name in changes)
+        link = self._link(stage or ("libraries" if another_hub else "all"))
         return Running(link, link.ask(request), output)
 
     def run(self, faults: Sequence[Fault], *arguments: str, **options: Any) -> Outcome:
@@ -223,14 +223,6 @@ class Commands:
         if stage not in self._links:
             self._links[stage] = _Link(self._sockets / stage)
         return self._links[stage]
-
-
-def _hub_of(variables: Mapping[str, str]) -> dict[str, str]:
-    """What Hugging Face's libraries look at when they are imported."""
-    return {name: value for name, value in variables.items() if name.startswith("HF_") and name != "HF_TOKEN"}
-
-
-_USUAL_HUB = _hub_of(environment())
 
 
 class _Link:
