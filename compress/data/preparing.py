@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from compress.base.config import build_from, to_dict
-from compress.base.currency import Inputs, Missing, input_changes, setting_changes
+from compress.base.currency import Inputs, Missing, input_changes, inputs_now, setting_changes
 from compress.base.disk import require_free
 from compress.base.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
 from compress.base.signals import stop_on_signal
@@ -79,7 +79,7 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
 def changes_since(out: Path, config: DataConfig, tokenizer: Path | str) -> list[str]:
     """What differs between the finished store `out` and one made from this config, tokenizer and source now."""
     made = TokenStore.open(out).index["manifest"]
-    now = {role: find() for role, find in store_inputs(config, lambda: tokenizer, out).items()}
+    now = inputs_now(store_inputs(config, lambda: tokenizer, out))
     return setting_changes(DataConfig, made["config"], to_dict(config)) + input_changes(made["inputs"], now)
 
 

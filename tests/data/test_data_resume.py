@@ -22,6 +22,7 @@ import pytest
 from data_world import FORMATS, content, data_config, documents, write_source
 from fault_injection import Signal
 
+from compress.base.disk import sha256_tree
 from compress.base.errors import CompressError, InputError, InterruptedRun, UsageError
 from compress.data import prepare
 from compress.data.sources import stream
@@ -112,19 +113,22 @@ def interrupt(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "cut.partial" / "state.json").is_file()
 
 
-def test_other_options_or_data_start_again(
+def test_what_was_begun_with_other_options_or_data_is_kept(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither continued nor thrown away: moved away by the user, what is asked for is prepared from its beginning."""
     write_sources(tmp_path)
-    prepare(data_config(tmp_path / "source", seed=1), tokenizer_folder, tmp_path / "seed 1")
     interrupt(tmp_path, tokenizer_folder, monkeypatch)
-    prepare(data_config(tmp_path / "source", seed=1), tokenizer_folder, tmp_path / "cut")
-    assert content(tmp_path / "cut") == content(tmp_path / "seed 1")
-    (tmp_path / "cut").rename(tmp_path / "done")
-    interrupt(tmp_path, tokenizer_folder, monkeypatch)
+    begun = sha256_tree(tmp_path / "cut.partial")
+    with pytest.raises(UsageError, match=r"cut.partial is the beginning of another store: seed was 0 and is 1\."):
+        prepare(data_config(tmp_path / "source", seed=1), tokenizer_folder, tmp_path / "cut")
     write_source(tmp_path / "source" / "a.parquet", documents(20, 9))
-    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
-    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+    with pytest.raises(UsageError, match="the source is another"):
+        prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
+    assert sha256_tree(tmp_path / "cut.partial") == begun
+    (tmp_path / "cut.partial").rename(tmp_path / "kept")
+    for name in ("cut", "uncut"):
+        prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / name)
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
@@ -148,11 +152,8 @@ def test_a_failing_run_keeps_what_an_earlier_one_saved(
     assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
-def test_a_run_that_began_anew_and_fails_leaves_nothing(
-    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path, tokenizer_folder: Path) -> None:
     write_sources(tmp_path)
-    interrupt(tmp_path, tokenizer_folder, monkeypatch)
     with pytest.raises(InputError, match=r"only .* training tokens of the 10000000 asked for"):
         prepare(data_config(tmp_path / "source", tokens=10_000_000), tokenizer_folder, tmp_path / "cut")
     assert not (tmp_path / "cut.partial").exists()
@@ -291,12 +292,10 @@ def test_a_complete_store_that_was_not_renamed_is_only_renamed(
         with pytest.raises(OSError, match="Input/output"):
             prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     monkeypatch.setattr(Preparation, "_read", fail)
-    (tmp_path / "source").rename(tmp_path / "away")
-    with pytest.raises(InputError, match="does not exist"):
+    (tmp_path / "source").rename(tmp_path / "away")  # nobody needs it any more
+    for _ in range(2):
         prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
-    (tmp_path / "away").rename(tmp_path / "source")
-    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
-    assert content(tmp_path / "cut") == content(tmp_path / "uncut")
+        assert content(tmp_path / "cut") == content(tmp_path / "uncut")
 
 
 MOMENTS = ("os:fsync", "os:replace", "compress.data.store.preparation:Preparation._take_document")
