@@ -1,5 +1,6 @@
 """Nothing finished is destroyed: a changed setting stops the run, `redo` moves aside, and a kill loses nothing."""
 
+import json
 import os
 import shutil
 import time
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from earlier_runs import content, unpack
 
 from compress.base import disk
 from compress.base.errors import UsageError
+from compress.cli import cli
 from compress.run import redo
 from compress.run.pipeline import run_recipe
 from compress.run.recipe import Recipe, load_recipe
@@ -93,6 +96,21 @@ def test_what_is_current_is_done_anew_when_asked_and_only_once_for_one_redo(worl
     run_recipe(recipe(), "run", redo=["eval"])
     assert len(list((world / "run" / "old").glob("eval-*/eval/*.json"))) == 4
     assert not (world / "run" / "redo.json").exists()
+
+
+def test_a_dry_run_says_where_each_step_stands(world: Path) -> None:
+    before = content(world)
+    asked = ["run", "recipe.yaml", "--out", "run", "--dry-run", "--json"]
+    changed = [*asked, "--set", "distill.lr=2e-3"]
+    for command, student, refused in ((asked, "done", False), (changed, "changed", True)):
+        done = CliRunner().invoke(cli, command)
+        steps = json.loads(done.stdout)["steps"]
+        assert steps.pop("distill") == student
+        assert set(steps.values()) == {"done"}
+        assert isinstance(done.exception, UsageError) == refused
+    anew = json.loads(CliRunner().invoke(cli, [*changed, "--redo", "distill"]).stdout)["steps"]
+    assert anew["distill"] == "done anew"
+    assert content(world) == before
 
 
 ASKED = ["prune", "data", "distill", "eval"]
