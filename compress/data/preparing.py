@@ -27,7 +27,7 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
 
     Documents are tokenized as plain text, each followed by EOS, and packed without gaps into rows of `seq_len` tokens.
     Held-out documents (see `HeldOutPool`) are packed apart. The files are the same however often the preparation
-    was cut and continued, and whatever the number of processes. A failure leaves nothing of what this call began, and
+    was cut and continued, on however many cores. A failure leaves nothing of what this call began, and
     all of what an earlier one saved.
 
     Args:
