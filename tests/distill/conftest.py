@@ -45,7 +45,7 @@ def world(base_world: World, tmp_path: Path) -> World:
     return dataclasses.replace(base_world, root=tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def options() -> Callable[..., DistillConfig]:
     """A config of eight steps of four rows, logged and measured often, changed by keyword."""
 

@@ -1,5 +1,6 @@
 """Checkpoints and logs that hold what no run wrote: passed over by name, or refused in words."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -16,11 +17,19 @@ from compress.distill import DistillConfig
 Options = Callable[..., DistillConfig]
 
 
-@pytest.fixture
-def finished(world: World, options: Options) -> tuple[World, DistillConfig, Path]:
-    """A run of eight steps that lost its student, and its last checkpoint."""
+@pytest.fixture(scope="module")
+def cut_short(base_world: World, options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight steps that lost its student."""
+    world = dataclasses.replace(base_world, root=tmp_path_factory.mktemp("cut-short"))
     world.run("run", options())
     shutil.rmtree(world.root / "run" / "student")
+    return world.root / "run"
+
+
+@pytest.fixture
+def finished(world: World, options: Options, cut_short: Path) -> tuple[World, DistillConfig, Path]:
+    """A copy of that run, and its last checkpoint."""
+    shutil.copytree(cut_short, world.root / "run")
     return world, options(), world.root / "run" / "train" / "checkpoints" / "step-8"
 
 
@@ -75,12 +84,10 @@ def test_a_line_of_the_log_that_is_none(finished: tuple[World, DistillConfig, Pa
     assert kept[:3] == [json.loads(row) for row in lines[:3]]
 
 
-def test_a_checkpoint_beside_a_broken_one_is_still_rotated(world: World, options: Options) -> None:
-    config = options()
-    world.run("run", config)
-    folder = world.root / "run" / "train" / "checkpoints"
+def test_a_checkpoint_beside_a_broken_one_is_still_rotated(finished: tuple[World, DistillConfig, Path]) -> None:
+    world, config, last = finished
+    folder = last.parent
     write_json(folder / "step-6" / "state.json", None)
     write_json(folder / "step-8" / "manifest.json", None)
-    shutil.rmtree(world.root / "run" / "student")
     assert world.run("run", config).steps == 8
     assert (folder / "step-8" / "model.safetensors").is_file()

@@ -1,5 +1,7 @@
 """Whatever is in the files a user gives: a value or a clear refusal, in bounded time and memory."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,12 +44,28 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture
+def try_inputs(
+    name: str, targets: dict[str, Target], record_property: Callable[[str, object], None]
+) -> Callable[..., None]:
+    """Fuzz the target, and tell what is printed at the end of the session how often it was tried."""
+
+    def attempt(examples: int, *, random: bool) -> None:
+        tally = Tally()
+        try:
+            fuzz(targets[name], examples, tally, random=random)
+        finally:
+            record_property("fuzz", [name, *dataclasses.astuple(tally)])
+
+    return attempt
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_few_inputs_always_the_same(name: str, targets: dict[str, Target], tallies: dict[str, Tally]) -> None:
-    fuzz(targets[name], FEW.get(name, 25), tallies.setdefault(name, Tally()), random=False)
+def test_a_few_inputs_always_the_same(name: str, try_inputs: Callable[..., None]) -> None:
+    try_inputs(FEW.get(name, 25), random=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_thousands_of_inputs_new_each_time(name: str, targets: dict[str, Target], tallies: dict[str, Tally]) -> None:
-    fuzz(targets[name], 300 if name in FEW else 2000, tallies.setdefault(name, Tally()), random=True)
+def test_thousands_of_inputs_new_each_time(name: str, try_inputs: Callable[..., None]) -> None:
+    try_inputs(300 if name in FEW else 2000, random=True)

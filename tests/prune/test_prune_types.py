@@ -4,7 +4,9 @@ The oracle does not use the code under test: a dropped layer becomes the identit
 projections of its attention and of its MLP are zero, since both are added to the residual stream.
 """
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from helpers import save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from compress.model.load import load_model
-from compress.prune import prune
+from compress.prune import PruneResult, prune
 
 SLIDING = {"sliding_window": 6}
 TYPES: dict[str, dict[str, Any]] = {
@@ -51,6 +53,12 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return save_tiny_model(folder, request.param, num_hidden_layers=6, **TYPES[request.param])
 
 
+@pytest.fixture(scope="module")
+def cut(teacher: Path) -> Callable[[str], PruneResult]:
+    """Cut the teacher as a keep list says, once."""
+    return functools.cache(lambda keep: prune(teacher, teacher.with_name(f"{teacher.name} {keep}"), keep))
+
+
 def with_zeroed_layers(folder: Path, kept: tuple[int, ...]) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     zeroed = 0
@@ -76,29 +84,29 @@ def same_logits(student: Any, teacher: Any) -> bool:
 
 @pytest.mark.faults(5)
 @pytest.mark.parametrize("keep", KEPT)
-def test_the_student_is_the_teacher_without_the_dropped_layers(teacher: Path, tmp_path: Path, keep: str) -> None:
-    result = prune(teacher, tmp_path / "student", keep)
+def test_the_student_is_the_teacher_without_the_dropped_layers(
+    teacher: Path, cut: Callable[[str], PruneResult], keep: str
+) -> None:
+    result = cut(keep)
     assert result.plan.kept_layers == KEPT[keep]
     assert result.check.passed
-    student = load_model(tmp_path / "student", dtype=torch.float32)
+    student = load_model(result.out, dtype=torch.float32)
     assert student.config.num_hidden_layers == len(KEPT[keep])
     assert same_logits(student, with_zeroed_layers(teacher, KEPT[keep]))
 
 
 @pytest.mark.faults(5)
 @torch.no_grad()
-def test_generation_with_a_cache_is_generation_without(teacher: Path, tmp_path: Path) -> None:
-    prune(teacher, tmp_path / "student", "0,1,4")
-    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student").eval()
+def test_generation_with_a_cache_is_generation_without(cut: Callable[[str], PruneResult]) -> None:
+    student = AutoModelForCausalLM.from_pretrained(cut("0,1,4").out).eval()
     ids = torch.randint(200, (1, 9), generator=torch.Generator().manual_seed(2))
     texts = [student.generate(ids, max_new_tokens=14, do_sample=False, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*texts)
 
 
 @pytest.mark.faults(5)
-def test_saving_and_loading_again_changes_nothing(teacher: Path, tmp_path: Path) -> None:
-    prune(teacher, tmp_path / "student", "alternate", check=False)
-    student = load_model(tmp_path / "student", dtype=torch.float32)
+def test_saving_and_loading_again_changes_nothing(cut: Callable[[str], PruneResult], tmp_path: Path) -> None:
+    student = load_model(cut("alternate").out, dtype=torch.float32)
     student.save_pretrained(tmp_path / "again")
     assert same_logits(load_model(tmp_path / "again", dtype=torch.float32), student)
 
