@@ -67,7 +67,7 @@ def test_a_model_that_always_answers_a_is_told_in_words(tmp_path: Path) -> None:
     assert verdict["text"].startswith("Always answers A (100% of items; A is right in 25%), so its score measures that")
     assert "at chance: cannot be told from guessing" in verdict["text"]
     assert "overconfident: 100% sure and right in 25%" in verdict["text"]
-    assert "lettered, m: Always answers A" in " ".join(done.stderr.split())
+    assert "lettered, m: Always answers A" in " ".join(done.stdout.split())
 
 
 def test_items_say_what_was_asked_answered_and_right(world: dict[str, Path], tmp_path: Path) -> None:

@@ -38,5 +38,5 @@ def test_every_loader_of_transformers_is_told_about_remote_code() -> None:
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         assert options.get("trust_remote_code") in ("False", "trusted()"), f"{path}:{node.lineno}"
         if name == "AutoModelForCausalLM.from_pretrained":
-            assert path.name == "models.py"
+            assert path == ROOT / "compress" / "model" / "load.py"
             assert options["use_safetensors"] == "True"
