@@ -49,6 +49,8 @@ class Losses:
         self._accelerator, self._model, self._teacher = accelerator, model, teacher
         self._objective, self._rows = objective, micro_batch_rows
         self._sharded = is_sharded(model)
+        kept = objective.needs.autograd or (isinstance(teacher, nn.Module) and is_sharded(teacher))
+        self._without_gradient = torch.no_grad if kept else torch.inference_mode
 
     def share(self, batch: Batch) -> Share:
         """This process's share of a batch. It touches no device, so a thread may do it ahead of the step."""
@@ -86,7 +88,7 @@ class Losses:
         piece = piece.to(self._accelerator.device)
         teacher = None
         if self._teacher is not None:
-            with torch.no_grad():
+            with self._without_gradient():
                 teacher = self._teacher(piece)
         out: Outcome = self._model(piece, teacher, divisor)
         return out

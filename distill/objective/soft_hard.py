@@ -27,7 +27,7 @@ class SoftAndHard:
 
     @property
     def needs(self) -> Needs:
-        """Last hidden states and heads, which there always are."""
+        """Last hidden states and heads, which there always are; it makes its gradients itself."""
         return Needs()
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: MicroBatch, num_tokens: float) -> Outcome:

@@ -33,7 +33,7 @@ class Nearness:
     """A third term: how far the student's first block is from the teacher's, a mean of squares."""
 
     weights = {"near": WEIGHT}  # noqa: RUF012
-    needs = Needs(student_blocks=(0,), teacher_blocks=(0,))
+    needs = Needs(student_blocks=(0,), teacher_blocks=(0,), autograd=True)
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: MicroBatch, num_tokens: float) -> Outcome:
         assert teacher is not None
