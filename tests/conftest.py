@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = Path(__file__).with_name("long.txt")
-LONG_S = 2.0
+LONG_S = 0.5
 """A test function that takes more than this with all its parameters is long."""
 
 # Triton reads it once, when it is imported. On a machine with a GPU the kernels are compiled instead.
