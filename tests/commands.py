@@ -1,7 +1,7 @@
 """Commands in processes of their own, forked from processes that have imported everything already.
 
 Importing takes a process seconds, which is more than most tests ask of it. A forked command is a process as a fresh one
-is: same code, own session, environment, signals and exit status. Those it is forked from have one thread each and have
+is: same code, own group, environment, signals and exit status. Those it is forked from have one thread each and have
 computed nothing. Whoever starts them is their owner, and they end with it: the process of pytest, or that of
 pytest-xdist whose workers share them.
 
@@ -163,7 +163,7 @@ class Commands:
         cwd: Path = ROOT,
         **changes: str,
     ) -> Running:
-        """Start `compress ARGUMENTS`, or a script or a module (its name) with them, in a session of its own.
+        """Start `compress ARGUMENTS`, or a script or a module (its name) with them, in a process group of its own.
 
         `changes` are environment variables. `stage` is what it need not import itself: all, unless variables change
         that Hugging Face's libraries look at when they are imported.
@@ -308,6 +308,9 @@ def listen(folder: str, ready: int) -> None:
 
 def _accept(listener: socket.socket, listeners: Sequence[socket.socket]) -> None:
     """Serve every connection in a process of its own, until the owner has ended."""
+    for other in listeners:  # who connects to a process that could not import everything is refused, and does not wait
+        if other is not listener:
+            other.close()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those processes
     while True:
         readable, _, _ = select.select([listener, 0], [], [])
@@ -316,8 +319,7 @@ def _accept(listener: socket.socket, listeners: Sequence[socket.socket]) -> None
         connection, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for each in listeners:
-                each.close()
+            listener.close()
             _answer(connection)
         connection.close()
 
@@ -333,8 +335,7 @@ def _answer(connection: socket.socket) -> None:
             if answer == 0:
                 os.close(connection.fileno())
                 _become(question)
-            while os.getpgid(answer) != answer:  # it has a session of its own soon
-                time.sleep(0)
+            os.setpgid(answer, answer)
             running.add(answer)
         else:
             ((how, pid),) = question.items()
@@ -351,16 +352,16 @@ def _answer(connection: socket.socket) -> None:
 
 def _become(request: dict[str, Any]) -> None:
     """Be the command that is asked for, to the end."""
-    os.setsid()
-    os.chdir(request["cwd"])
+    os.setpgid(0, 0)
     for number, suffix, how in ((0, ".in", os.O_RDONLY), (1, ".out", os.O_WRONLY), (2, ".err", os.O_WRONLY)):
         os.dup2(os.open(request["output"] + suffix, how | os.O_APPEND), number)
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     code: Any = 0
     try:
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         install(request["faults"])
         if request["script"] is None:
             sys.argv = ["compress", *request["arguments"]]

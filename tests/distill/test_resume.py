@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +43,15 @@ def killed(world: World, name: str, config: DistillConfig, at: str, call: int) -
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Work as users' processes do, where those of the tests have one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def weights(world: World, name: str) -> bytes:
     return (world.root / name / "student" / "model.safetensors").read_bytes()
 
@@ -51,6 +60,7 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("tokens_per_s", "peak_gib", "mfu")} for row in rows]
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.faults(1, 3)
 def test_a_run_killed_in_a_step_and_in_two_phases_of_a_save_ends_bitwise_equal(
     world: World, options: Options, capfd: pytest.CaptureFixture[str]
