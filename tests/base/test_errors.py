@@ -1,0 +1,28 @@
+"""Several faults are said at once, and a signal is none of them."""
+
+import pytest
+
+from compress.base.errors import CompressError, Faults, InputError, InterruptedRun, UsageError
+
+
+def refusal(error: CompressError) -> CompressError:
+    raise error
+
+
+def test_all_faults_are_in_one_error_of_the_kind_that_weighs_most() -> None:
+    faults = Faults()
+    faults.refuse()
+    assert faults.of(lambda: 3) == 3
+    assert faults.of(lambda: refusal(InputError("no text"))) is None
+    with pytest.raises(InputError, match="^no text$"):
+        faults.refuse()
+    for message in ("no task", "no text"):
+        faults.of(lambda message=message: refusal(UsageError(message)))  # type: ignore[misc]
+    with pytest.raises(UsageError) as caught:
+        faults.refuse()
+    assert str(caught.value).splitlines() == ["no text", "no task"]
+
+
+def test_a_stop_is_no_fault() -> None:
+    with pytest.raises(InterruptedRun):
+        Faults().of(lambda: refusal(InterruptedRun("stopped")))
