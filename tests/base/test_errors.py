@@ -14,7 +14,7 @@ def test_all_faults_are_in_one_error_of_the_kind_that_weighs_most() -> None:
     faults.refuse()
     assert faults.of(lambda: 3) == 3
     assert faults.of(lambda: refusal(InputError("no text"))) is None
-    with pytest.raises(InputError, match="^no text$"):
+    with pytest.raises(InputError, match=r"^no text$"):
         faults.refuse()
     for message in ("no task", "no text"):
         faults.of(lambda message=message: refusal(UsageError(message)))  # type: ignore[misc]
