@@ -22,9 +22,9 @@ from compress.distill.loop.session import Session, fingerprints, open_session
 from compress.distill.loop.train import mfu, train
 from compress.distill.objective.kernels import cpu
 from compress.distill.plan import DistillPlan, plan_distill
+from compress.distill.preflight import check_start
 from compress.distill.publish import DistillResult, finished, publish
 from compress.distill.resources.auto import saved_dtype
-from compress.distill.resources.start_up import check_start
 from compress.model.load import load_config
 
 
@@ -51,12 +51,13 @@ def distill(
         InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved.
         CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
     """
-    from compress.data import TokenStore
+    from compress.data import TokenStore, facts_of_store
 
     config = build_from(DistillConfig, to_dict(config), "distill")
     join()
-    start, source = on_main(lambda: check_start(config, student=student, teacher=teacher, out=out))
     store = TokenStore.open(data)
+    text = facts_of_store(store)
+    start, source = on_main(lambda: check_start(config, student=student, teacher=teacher, out=out, text=text))
     inputs = on_main(lambda: fingerprints(start, source, store))
     if (done := on_main(lambda: finished(out, config, inputs))) is not None:
         return done

@@ -1,7 +1,7 @@
 """Whether a run fits the device's memory, said before it starts, and what to change when it does not."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from compress.base.units import format_bytes
 from compress.distill.config import DistillConfig
 from compress.distill.plan import DistillPlan
 
-_COUNTED = ("weights", "gradients", "optimizer moments", "teacher", "gathered weights")
+_HELD = ("weights", "gradients", "optimizer moments", "teacher", "gathered weights")
 
 Planner = Callable[[DistillConfig], DistillPlan]
 
@@ -29,20 +29,29 @@ def check_fit(config: DistillConfig, planner: Planner, device: torch.device) -> 
         UsageError: weights, gradients, optimizer and teacher alone are more than the device's memory.
     """
     plan = planner(config)
-    free, total = memory_of(device)
-    counted = sum(plan.memory_bytes.get(name, 0) for name in _COUNTED)
-    if counted > total:
-        raise UsageError(
-            f"Weights, gradients, optimizer and teacher take {format_bytes(counted)} and {device} has "
-            f"{format_bytes(total)}: use a smaller student or teacher, a device with more memory, or several devices "
-            "with shard: both."
-        )
+    free = memory_of(device).free
+    check_held({name: plan.memory_bytes.get(name, 0) for name in _HELD}, device)
     if plan.total_bytes > free:
         say(
             f"Memory may not suffice: {plan.memory_text()}; {format_bytes(plan.total_bytes)} in all, and "
             f"{format_bytes(free)} of {device} are free. {advice(config, planner, free)}"
         )
     return plan
+
+
+def check_held(held: Mapping[str, int], device: torch.device) -> None:
+    """Refuse what a run holds all the time, in bytes by part, where the device has not as much memory.
+
+    Raises:
+        UsageError: weights, gradients, optimizer and teacher are more than the device's memory.
+    """
+    needed, total = sum(held.values()), memory_of(device).total
+    if needed > total:
+        raise UsageError(
+            f"Weights, gradients, optimizer and teacher take {format_bytes(needed)} and {device} has "
+            f"{format_bytes(total)}: use a smaller student or teacher, a device with more memory, or several devices "
+            "with shard: both."
+        )
 
 
 def advice(config: DistillConfig, planner: Planner, free: int) -> str:

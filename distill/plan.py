@@ -111,30 +111,39 @@ def _shape(
 def _memory(
     config: DistillConfig, student: Any, teacher: Any | None, shape: StepShape, processes: int
 ) -> dict[str, int]:
+    activations, peak = _step_memory(student, teacher, shape)
+    beside = max(0, peak - 4 * count_parameters(empty_model(student)))
+    parts = {
+        **held_bytes(config, student, teacher, bf16=shape.bf16, processes=processes),
+        "activations": min(activations, beside),
+        "signals": _signal_bytes(config, Pair(student, teacher), shape, 2 if shape.bf16 else 4),
+        "temporary": max(0, beside - activations),
+        "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
+    }
+    return {name: size for name, size in parts.items() if size}
+
+
+def held_bytes(
+    config: DistillConfig, student: Any, teacher: Any | None, *, bf16: bool, processes: int
+) -> dict[str, int]:
+    """Bytes of what one process holds all the time: parameters and what there is one of for each of them."""
     model, guide = empty_model(student), None if teacher is None else empty_model(teacher)
     parameters = count_parameters(model)
-    gradients = 4 * parameters
-    activations, peak = _step_memory(student, teacher, shape)
-    beside = max(0, peak - gradients)
     sharding = "none" if processes == 1 else resolve_sharding(config, processes)
     own = 1 if sharding == "none" else processes
-    value = 2 if shape.bf16 else 4
+    value = 2 if bf16 else 4
     parts = {
         "weights": 4 * parameters // own,
-        "gradients": gradients // own,
+        "gradients": 4 * parameters // own,
         "optimizer moments": state_bytes(model, config) // own,
         "teacher": 0
         if guide is None
         else teacher_bytes(guide, config, value) // (processes if sharding == "both" else 1),
         "gathered weights": 0 if own == 1 else 2 * value * _gathered_parameters(model),
-        "activations": min(activations, beside),
-        "signals": _signal_bytes(config, Pair(student, teacher), shape, value),
-        "temporary": max(0, beside - activations),
-        "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
     }
     if guide is not None and sharding == "both":
         parts["gathered weights"] += value * _gathered_parameters(guide)
-    return {name: size for name, size in parts.items() if size}
+    return parts
 
 
 def _signal_bytes(config: DistillConfig, pair: Pair, shape: StepShape, value: int) -> int:

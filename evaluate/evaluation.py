@@ -1,14 +1,15 @@
 """The whole measurement of one checkpoint, and the eval JSON it is written to."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.base.config import to_dict
 from compress.base.currency import Inputs, Missing, decisive
 from compress.base.disk import read_json, sha256_file, write_json, write_rows, write_text
-from compress.base.errors import UsageError
+from compress.base.errors import Faults, UsageError
 from compress.base.journal import Header, Journal, open_journal
 from compress.base.machine import find_device, git_commit, versions
 from compress.base.processes import join, on_main
@@ -16,14 +17,19 @@ from compress.base.records import manifest
 from compress.data import text_fingerprint
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.harness.local_data import data_fingerprint, folder_fingerprint
+from compress.evaluate.preflight import check_evaluation
 from compress.evaluate.speed import device_name, measure_speed
 from compress.evaluate.text.heldout import Heldout, load_heldout
 from compress.evaluate.text.language import heldout_scores
 from compress.evaluate.text.samples import continuations, prompts_from_rows, response_similarity
 from compress.inference.readout import Checkpoint, load_checkpoint
+from compress.model.facts import look_at_model
 from compress.model.files import model_fingerprint, resolve_model
 from compress.model.parts import count_parameters
 from compress.report.judge.draft import draft_figures
+
+if TYPE_CHECKING:
+    from compress.evaluate.harness.benchmarks import Benchmarks, OpenBenchmarks
 
 
 def evaluate_model(
@@ -60,12 +66,16 @@ def evaluate_model(
     started = time.monotonic()
     config = config or EvalConfig()
     join()
-    inputs = on_main(lambda: _check(model, teacher, text, out))
+    inputs = on_main(lambda: _check(config, model, teacher, text, out))
     reference = None if teacher is None else resolve_model(str(teacher))
-    with open_journal(out, _header(config, inputs)) as journal:
+    with contextlib.ExitStack() as opened:
+        benchmarks = opened.enter_context(_open_benchmarks(config)) if config.tasks else None
+        journal = opened.enter_context(open_journal(out, _header(config, inputs)))
         checkpoint = load_checkpoint(model, dtype=config.dtype, device=config.device)
         heldout = None if text is None else on_main(lambda: load_heldout(text, checkpoint, config))
-        result, items, datasets = _measure(checkpoint, config, heldout, reference, prompts, journal)
+        scored = None if benchmarks is None else benchmarks.score(checkpoint, journal)
+        result = _measure(checkpoint, config, scored, heldout, reference, prompts, journal)
+        items, datasets = ([], set()) if scored is None else (scored.items, scored.datasets)
 
         def publish() -> dict[str, Any]:
             seconds = time.monotonic() - started
@@ -140,12 +150,33 @@ def _fingerprints(model: str | Path, teacher: str | Path | None, text: str | Pat
     }
 
 
-def _check(model: str | Path, teacher: str | Path | None, text: str | Path | None, out: Path | None) -> dict[str, Any]:
+def _open_benchmarks(config: EvalConfig) -> "contextlib.AbstractContextManager[OpenBenchmarks]":
+    from compress.evaluate.harness.benchmarks import open_benchmarks
+
+    return open_benchmarks(config)
+
+
+def _check(
+    config: EvalConfig, model: str | Path, teacher: str | Path | None, text: str | Path | None, out: Path | None
+) -> dict[str, Any]:
     """Refuse what cannot be done before anything is, download the models, and fingerprint what goes in."""
-    if teacher is not None and text is None:
-        raise UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")
+    faults = Faults()
     if out is not None:
-        _require_writable(out)
+        faults.of(lambda: _require_writable(out))
+    measured, reference = (
+        None if name is None else faults.of(lambda name=name: look_at_model(str(resolve_model(str(name)))))  # type: ignore[misc]
+        for name in (model, teacher)
+    )
+    if teacher is not None and text is None:
+        faults.found.append(
+            UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")
+        )
+    check_evaluation(config, model=measured, teacher=reference, text=None if text is None else str(text), faults=faults)
+    if faults.found and config.tasks:  # else the tasks are built next, and say for themselves what is wrong
+        from compress.evaluate.harness.catalog import check_tasks
+
+        faults.of(lambda: check_tasks(config, download=False))
+    faults.refuse()
     return _fingerprints(model, teacher, text)
 
 
@@ -161,28 +192,22 @@ def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:
 def _measure(
     checkpoint: Checkpoint,
     config: EvalConfig,
+    scored: "Benchmarks | None",
     heldout: Heldout | None,
     teacher: Path | None,
     prompts: Sequence[str],
     journal: Journal,
-) -> tuple[dict[str, Any], list[dict[str, Any]], set[str]]:
-    """The measured part of the eval JSON, the benchmark items, and the local data sets they came from."""
+) -> dict[str, Any]:
+    """The measured part of the eval JSON."""
     result: dict[str, Any] = {
         "model": checkpoint.name,
         "params": count_parameters(checkpoint.model),
         "bytes": sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")),
-        "tasks": {},
+        "tasks": {} if scored is None else scored.tasks,
         "heldout": None,
         "fidelity": None,
         "speed": None,
     }
-    items: list[dict[str, Any]] = []
-    datasets: set[str] = set()
-    if config.tasks:
-        from compress.evaluate.harness.benchmarks import run_benchmarks
-
-        benchmarks = run_benchmarks(checkpoint, config, journal)
-        result["tasks"], items, datasets = benchmarks.tasks, benchmarks.items, benchmarks.datasets
     reference = None if teacher is None else load_checkpoint(teacher, dtype=config.dtype, device=config.device)
     if heldout is not None:
         result["heldout"], result["fidelity"] = heldout_scores(
@@ -203,7 +228,7 @@ def _measure(
             result["fidelity"]["draft"] = draft_figures(result)
     chosen = _prompts(checkpoint, heldout, prompts, config.samples, config)
     samples = continuations(checkpoint, chosen, config.sample_tokens, journal)
-    return {**result, "samples": samples}, items, datasets
+    return {**result, "samples": samples}
 
 
 def _speed(checkpoint: Checkpoint, teacher: Checkpoint | None, config: EvalConfig) -> dict[str, Any]:

@@ -55,6 +55,18 @@ def seams(kept: Sequence[int], num_layers: int) -> list[Seam]:
     return [seam for seam in found if seam.dropped]
 
 
+def require_seams(kept: Sequence[int], num_layers: int) -> list[Seam]:
+    """The seams of a cut that is to be repaired.
+
+    Raises:
+        InputError: it has none.
+    """
+    found = seams(kept, num_layers)
+    if not found:
+        raise InputError(f"There is nothing to repair: no layer is dropped after the first kept one ({kept[0]}).")
+    return found
+
+
 def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[int], num_layers: int) -> dict[str, Any]:
     """Repair every seam of the model in the folder `student`, cut from `teacher`; return what prune.json says of it.
 
@@ -64,9 +76,7 @@ def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[in
         InputError: nothing can be repaired, or a block before a seam does not end in a map that can be changed (see
             above); the message names it. The text cannot be used, or is a single row.
     """
-    found = seams(kept, num_layers)
-    if not found:
-        raise InputError(f"There is nothing to repair: no layer is dropped after the first kept one ({kept[0]}).")
+    found = require_seams(kept, num_layers)
     text = load_calibration(config, teacher)
     held_out = max(1, len(text.rows) // _HELD_OUT_SHARE)
     if len(text.rows) <= held_out:
@@ -108,16 +118,24 @@ def _loss(readout: Readout, text: Calibration, config: RepairConfig) -> float:
 
 def _last_map(model: Any, block: int, rows: Any) -> tuple[str, nn.Linear]:
     """The linear map that ends a block, and its name, after trying whether the block's output follows it."""
-    stack, layers = decoder_layers(model)
-    layer = layers[block]
-    for name in _LAST_MAPS:
-        try:
-            linear = layer.get_submodule(name)
-        except AttributeError:
-            continue
-        if isinstance(linear, nn.Linear) and _follows(model, layer, linear, torch.from_numpy(rows)):
+    for name, linear in last_maps(model, block).items():
+        stack, layers = decoder_layers(model)
+        if _follows(model, layers[block], linear, torch.from_numpy(rows)):
             return f"{stack}.{block}.{name}", linear
-    raise InputError(
+    raise no_map_to_change(model, block)
+
+
+def last_maps(model: Any, block: int) -> dict[str, nn.Linear]:
+    """Linear maps by their names in the block, one of which may end it."""
+    layer = decoder_layers(model)[1][block]
+    found = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    return {name: found[name] for name in _LAST_MAPS if name in found}
+
+
+def no_map_to_change(model: Any, block: int) -> InputError:
+    """Why a cut after the student's block cannot be repaired."""
+    layer = decoder_layers(model)[1][block]
+    return InputError(
         f"The cut cannot be repaired: {type(layer).__name__} of {type(model).__name__} (student layer {block}) ends in "
         f"none of {', '.join(_LAST_MAPS)} as `x + a W^T`, so no change of a weight does the work of the dropped "
         "layers exactly. Leave the repair out."

@@ -129,7 +129,7 @@ def plan_student(call: Call, keep: Keep) -> Student:
     else:
         asked, ranking = (keep.asked, keep.ranking) if isinstance(keep, Chosen) else (keep, None)
         derivation = derive(call.teacher, call.folder, asked)
-    skip = _reason_to_skip(call, derivation.plan)
+    skip = why_unchecked(derivation.plan, check=call.check, streamed=call.hub is not None)
     if isinstance(keep, RankingConfig):
         ranking = _rank(keep, call.teacher, call.folder, derivation)
     if ranking is not None:
@@ -171,12 +171,17 @@ def _rank(config: RankingConfig, name: str, folder: Path, derivation: "Derivatio
     return rank_layers(config, subject)
 
 
-def _reason_to_skip(call: Call, plan: "PrunePlan") -> str | None:
-    """Why the comparison with the teacher will not run; a type we have not verified must have it."""
+def why_unchecked(plan: "PrunePlan", *, check: bool, streamed: bool) -> str | None:
+    """Why the comparison with the teacher will not run; a type we have not verified must have it.
+
+    Raises:
+        UsageError: it must, and was asked not to.
+        InputError: it must, and there is too little memory.
+    """
     from compress.prune.check import reason_to_skip
 
-    reason = reason_to_skip(plan.params_before) if call.check else _ASKED_NOT_TO
-    if call.hub is not None:
+    reason = reason_to_skip(plan.params_before) if check else _ASKED_NOT_TO
+    if streamed:
         reason = _STREAMED
     if reason is None or plan.model_type in VERIFIED_TYPES:
         return reason
@@ -184,6 +189,6 @@ def _reason_to_skip(call: Call, plan: "PrunePlan") -> str | None:
         f"{plan.model_type} is not among the {len(VERIFIED_TYPES)} model types whose code was read for this "
         "(VERIFIED_TYPES in compress.prune.rules.fields), so the student must be compared with its teacher"
     )
-    if not call.check or call.hub is not None:
-        raise UsageError(f"{refusal}. Leave the check on{', and streaming out' if call.hub else ''}.")
+    if not check or streamed:
+        raise UsageError(f"{refusal}. Leave the check on{', and streaming out' if streamed else ''}.")
     raise InputError(f"{refusal}, but {reason}. Run it on a machine with more memory.")

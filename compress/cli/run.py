@@ -29,21 +29,18 @@ def run(
     as_json: bool,
 ) -> None:
     """Do every step of RECIPE and write its report. Run again: what is done is skipped, what was cut goes on."""
-    from compress.run.pipeline import resolve_paths, run_folder, run_recipe, standing
+    from compress.run.pipeline import run_recipe
     from compress.run.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     if dry_run:
-        from compress.run.plan import plan_recipe
+        from compress.run.plan import plan_run
 
-        folder = run_folder(loaded, out)
-        resolved = resolve_paths(loaded, folder)
-        plan = plan_recipe(resolved, flops_per_s=_count(flops_per_s, "--flops-per-s"))
-        steps, refusal = standing(resolved, folder, redo)
-        lines = [plan.describe(), "", *(f"{name}: {state}" for name, state in steps.items())]
-        print_result({**plan.to_dict(), "steps": steps}, "\n".join(lines), as_json)
-        if refusal is not None:
-            raise refusal
+        plan, outlook = plan_run(loaded, out, redo, flops_per_s=_count(flops_per_s, "--flops-per-s"))
+        if plan is not None:
+            lines = [plan.describe(), "", *(f"{name}: {state}" for name, state in outlook.standing.items())]
+            print_result({**plan.to_dict(), "steps": outlook.standing}, "\n".join(lines), as_json)
+        outlook.refuse()
         return
     print_report(run_recipe(loaded, out, redo=redo), as_json)
 

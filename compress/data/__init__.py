@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from compress.data.config import DataConfig
 
 if TYPE_CHECKING:
+    from compress.data.preflight import TextFacts, check_data, check_text, facts_of_plan, facts_of_store
     from compress.data.preparing import changes_of_begun, changes_since, options_unlike, prepare, store_inputs
     from compress.data.sample import read_start, text_fingerprint
     from compress.data.sources.hub import HubSource
@@ -20,9 +21,14 @@ __all__ = [
     "HubSource",
     "LocalSource",
     "Source",
+    "TextFacts",
     "TokenStore",
     "changes_of_begun",
     "changes_since",
+    "check_data",
+    "check_text",
+    "facts_of_plan",
+    "facts_of_store",
     "find_source",
     "options_unlike",
     "prepare",
@@ -36,9 +42,14 @@ _HOMES = {
     "HubSource": "sources.hub",
     "LocalSource": "sources.sources",
     "Source": "sources.sources",
+    "TextFacts": "preflight",
     "TokenStore": "store.store",
     "changes_of_begun": "preparing",
     "changes_since": "preparing",
+    "check_data": "preflight",
+    "check_text": "preflight",
+    "facts_of_plan": "preflight",
+    "facts_of_store": "preflight",
     "find_source": "sources.sources",
     "options_unlike": "preparing",
     "prepare": "preparing",

@@ -32,7 +32,7 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
     except Exception as error:
-        raise InputError(f"{folder / 'config.json'} cannot be used: {_reason(error)}.") from error
+        raise InputError(f"{folder / 'config.json'} cannot be used: {why_not_loaded(error)}.") from error
 
 
 def config_from(content: Mapping[str, Any], home: Path) -> Any:
@@ -48,12 +48,12 @@ def config_from(content: Mapping[str, Any], home: Path) -> Any:
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
         except Exception as error:
-            raise InputError(f"A config.json with these fields cannot be used: {_reason(error)}.") from error
+            raise InputError(f"A config.json with these fields cannot be used: {why_not_loaded(error)}.") from error
     config.name_or_path = str(home)
     return config
 
 
-def _reason(error: Exception) -> str:
+def why_not_loaded(error: Exception) -> str:
     """Why transformers could not use a folder; its advice to trust the folder's code is not ours."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
@@ -77,7 +77,7 @@ def load_tokenizer(folder: Path) -> Any:
         return tokenizer
     except Exception as error:
         raise InputError(
-            f"{folder} has no usable tokenizer ({_reason(error)}). Copy tokenizer.json and "
+            f"{folder} has no usable tokenizer ({why_not_loaded(error)}). Copy tokenizer.json and "
             "tokenizer_config.json of the original model into it."
         ) from error
 
@@ -104,7 +104,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
                 **kwargs,
             )
     except Exception as error:
-        raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {_reason(error)}).") from error
+        raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {why_not_loaded(error)}).") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(map(str, info.get(kind) or [])):
             raise InputError(

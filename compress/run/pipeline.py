@@ -11,24 +11,27 @@ train and evaluate together; the main one does the rest while others wait.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.base.config import build_from, dump_yaml, to_dict
 from compress.base.disk import owned, write_text
-from compress.base.errors import UsageError
+from compress.base.errors import Faults, UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import INDEX, options_unlike, prepare
+from compress.data import INDEX, TokenStore, check_data, facts_of_store, options_unlike, prepare
 from compress.demo import DEMO
 from compress.distill import DistillResult, distill
-from compress.distill.resources.start_up import check_start
+from compress.distill.preflight import check_start
+from compress.model.facts import look_at_model
 from compress.model.files import local_model, resolve_model
 from compress.model.remote_code import trusting
 from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
+from compress.run.preflight import Known, Left, check_run
 from compress.run.recipe import DistillOptions, Recipe, load_recipe
 from compress.run.recipe_steps import steps_of
 from compress.run.redo import Redo, begin, intended
@@ -60,12 +63,15 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, re
 
 def _run(recipe: Recipe, layout: Layout, asked: Sequence[str]) -> None:
     resolved = resolve_paths(recipe, layout.run)
+    on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
     teacher = on_main(lambda: teacher_folder(resolved, layout))
     steps = steps_of(resolved, layout, lambda: teacher)
     redo = on_main(lambda: _begin(recipe, steps, layout, asked))
     for step in steps:
         if on_main(lambda step=step: _is_left_to_make(step, steps, redo)):  # type: ignore[misc]
             step.make() if step.together else on_main(step.make)
+            if step.group == "world":  # what the others are made from is there now, and can be looked at
+                on_main(lambda: look_ahead(resolved, layout, (), download=True).refuse())
     on_main(lambda: _end(resolved, layout, redo))
 
 
@@ -97,24 +103,40 @@ def _is_left_to_make(step: Step, steps: Sequence[Step], redo: Redo) -> bool:
     return state != "done"
 
 
-def standing(recipe: Recipe, run: Path, redo: Collection[str] = ()) -> tuple[dict[str, str], UsageError | None]:
-    """Where each step of a resolved recipe stands in a run folder, by name, and why the run would stop at once.
+@dataclasses.dataclass(frozen=True)
+class Outlook:
+    """What can be said of a run before it begins."""
 
-    Nothing is written or downloaded. A step whose result `redo` would move aside is `done anew`.
+    standing: dict[str, str]
+    """Where each step stands, by name; a step whose result `redo` would move aside is `done anew`."""
+    known: Known | None
+    """None where nothing is left to make."""
+    faults: Faults
+
+    def refuse(self) -> None:
+        """Say all that is wrong, if something is; raises as `run_recipe`."""
+        self.faults.refuse()
+
+
+def look_ahead(recipe: Recipe, layout: Layout, redo: Collection[str], *, download: bool) -> Outlook:
+    """Where each step of a resolved recipe stands, and all that would refuse those that are left.
+
+    Nothing is written. Of what lies on the hub only small files are fetched, and with `download` the benchmarks' data
+    sets.
     """
-    layout, scratch = Layout(run), recipe.teacher.scratch
+    scratch = recipe.teacher.scratch
 
     def teacher() -> Path:
         return layout.teacher if scratch else local_model(str(recipe.teacher.model), recipe.teacher.revision)
 
-    steps = steps_of(recipe, layout, teacher)
+    steps, faults = steps_of(recipe, layout, teacher), Faults()
     found = states(steps)
-    try:
-        asked = intended(steps, layout, list(redo), found)
-    except UsageError as refusal:
-        return {name: state for name, (state, _) in found.items()}, refusal
-    anew = {step.name for step in steps if step.name in asked.aside and step.name not in asked.moved}
-    return {name: "done anew" if name in anew else state for name, (state, _) in found.items()}, None
+    asked = faults.of(lambda: intended(steps, layout, list(redo), found))
+    anew = [] if asked is None else [name for name in asked.aside if name not in asked.moved]
+    left = [step for step in steps if step.name in anew or found[step.name][0] != "done"]
+    known = check_run(recipe, layout, Left.of(left), faults, download=download) if left else None
+    standing = {name: "done anew" if name in anew else state for name, (state, _) in found.items()}
+    return Outlook(standing, known, faults)
 
 
 def run_folder(recipe: Recipe, out: str | Path | None) -> Path:
@@ -164,15 +186,29 @@ def distill_text(
 
 
 def _store_of(options: DistillOptions, given: Collection[str], *, student: str, teacher: str | None, run: Path) -> Path:
-    named = Path(options.data.dataset)
+    """The token store to train on, made if need be, once all that can be known of the training is."""
+    named, out = Path(options.data.dataset), run / "student"
     if (named / INDEX).is_file():
-        of_training = {"tokens"} if options.data.tokens == options.distill.tokens else set()  # as --tokens sets both
-        if differing := options_unlike(named, options.data, set(given) - of_training):
-            raise UsageError(
-                f"{named} is a token store, and was made with other options: {'; '.join(differing)}. Leave them out, "
-                "or name the text, to prepare it with them."
-            )
+        faults = Faults()
+        store = faults.of(lambda: TokenStore.open(named))
+        faults.of(lambda: _check_options(options, given))
+        text = None if store is None else facts_of_store(store)
+        faults.of(lambda: check_start(options.distill, student=student, teacher=teacher, out=out, text=text))
+        faults.refuse()
         return named
-    start, _ = check_start(options.distill, student=student, teacher=teacher, out=run / "student")
-    prepare(options.data, start, run / "data")
+    faults = Faults()
+    text = check_data(options.data, faults.of(lambda: look_at_model(student)), run / "data", faults)
+    found = faults.of(lambda: check_start(options.distill, student=student, teacher=teacher, out=out, text=text))
+    faults.refuse()
+    assert found is not None
+    prepare(options.data, found[0], run / "data")
     return run / "data"
+
+
+def _check_options(options: DistillOptions, given: Collection[str]) -> None:
+    of_training = {"tokens"} if options.data.tokens == options.distill.tokens else set()  # as --tokens sets both
+    if differing := options_unlike(Path(options.data.dataset), options.data, set(given) - of_training):
+        raise UsageError(
+            f"{options.data.dataset} is a token store, and was made with other options: {'; '.join(differing)}. Leave "
+            "them out, or name the text, to prepare it with them."
+        )

@@ -1,23 +1,23 @@
 """`compress run --dry-run`: what a recipe will do and cost, from config.json files alone."""
 
 import dataclasses
-import tempfile
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from compress.base.errors import UsageError
 from compress.base.machine import total_memory
 from compress.base.units import format_bytes, format_count
-from compress.data import DataConfig
+from compress.data import TextFacts
 from compress.distill import DistillConfig, DistillPlan, plan_distill
-from compress.model.files import resolve_model
-from compress.model.load import load_config
 from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig
-from compress.prune.plan import derive
+from compress.run.layout import Layout
+from compress.run.pipeline import Outlook, look_ahead, resolve_paths, run_folder
+from compress.run.preflight import Known
 from compress.run.recipe import Recipe
-from compress.run.scratch import scratch_config
 
+_HEAL = "distill"
 _REMEDY = "does not fit; lower distill.micro_batch_rows or set distill.gradient_checkpointing (same result, slower)"
 
 
@@ -33,21 +33,37 @@ class RecipePlan:
     """Memory of each device of this machine."""
     flops_per_s: float
     tasks: tuple[str, ...]
+    counted: bool = True
+    """Whether it is known how much text there is; else `distill` is a plan of one step."""
     ranking_tokens: int = 0
     """Tokens that the candidates of a ranking are healed on, all together, if no two name the same cut."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
         data = dataclasses.asdict(self)
-        data["hours"] = sum(plan.hours(self.flops_per_s) for plan in self._trainings().values()) + self._ranking_hours()
-        return data
+        hours = sum(plan.hours(self.flops_per_s) for plan in self._trainings().values()) + self._ranking_hours()
+        if not self.counted:
+            data["distill"] |= dict.fromkeys(("steps", "tokens", "flops"))
+        return {**data, "hours": hours if self.counted else None}
 
     def _ranking_hours(self) -> float:
         return self.ranking_tokens * self.distill.flops_per_token / self.flops_per_s / 3600
 
     def _trainings(self) -> dict[str, DistillPlan]:
-        both = {"train the teacher": self.teacher_training, "distill": self.distill}
+        both = {"train the teacher": self.teacher_training, _HEAL: self.distill}
         return {name: plan for name, plan in both.items() if plan is not None}
+
+    def _extent(self, name: str, plan: DistillPlan) -> str:
+        if name == _HEAL and not self.counted:
+            return (
+                f"all the text, {format_count(plan.flops_per_token)} FLOPs a token; how much there is is counted when "
+                "it is prepared (give distill.tokens to plan with)"
+            )
+        return (
+            f"{format_count(plan.tokens)} tokens in {plan.steps} steps, {format_count(plan.flops_per_token)} FLOPs a "
+            f"token, {plan.flops:.3g} FLOPs, {plan.hours(self.flops_per_s):.2g} h at "
+            f"{format_count(self.flops_per_s)} FLOP/s"
+        )
 
     def describe(self) -> str:
         """The plan for people."""
@@ -57,9 +73,7 @@ class RecipePlan:
             lines.append(f"rank candidate cuts: at most {tokens} tokens, {hours:.2g} h")
         for name, plan in self._trainings().items():
             lines += [
-                f"{name}: {format_count(plan.tokens)} tokens in {plan.steps} steps, "
-                f"{format_count(plan.flops_per_token)} FLOPs a token, {plan.flops:.3g} FLOPs, "
-                f"{plan.hours(self.flops_per_s):.2g} h at {format_count(self.flops_per_s)} FLOP/s",
+                f"{name}: {self._extent(name, plan)}",
                 f"  memory: {plan.memory_text()}; {format_bytes(plan.total_bytes)} in all",
             ]
             for device, available in self.available_bytes.items():
@@ -69,54 +83,54 @@ class RecipePlan:
         return "\n".join(lines)
 
 
-def plan_recipe(recipe: Recipe, *, flops_per_s: float) -> RecipePlan:
-    """Plan a recipe. Nothing is downloaded but a hub teacher's JSON files, and nothing is written.
+def plan_run(
+    recipe: Recipe, out: str | Path | None, redo: Collection[str] = (), *, flops_per_s: float
+) -> tuple[RecipePlan | None, Outlook]:
+    """`compress run --dry-run`: what a recipe will do and cost, where a run of it stands, and what would refuse it.
 
-    Args:
-        recipe: the recipe.
-        flops_per_s: rate that training is expected to reach, for the estimate of hours.
-
-    Raises:
-        UsageError: layers, tokens or memory settings that cannot work.
-        InputError: the teacher's config cannot be read or cut.
+    Nothing is written. See `plan_recipe` and `compress.run.pipeline.look_ahead`.
     """
     with trusting(recipe.teacher.trust_remote_code):
-        return _plan_recipe(recipe, flops_per_s)
+        run = run_folder(recipe, out)
+        resolved = resolve_paths(recipe, run)
+        outlook = look_ahead(resolved, Layout(run), redo, download=False)
+        plan = None if outlook.known is None else plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s)
+    return plan, outlook
 
 
-def _plan_recipe(recipe: Recipe, flops_per_s: float) -> RecipePlan:
-    with tempfile.TemporaryDirectory() as temporary:
-        if recipe.teacher.scratch is not None:
-            folder = Path(temporary)
-            scratch_config(recipe.teacher.scratch.architecture).save_pretrained(folder)
-        else:
-            folder = resolve_model(str(recipe.teacher.model), recipe.teacher.revision, weights=False)
-        teacher = load_config(folder)
-        cut = derive(recipe.teacher.model or "a teacher trained from scratch", folder, recipe.prune.choice)
-    choice = recipe.prune.choice
+def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePlan | None:
+    """Plan a recipe from what is known of it before it begins; None where that is too little.
+
+    `flops_per_s` is the rate that training is expected to reach, for the estimate of hours.
+    """
+    teacher, cut, choice = known.teacher, known.cut, recipe.prune.choice
+    if teacher is None or cut is None:
+        return None
     ranked = choice.rank_after * len(choice.proposals(cut.layer_types)) if isinstance(choice, RankAfterConfig) else 0
     training = None
     if recipe.teacher.scratch is not None:
-        training = _plan(recipe.teacher.scratch.train, recipe.data, teacher, None)
+        training = _plan(recipe.teacher.scratch.train, known.text, teacher.config, None)
     return RecipePlan(
         name=recipe.name,
         prune=cut.plan,
         teacher_training=training,
-        distill=_plan(recipe.distill, recipe.data, cut.student, teacher),
+        distill=_plan(recipe.distill, known.text, cut.student, teacher.config),
         available_bytes=total_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
+        counted=_rows(recipe.distill, known.text) is not None,
         ranking_tokens=ranked,
     )
 
 
-def _plan(training: DistillConfig, data: DataConfig, student: Any, teacher: Any | None) -> DistillPlan:
-    tokens = training.tokens if data.tokens is None else data.tokens
-    if tokens is None:
-        raise UsageError(
-            "The plan needs to know the number of tokens, and local text is counted only when it is prepared: "
-            "give it, e.g. --set distill.tokens=4M."
-        )
-    return plan_distill(
-        training, student=student, teacher=teacher, num_rows=tokens // data.seq_len, seq_len=data.seq_len
-    )
+def _rows(training: DistillConfig, text: TextFacts) -> int | None:
+    """Training rows that there will be, as far as anyone says."""
+    if text.num_rows is None and training.tokens is not None:
+        return math.ceil(training.tokens / text.seq_len)
+    return text.num_rows
+
+
+def _plan(training: DistillConfig, text: TextFacts, student: Any, teacher: Any | None) -> DistillPlan:
+    """A training on all the text; on one step of it where nobody says how much there is."""
+    rows = _rows(training, text) or max(1, training.batch_tokens // text.seq_len)
+    return plan_distill(training, student=student, teacher=teacher, num_rows=rows, seq_len=text.seq_len)

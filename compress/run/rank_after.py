@@ -112,7 +112,8 @@ def rank_cuts(
     """
     started = time.monotonic()
     folder, data = on_main(lambda: resolve_model(teacher)), Path(str(choice.data))
-    _check_heal(choice, healing, data)
+    check_heal(healing, TokenStore.open(data).num_heldout, str(data))
+    _say_if_short(choice, healing)
     reads = prune_inputs(lambda: model_fingerprint(folder), choice, asked.repairing)
     results = Results(work, on_main(lambda: {role: find() for role, find in reads.items()}))
     types = on_main(lambda: derive(teacher, folder, choice).layer_types)
@@ -162,13 +163,21 @@ def rank_cuts(
     return Ranking(method="rank-after", kept_layers=best, scores=(), details=details)
 
 
-def _check_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> None:
-    """Refuse a heal that nothing would be measured after, and say when it is too short to settle the order."""
-    if not min(healing.heldout_sequences, TokenStore.open(data).num_heldout):
+def check_heal(healing: DistillConfig, num_heldout: int, data: str) -> None:
+    """Refuse a heal that nothing would be measured after.
+
+    Raises:
+        UsageError: no held-out rows are to be read of the `num_heldout` there are.
+    """
+    if not min(healing.heldout_sequences, num_heldout):
         raise UsageError(
             f"Candidates are compared on held-out rows, and of {data} none are to be read: set data.heldout_sequences "
             "and distill.heldout_sequences above 0."
         )
+
+
+def _say_if_short(choice: RankAfterConfig, healing: DistillConfig) -> None:
+    """Say when a heal is too short to settle the order of the candidates."""
     if (steps := choice.rank_after // healing.batch_tokens) < _FEW_STEPS:
         say(
             f"Each candidate is healed for {steps} steps only, and the order of cuts settles in some hundred: give it "

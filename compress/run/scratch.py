@@ -26,6 +26,19 @@ def scratch_config(architecture: dict[str, Any]) -> Any:
         raise UsageError(f"teacher.scratch.architecture: {' '.join(str(error).split())[:300]}") from error
 
 
+def check_vocabulary(scratch: ScratchTeacher, config: Any, tokenizer: Any) -> None:
+    """Refuse an architecture without a row for each token.
+
+    Raises:
+        UsageError: its vocabulary is smaller than the tokenizer's.
+    """
+    if config.vocab_size < len(tokenizer):
+        raise UsageError(
+            f"teacher.scratch.architecture.vocab_size = {config.vocab_size} is too small for the tokenizer in "
+            f"{scratch.tokenizer}, which has {len(tokenizer)} tokens."
+        )
+
+
 def initialise(scratch: ScratchTeacher, out: Path) -> None:
     """Write a random model (fp32, seeded) of the given architecture, with its tokenizer.
 
@@ -37,11 +50,7 @@ def initialise(scratch: ScratchTeacher, out: Path) -> None:
 
     tokenizer = load_tokenizer(Path(scratch.tokenizer))
     config = scratch_config(scratch.architecture)
-    if config.vocab_size < len(tokenizer):
-        raise UsageError(
-            f"teacher.scratch.architecture.vocab_size = {config.vocab_size} is too small for the tokenizer in "
-            f"{scratch.tokenizer}, which has {len(tokenizer)} tokens."
-        )
+    check_vocabulary(scratch, config, tokenizer)
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(scratch.train.seed)

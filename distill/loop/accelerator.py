@@ -1,5 +1,6 @@
 """The `Accelerator` of a run: one process, or data parallelism over several, with its trackers."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from compress.distill.config import DistillConfig
 from compress.distill.resources.auto import resolve_precision
 from compress.distill.students.sharding import launched_without_fsdp
 
+_ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+"""What `accelerate launch` sets for each, as `accelerate.state.AcceleratorState` reads it."""
+
 
 def make_accelerator(config: DistillConfig, work: Path) -> Any:
     """An `Accelerator` for one process or for data parallelism over several.
@@ -19,14 +23,11 @@ def make_accelerator(config: DistillConfig, work: Path) -> Any:
     Raises:
         UsageError: a tracker whose package is missing, or a launcher configured for DeepSpeed or Megatron-LM.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
-    from accelerate.tracking import get_available_trackers
 
-    missing = set(config.trackers) - {str(tracker) for tracker in get_available_trackers()}
-    if missing:
-        names = " ".join(sorted(missing))
-        raise UsageError(f"trackers: {names} is not installed; `pip install {names}`, or leave it out.")
+    check_trackers(config)
+    check_launcher()
     AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
     on_cpu = not torch.accelerator.is_available()
     bf16 = resolve_precision(config, torch.device("cpu" if on_cpu else "cuda")) == "bf16"
@@ -38,17 +39,42 @@ def make_accelerator(config: DistillConfig, work: Path) -> Any:
             project_dir=str(work),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UsageError(
-            f"The launcher asks for {accelerator.distributed_type.value}; distillation runs under data parallelism "
-            "(DDP) or FSDP. Start it with torchrun, or with `accelerate launch --multi_gpu` or `--use_fsdp`."
-        )
     if config.trackers:
         options = {
             key: value if isinstance(value, int | float) else str(value) for key, value in to_dict(config).items()
         }
         accelerator.init_trackers("compress", config=options)
     return accelerator
+
+
+def check_trackers(config: DistillConfig) -> None:
+    """Refuse a tracker whose package is missing.
+
+    Raises:
+        UsageError: it is.
+    """
+    if not config.trackers:
+        return
+    from accelerate.tracking import get_available_trackers
+
+    missing = set(config.trackers) - {str(tracker) for tracker in get_available_trackers()}
+    if missing:
+        names = " ".join(sorted(missing))
+        raise UsageError(f"trackers: {names} is not installed; `pip install {names}`, or leave it out.")
+
+
+def check_launcher() -> None:
+    """Refuse a launcher that is configured for an engine of its own.
+
+    Raises:
+        UsageError: for DeepSpeed or Megatron-LM.
+    """
+    asked = [name for variable, name in _ENGINES.items() if os.environ.get(variable, "false").lower() == "true"]
+    if asked:
+        raise UsageError(
+            f"The launcher asks for {asked[0]}; distillation runs under data parallelism (DDP) or FSDP. Start it with "
+            "torchrun, or with `accelerate launch --multi_gpu` or `--use_fsdp`."
+        )
 
 
 def prepare_model(accelerator: Any, model: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from compress.base.errors import InputError
 from compress.distill.config import DistillConfig
 from compress.distill.resources.auto import Here
 from compress.distill.resources.loading import compile_backbone, load_checked, recompute_activations
@@ -73,27 +72,12 @@ def load_student(config: DistillConfig, folder: Path, here: Here) -> Student:
     """The student with fp32 weights; what will be split over processes stays in the host's memory until then.
 
     Raises:
-        InputError: it could not be saved again; and as `load_checked`.
+        InputError: as `load_checked`.
     """
     device = here.device if here.sharding == "none" else torch.device("cpu")
     model = load_checked(config, folder, dtype=torch.float32, device=device, attention=here.attention)
-    _check_generation_config(model, folder)
     if config.gradient_checkpointing:
         recompute_activations(model)
     if config.compile:
         compile_backbone(model)
     return WholeStudent(model)
-
-
-def _check_generation_config(model: Any, folder: Path) -> None:
-    """transformers refuses to save some generation configs it loads; find out now, not after training."""
-    generation = getattr(model, "generation_config", None)
-    if generation is None:
-        return
-    try:
-        generation.validate(strict=True)
-    except ValueError as error:
-        raise InputError(
-            f"{folder / 'generation_config.json'} contradicts itself, so the trained student could not be saved: "
-            f'{" ".join(str(error).split())[:300]} Mend it (often: add "do_sample": true, or remove the temperature).'
-        ) from error

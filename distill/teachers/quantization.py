@@ -10,6 +10,7 @@ from compress.base.errors import UsageError
 from compress.base.progress import say
 from compress.distill.config import DistillConfig
 from compress.distill.objective.loss import distillation_loss
+from compress.distill.resources.auto import resolve_precision
 from compress.distill.rows.batch import Ids
 from compress.model.parts import count_parameters, decoder_layers, hidden_states, output_head
 
@@ -39,12 +40,13 @@ def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids) -> float
         UsageError: torchao is missing, the device has no fp8 products, the teacher has no linear layers, there are no
             held-out rows, or the KL is above `teacher_max_kl`.
     """
-    option = f"teacher_precision: {config.teacher_precision}"
-    require_torchao(option)
     device = next(teacher.parameters()).device
+    check_quantization(config, device, num_heldout=len(heldout))
     rows = torch.from_numpy(heldout[: max(1, _MEASURED_TOKENS // max(heldout.shape[1], 1))]).to(device)
     _, layers = decoder_layers(teacher)
-    _check_possible(config, teacher, layers, rows, option)
+    option = _option(config)
+    if not any(isinstance(module, nn.Linear) for module in layers.modules()):
+        raise UsageError(f"{option}: {type(teacher).__name__} has no linear layers that torchao knows; leave it out.")
     exact = _all_hidden(teacher, rows)
 
     from torchao.quantization import quantize_
@@ -70,18 +72,29 @@ def teacher_bytes(teacher: Any, config: DistillConfig, value_bytes: int) -> int:
     return value_bytes * (exact - linear) + linear
 
 
-def _check_possible(config: DistillConfig, teacher: Any, layers: nn.Module, rows: Tensor, option: str) -> None:
-    if not len(rows):
+def check_quantization(config: DistillConfig, device: torch.device, *, num_heldout: int) -> None:
+    """Refuse to quantise a teacher where that cannot be done or not be measured.
+
+    Raises:
+        UsageError: torchao is missing, there are no held-out rows, or the device or the precision has no fp8 products.
+    """
+    if config.teacher_precision == "auto":
+        return
+    option = _option(config)
+    require_torchao(option)
+    if not num_heldout:
         raise UsageError(f"{option} is measured on held-out rows and there are none; raise heldout_sequences.")
-    if not any(isinstance(module, nn.Linear) for module in layers.modules()):
-        raise UsageError(f"{option}: {type(teacher).__name__} has no linear layers that torchao knows; leave it out.")
     if config.teacher_precision == "fp8":
-        capable = rows.is_cuda and torch.cuda.get_device_capability(rows.device) >= _FP8_CAPABILITY
-        if not capable or teacher.dtype != torch.bfloat16:
+        capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
+        if not capable or resolve_precision(config, device) != "bf16":
             raise UsageError(
                 f"{option} needs a GPU of compute capability 8.9 or later (Ada, Hopper) and precision: bf16; use int8 "
                 "elsewhere."
             )
+
+
+def _option(config: DistillConfig) -> str:
+    return f"teacher_precision: {config.teacher_precision}"
 
 
 def _recipe(config: DistillConfig) -> Any:

@@ -1,7 +1,9 @@
 """Running lm-eval's tasks on a checkpoint, and its results as scores by task and group."""
 
+import contextlib
 import dataclasses
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +37,44 @@ class Benchmarks:
     datasets: set[str]
 
 
-def run_benchmarks(checkpoint: Checkpoint, config: EvalConfig, journal: Journal) -> Benchmarks:
-    """Score `config.tasks`; finished batches go into `journal`, and those found there are not scored again.
+class OpenBenchmarks:
+    """The tasks of a config, built with their data, to be scored once."""
 
-    Raises:
-        UsageError, InputError: see `build_tasks`; InputError also when the model's context is too short.
-    """
-    root = None if config.datasets_root is None else Path(config.datasets_root)
-    _seed(config)
-    with quiet_harness(), cached_templates(), local_datasets(root) as datasets:
-        loaded = main_first(lambda: build_tasks(config))
+    def __init__(self, config: EvalConfig, loaded: dict[str, Any], datasets: set[str]) -> None:
+        self._config, self._loaded, self._datasets = config, loaded, datasets
+
+    def score(self, checkpoint: Checkpoint, journal: Journal) -> Benchmarks:
+        """Score a model; finished batches go into `journal`, and those found there are not scored again.
+
+        Raises:
+            InputError: the model's context is too short for an answer.
+        """
+        config = self._config
         _seed(config)  # building draws fewer numbers where `datasets` has a table cached
         results = evaluator.evaluate(
             lm=Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed),
-            task_dict=loaded,
+            task_dict=self._loaded,
             limit=config.limit,
             bootstrap_iters=_BOOTSTRAP,
             log_samples=True,
         )
+        return _benchmarks(self._loaded, results, self._datasets)
+
+
+@contextlib.contextmanager
+def open_benchmarks(config: EvalConfig) -> Iterator[OpenBenchmarks]:
+    """Build `config.tasks`; while the block runs, they can be scored.
+
+    Raises:
+        UsageError, InputError: see `build_tasks`.
+    """
+    root = None if config.datasets_root is None else Path(config.datasets_root)
+    _seed(config)
+    with quiet_harness(), cached_templates(), local_datasets(root) as datasets:
+        yield OpenBenchmarks(config, main_first(lambda: build_tasks(config)), datasets)
+
+
+def _benchmarks(loaded: dict[str, Any], results: Any, datasets: set[str]) -> Benchmarks:
     groups = {name: [task.task_name for task in group.get_all_tasks()] for name, group in loaded["groups"].items()}
     scores: dict[str, dict[str, Any]] = {}
     metrics: dict[str, list[str]] = {}

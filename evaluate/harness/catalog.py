@@ -1,5 +1,6 @@
 """Finding tasks by name, and building them: lm-eval's own, ours, and the user's folder of YAMLs."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -9,9 +10,17 @@ from typing import Any
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
-from compress.base.errors import InputError, UsageError
+from compress.base.errors import Faults, InputError, UsageError
 from compress.evaluate.config import EvalConfig
-from compress.evaluate.harness.local_data import DatasetUnavailable, Splits, is_local, last_local_splits
+from compress.evaluate.harness.local_data import (
+    DatasetUnavailable,
+    Splits,
+    is_local,
+    last_local_splits,
+    local_datasets,
+    why_not_on_hub,
+)
+from compress.evaluate.harness.patches import quiet_harness
 from compress.evaluate.presets import PRESETS, split_shots
 
 _OWN_TASKS = Path(__file__).parent.parent / "tasks"
@@ -22,7 +31,7 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
 
     Call it inside `local_datasets`.
 
-    Raises:
+    Raises all that is wrong at once:
         UsageError: an unknown name (the nearest known ones are given), a task folder that does not exist, two numbers
             of shots for one task, shots for a task that is defined without, or a task that runs what a model writes
             or shows it pictures.
@@ -31,42 +40,89 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
     asked = [split_shots(task) for task in config.tasks]
     names = list(dict.fromkeys(name for name, _ in asked))
     root = None if config.datasets_root is None else Path(config.datasets_root)
+    faults = Faults()
+    faults.of(lambda: _require_root(root))
+    manager = faults.of(lambda: find_tasks(names, config.task_folder))
+    faults.refuse()
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}}
+    members: dict[str, list[str]] = {}
+    for name in names:
+        built = faults.of(lambda name=name: _build(name, names, manager, root))  # type: ignore[misc]
+        if built is not None:
+            loaded["tasks"].update(built["tasks"])
+            loaded["groups"].update(built.get("groups", {}))
+            members[name] = list(built["tasks"])
+    shots = faults.of(lambda: _shots_by_task([each for each in asked if each[0] in members], members)) or {}
+    for name, task in loaded["tasks"].items():
+        faults.of(lambda name=name, task=task: _refuse_unfit(name, task))  # type: ignore[misc]
+        faults.of(lambda name=name, task=task: _set_fewshot(name, task, shots.get(name), config))  # type: ignore[misc]
+    faults.refuse()
+    return loaded
+
+
+def check_tasks(config: EvalConfig, *, download: bool = True) -> None:
+    """Find out what would refuse the tasks of `config`; raises as `build_tasks`.
+
+    Without `download`, a data set that is not on this machine is only looked up on the hub.
+    """
+    asked = [split_shots(task) for task in config.tasks]
+    names = list(dict.fromkeys(name for name, _ in asked))
+    root = None if config.datasets_root is None else Path(config.datasets_root)
+    faults = Faults()
+    faults.of(lambda: _require_root(root))
+    manager = faults.of(lambda: _manager_for(names, config.task_folder))
+    for name in names if manager is not None else ():
+        faults.of(lambda name=name: _require_known(name, manager))  # type: ignore[misc]
+        if name in manager.task_index and (root is None or root.is_dir()):
+            faults.of(lambda name=name: _require_data(name, manager, root))  # type: ignore[misc]
+    faults.refuse()
+    here = [
+        task
+        for task, (name, _) in zip(config.tasks, asked, strict=True)
+        if download or all(is_local(root, dataset or "") for _, dataset in leaf_tasks(manager.task_index, name))
+    ]
+    with quiet_harness(), local_datasets(root):
+        build_tasks(dataclasses.replace(config, tasks=here))
+
+
+def _require_data(name: str, manager: Any, root: Path | None) -> None:
+    """Refuse a task whose data set is neither here nor on the hub, which is asked once and for nothing else.
+
+    Raises:
+        InputError: it is not, or the hub does not answer.
+    """
+    for dataset in dict.fromkeys(dataset for _, dataset in leaf_tasks(manager.task_index, name)):
+        if dataset is not None and not is_local(root, dataset) and (reason := why_not_on_hub(dataset)):
+            raise InputError(_explain_missing(DatasetUnavailable(dataset, reason), name, [name], manager, root))
+
+
+def _require_root(root: Path | None) -> None:
     if root is not None and not root.is_dir():
         raise UsageError(
             f"The datasets root {root} does not exist; it holds ORG/NAME folders made by "
             f"`hf download ORG/NAME --repo-type dataset --local-dir {root}/ORG/NAME`."
         )
-    manager = find_tasks(names, config.task_folder)
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}}
-    members: dict[str, list[str]] = {}
-    for name in names:
-        try:
-            built = manager.load(name)
-        except DatasetUnavailable as error:
-            raise InputError(_explain_missing(error, name, names, manager, root)) from error
-        except (IndexError, KeyError, ValueError, TypeError, AssertionError) as error:
-            raise InputError(
-                f"The task {name} does not fit its data set ({type(error).__name__}: {error})."
-                f"{last_local_splits()} A task needs the splits and the columns that its YAML names."
-            ) from error
-        loaded["tasks"].update(built["tasks"])
-        loaded["groups"].update(built.get("groups", {}))
-        members[name] = list(built["tasks"])
-    _refuse_unfit(loaded["tasks"])
-    shots = _shots_by_task(asked, members)
-    for name, task in loaded["tasks"].items():
-        _set_fewshot(name, task, shots[name], config)
-    return loaded
 
 
-def _refuse_unfit(tasks: Mapping[str, Any]) -> None:
-    for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise UsageError(
-                f"The task {name} runs the code that a model writes, which this tool does not: leave it out."
-            )
-        if getattr(task, "MULTIMODAL", False):
-            raise UsageError(f"The task {name} asks about pictures or sound, and causal LMs read text: leave it out.")
+def _build(name: str, names: Sequence[str], manager: Any, root: Path | None) -> dict[str, Any]:
+    """The tasks and groups that one of the `names` stands for, with their data."""
+    try:
+        built: dict[str, Any] = manager.load(name)
+    except DatasetUnavailable as error:
+        raise InputError(_explain_missing(error, name, names, manager, root)) from error
+    except (IndexError, KeyError, ValueError, TypeError, AssertionError) as error:
+        raise InputError(
+            f"The task {name} does not fit its data set ({type(error).__name__}: {error})."
+            f"{last_local_splits()} A task needs the splits and the columns that its YAML names."
+        ) from error
+    return built
+
+
+def _refuse_unfit(name: str, task: Any) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        raise UsageError(f"The task {name} runs the code that a model writes, which this tool does not: leave it out.")
+    if getattr(task, "MULTIMODAL", False):
+        raise UsageError(f"The task {name} asks about pictures or sound, and causal LMs read text: leave it out.")
 
 
 def _shots_by_task(asked: Sequence[tuple[str, int | None]], members: Mapping[str, list[str]]) -> dict[str, int | None]:
@@ -86,6 +142,19 @@ def _shots_by_task(asked: Sequence[tuple[str, int | None]], members: Mapping[str
 
 def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
     """The `TaskManager` that knows all `names`.
+
+    Raises:
+        UsageError: see `build_tasks`.
+    """
+    manager, faults = _manager_for(names, task_folder), Faults()
+    for name in names:
+        faults.of(lambda name=name: _require_known(name, manager))  # type: ignore[misc]
+    faults.refuse()
+    return manager
+
+
+def _manager_for(names: Sequence[str], task_folder: str | None) -> Any:
+    """The `TaskManager` that knows all those `names` that there are.
 
     Indexing lm-eval's 14,000 tasks takes seconds: it is done once a process, and only when neither our tasks and
     `task_folder` nor the folders of lm-eval that are called as the names begin hold all that is asked for.
@@ -107,13 +176,14 @@ def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
             continue
         if not more or all(small.task_index[name].kind.name != "TAG" for name in names):  # tags span folders
             return small
-    manager = _manager(folders, include_defaults=True)
-    for name in names:
-        if name not in manager.task_index:
-            similar = difflib.get_close_matches(name, [*PRESETS, *manager.all_tasks], n=3)
-            hint = f"did you mean {' or '.join(similar)}?" if similar else "`lm-eval ls tasks` lists what there is."
-            raise UsageError(f"There is no task {name!r}; {hint}")
-    return manager
+    return _manager(folders, include_defaults=True)
+
+
+def _require_known(name: str, manager: Any) -> None:
+    if name not in manager.task_index:
+        similar = difflib.get_close_matches(name, [*PRESETS, *manager.all_tasks], n=3)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else "`lm-eval ls tasks` lists what there is."
+        raise UsageError(f"There is no task {name!r}; {hint}")
 
 
 def nearby_folders(names: Sequence[str]) -> tuple[str, ...]:

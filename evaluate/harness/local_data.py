@@ -15,6 +15,7 @@ from compress.base.disk import sha256_file, sha256_json
 from compress.base.errors import InputError
 from compress.evaluate.harness.patches import data_sets_from
 
+_LOOK_UP_S = 10.0
 _load_dataset = datasets.load_dataset
 _root: ContextVar[Path | None] = ContextVar("datasets_root", default=None)
 _last: ContextVar["tuple[str, Splits] | None"] = ContextVar("last_local_dataset", default=None)
@@ -64,6 +65,19 @@ def local_datasets(root: Path | None) -> Iterator[set[str]]:
 def is_local(root: Path | None, dataset: str) -> bool:
     """Whether `dataset` (ORG/NAME) has a folder under `root`."""
     return root is not None and (root / dataset).is_dir()
+
+
+def why_not_on_hub(dataset: str) -> str | None:
+    """Why the hub would not give a data set, in one request; None if it would, or gave it before."""
+    from huggingface_hub import HfApi
+
+    if (Path(datasets.config.HF_DATASETS_CACHE) / dataset.replace("/", "___")).is_dir():
+        return None
+    try:
+        HfApi().dataset_info(dataset, timeout=_LOOK_UP_S)
+    except Exception as error:  # whatever the hub, or the way to it, is lacking
+        return " ".join(str(error).split())[:300]
+    return None
 
 
 def data_fingerprint(root: Path, names: Iterable[str]) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -143,19 +143,36 @@ def _stderr(sums: Mapping[str, list[float]], shape: tuple[int, ...]) -> float | 
     return float(means.std(ddof=1) / math.sqrt(shape[0])) if shape[0] > 1 else None
 
 
-def check_same_tokens(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
+class Named(Protocol):
+    """A model with its tokenizer, loaded or not."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+
+
+def check_same_tokenizer(model: Named, teacher: Named) -> None:
     """Refuse to compare distributions over different tokens.
 
     Raises:
         InputError: a token has another id in the teacher's tokenizer.
     """
-    ours, theirs = checkpoint.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    ours, theirs = model.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if ours != theirs:
         moved = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
         raise InputError(
-            f"{checkpoint.name} and its teacher {teacher.name} have different tokenizers: {len(moved)} tokens differ, "
+            f"{model.name} and its teacher {teacher.name} have different tokenizers: {len(moved)} tokens differ, "
             f"{moved[0]!r} for one. KL and agreement are defined over the same tokens; leave --teacher out."
         )
+
+
+def check_same_tokens(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
+    """Raises as `check_same_tokenizer`; and says how many ids are compared where one vocabulary is padded."""
+    check_same_tokenizer(checkpoint, teacher)
     if checkpoint.vocab_size != teacher.vocab_size:
         shared = min(checkpoint.vocab_size, teacher.vocab_size)
         say(f"Vocabularies of {checkpoint.vocab_size} and {teacher.vocab_size} ids: the first {shared} are compared.")

@@ -54,6 +54,20 @@ def calibration_fingerprint(source: str | None) -> dict[str, Any] | None:
     return None if source is None else text_fingerprint(source)
 
 
+def require_source(source: str | None) -> str:
+    """The text to measure on.
+
+    Raises:
+        UsageError: none is named.
+    """
+    if source is None:
+        raise UsageError(
+            "Measuring layers needs text: name it with --calibration SOURCE (in a recipe prune.calibration): "
+            "hub:ORG/NAME[:CONFIG], a local file, folder or glob, or a token store."
+        )
+    return source
+
+
 def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
     """At most `calibration_tokens` of the text as the model in `folder` reads it.
 
@@ -65,12 +79,7 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
         InputError: the source cannot be used, holds too little text, or is a store of another tokenizer or with rows
             longer than the model's context.
     """
-    source = config.calibration
-    if source is None:
-        raise UsageError(
-            "Measuring layers needs text: name it with --calibration SOURCE (in a recipe prune.calibration): "
-            "hub:ORG/NAME[:CONFIG], a local file, folder or glob, or a token store."
-        )
+    source = require_source(config.calibration)
     tokenizer = load_tokenizer(folder)
     limit = context_tokens(load_config(folder))
     if (Path(source) / INDEX).is_file():

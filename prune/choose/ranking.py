@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compress.base.errors import InputError
 from compress.base.machine import fast_fp32_products, find_device, host_memory
 from compress.base.progress import Bar, progress_bar
@@ -171,19 +173,28 @@ class _Run:
             yield bar
 
 
+def require_memory(name: str, num_parameters: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse to run a model on text whose weights exceed the host's memory.
+
+    Raises:
+        InputError: they do.
+    """
+    needed, free = num_parameters * dtype.itemsize, host_memory().free
+    if device.type == "cpu" and needed > free:
+        raise InputError(
+            f"Running {name} on text needs {format_bytes(needed)} of memory for its weights and {format_bytes(free)} "
+            "are free. Measure in fewer bits (prune.dtype: bfloat16), on a larger machine, or choose by "
+            f"{' or '.join(WITHOUT_TEXT)}, which read no text."
+        )
+
+
 @contextmanager
 def _measuring(config: RankingConfig, teacher: RankedModel) -> Iterator[_Run]:
     """Load the text and then the model, in the dtype and on the device that the config names."""
     text = load_calibration(config, teacher.folder)
     device = find_device(config.device)
     dtype = find_dtype(config.dtype, teacher.folder, device)
-    needed, free = teacher.num_parameters * dtype.itemsize, host_memory().free
-    if device.type == "cpu" and needed > free:
-        raise InputError(
-            f"Measuring {teacher.name} by {config.by} needs {format_bytes(needed)} of memory for its weights and "
-            f"{format_bytes(free)} are free. Measure in fewer bits (prune.dtype: bfloat16), on a larger machine, or "
-            f"choose by {' or '.join(WITHOUT_TEXT)}, which read no text."
-        )
+    require_memory(teacher.name, teacher.num_parameters, dtype, device)
     model = load_model(teacher.folder, dtype=dtype, device=device)
     details = {
         "calibration": text.to_dict(),

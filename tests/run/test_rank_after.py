@@ -23,7 +23,7 @@ from compress.prune import PruneConfig, RankAfterConfig, plan_prune, prune
 from compress.prune.plan import derive
 from compress.run import rank_after
 from compress.run.candidates import Candidate, Results, gather, heal_all, possible
-from compress.run.plan import plan_recipe
+from compress.run.plan import plan_run
 from compress.run.recipe import load_recipe
 from compress.verify import verify_run
 
@@ -236,8 +236,9 @@ def test_a_run_with_a_ranking_is_reported_and_verified(world: Path, tmp_path: Pa
     assert f"| 2-3 | block-influence | {best['before']['kl']:.4f} | {best['after']['kl']:.4f} |" in page
 
 
-def test_a_plan_counts_the_heals_of_the_candidates(world: Path) -> None:
-    plan = plan_recipe(load_recipe(world / "recipe.yaml", NAMED), flops_per_s=1e9)
+def test_a_plan_counts_the_heals_of_the_candidates(world: Path, tmp_path: Path) -> None:
+    plan, _ = plan_run(load_recipe(world / "recipe.yaml", NAMED), tmp_path / "run", flops_per_s=1e9)
+    assert plan is not None
     flops = plan.distill.flops + 3 * 2000 * plan.distill.flops_per_token
     assert plan.to_dict()["hours"] * 3600 * 1e9 == pytest.approx(flops)
     assert "short heal" in plan.describe()

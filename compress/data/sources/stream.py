@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from compress.base.errors import CompressError, InputError
@@ -101,7 +101,7 @@ class Retry:
                 return result
 
 
-def read_items(source: Source, column: str, start: Position, retry: Retry) -> Iterator[Item]:
+def read_items(source: Source, column: str, start: Position, retry: Retry) -> Generator[Item, None, None]:
     """Every row of the source from `start` on, exactly once and in order, whatever the network does.
 
     A file that is damaged midway gives its rows up to there, and then an item with `ends_file`.

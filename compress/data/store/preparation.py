@@ -1,26 +1,25 @@
 """One preparation of a token store: read, tokenize, hold documents out, pack; saved now and then, continued exactly."""
 
 import dataclasses
-import math
-import shutil
 import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from compress.base.disk import clear_folder, publish_folder, read_json, write_json
-from compress.base.errors import InputError, InterruptedRun, UsageError
+from compress.base.errors import InputError, InterruptedRun
 from compress.base.progress import Bar, progress_bar, say
 from compress.base.signals import StopRequest
-from compress.base.units import format_bytes, format_count
+from compress.base.units import format_count
 from compress.data.config import DataConfig
+from compress.data.preflight import check_space
 from compress.data.sources.hub import HubSource
 from compress.data.sources.sources import Source, find_source
 from compress.data.sources.stream import Item, Position, Retry, Stopped, Unavailable, batches, read_items, texts
 from compress.data.store import partial
 from compress.data.store.encode import Encoder, Ids, encoding, in_order
 from compress.data.store.heldout import HeldOutPool
-from compress.data.store.record import Counts, check_amounts, identity, make_index
+from compress.data.store.record import Counts, check_amounts, identity, make_index, wanted_tokens
 from compress.data.store.shards import ShardWriter, write_rows
 from compress.data.store.store import INDEX
 from compress.model.tokenizer import TokenizerSpec
@@ -39,7 +38,7 @@ class Preparation:
         self._identity = identity(config, spec.sha256)
         self._encoder = Encoder(spec)
         self._retry = Retry(stop)
-        self._wanted = None if config.tokens is None else math.ceil(config.tokens / config.seq_len) * config.seq_len
+        self._wanted = wanted_tokens(config)
         self._position = Position(0, 0)
         self._counts = Counts()
         self._pool = HeldOutPool(config.heldout_sequences * config.seq_len, config.seed)
@@ -105,19 +104,8 @@ class Preparation:
                 return writer
         clear_folder(self._folder)
         self.began_here = True
-        self._check_space()
+        check_space(self._config, self._spec, self._out)
         return ShardWriter(self._folder, self._spec.dtype, self._config.seq_len, None)
-
-    def _check_space(self) -> None:
-        needed = (
-            (self._wanted or 0) + self._config.heldout_sequences * self._config.seq_len
-        ) * self._spec.dtype.itemsize
-        free = shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise UsageError(
-                f"{self._out} needs {format_bytes(needed)} and the disk has {format_bytes(free)} free. Name a folder "
-                "on another disk, or ask for fewer data.tokens."
-            )
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()

@@ -1,6 +1,7 @@
 """What index.json says about how a store was made, and whether there was enough to make it from."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,11 @@ from compress.data.store.heldout import HeldOutPool
 from compress.data.store.store import FORMAT, fingerprint_of
 
 _EXAMPLES = 20
+
+
+def wanted_tokens(config: DataConfig) -> int | None:
+    """Training tokens to prepare, in whole rows; None for all there are."""
+    return None if config.tokens is None else math.ceil(config.tokens / config.seq_len) * config.seq_len
 
 
 def identity(config: DataConfig, tokenizer_sha256: str) -> dict[str, Any]:

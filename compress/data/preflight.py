@@ -1,0 +1,103 @@
+"""What can be said of text before it is prepared or read: what refuses it then refuses it now."""
+
+import shutil
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from compress.base.errors import CompressError, Faults, UsageError
+from compress.base.progress import say
+from compress.base.signals import StopRequest
+from compress.base.units import format_bytes
+from compress.data.config import DataConfig
+from compress.data.sources.hub import HubSource
+from compress.data.sources.sources import Source, find_source
+from compress.data.sources.stream import Position, Retry, read_items
+from compress.data.store.record import wanted_tokens
+from compress.data.store.store import INDEX, TokenStore
+from compress.model.facts import ModelFacts
+from compress.model.tokenizer import TokenizerSpec, tokenizer_spec
+
+_PATIENCE_ROWS = 2000
+
+
+class TextFacts(NamedTuple):
+    """What is known of rows of text before there are any."""
+
+    seq_len: int
+    num_rows: int | None
+    """Training rows; None where they are counted only when the text is prepared."""
+    num_heldout: int
+
+
+def facts_of_store(store: TokenStore) -> TextFacts:
+    """The facts of a finished token store."""
+    return TextFacts(store.seq_len, store.num_rows, store.num_heldout)
+
+
+def facts_of_plan(config: DataConfig) -> TextFacts:
+    """The facts of a token store that is to be prepared."""
+    wanted = wanted_tokens(config)
+    return TextFacts(config.seq_len, wanted and wanted // config.seq_len, config.heldout_sequences)
+
+
+def check_data(config: DataConfig, model: ModelFacts | None, out: Path, faults: Faults) -> TextFacts:
+    """Find what would refuse the preparation of `out` with a model's tokenizer, if that is known."""
+    faults.of(lambda: check_source(config))
+    spec = None if model is None else faults.of(lambda: tokenizer_spec(model.tokenizer))
+    if spec is not None:
+        faults.of(lambda: check_space(config, spec, out))
+    return facts_of_plan(config)
+
+
+def check_text(name: str, column: str, faults: Faults) -> None:
+    """Find what would refuse to measure on a SOURCE: a token store, or text in a column."""
+    if (Path(name) / INDEX).is_file():
+        faults.of(lambda: TokenStore.open(name))
+    else:
+        faults.of(lambda: check_source(DataConfig(dataset=name, text_column=column, tokens=1)))
+
+
+def check_source(config: DataConfig) -> None:
+    """Look at the files of the source, and at the first rows of each that is here, or of the first that is not.
+
+    A hub that cannot be reached now says nothing, and may be reached when its turn comes.
+
+    Raises:
+        UsageError: options that do not go with the source, files of several formats, no such configuration or split.
+        InputError: no such file or dataset, nothing in it that can be read, or no text column.
+    """
+    source = find_source(config)
+    try:
+        source.connect()
+        for index in range(1 if isinstance(source, HubSource) else len(source.files)):
+            _first_row(source, index, config.text_column)
+    except CompressError:
+        raise
+    except Exception as error:
+        say(f"{config.dataset} cannot be looked at now ({error}): it will be tried again when its turn comes.")
+
+
+def _first_row(source: Source, index: int, column: str) -> None:
+    """Read a file until it gives a text, or refuses to."""
+    with closing(read_items(source, column, Position(index, 0), Retry(StopRequest()))) as items:
+        for item in islice(items, _PATIENCE_ROWS):
+            if item.row.text is not None:
+                return
+
+
+def check_space(config: DataConfig, spec: TokenizerSpec, out: Path) -> None:
+    """Refuse a store that its disk has no room for.
+
+    Raises:
+        UsageError: the tokens asked for take more bytes than are free.
+    """
+    needed = ((wanted_tokens(config) or 0) + config.heldout_sequences * config.seq_len) * spec.dtype.itemsize
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UsageError(
+            f"{out} needs {format_bytes(needed)} and the disk has {format_bytes(free)} free. Name a folder on another "
+            "disk, or ask for fewer data.tokens."
+        )

@@ -1,0 +1,137 @@
+"""Everything that can be known of a run is asked first: each step's owner says what would refuse its step.
+
+`compress run` asks before it makes anything, and `--dry-run` asks the same. What a step before will make (the demo's
+world, a teacher from scratch) is known as far as the recipe says it, and asked again once it is there.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from compress.base.errors import Faults
+from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store
+from compress.distill.preflight import check_distill
+from compress.evaluate import EvalConfig
+from compress.evaluate.preflight import check_evaluation
+from compress.model.facts import ModelFacts, look_at_model
+from compress.model.load import load_config, load_tokenizer
+from compress.prune import RankAfterConfig
+from compress.prune.plan import Derivation
+from compress.prune.preflight import check_prune
+from compress.run.layout import Layout
+from compress.run.rank_after import check_heal, short_heal
+from compress.run.recipe import Recipe, ScratchTeacher
+from compress.run.recipe_steps import measures_data
+from compress.run.scratch import check_vocabulary, scratch_config
+from compress.run.steps import Step, groups_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of a run before it begins; None where something is wrong with it."""
+
+    teacher: ModelFacts | None
+    cut: Derivation | None
+    text: TextFacts
+
+
+class Left(NamedTuple):
+    """The steps that are left to make."""
+
+    groups: frozenset[str]
+    places: tuple[Path, ...]
+    """Where they will leave what they make."""
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> "Left":
+        """What is known of these steps."""
+        return cls(groups_of(steps), tuple(place for step in steps for place in step.places))
+
+    def will_make(self, path: str | None) -> bool:
+        """Whether one of them is to make what lies there."""
+        return path is not None and any(Path(path).is_relative_to(place) for place in self.places)
+
+
+def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, download: bool) -> Known:
+    """Find what would refuse the steps of a resolved recipe that are `left` to make.
+
+    Of what lies on the hub only small files are fetched, and with `download` the benchmarks' data sets.
+    """
+    with _teacher(recipe, layout, left, faults) as teacher:
+        text = _text(recipe, layout, left, teacher, faults)
+        cut = None
+        if teacher is not None:
+            own = measures_data(recipe.prune) or left.will_make(recipe.prune.calibration)
+            found = faults if "prune" in left.groups else Faults()
+            cut = check_prune(recipe.prune, teacher, found, own_text=own)
+        student = None
+        if cut is not None and teacher is not None:
+            student = ModelFacts("the student", cut.student, teacher.side)
+        if "prune" in left.groups and isinstance(recipe.prune.choice, RankAfterConfig):
+            _check_ranking(recipe, recipe.prune.choice, student, teacher, text, faults)
+        if "teacher" in left.groups and recipe.teacher.scratch is not None:
+            check_distill(recipe.teacher.scratch.train, student=teacher, teacher=None, text=text, faults=faults)
+        if "distill" in left.groups:
+            check_distill(recipe.distill, student=student, teacher=teacher, text=text, faults=faults)
+        if "eval" in left.groups:
+            _check_evaluations(recipe.eval, left, faults, download=download)
+        return Known(teacher, cut, text)
+
+
+@contextlib.contextmanager
+def _teacher(recipe: Recipe, layout: Layout, left: Left, faults: Faults) -> Iterator[ModelFacts | None]:
+    """What is known of the teacher; of one to be trained here, what the recipe says of it."""
+    scratch = recipe.teacher.scratch
+    if scratch is None:
+        name, revision = str(recipe.teacher.model), recipe.teacher.revision
+        yield faults.of(lambda: look_at_model(name, revision))
+    elif (layout.teacher / "config.json").is_file():
+        yield faults.of(lambda: look_at_model(str(layout.teacher)))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield faults.of(lambda: _to_be_trained(scratch, left, Path(folder)))
+
+
+def _to_be_trained(scratch: ScratchTeacher, left: Left, folder: Path) -> ModelFacts:
+    config = scratch_config(scratch.architecture)
+    if not left.will_make(scratch.tokenizer):
+        tokenizer = load_tokenizer(Path(scratch.tokenizer))
+        check_vocabulary(scratch, config, tokenizer)
+        tokenizer.save_pretrained(folder)
+    config.save_pretrained(folder)
+    return ModelFacts("a teacher trained from scratch", load_config(folder), folder)
+
+
+def _text(recipe: Recipe, layout: Layout, left: Left, teacher: ModelFacts | None, faults: Faults) -> TextFacts:
+    if "data" not in left.groups:
+        store = faults.of(lambda: TokenStore.open(layout.data))
+        return facts_of_plan(recipe.data) if store is None else facts_of_store(store)
+    if left.will_make(recipe.data.dataset):
+        return facts_of_plan(recipe.data)
+    scratch = recipe.teacher.scratch
+    known = scratch is None or not left.will_make(scratch.tokenizer)
+    return check_data(recipe.data, teacher if known else None, layout.data, faults)
+
+
+def _check_ranking(
+    recipe: Recipe,
+    choice: RankAfterConfig,
+    student: ModelFacts | None,
+    teacher: ModelFacts | None,
+    text: TextFacts,
+    faults: Faults,
+) -> None:
+    heal = short_heal(recipe.distill, choice.rank_after)
+    faults.of(lambda: check_heal(heal, text.num_heldout, str(recipe.data.dataset)))
+    check_distill(heal, student=student, teacher=teacher, text=text, faults=faults)
+
+
+def _check_evaluations(config: EvalConfig, left: Left, faults: Faults, *, download: bool) -> None:
+    check_evaluation(config, model=None, teacher=None, text=None, faults=faults)
+    if config.tasks and not left.will_make(config.datasets_root) and not left.will_make(config.task_folder):
+        from compress.evaluate.harness.catalog import check_tasks
+
+        faults.of(lambda: check_tasks(config, download=download))

@@ -1,0 +1,165 @@
+"""What can be said of a distillation before text is prepared for it, or a weight is read."""
+
+import copy
+import functools
+import math
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from compress.base.disk import require_free
+from compress.base.errors import Faults, InputError, UsageError
+from compress.base.machine import default_device
+from compress.base.processes import count
+from compress.data import TextFacts
+from compress.distill.config import DistillConfig
+from compress.distill.fit import check_held
+from compress.distill.loop.accelerator import check_launcher, check_trackers
+from compress.distill.plan import held_bytes
+from compress.distill.publish import RECORD
+from compress.distill.resources.auto import resolve_attention, resolve_precision, resolve_sharding
+from compress.distill.resources.schedule import budget
+from compress.distill.teachers.quantization import check_quantization, require_torchao
+from compress.model.facts import ModelFacts, look_at_model
+from compress.model.files import resolve_model
+from compress.model.load import why_not_loaded
+from compress.model.remote_code import trusted
+from compress.model.vocabulary import common_ids
+
+
+def check_start(
+    config: DistillConfig, *, student: str | Path, teacher: str | Path | None, out: Path, text: TextFacts | None
+) -> tuple[Path, Path | None]:
+    """Folders of student and teacher, found to have whole weights and one vocabulary, and all else that can be known.
+
+    Raises:
+        UsageError: no teacher at `alpha` above 0, `out` holds something that is no finished student, or options that
+            cannot work with these models, this text or this machine.
+        InputError: a model that is not there, whose weights are damaged, or tokenizers that differ.
+    """
+    faults = Faults()
+    faults.of(lambda: _require_teacher(config, teacher))
+    if not (out / RECORD).is_file():
+        faults.of(lambda: require_free(out))
+    learner = faults.of(lambda: _look(student))
+    guide = None if teacher is None else faults.of(lambda: _look(teacher))
+    check_distill(config, student=learner, teacher=guide, text=text, faults=faults)
+    if learner is not None and guide is not None:
+        faults.of(lambda: common_ids(learner.side, guide.side))
+    faults.refuse()
+    assert learner is not None
+    return learner.side, None if guide is None else guide.side
+
+
+def _look(name: str | Path) -> ModelFacts:
+    """A model that is here in full, downloaded if need be."""
+    return look_at_model(str(resolve_model(str(name))))
+
+
+def check_distill(
+    config: DistillConfig,
+    *,
+    student: ModelFacts | None,
+    teacher: ModelFacts | None,
+    text: TextFacts | None,
+    faults: Faults,
+) -> None:
+    """Find what would refuse a training, as far as models and text are known."""
+    device = default_device()
+    models = [model for model in (student, teacher) if model is not None]
+    faults.of(lambda: check_trackers(config))
+    faults.of(check_launcher)
+    faults.of(lambda: resolve_sharding(config, count()))
+    faults.of(lambda: _check_compiler(config, device))
+    if config.optimizer == "adamw8bit":
+        faults.of(lambda: require_torchao("optimizer: adamw8bit"))
+    if teacher is not None:
+        rows = config.heldout_sequences if text is None else min(config.heldout_sequences, text.num_heldout)
+        faults.of(lambda: check_quantization(config, device, num_heldout=rows))
+    if text is not None:
+        faults.of(lambda: _check_extent(config, text))
+        for model in models:
+            faults.of(lambda model=model: _check_attention(config, model, device, text.seq_len))  # type: ignore[misc]
+    if student is not None:
+        faults.of(lambda: check_generation_config(student))
+        faults.of(lambda: _check_memory(config, student, teacher, device))
+
+
+def _require_teacher(config: DistillConfig, teacher: str | Path | None) -> None:
+    if teacher is None and config.alpha > 0:
+        raise UsageError(
+            f"alpha = {config.alpha} needs a teacher; name one, or set alpha to 0 to train on the text alone."
+        )
+
+
+def _check_extent(config: DistillConfig, text: TextFacts) -> None:
+    """Raises as `budget`, which is asked for no more than is there where the rows are not counted yet."""
+    asked = 1 if config.tokens is None else math.ceil(config.tokens / text.seq_len)
+    budget(config, num_rows=asked if text.num_rows is None else text.num_rows, seq_len=text.seq_len)
+
+
+def _check_attention(config: DistillConfig, model: ModelFacts, device: torch.device, seq_len: int) -> None:
+    """Refuse a way to compute attention that the model, or this machine, does not have.
+
+    Raises:
+        UsageError: it does not.
+    """
+    asked = resolve_attention(config, device, seq_len)
+    if asked == "flash_attention_2" and device.type == "cpu":
+        raise UsageError(f"attention: {asked} runs on GPUs, and this machine has none: use sdpa, or leave it out.")
+    if asked is None:
+        return
+    make = functools.partial(AutoModelForCausalLM.from_config, trust_remote_code=trusted(), attn_implementation=asked)
+    try:
+        with torch.device("meta"):
+            make(copy.deepcopy(model.config))
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"attention: {asked} cannot be had with {model.name} here ({why_not_loaded(error)}). Leave it out, or use "
+            "another."
+        ) from error
+
+
+def _check_compiler(config: DistillConfig, device: torch.device) -> None:
+    """Refuse `compile` where torch.compile has nothing to compile with.
+
+    Raises:
+        UsageError: no C++ compiler for a CPU, or no Triton for a GPU.
+    """
+    if not config.compile:
+        return
+    compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)]
+    if device.type == "cpu" and not compilers:
+        raise UsageError("compile: true needs a C++ compiler on CPUs: install g++, or leave it out.")
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UsageError("compile: true needs the package triton on GPUs: `pip install triton`, or leave it out.")
+
+
+def check_generation_config(model: ModelFacts) -> None:
+    """Refuse a generation config that transformers loads and would not save again.
+
+    Raises:
+        InputError: it contradicts itself.
+    """
+    path = model.side / "generation_config.json"
+    try:
+        if path.is_file():
+            GenerationConfig.from_pretrained(model.side).validate(strict=True)
+        else:  # the config of an older model may say how to generate
+            GenerationConfig.from_model_config(model.config).validate(strict=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} contradicts itself, so the trained student could not be saved: "
+            f"{' '.join(str(error).split())[:300]} "
+            'Mend it (often: add "do_sample": true, or remove the temperature).'
+        ) from error
+
+
+def _check_memory(config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, device: torch.device) -> None:
+    bf16 = resolve_precision(config, device) == "bf16"
+    held = held_bytes(config, student.config, None if teacher is None else teacher.config, bf16=bf16, processes=count())
+    check_held(held, device)
