@@ -29,7 +29,7 @@ def check_fit(config: DistillConfig, planner: Planner, device: torch.device) -> 
         UsageError: weights, gradients, optimizer and teacher alone are more than the device's memory.
     """
     plan = planner(config)
-    free = memory_of(device).free
+    free, _ = memory_of(device)
     check_held({name: plan.memory_bytes.get(name, 0) for name in _HELD}, device)
     if plan.total_bytes > free:
         say(
@@ -45,7 +45,8 @@ def check_held(held: Mapping[str, int], device: torch.device) -> None:
     Raises:
         UsageError: weights, gradients, optimizer and teacher are more than the device's memory.
     """
-    needed, total = sum(held.values()), memory_of(device).total
+    needed = sum(held.values())
+    _, total = memory_of(device)
     if needed > total:
         raise UsageError(
             f"Weights, gradients, optimizer and teacher take {format_bytes(needed)} and {device} has "
