@@ -45,8 +45,8 @@ def check_start(
     faults.of(lambda: _require_teacher(config, teacher))
     if not (out / RECORD).is_file():
         faults.of(lambda: require_free(out))
-    learner = faults.of(lambda: _look(student))
-    guide = None if teacher is None else faults.of(lambda: _look(teacher))
+    learner = _look(student, faults)
+    guide = None if teacher is None else _look(teacher, faults)
     check_distill(config, student=learner, teacher=guide, text=text, faults=faults)
     if learner is not None and guide is not None:
         faults.of(lambda: common_ids(learner.side, guide.side))
@@ -55,9 +55,10 @@ def check_start(
     return learner.side, None if guide is None else guide.side
 
 
-def _look(name: str | Path) -> ModelFacts:
+def _look(name: str | Path, faults: Faults) -> ModelFacts | None:
     """A model that is here in full, downloaded if need be."""
-    return look_at_model(str(resolve_model(str(name))))
+    folder = faults.of(lambda: resolve_model(str(name)))
+    return None if folder is None else look_at_model(str(folder), faults)
 
 
 def check_distill(

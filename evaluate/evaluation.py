@@ -163,10 +163,8 @@ def _check(
     faults = Faults()
     if out is not None:
         faults.of(lambda: _require_writable(out))
-    measured, reference = (
-        None if name is None else faults.of(lambda name=name: look_at_model(str(resolve_model(str(name)))))  # type: ignore[misc]
-        for name in (model, teacher)
-    )
+    measured = look_at_model(str(model), faults)
+    reference = None if teacher is None else look_at_model(str(teacher), faults)
     if teacher is not None and text is None:
         faults.found.append(
             UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")

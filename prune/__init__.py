@@ -18,8 +18,9 @@ from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, Stor
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
     from compress.prune.plan import PrunePlan, plan_prune
+    from compress.prune.preflight import check_prune, check_students
     from compress.prune.record import PruneResult, prune_inputs, prune_settings
-    from compress.prune.step import prune, prune_family, student_name
+    from compress.prune.step import family_folders, prune, prune_family, student_name
     from compress.prune.student import Planned, measure_layers
 
 __all__ = [
@@ -34,6 +35,9 @@ __all__ = [
     "RankingConfig",
     "RepairConfig",
     "StorageConfig",
+    "check_prune",
+    "check_students",
+    "family_folders",
     "measure_layers",
     "plan_prune",
     "prune",
@@ -48,6 +52,9 @@ _HOMES = {
     "PrunePlan": "plan",
     "PruneResult": "record",
     "Ranking": "choose.ranking",
+    "check_prune": "preflight",
+    "check_students": "preflight",
+    "family_folders": "step",
     "measure_layers": "student",
     "plan_prune": "plan",
     "prune": "step",

@@ -1,66 +1,89 @@
 """What can be said of a cut before anything is copied, measured or prepared for it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
+from compress.base.disk import require_free
 from compress.base.errors import Faults
 from compress.base.machine import find_device
 from compress.data import check_text
-from compress.model.facts import ModelFacts
+from compress.model.facts import ModelFacts, look_at_model
 from compress.model.load import find_dtype
 from compress.model.parts import empty_model
 from compress.prune.choose.calibration import require_source
 from compress.prune.choose.candidates import RankAfterConfig
 from compress.prune.choose.ranking import require_memory
-from compress.prune.config import PruneConfig
-from compress.prune.parts import WITHOUT_TEXT, CalibrationConfig, RankingConfig
-from compress.prune.plan import Derivation, derive
+from compress.prune.config import How
+from compress.prune.parts import WITHOUT_TEXT, CalibrationConfig, RankingConfig, RepairConfig
+from compress.prune.plan import Derivation, cast_derivation, derive
 from compress.prune.repair import last_maps, no_map_to_change, require_seams
 from compress.prune.student import why_unchecked
+from compress.weights.hub import streams
 
 if TYPE_CHECKING:
     from compress.prune.plan import PrunePlan
 
+Choice = str | RankingConfig | RankAfterConfig
+"""A SPEC, a measure that is to choose, or a choice by healing candidates."""
+
+
+def check_students(
+    teacher: str, outs: Sequence[Path], choices: Sequence[Choice], faults: Faults, **how: Unpack[How]
+) -> list["PrunePlan"]:
+    """Find what would refuse to cut each of `outs` as the choice beside it says; return the plans that there are."""
+    for out in outs:
+        faults.of(lambda out=out: require_free(out))  # type: ignore[misc]
+    reads = [config for choice in choices for config in reading(choice, how["repair"])]
+    needed_by = "reading text" if reads else None
+    faults.of(lambda: streams(teacher, how["storage"].stream, check=how["check"], needed_by=needed_by))
+    known = look_at_model(teacher, faults)
+    if known is None:
+        return []
+    cuts = [check_prune(choice, known, faults, **how) for choice in choices]
+    return [cast_derivation(cut, how["storage"].cast).plan for cut in cuts if cut is not None]
+
 
 def check_prune(
-    asked: PruneConfig, teacher: ModelFacts, faults: Faults, *, own_text: bool = False
+    choice: Choice, teacher: ModelFacts, faults: Faults, *, own_text: bool = False, **how: Unpack[How]
 ) -> Derivation | None:
-    """Find what would refuse the cut, and return its plan if there is one.
+    """Find what would refuse a cut, and return its plan if there is one.
 
     `own_text` says that what is measured on text is measured on text that is yet to be made (a run's own).
     """
-    choice = asked.choice
     cut = faults.of(lambda: derive(teacher.name, teacher.side, choice))
-    if cut is not None:
-        plan = cut.plan
-        faults.of(lambda: why_unchecked(plan, check=asked.check, streamed=bool(asked.stream)))
-        if isinstance(choice, RankAfterConfig):
-            faults.of(lambda: choice.proposals(cut.layer_types))
-    if reads_text(asked):
-        _check_reading(asked, teacher, None if cut is None else cut.plan, faults, own_text)
-    if asked.repair and cut is not None and isinstance(choice, str):
+    for config in reading(choice, how["repair"]):
+        _check_reading(config, teacher, cut, faults, own_text)
+    if cut is None:
+        return None
+    streamed = bool(how["storage"].stream)
+    faults.of(lambda: why_unchecked(cut.plan, check=how["check"], streamed=streamed))
+    if isinstance(choice, RankAfterConfig):
+        faults.of(lambda: choice.proposals(cut.layer_types))
+    if how["repair"] is not None and isinstance(choice, str):
         faults.of(lambda: _check_repair(cut))
     return cut
 
 
-def reads_text(asked: PruneConfig) -> bool:
-    """Whether layers are measured, or the cut repaired, on text."""
-    choice = asked.choice
-    if isinstance(choice, RankAfterConfig):
-        return asked.repair or choice.reads_text
-    return asked.repair or (isinstance(choice, RankingConfig) and choice.by not in WITHOUT_TEXT)
+def reading(choice: Choice, repair: RepairConfig | None) -> list[CalibrationConfig]:
+    """What of a cut reads text: the measure, the repair."""
+    measures = isinstance(choice, RankingConfig) and choice.by not in WITHOUT_TEXT
+    measures = measures or (isinstance(choice, RankAfterConfig) and choice.reads_text)
+    found = [choice] if measures and not isinstance(choice, str) else []
+    return [*found, *([] if repair is None else [repair])]
 
 
 def _check_reading(
-    asked: CalibrationConfig, teacher: ModelFacts, plan: "PrunePlan | None", faults: Faults, own_text: bool
+    config: CalibrationConfig, teacher: ModelFacts, cut: Derivation | None, faults: Faults, own_text: bool
 ) -> None:
-    source = None if own_text else faults.of(lambda: require_source(asked.calibration))
+    source = None if own_text else faults.of(lambda: require_source(config.calibration))
     if source is not None:
-        check_text(source, asked.calibration_column, faults)
+        check_text(source, config.calibration_column, faults)
         faults.of(lambda: teacher.tokenizer)
-    device = faults.of(lambda: find_device(asked.device))
-    if device is not None and plan is not None:
-        dtype = find_dtype(asked.dtype, teacher.side, device)
-        faults.of(lambda: require_memory(teacher.name, plan.params_before, dtype, device))
+    device = faults.of(lambda: find_device(config.device))
+    if device is not None and cut is not None:
+        dtype = find_dtype(config.dtype, teacher.side, device)
+        faults.of(lambda: require_memory(teacher.name, cut.plan.params_before, dtype, device))
 
 
 def _check_repair(cut: Derivation) -> None:

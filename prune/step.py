@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from compress.base.disk import require_free, staged_folder
-from compress.base.errors import UsageError
+from compress.base.errors import Faults, UsageError
 from compress.model.files import check_weight_files, model_fingerprint
+from compress.prune.choose.candidates import Chosen
+from compress.prune.config import How
 from compress.prune.parts import RepairConfig, StorageConfig
 from compress.prune.record import PruneResult
 from compress.prune.student import Call, Keep, Planned, load_shapes, plan_student
@@ -66,10 +68,20 @@ def prune_family(
     Raises: as `prune`, and
         UsageError: two of `keeps` would have the same folder.
     """
-    named = {student_name(keep): keep for keep in keeps}
-    if len(named) < len(keeps) or not keeps:
+    asked = list(zip(family_folders(Path(out), keeps), keeps, strict=True))
+    return _prune(str(teacher), asked, check, repair, storage)
+
+
+def family_folders(out: Path, keeps: Sequence[str]) -> list[Path]:
+    """The folder of each student of a family.
+
+    Raises:
+        UsageError: two would have the same.
+    """
+    folders = [out / student_name(keep) for keep in keeps]
+    if len(set(folders)) < len(keeps) or not keeps:
         raise UsageError(f"--keep {', '.join(keeps) or '(none)'}: give one SPEC or several different ones.")
-    return _prune(str(teacher), [(Path(out) / name, keep) for name, keep in named.items()], check, repair, storage)
+    return folders
 
 
 def student_name(keep: str) -> str:
@@ -87,8 +99,7 @@ def _prune(
     """Write a student into each folder of `asked`, cut as the choice of layers beside it says."""
     storage = storage or StorageConfig()
     keeps = [keep for _, keep in asked]
-    for out, _ in asked:
-        require_free(out)
+    _look_ahead(teacher, asked, How(check=check, repair=repair, storage=storage))
     with ExitStack() as stack:
         stream = streams(teacher, storage.stream, check=check, needed_by=_needs_all(keeps, repair))
         folder, hub = stack.enter_context(open_teacher(teacher, stream=stream))
@@ -114,6 +125,24 @@ def _prune(
             student.write_small_files(at)
         places = zip(students, staged, weights.finish(), asked, strict=True)
         return [student.finish(at, sha256, out) for student, at, sha256, (out, _) in places]
+
+
+def _look_ahead(teacher: str, asked: Sequence[tuple[Path, Keep]], how: How) -> None:
+    """Refuse what is known to be impossible, all at once.
+
+    A plain cut is planned while its copy is under way, and there is nothing to ask before; unless it is refused anyway.
+    """
+    faults = Faults()
+    for out, _ in asked:
+        faults.of(lambda out=out: require_free(out))  # type: ignore[misc]
+    plain = all(isinstance(keep, str | Planned | Chosen) for _, keep in asked) and how["repair"] is None
+    if faults.found or not plain:
+        from compress.prune.preflight import check_students
+
+        choices = [keep.asked if isinstance(keep, Chosen) else keep for _, keep in asked]
+        unknown = [keep for keep in choices if not isinstance(keep, Planned)]
+        check_students(teacher, [], unknown, faults, **how)
+    faults.refuse()
 
 
 @contextmanager

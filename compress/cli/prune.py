@@ -58,8 +58,12 @@ def prune(
     options, choices = family[0], [each.prune.choice for each in family]
     choice, asked = choices[0], options.prune
     if dry_run:
-        plans = [step.plan_prune(teacher, each, asked.cast) for each in choices]
-        _print_all([plan.to_dict() for plan in plans], [plan.describe() for plan in plans], as_json)
+        from compress.run.plan import plan_students
+
+        plans, faults = plan_students(family, teacher=teacher, out=out)
+        if plans:
+            _print_all([plan.to_dict() for plan in plans], [plan.describe() for plan in plans], as_json)
+        faults.refuse()
         return
     if isinstance(choice, step.RankAfterConfig):
         from compress.run.rank_after import prune_ranked

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.base.errors import InputError
+from compress.base.errors import Faults, InputError
 from compress.model.files import SMALL_FILES, check_weight_files, download, local_folder
 from compress.model.load import load_config, load_tokenizer
 
@@ -27,18 +27,20 @@ class ModelFacts:
         return load_tokenizer(self.side)
 
 
-def look_at_model(name: str, revision: str | None = None) -> ModelFacts:
-    """The facts of a model folder, whose weight files are checked to be whole, or of a hub model, of which only the
-    small files are fetched.
+def look_at_model(name: str, faults: Faults, revision: str | None = None) -> ModelFacts | None:
+    """The facts of a model folder, whose weight files are looked at, or of a hub model, of which only the small files
+    are fetched; None, and a fault, where there is no such model or its config.json cannot be used."""
+    folder = faults.of(lambda: local_folder(name) or _small_files(name, revision))
+    if folder is None:
+        return None
+    if local_folder(name) is not None:
+        faults.of(lambda: check_weight_files(folder))
+    config = faults.of(lambda: load_config(folder))
+    return None if config is None else ModelFacts(name, config, folder)
 
-    Raises:
-        InputError: there is no such model, its weight files are damaged, or its config.json cannot be used.
-    """
-    folder = local_folder(name)
-    if folder is not None:
-        check_weight_files(folder)
-    else:
-        folder = download(name, revision, SMALL_FILES)
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{name} is not a model: it has no config.json.")
-    return ModelFacts(name, load_config(folder), folder)
+
+def _small_files(name: str, revision: str | None) -> Path:
+    folder = download(name, revision, SMALL_FILES)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{name} is not a model: it has no config.json.")
+    return folder

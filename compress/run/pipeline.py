@@ -197,7 +197,7 @@ def _store_of(options: DistillOptions, given: Collection[str], *, student: str, 
         faults.refuse()
         return named
     faults = Faults()
-    text = check_data(options.data, faults.of(lambda: look_at_model(student)), run / "data", faults)
+    text = check_data(options.data, look_at_model(student, faults), run / "data", faults)
     found = faults.of(lambda: check_start(options.distill, student=student, teacher=teacher, out=out, text=text))
     faults.refuse()
     assert found is not None

@@ -2,20 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.base.errors import Faults
 from compress.base.machine import total_memory
 from compress.base.units import format_bytes, format_count
 from compress.data import TextFacts
 from compress.distill import DistillConfig, DistillPlan, plan_distill
 from compress.model.remote_code import trusting
-from compress.prune import PrunePlan, RankAfterConfig
+from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
 from compress.run.layout import Layout
 from compress.run.pipeline import Outlook, look_ahead, resolve_paths, run_folder
 from compress.run.preflight import Known
-from compress.run.recipe import Recipe
+from compress.run.rank_after import plan_ranked
+from compress.run.recipe import PruneOptions, Recipe
 
 _HEAL = "distill"
 _REMEDY = "does not fit; lower distill.micro_batch_rows or set distill.gradient_checkpointing (same result, slower)"
@@ -134,3 +136,14 @@ def _plan(training: DistillConfig, text: TextFacts, student: Any, teacher: Any |
     """A training on all the text; on one step of it where nobody says how much there is."""
     rows = _rows(training, text) or max(1, training.batch_tokens // text.seq_len)
     return plan_distill(training, student=student, teacher=teacher, num_rows=rows, seq_len=text.seq_len)
+
+
+def plan_students(family: Sequence[PruneOptions], *, teacher: str, out: Path) -> tuple[list[PrunePlan], Faults]:
+    """`compress prune --dry-run`: the plans of the students that there are, and all that would refuse them."""
+    first, choices = family[0].prune, [each.prune.choice for each in family]
+    if isinstance(choices[0], RankAfterConfig):
+        plan, faults = plan_ranked(family[0], teacher=teacher, out=out)
+        return [] if plan is None else [plan], faults
+    faults = Faults()
+    outs = faults.of(lambda: family_folders(out, list(map(str, choices)))) if len(choices) > 1 else [out]
+    return check_students(teacher, outs or [], choices, faults, **first.how), faults

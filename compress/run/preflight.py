@@ -18,11 +18,10 @@ from compress.evaluate import EvalConfig
 from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.load import load_config, load_tokenizer
-from compress.prune import RankAfterConfig
+from compress.prune import RankAfterConfig, check_prune
 from compress.prune.plan import Derivation
-from compress.prune.preflight import check_prune
 from compress.run.layout import Layout
-from compress.run.rank_after import check_heal, short_heal
+from compress.run.rank_after import check_ranking
 from compress.run.recipe import Recipe, ScratchTeacher
 from compress.run.recipe_steps import measures_data
 from compress.run.scratch import check_vocabulary, scratch_config
@@ -66,12 +65,13 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
         if teacher is not None:
             own = measures_data(recipe.prune) or left.will_make(recipe.prune.calibration)
             found = faults if "prune" in left.groups else Faults()
-            cut = check_prune(recipe.prune, teacher, found, own_text=own)
+            cut = check_prune(recipe.prune.choice, teacher, found, own_text=own, **recipe.prune.how)
         student = None
         if cut is not None and teacher is not None:
             student = ModelFacts("the student", cut.student, teacher.side)
         if "prune" in left.groups and isinstance(recipe.prune.choice, RankAfterConfig):
-            _check_ranking(recipe, recipe.prune.choice, student, teacher, text, faults)
+            models = (student, teacher)
+            check_ranking(recipe.distill, recipe.prune.choice, recipe.data.dataset, models, text, faults)
         if "teacher" in left.groups and recipe.teacher.scratch is not None:
             check_distill(recipe.teacher.scratch.train, student=teacher, teacher=None, text=text, faults=faults)
         if "distill" in left.groups:
@@ -87,9 +87,9 @@ def _teacher(recipe: Recipe, layout: Layout, left: Left, faults: Faults) -> Iter
     scratch = recipe.teacher.scratch
     if scratch is None:
         name, revision = str(recipe.teacher.model), recipe.teacher.revision
-        yield faults.of(lambda: look_at_model(name, revision))
+        yield look_at_model(name, faults, revision)
     elif (layout.teacher / "config.json").is_file():
-        yield faults.of(lambda: look_at_model(str(layout.teacher)))
+        yield look_at_model(str(layout.teacher), faults)
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield faults.of(lambda: _to_be_trained(scratch, left, Path(folder)))
@@ -114,19 +114,6 @@ def _text(recipe: Recipe, layout: Layout, left: Left, teacher: ModelFacts | None
     scratch = recipe.teacher.scratch
     known = scratch is None or not left.will_make(scratch.tokenizer)
     return check_data(recipe.data, teacher if known else None, layout.data, faults)
-
-
-def _check_ranking(
-    recipe: Recipe,
-    choice: RankAfterConfig,
-    student: ModelFacts | None,
-    teacher: ModelFacts | None,
-    text: TextFacts,
-    faults: Faults,
-) -> None:
-    heal = short_heal(recipe.distill, choice.rank_after)
-    faults.of(lambda: check_heal(heal, text.num_heldout, str(recipe.data.dataset)))
-    check_distill(heal, student=student, teacher=teacher, text=text, faults=faults)
 
 
 def _check_evaluations(config: EvalConfig, left: Left, faults: Faults, *, download: bool) -> None:

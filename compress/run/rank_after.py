@@ -15,20 +15,24 @@ from typing import Any
 from compress.base.config import to_dict
 from compress.base.currency import decisive
 from compress.base.disk import owned, require_free
-from compress.base.errors import InputError, UsageError
+from compress.base.errors import Faults, InputError, UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import INDEX, TokenStore, prepare
+from compress.data import INDEX, DataConfig, TextFacts, TokenStore, check_data, facts_of_store, prepare
 from compress.distill import DistillConfig, distill
+from compress.distill.preflight import check_distill
+from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import model_fingerprint, resolve_model
 from compress.prune import (
     Chosen,
     Planned,
     PruneConfig,
+    PrunePlan,
     PruneResult,
     RankAfterConfig,
     Ranking,
     RankingConfig,
+    check_prune,
     measure_layers,
     prune,
     prune_inputs,
@@ -64,24 +68,17 @@ def prune_ranked(options: PruneOptions, *, teacher: str, out: Path) -> PruneResu
         UsageError: no text is named, it has no held-out rows, or `out` is not free; and as `prune`, `prepare` and
             `distill` do.
     """
-    text, asked, choice = options.data, options.prune, options.prune.choice
+    asked, choice, text = options.prune, options.prune.choice, _healed_on(options)
     work = out.with_name(f"{out.name}.ranking")
     assert isinstance(choice, RankAfterConfig)
-    tokens = choice.rank_after
-    if text is None:
-        raise UsageError(
-            "Candidates are measured and healed on text: name it with --calibration SOURCE: hub:ORG/NAME[:CONFIG], a "
-            "local file, folder or glob, or a token store."
-        )
     with contextlib.ExitStack() as lock:
-        on_main(lambda: require_free(out))
+        on_main(lambda: plan_ranked(options, teacher=teacher, out=out)[1].refuse())
         on_main(lambda: lock.enter_context(owned(work)))
 
         def store() -> Path:
             if (Path(text.dataset) / INDEX).is_file():
                 return Path(text.dataset)
-            wanted = dataclasses.replace(text, tokens=text.tokens or tokens)
-            prepare(wanted, resolve_model(teacher), work / "data")
+            prepare(text, resolve_model(teacher), work / "data")
             return work / "data"
 
         data = on_main(store)
@@ -90,6 +87,57 @@ def prune_ranked(options: PruneOptions, *, teacher: str, out: Path) -> PruneResu
         result = prune_best(asked, choice, options.distill, teacher=teacher, out=out, work=work)
         on_main(lambda: shutil.rmtree(work))
     return result
+
+
+def plan_ranked(options: PruneOptions, *, teacher: str, out: Path) -> tuple[PrunePlan | None, Faults]:
+    """The plan of `prune_ranked`, if there is one, and all that would refuse it."""
+    faults, choice = Faults(), options.prune.choice
+    assert isinstance(choice, RankAfterConfig)
+    faults.of(lambda: require_free(out))
+    known, text = look_at_model(teacher, faults), faults.of(lambda: _healed_on(options))
+    facts = None if text is None else _facts_of(text, known, out, faults)
+    cut = None if known is None else check_prune(choice, known, faults, **options.prune.how)
+    student = None if cut is None or known is None else ModelFacts("the student", cut.student, known.side)
+    if facts is not None and text is not None:
+        check_ranking(options.distill, choice, text.dataset, (student, known), facts, faults)
+    return None if cut is None else cut.plan, faults
+
+
+def check_ranking(
+    healing: DistillConfig,
+    choice: RankAfterConfig,
+    dataset: str,
+    models: tuple[ModelFacts | None, ModelFacts | None],
+    text: TextFacts,
+    faults: Faults,
+) -> None:
+    """Find what would refuse the heal of a candidate: of the first of the `models` by the second."""
+    heal = short_heal(healing, choice.rank_after)
+    faults.of(lambda: _check_heal(heal, text.num_heldout, dataset))
+    check_distill(heal, student=models[0], teacher=models[1], text=text, faults=faults)
+
+
+def _healed_on(options: PruneOptions) -> DataConfig:
+    """The text that candidates are healed on, no more of it than that takes.
+
+    Raises:
+        UsageError: none is named.
+    """
+    text, choice = options.data, options.prune.choice
+    assert isinstance(choice, RankAfterConfig)
+    if text is None:
+        raise UsageError(
+            "Candidates are measured and healed on text: name it with --calibration SOURCE: hub:ORG/NAME[:CONFIG], a "
+            "local file, folder or glob, or a token store."
+        )
+    return dataclasses.replace(text, tokens=text.tokens or choice.rank_after)
+
+
+def _facts_of(text: DataConfig, model: ModelFacts | None, out: Path, faults: Faults) -> TextFacts | None:
+    if (Path(text.dataset) / INDEX).is_file():
+        store = faults.of(lambda: TokenStore.open(text.dataset))
+        return None if store is None else facts_of_store(store)
+    return check_data(text, model, out, faults)
 
 
 def prune_best(
@@ -112,7 +160,7 @@ def rank_cuts(
     """
     started = time.monotonic()
     folder, data = on_main(lambda: resolve_model(teacher)), Path(str(choice.data))
-    check_heal(healing, TokenStore.open(data).num_heldout, str(data))
+    _check_heal(healing, TokenStore.open(data).num_heldout, str(data))
     _say_if_short(choice, healing)
     reads = prune_inputs(lambda: model_fingerprint(folder), choice, asked.repairing)
     results = Results(work, on_main(lambda: {role: find() for role, find in reads.items()}))
@@ -163,7 +211,7 @@ def rank_cuts(
     return Ranking(method="rank-after", kept_layers=best, scores=(), details=details)
 
 
-def check_heal(healing: DistillConfig, num_heldout: int, data: str) -> None:
+def _check_heal(healing: DistillConfig, num_heldout: int, data: str) -> None:
     """Refuse a heal that nothing would be measured after.
 
     Raises:

@@ -71,16 +71,19 @@ def check_tasks(config: EvalConfig, *, download: bool = True) -> None:
     faults = Faults()
     faults.of(lambda: _require_root(root))
     manager = faults.of(lambda: _manager_for(names, config.task_folder))
-    for name in names if manager is not None else ():
-        faults.of(lambda name=name: _require_known(name, manager))  # type: ignore[misc]
-        if name in manager.task_index and (root is None or root.is_dir()):
-            faults.of(lambda name=name: _require_data(name, manager, root))  # type: ignore[misc]
+    if manager is not None:
+        for name in names:
+            faults.of(lambda name=name: _require_known(name, manager))  # type: ignore[misc]
+            if name in manager.task_index and (root is None or root.is_dir()):
+                faults.of(lambda name=name: _require_data(name, manager, root))  # type: ignore[misc]
     faults.refuse()
-    here = [
-        task
-        for task, (name, _) in zip(config.tasks, asked, strict=True)
-        if download or all(is_local(root, dataset or "") for _, dataset in leaf_tasks(manager.task_index, name))
-    ]
+
+    def is_here(name: str) -> bool:
+        assert manager is not None
+        datasets = [dataset for _, dataset in leaf_tasks(manager.task_index, name)]
+        return all(dataset is not None and is_local(root, dataset) for dataset in datasets)
+
+    here = [task for task, (name, _) in zip(config.tasks, asked, strict=True) if download or is_here(name)]
     with quiet_harness(), local_datasets(root):
         build_tasks(dataclasses.replace(config, tasks=here))
 
