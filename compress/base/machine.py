@@ -112,8 +112,11 @@ def find_device(name: str | None) -> "torch.device":
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # and then all that torch was ever built for
+            reason = "torch knows no device of that name"
         raise UsageError(
-            f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu, or leave it out."
+            f"device = {name!r} cannot be used here ({reason}); write cpu, cuda, cuda:1, ..., or leave it out."
         ) from error
     return device
 

@@ -12,6 +12,7 @@ train and evaluate together; the main one does the rest while others wait.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
 from compress.run.preflight import Known, Left, check_run
 from compress.run.recipe import DistillOptions, Recipe, load_recipe
-from compress.run.recipe_steps import steps_of
-from compress.run.redo import Redo, begin, intended
+from compress.run.recipe_steps import preparation, steps_of, training
+from compress.run.redo import Redo, begin, intended, made_otherwise
 from compress.run.steps import Step, states
 
 
@@ -187,22 +188,50 @@ def distill_text(
 
 def _store_of(options: DistillOptions, given: Collection[str], *, student: str, teacher: str | None, run: Path) -> Path:
     """The token store to train on, made if need be, once all that can be known of the training is."""
-    named, out = Path(options.data.dataset), run / "student"
-    if (named / INDEX).is_file():
-        faults = Faults()
-        store = faults.of(lambda: TokenStore.open(named))
+    layout, named, faults = Layout(run), Path(options.data.dataset), Faults()
+    is_store = (named / INDEX).is_file()
+    if is_store:
         faults.of(lambda: _check_options(options, given))
+        store = faults.of(lambda: TokenStore.open(named))
         text = None if store is None else facts_of_store(store)
-        faults.of(lambda: check_start(options.distill, student=student, teacher=teacher, out=out, text=text))
-        faults.refuse()
-        return named
-    faults = Faults()
-    text = check_data(options.data, look_at_model(student, faults), run / "data", faults)
-    found = faults.of(lambda: check_start(options.distill, student=student, teacher=teacher, out=out, text=text))
+    else:
+        text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
+    faults.of(lambda: _check_current(options, layout, named if is_store else None, student=student, teacher=teacher))
+    found = faults.of(
+        lambda: check_start(options.distill, student=student, teacher=teacher, out=layout.student, text=text)
+    )
     faults.refuse()
     assert found is not None
-    prepare(options.data, found[0], run / "data")
-    return run / "data"
+    if is_store:
+        return named
+    prepare(options.data, found[0], layout.data)
+    return layout.data
+
+
+def _check_current(
+    options: DistillOptions, layout: Layout, store: Path | None, *, student: str, teacher: str | None
+) -> None:
+    """Refuse to go on with text, checkpoints or a student that were made otherwise.
+
+    Raises:
+        UsageError: which, what differs, what to do.
+    """
+    start = functools.partial(local_model, student, None)
+    steps = [] if store else [preparation(options.data, layout, start)]
+    opened = functools.partial(TokenStore.open, store) if store else None
+    guide = None if teacher is None else functools.partial(local_model, teacher, None)
+    steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened))
+    found = states(steps)
+    if refused := [step for step in steps if found[step.name][0] == "changed"]:
+        raise UsageError(
+            "\n".join(
+                [
+                    *(made_otherwise(step, found[step.name][1]) for step in refused),
+                    "Nothing was changed. Go back to those settings, name another folder with --out, or move what is "
+                    "there away.",
+                ]
+            )
+        )
 
 
 def _check_options(options: DistillOptions, given: Collection[str]) -> None:

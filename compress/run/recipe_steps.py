@@ -31,7 +31,7 @@ from compress.run.evaluations import evaluations
 from compress.run.finders import Folder, at, if_there, store_of
 from compress.run.layout import Layout
 from compress.run.rank_after import prune_best, with_heal
-from compress.run.recipe import Recipe
+from compress.run.recipe import Recipe, ScratchTeacher
 from compress.run.scratch import initialise
 from compress.run.steps import Step, groups_of
 
@@ -39,13 +39,16 @@ from compress.run.steps import Step, groups_of
 def steps_of(recipe: Recipe, layout: Layout, teacher: Folder) -> list[Step]:
     """The steps of a resolved recipe (see `resolve_paths`) in a run folder; `teacher` finds the teacher's folder."""
     world = [_world(recipe.world, layout)] if recipe.world is not None else []
-    data = _data(recipe, layout, teacher, after=groups_of(world))
-    scratch = _scratch(recipe, layout, after=groups_of([*world, data])) if recipe.teacher.scratch is not None else []
+    from_scratch = recipe.teacher.scratch
+    tokenizer = teacher if from_scratch is None else functools.partial(Path, from_scratch.tokenizer)
+    data = preparation(recipe.data, layout, tokenizer, after=groups_of(world))
+    scratch = [] if from_scratch is None else _scratch(from_scratch, layout, after=groups_of([*world, data]))
     measured = [*world, data] if needs_data(recipe.prune) else []
     cut = _cut(recipe, layout, teacher, after=groups_of([*measured, *scratch]))
     first = [data, *scratch, cut] if scratch or measured else [cut, data]
     made = [*world, *first]
-    healed = training("distill", recipe.distill, layout, layout.student, layout.student_init, teacher, groups_of(made))
+    start = at(layout.student_init)
+    healed = training("distill", recipe.distill, layout, layout.student, start, teacher, groups_of(made))
     return [*world, *first, healed, *evaluations(recipe, layout, teacher, before=made, healed=healed)]
 
 
@@ -74,11 +77,9 @@ def _world(world: WorldConfig, layout: Layout) -> Step:
     )
 
 
-def _data(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str]) -> Step:
-    config, out, scratch = recipe.data, layout.data, recipe.teacher.scratch
-
-    def tokenizer() -> Path:
-        return Path(scratch.tokenizer) if scratch is not None else teacher()
+def preparation(config: DataConfig, layout: Layout, tokenizer: Folder, after: frozenset[str] = frozenset()) -> Step:
+    """The making of RUN/data; `tokenizer` finds the folder of the one to use."""
+    out = layout.data
 
     def make() -> None:
         say(f"data: {config.dataset} -> {out}")
@@ -106,10 +107,8 @@ def _data(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str]
     )
 
 
-def _scratch(recipe: Recipe, layout: Layout, after: frozenset[str]) -> list[Step]:
+def _scratch(scratch: ScratchTeacher, layout: Layout, after: frozenset[str]) -> list[Step]:
     """A teacher's random start, and its training by the distillation loop."""
-    scratch = recipe.teacher.scratch
-    assert scratch is not None
     record = layout.teacher_init / "init.json"
     settings = {"architecture": scratch.architecture, "seed": scratch.train.seed}
     inputs = {"tokenizer": functools.partial(_tokenizer_files, Path(scratch.tokenizer))}
@@ -123,7 +122,7 @@ def _scratch(recipe: Recipe, layout: Layout, after: frozenset[str]) -> list[Step
         places=(layout.teacher_init,),
         make=lambda: _written(record, settings, inputs, lambda out: initialise(scratch, out)),
     )
-    return [start, training("teacher", scratch.train, layout, layout.teacher, layout.teacher_init, None, after)]
+    return [start, training("teacher", scratch.train, layout, layout.teacher, at(layout.teacher_init), None, after)]
 
 
 def _tokenizer_files(folder: Path) -> dict[str, str]:
@@ -195,17 +194,19 @@ def training(
     config: DistillConfig,
     layout: Layout,
     out: Path,
-    student: Path,
+    student: Folder,
     teacher: Folder | None,
-    after: frozenset[str],
+    after: frozenset[str] = frozenset(),
+    store: Callable[[], TokenStore] | None = None,
 ) -> Step:
-    """The training of `student` into `out` on RUN/data; without `teacher`, on the text alone."""
-    work, inputs = layout.training(out), training_inputs(at(student), teacher, lambda: store_of(layout))
+    """The training of `student` into `out` on RUN/data, or another store; without `teacher`, on the text alone."""
+    store = store or (lambda: store_of(layout))
+    work, inputs = layout.training(out), training_inputs(student, teacher, store)
 
     def make() -> None:
-        say(f"{name}: {student} -> {out}")
+        say(f"{name}: {student()} -> {out}")
         source = None if teacher is None else teacher()
-        distill(config, student=student, teacher=source, data=layout.data, out=out, work=work)
+        distill(config, student=student(), teacher=source, data=store().path, out=out, work=work)
 
     return Step(
         name=name,

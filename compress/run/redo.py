@@ -127,7 +127,7 @@ def intended(steps: Sequence[Step], layout: Layout, asked: Sequence[str], found:
 
 def _refusal(refused: Sequence[Step], found: Standing, steps: Sequence[Step], layout: Layout) -> str:
     """What is no longer current, why, and what to do about it."""
-    lines = [f"{step.name}: {_what_is_there(step)} otherwise: {'; '.join(found[step.name][1])}." for step in refused]
+    lines = [made_otherwise(step, found[step.name][1]) for step in refused]
     groups = list(dict.fromkeys(step.group for step in refused))
     roots = [g for g in groups if any(not s.follows({*groups} - {g}) for s in refused if s.group == g)]
     options, follow = " ".join(f"--redo {group}" for group in roots), _following(steps, roots)
@@ -139,10 +139,12 @@ def _refusal(refused: Sequence[Step], found: Standing, steps: Sequence[Step], la
     return "\n".join([*lines, advice])
 
 
-def _what_is_there(step: Step) -> str:
-    if step.record.is_file():
-        return f"{step.record} was made"
-    return f"{next(place for place in step.places if place.exists())} was begun"
+def made_otherwise(step: Step, differing: Sequence[str]) -> str:
+    """What of a step is there, and what differs, as a sentence."""
+    made = f"{step.record} was made"
+    if not step.record.is_file():
+        made = f"{next(place for place in step.places if place.exists())} was begun"
+    return f"{step.name}: {made} otherwise: {'; '.join(differing)}."
 
 
 def _following(steps: Sequence[Step], groups: Sequence[str]) -> str:
