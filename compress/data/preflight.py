@@ -6,14 +6,14 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.base.errors import CompressError, Faults, UsageError
+from compress.base.errors import CompressError, Faults, InputError, UsageError
 from compress.base.progress import say
 from compress.base.signals import StopRequest
 from compress.base.units import format_bytes
 from compress.data.config import DataConfig
 from compress.data.sources.hub import HubSource
 from compress.data.sources.sources import Source, find_source
-from compress.data.sources.stream import Position, Retry, read_items
+from compress.data.sources.stream import Position, Retry, is_final, read_items
 from compress.data.store.record import wanted_tokens
 from compress.data.store.store import INDEX, TokenStore
 from compress.model.facts import ModelFacts
@@ -76,7 +76,10 @@ def check_source(config: DataConfig) -> None:
     except CompressError:
         raise
     except Exception as error:
-        say(f"{config.dataset} cannot be looked at now ({error}): it will be tried again when its turn comes.")
+        reason = " ".join(str(error).split())[:200]
+        if is_final(error):
+            raise InputError(f"{config.dataset} cannot be read ({reason}).") from error
+        say(f"{config.dataset} cannot be looked at now ({reason}): it will be tried again when its turn comes.")
 
 
 def _first_row(source: Source, index: int, column: str) -> None:

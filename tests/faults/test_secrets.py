@@ -63,7 +63,7 @@ def test_a_token_that_the_hub_or_the_client_refuses(
         hubs = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": token}
         quick = [Setting(name="compress.data.sources.stream:RETRIES", value=0)]
         source = ("--data", f"hub:{REPOSITORY}", "--tokens", "1k", "--alpha", "0")
-        model = ("--student", str(recipe.parent / "teacher"), "--set", "distill.batch_tokens=2k")
+        model = ("--student", str(recipe.parent / "teacher"), "--set", "distill.batch_tokens=4k")
         done = commands.run(quick, "--debug", "distill", *model, *source, "--out", str(tmp_path / "run"), **hubs)
     assert done.returncode in (1, 3), done.stderr
     assert places(tmp_path / "run", done.stdout + done.stderr, token) == []

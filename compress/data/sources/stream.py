@@ -70,8 +70,7 @@ class Retry:
             Stopped: a stop was requested meanwhile.
         """
         reason = _reason(error)
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in _FINAL_STATUS or type(error).__name__ == "OfflineModeIsEnabled":
+        if is_final(error):
             raise Unavailable(f"{what} cannot be read ({reason}). What was prepared so far is kept.") from error
         self._failures += 1
         if self._failures > RETRIES:
@@ -99,6 +98,12 @@ class Retry:
             else:
                 self.succeeded()
                 return result
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a hub said no, so that asking again would not help."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in _FINAL_STATUS or type(error).__name__ == "OfflineModeIsEnabled"
 
 
 def read_items(source: Source, column: str, start: Position, retry: Retry) -> Generator[Item, None, None]:
