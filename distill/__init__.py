@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from compress.distill.distillation import distill
     from compress.distill.objective.loss import DistillationLoss, distillation_loss
     from compress.distill.plan import DistillPlan, plan_distill
-    from compress.distill.publish import DistillResult, begun_otherwise
+    from compress.distill.publish import DistillResult, begun_otherwise, student_output, training_output
 
 __all__ = [
     "DistillConfig",
@@ -19,6 +19,8 @@ __all__ = [
     "distill",
     "distillation_loss",
     "plan_distill",
+    "student_output",
+    "training_output",
 ]
 
 _HOMES = {
@@ -29,6 +31,8 @@ _HOMES = {
     "distill": "distillation",
     "distillation_loss": "objective.loss",
     "plan_distill": "plan",
+    "student_output": "publish",
+    "training_output": "publish",
 }
 
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from compress.base.disk import require_free
 from compress.base.errors import Faults, InputError, UsageError
 from compress.base.machine import default_device
+from compress.base.outputs import check_outputs
 from compress.base.processes import count
 from compress.data import TextFacts
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_held
 from compress.distill.loop.accelerator import check_launcher, check_trackers
 from compress.distill.plan import held_bytes
-from compress.distill.publish import RECORD
+from compress.distill.publish import student_output
 from compress.distill.resources.auto import resolve_attention, resolve_precision, resolve_sharding
 from compress.distill.resources.schedule import budget
 from compress.distill.teachers.quantization import check_quantization, require_torchao
@@ -43,8 +43,7 @@ def check_start(
     """
     faults = Faults()
     faults.of(lambda: _require_teacher(config, teacher))
-    if not (out / RECORD).is_file():
-        faults.of(lambda: require_free(out))
+    check_outputs([student_output(out)], faults)
     learner = _look(student, faults)
     guide = None if teacher is None else _look(teacher, faults)
     check_distill(config, student=learner, teacher=guide, text=text, faults=faults)

@@ -9,6 +9,7 @@ from compress.base.config import to_dict
 from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json, sha256_tree, staged_folder, write_json
 from compress.base.errors import UsageError
+from compress.base.outputs import Output, either, has_fields, has_only, has_record
 from compress.base.records import manifest
 from compress.base.units import format_count, format_seconds
 from compress.distill.config import DistillConfig
@@ -18,6 +19,20 @@ from compress.model.files import copy_side_files
 from compress.model.load import no_transformers_bars
 
 RECORD = "distill.json"
+
+
+def student_output(out: Path) -> Output:
+    """The folder of a trained student."""
+    return Output(out, "a trained student", has_record(RECORD), folder=True)
+
+
+def training_output(work: Path) -> Output:
+    """The folder of a training: metrics.jsonl, checkpoints/, and what trackers write."""
+    is_begun = either(has_only(r"metrics\.jsonl|checkpoints"), lambda folder: _has_rows(folder / "metrics.jsonl"))
+    return Output(work, "a training", is_begun, folder=True)
+
+
+_has_rows = has_fields("step", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,13 @@ else:
     if TYPE_CHECKING:
         from compress.evaluate.evaluation import evaluate_model as evaluate_model
         from compress.evaluate.evaluation import evaluation_inputs as evaluation_inputs
+        from compress.evaluate.evaluation import evaluation_outputs as evaluation_outputs
         from compress.evaluate.speed import compare_speed as compare_speed
 
-    __all__ = ["EvalConfig", "compare_speed", "evaluate_model", "evaluation_inputs"]
+    __all__ = ["EvalConfig", "compare_speed", "evaluate_model", "evaluation_inputs", "evaluation_outputs"]
 
     def __getattr__(name: str) -> Any:
-        if name in ("evaluate_model", "evaluation_inputs"):
+        if name in ("evaluate_model", "evaluation_inputs", "evaluation_outputs"):
             from compress.evaluate import evaluation
 
             return getattr(evaluation, name)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from compress.base.config import to_dict
 from compress.base.currency import Inputs, Missing, decisive
-from compress.base.disk import read_json, sha256_file, write_json, write_rows, write_text
+from compress.base.disk import read_json, sha256_file, write_json, write_rows
 from compress.base.errors import Faults, UsageError
-from compress.base.journal import Header, Journal, open_journal
+from compress.base.journal import Header, Journal, journal_output, open_journal
 from compress.base.machine import find_device, git_commit, versions
+from compress.base.outputs import MADE_BY, Output, check_outputs, has_fields
 from compress.base.processes import join, on_main
 from compress.base.records import manifest
 from compress.data import text_fingerprint
@@ -80,7 +81,7 @@ def evaluate_model(
         def publish() -> dict[str, Any]:
             seconds = time.monotonic() - started
             made: dict[str, Any] = {"versions": versions(), "seconds": round(seconds, 3)}
-            outputs = {} if out is None or not items else _write_items(out.with_name(f"{out.stem}.items.jsonl"), items)
+            outputs = {} if out is None or not items else _write_items(_items_path(out), items)
             read = {**inputs, "benchmarks": benchmark_inputs(config, datasets)}
             made["manifest"] = manifest(config=to_dict(config), inputs=read, outputs=outputs, seconds=seconds)
             if out is not None:
@@ -162,7 +163,7 @@ def _check(
     """Refuse what cannot be done before anything is, download the models, and fingerprint what goes in."""
     faults = Faults()
     if out is not None:
-        faults.of(lambda: _require_writable(out))
+        check_outputs(evaluation_outputs(out), faults)
     measured = look_at_model(str(model), faults)
     reference = None if teacher is None else look_at_model(str(teacher), faults)
     if teacher is not None and text is None:
@@ -198,6 +199,7 @@ def _measure(
 ) -> dict[str, Any]:
     """The measured part of the eval JSON."""
     result: dict[str, Any] = {
+        MADE_BY: "compress eval",
         "model": checkpoint.name,
         "params": count_parameters(checkpoint.model),
         "bytes": sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")),
@@ -245,15 +247,17 @@ def _prompts(
     return prompts_from_rows(checkpoint, heldout.rows, count, config.sample_prompt_tokens)
 
 
-def _require_writable(out: Path) -> None:
-    if out.is_dir():
-        raise UsageError(f"The output {out} is a folder; name a JSON file.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out.with_name(f".{out.name}.probe"), "")
-    except OSError as error:
-        raise UsageError(f"The output {out} cannot be written: {error.strerror}.") from error
-    out.with_name(f".{out.name}.probe").unlink()
+def evaluation_outputs(out: Path) -> list[Output]:
+    """What an evaluation into the JSON file `out` writes, in the order in which a run moves it aside."""
+    return [
+        journal_output(out),
+        Output(_items_path(out), "the items of an evaluation", has_fields("task", "doc_sha256")),
+        Output(out, "an evaluation", has_fields("manifest", "model", "tasks")),
+    ]
+
+
+def _items_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.items.jsonl")
 
 
 def _write_items(path: Path, items: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
     from compress.prune.plan import PrunePlan, plan_prune
     from compress.prune.preflight import check_prune, check_students
-    from compress.prune.record import PruneResult, prune_inputs, prune_settings
+    from compress.prune.record import PruneResult, prune_inputs, prune_settings, student_output
     from compress.prune.step import family_folders, prune, prune_family, student_name
     from compress.prune.student import Planned, measure_layers
 
@@ -45,6 +45,7 @@ __all__ = [
     "prune_inputs",
     "prune_settings",
     "student_name",
+    "student_output",
 ]
 
 _HOMES = {
@@ -62,6 +63,7 @@ _HOMES = {
     "prune_inputs": "record",
     "prune_settings": "record",
     "student_name": "step",
+    "student_output": "record",
 }
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from compress.base.disk import require_free
 from compress.base.errors import Faults
 from compress.base.machine import find_device
+from compress.base.outputs import check_outputs
 from compress.data import check_text
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.load import find_dtype
@@ -17,6 +17,7 @@ from compress.prune.choose.ranking import require_memory
 from compress.prune.config import How
 from compress.prune.parts import WITHOUT_TEXT, CalibrationConfig, RankingConfig, RepairConfig
 from compress.prune.plan import Derivation, cast_derivation, derive
+from compress.prune.record import student_output
 from compress.prune.repair import last_maps, no_map_to_change, require_seams
 from compress.prune.student import why_unchecked
 from compress.weights.hub import streams
@@ -32,8 +33,7 @@ def check_students(
     teacher: str, outs: Sequence[Path], choices: Sequence[Choice], faults: Faults, **how: Unpack[How]
 ) -> list["PrunePlan"]:
     """Find what would refuse to cut each of `outs` as the choice beside it says; return the plans that there are."""
-    for out in outs:
-        faults.of(lambda out=out: require_free(out))  # type: ignore[misc]
+    check_outputs([student_output(out) for out in outs], faults)
     reads = [config for choice in choices for config in reading(choice, how["repair"])]
     needed_by = "reading text" if reads else None
     faults.of(lambda: streams(teacher, how["storage"].stream, check=how["check"], needed_by=needed_by))

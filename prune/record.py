@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.base.config import to_dict
 from compress.base.currency import Inputs
+from compress.base.outputs import Output
 from compress.base.units import format_bytes
 from compress.prune.choose.candidates import RankAfterConfig
 from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from compress.prune.plan import PrunePlan
 
 RECORD = "prune.json"
+
+
+def student_output(out: Path) -> Output:
+    """The folder of a student, which no other may take the place of."""
+    return Output(out, "a student", ours=None, folder=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

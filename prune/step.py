@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from compress.base.disk import require_free, staged_folder
+from compress.base.disk import staged_folder
 from compress.base.errors import Faults, UsageError
+from compress.base.outputs import check_outputs
 from compress.model.files import check_weight_files, model_fingerprint
 from compress.prune.choose.candidates import Chosen
 from compress.prune.config import How
 from compress.prune.parts import RepairConfig, StorageConfig
-from compress.prune.record import PruneResult
+from compress.prune.record import PruneResult, student_output
 from compress.prune.student import Call, Keep, Planned, load_shapes, plan_student
 from compress.prune.under_way import WeightsUnderWay, disk_errors
 from compress.weights.hub import HubTeacher, open_teacher, streams
@@ -133,8 +134,7 @@ def _look_ahead(teacher: str, asked: Sequence[tuple[Path, Keep]], how: How) -> N
     A plain cut is planned while its copy is under way, and there is nothing to ask before; unless it is refused anyway.
     """
     faults = Faults()
-    for out, _ in asked:
-        faults.of(lambda out=out: require_free(out))  # type: ignore[misc]
+    check_outputs([student_output(out) for out, _ in asked], faults)
     plain = all(isinstance(keep, str | Planned | Chosen) for _, keep in asked) and how["repair"] is None
     if faults.found or not plain:
         from compress.prune.preflight import check_students

@@ -51,10 +51,10 @@ class Moment:
             return self._training()
         if self._touched("data.partial"):
             return "preparing data"
-        return "pruning" if self._touched("student-init.partial") else "starting"
+        return "pruning" if self._touched("student-init.compress-partial") else "starting"
 
     def _training(self) -> str:
-        if self._touched("student.partial"):
+        if self._touched("student.compress-partial"):
             return "publishing"
         if any(map(self._is_new, self._run.glob("train/checkpoints/*.partial"))):
             return "in a save"

@@ -200,7 +200,12 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 def dump_yaml(value: Any) -> str:
     """A config as YAML that `parse_yaml` and `build` read back to an equal one."""
-    return yaml.dump(to_dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return dump_data(to_dict(value))
+
+
+def dump_data(data: Mapping[str, Any]) -> str:
+    """Plain data as `dump_yaml` writes a config's."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _explain(fault: Any, cls: type, document: Document) -> str:

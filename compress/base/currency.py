@@ -85,6 +85,15 @@ def as_before(kind: type | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def is_complete(kind: type, settings: Mapping[str, Any]) -> bool:
+    """Whether all options are written out, but for newer ones: as a version of ours leaves them, and no user does."""
+    rules = _rules(kind)
+    if not {name for name, rule in rules.items() if not rule.newer} <= settings.keys() <= rules.keys():
+        return False
+    parts = [(rule.options, settings[name]) for name, rule in rules.items() if rule.options and name in settings]
+    return all(is_complete(options, part) for options, part in parts if isinstance(part, dict))
+
+
 def decisive(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """`as_before` without the options that decide nothing by themselves: the free ones, and places."""
     rules = _rules(kind)

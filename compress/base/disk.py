@@ -1,6 +1,6 @@
 """Files and folders on disk: complete or absent, hashed, owned by one process at a time.
 
-A step writes into `OUT.partial/`, everything is fsynced, and the folder is renamed.
+A step writes into `OUT.compress-partial/`, everything is fsynced, and the folder is renamed.
 """
 
 import errno
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.base.errors import InputError, UsageError
+from compress.base.outputs import Output, require_outputs
 
 _CHUNK_BYTES = 1 << 20
 _CLOCK_TICK_S = 0.1  # file systems note times of change in ticks of up to some 10 ms
@@ -87,13 +88,18 @@ def fsync_tree(folder: Path) -> None:
         fsync_path(Path(root))
 
 
+def unfinished(path: Path) -> Path:
+    """Where a file or folder grows until it is whole: a name that nobody else gives to anything."""
+    return path.with_name(f"{path.name}.compress-partial")
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole: readers, and a full disk, see the old content or the new, never a mixture.
 
     What is no Unicode (half a surrogate pair, from a broken record or a file name) is written as its escape.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = unfinished(path)
     try:
         with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
@@ -158,21 +164,6 @@ def read_rows(path: Path, *, damaged: Damaged = "refused") -> list[Any]:
     return rows
 
 
-def require_free(out: Path) -> None:
-    """Refuse an output folder that holds something, before any work is done.
-
-    Raises:
-        UsageError: `out` is a file, or a folder that is not empty, or its parent cannot be written.
-    """
-    if out.is_file():
-        raise UsageError(f"The output {out} is a file; name a folder that does not exist yet.")
-    if out.is_dir() and any(out.iterdir()):
-        raise UsageError(f"The output folder {out} is not empty; name another, or remove it first.")
-    parent = next(p for p in (out, *out.absolute().parents) if p.is_dir())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"The output folder {out} cannot be written: no permission in {parent}.")
-
-
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Create a folder if need be, and keep every other process out of it while the block runs.
@@ -201,13 +192,13 @@ def owned(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
-    """Yield `OUT.partial/` to write into; on success it becomes `out`, on failure it is removed.
+    """Yield a folder beside `out` to write into; on success it becomes `out`, on failure it is removed.
 
     Raises:
-        UsageError: `out` is not free (see `require_free`), or another process is writing it.
+        UsageError: `out` is not free, or another process is writing it.
     """
-    require_free(out)
-    partial = out.with_name(out.name + ".partial")
+    require_outputs(Output(out, "a folder", ours=None, folder=True))
+    partial = unfinished(out)
     with owned(partial):
         clear_folder(partial)
         try:

@@ -22,12 +22,14 @@ from typing import Any
 
 from compress.base.disk import clear_folder, owned, read_json, sha256_json, write_json
 from compress.base.errors import InputError
+from compress.base.outputs import UNFINISHED, Output, has_only
 from compress.base.processes import all_gather, count, is_main, on_main, rank
 from compress.base.progress import progress_bar, say
 from compress.base.signals import check_interrupt
 
 _HEADER = "header.json"
 _LINES = "*.jsonl"
+_NAMES = rf"header\.json{UNFINISHED}|[0-9]+\.jsonl"
 
 Header = Mapping[str, Mapping[str, Any]]
 """Named parts, each a table of JSON data."""
@@ -105,7 +107,7 @@ def open_journal(out: Path | None, header: Header) -> Iterator[Journal]:
     if out is None:
         yield Journal(header=header)
         return
-    folder = out.with_name(f"{out.name}.journal")
+    folder = journal_output(out).path
     with contextlib.ExitStack() as lock:
         on_main(lambda: lock.enter_context(owned(folder)))
         try:
@@ -129,6 +131,12 @@ def _begin(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
     clear_folder(folder)
     write_json(folder / _HEADER, header)
     return {}
+
+
+def journal_output(out: Path) -> Output:
+    """The folder of the journal of the eval JSON `out`."""
+    folder = out.with_name(f"{out.name}.journal")
+    return Output(folder, "the journal of an evaluation", has_only(_NAMES), folder=True)
 
 
 def _set_aside(folder: Path) -> Path:

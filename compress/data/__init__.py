@@ -9,7 +9,14 @@ from compress.data.config import DataConfig
 
 if TYPE_CHECKING:
     from compress.data.preflight import TextFacts, check_data, check_text, facts_of_plan, facts_of_store
-    from compress.data.preparing import changes_of_begun, changes_since, options_unlike, prepare, store_inputs
+    from compress.data.preparing import (
+        changes_of_begun,
+        changes_since,
+        options_unlike,
+        prepare,
+        store_inputs,
+        store_outputs,
+    )
     from compress.data.sample import read_start, text_fingerprint
     from compress.data.sources.hub import HubSource
     from compress.data.sources.sources import LocalSource, Source, find_source
@@ -34,6 +41,7 @@ __all__ = [
     "prepare",
     "read_start",
     "store_inputs",
+    "store_outputs",
     "text_fingerprint",
 ]
 
@@ -55,6 +63,7 @@ _HOMES = {
     "prepare": "preparing",
     "read_start": "sample",
     "store_inputs": "preparing",
+    "store_outputs": "preparing",
     "text_fingerprint": "sample",
 }
 

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from compress.base.disk import write_json, write_rows, write_text
+from compress.base.outputs import Output, require_outputs
 from compress.report.build import build_report
+from compress.report.outputs import REPORT, page_outputs
 from compress.report.pages.html import html_page
 from compress.report.pages.markdown import markdown_page
 from compress.report.pages.terminal import summary
 from compress.report.run_files import read_run
 
-__all__ = ["summary", "write_report"]
+__all__ = ["report_outputs", "summary", "write_report"]
 
 
 def write_report(run: Path) -> Path:
@@ -19,14 +21,20 @@ def write_report(run: Path) -> Path:
 
     Raises:
         InputError: RUN does not exist, holds no evaluation, or one of its files cannot be read.
-        UsageError: RUN/recipe.yaml is no recipe.
+        UsageError: RUN/recipe.yaml is no recipe, or a file of the user's is where one of the report's goes.
     """
     files = read_run(run)
     report = build_report(files)
     flips = report["flips"].pop("all")
+    require_outputs(*report_outputs(run))
+    write_json(run / "report.json", report)  # first, since by it the others are known as ours
     write_rows(run / "flips.jsonl", flips)
-    write_json(run / "report.json", report)
     write_text(run / "report.md", markdown_page(report, files))
     page = run / "report.html"
     write_text(page, html_page(report, files))
     return page
+
+
+def report_outputs(run: Path) -> list[Output]:
+    """The files of a run's report."""
+    return page_outputs(run, "report", "a report", REPORT)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from compress.base.outputs import MADE_BY
 from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
 from compress.report.judge.draft import drafts
@@ -26,6 +27,7 @@ def build_report(run: RunFiles) -> Record:
     scores = build_scores(run.evals)
     compared = _comparisons(run, scores)
     report: Record = {
+        MADE_BY: "compress report",
         "name": run.name,
         "labels": labels,
         **{key: run.evals.get(key) for key in MODELS},

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from compress.base.config import to_dict
 from compress.base.disk import read_json, write_json
+from compress.base.outputs import Output, has_fields
 from compress.base.progress import say
 from compress.base.records import manifest
-from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs
+from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs, evaluation_outputs
 from compress.model.files import model_fingerprint
 from compress.run.finders import Folder, at, store_of
 from compress.run.layout import Layout
@@ -51,7 +52,7 @@ def _evaluation(
         kind=EvalConfig,
         settings=to_dict(config),
         inputs=evaluation_inputs(model, config, teacher=reference, text=lambda: store_of(layout).path, earlier=out),
-        places=(out.with_name(f"{out.name}.journal"), out.with_name(f"{out.stem}.items.jsonl"), out),
+        outputs=tuple(evaluation_outputs(out)),
         make=make,
         together=True,
     )
@@ -76,7 +77,7 @@ def _speed(config: EvalConfig, layout: Layout, models: Mapping[str, Folder], aft
         kind=EvalConfig,
         settings=settings,
         inputs=inputs,
-        places=(record,),
+        outputs=(Output(record, "the speed of all models", has_fields("manifest", *models)),),
         make=make,
     )
 

@@ -20,6 +20,7 @@ from typing import Any
 from compress.base.config import build_from, dump_yaml, to_dict
 from compress.base.disk import owned, write_text
 from compress.base.errors import Faults, UsageError
+from compress.base.outputs import require_outputs
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.data import INDEX, TokenStore, check_data, facts_of_store, options_unlike, prepare
@@ -32,7 +33,7 @@ from compress.model.remote_code import trusting
 from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
-from compress.run.preflight import Known, Left, check_run
+from compress.run.preflight import Known, Left, check_run, check_run_folder, run_output
 from compress.run.recipe import DistillOptions, Recipe, load_recipe
 from compress.run.recipe_steps import preparation, steps_of, training
 from compress.run.redo import Redo, begin, intended, made_otherwise
@@ -131,6 +132,7 @@ def look_ahead(recipe: Recipe, layout: Layout, redo: Collection[str], *, downloa
         return layout.teacher if scratch else local_model(str(recipe.teacher.model), recipe.teacher.revision)
 
     steps, faults = steps_of(recipe, layout, teacher), Faults()
+    check_run_folder(recipe, layout, steps, faults)
     found = states(steps)
     asked = faults.of(lambda: intended(steps, layout, list(redo), found))
     anew = [] if asked is None else [name for name in asked.aside if name not in asked.moved]
@@ -221,6 +223,7 @@ def _check_current(
     opened = functools.partial(TokenStore.open, store) if store else None
     guide = None if teacher is None else functools.partial(local_model, teacher, None)
     steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened))
+    require_outputs(run_output(layout.run), *(output for step in steps for output in step.outputs))
     found = states(steps)
     if refused := [step for step in steps if found[step.name][0] == "changed"]:
         raise UsageError(

@@ -14,8 +14,9 @@ from typing import Any
 
 from compress.base.config import to_dict
 from compress.base.currency import decisive
-from compress.base.disk import owned, require_free
+from compress.base.disk import owned
 from compress.base.errors import Faults, InputError, UsageError
+from compress.base.outputs import UNFINISHED, Output, check_outputs, has_only
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.data import INDEX, DataConfig, TextFacts, TokenStore, check_data, facts_of_store, prepare
@@ -37,6 +38,7 @@ from compress.prune import (
     prune,
     prune_inputs,
     prune_settings,
+    student_output,
 )
 from compress.prune.choose.spec import format_layers
 from compress.prune.plan import Derivation, derive
@@ -93,7 +95,7 @@ def plan_ranked(options: PruneOptions, *, teacher: str, out: Path) -> tuple[Prun
     """The plan of `prune_ranked`, if there is one, and all that would refuse it."""
     faults, choice = Faults(), options.prune.choice
     assert isinstance(choice, RankAfterConfig)
-    faults.of(lambda: require_free(out))
+    check_outputs([student_output(out), ranking_output(out.with_name(f"{out.name}.ranking"))], faults)
     known, text = look_at_model(teacher, faults), faults.of(lambda: _healed_on(options))
     facts = None if text is None else _facts_of(text, known, out, faults)
     cut = None if known is None else check_prune(choice, known, faults, **options.prune.how)
@@ -138,6 +140,12 @@ def _facts_of(text: DataConfig, model: ModelFacts | None, out: Path, faults: Fau
         store = faults.of(lambda: TokenStore.open(text.dataset))
         return None if store is None else facts_of_store(store)
     return check_data(text, model, out, faults)
+
+
+def ranking_output(work: Path) -> Output:
+    """The folder in which candidate cuts are healed."""
+    names = rf"[0-9a-f]{{20}}(\.json{UNFINISHED})?|data(\.partial)?"
+    return Output(work, "the results of candidate cuts", has_only(names), folder=True)
 
 
 def prune_best(

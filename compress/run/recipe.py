@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.base.config import build, config, load_yaml
+from compress.base.config import build, config, dump_data, load_yaml, parse_yaml
+from compress.base.currency import is_complete
+from compress.base.errors import UsageError
+from compress.base.outputs import Output
 from compress.data import DataConfig
 from compress.demo import WorldConfig
 from compress.distill import DistillConfig
@@ -88,6 +91,21 @@ class EvalOptions:
     """What `compress eval` takes: one section of a recipe."""
 
     eval: EvalConfig = EvalConfig()
+
+
+def recipe_output(path: Path) -> Output:
+    """The recipe in a run folder, which a run writes with every default in it."""
+    return Output(path, "the recipe of a run", is_resolved)
+
+
+def is_resolved(path: Path) -> bool:
+    """Whether a file is a recipe as a run writes it: every option of its time in it, and not a word more."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = parse_yaml(text, path.name).data
+    except (OSError, ValueError, UsageError):
+        return False
+    return is_complete(Recipe, data) and dump_data(data) == text
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -11,12 +11,13 @@ from compress.base.config import to_dict
 from compress.base.currency import Inputs, Missing
 from compress.base.disk import sha256_json, sha256_tree, staged_folder, write_json
 from compress.base.errors import CompressError
+from compress.base.outputs import Output, has_record
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.base.records import manifest
-from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs
+from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs, store_outputs
 from compress.demo import WorldConfig, write_world
-from compress.distill import DistillConfig, begun_otherwise, distill
+from compress.distill import DistillConfig, begun_otherwise, distill, student_output, training_output
 from compress.model.files import model_fingerprint
 from compress.prune import (
     WITHOUT_TEXT,
@@ -72,7 +73,7 @@ def _world(world: WorldConfig, layout: Layout) -> Step:
         kind=WorldConfig,
         settings=settings,
         inputs={},
-        places=(layout.world,),
+        outputs=(Output(layout.world, "the demo's world", has_record(record.name), folder=True),),
         make=lambda: _written(record, settings, {}, lambda out: write_world(out, world)),
     )
 
@@ -100,7 +101,7 @@ def preparation(config: DataConfig, layout: Layout, tokenizer: Folder, after: fr
         kind=DataConfig,
         settings=to_dict(config),
         inputs=store_inputs(config, tokenizer, out),
-        places=(out.with_name(f"{out.name}.partial"), out),
+        outputs=tuple(store_outputs(out)),
         make=make,
         intact=intact,
         begun=lambda: changes_of_begun(config, tokenizer, out),
@@ -119,7 +120,7 @@ def _scratch(scratch: ScratchTeacher, layout: Layout, after: frozenset[str]) -> 
         kind=None,
         settings=settings,
         inputs=inputs,
-        places=(layout.teacher_init,),
+        outputs=(Output(layout.teacher_init, "a random model", has_record(record.name), folder=True),),
         make=lambda: _written(record, settings, inputs, lambda out: initialise(scratch, out)),
     )
     return [start, training("teacher", scratch.train, layout, layout.teacher, at(layout.teacher_init), None, after)]
@@ -156,6 +157,7 @@ def asked_cut(recipe: Recipe, layout: Layout) -> tuple[PruneConfig, str | Rankin
 def _cut(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str]) -> Step:
     asked, choice = asked_cut(recipe, layout)
     out = layout.student_init
+    record = out / "prune.json"
 
     def make() -> None:
         if isinstance(choice, RankAfterConfig):
@@ -170,11 +172,11 @@ def _cut(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str])
         name="prune",
         group="prune",
         after=after,
-        record=out / "prune.json",
+        record=record,
         kind=PruneConfig,
         settings=prune_settings(choice, **asked.how),
         inputs={role: functools.partial(if_there, find) for role, find in inputs.items()},
-        places=(out,),
+        outputs=(Output(out, "a student", has_record(record.name), folder=True),),
         make=make,
         together=True,
     )
@@ -216,7 +218,7 @@ def training(
         kind=DistillConfig,
         settings=to_dict(config),
         inputs=inputs,
-        places=(work, out),
+        outputs=(training_output(work), student_output(out)),
         make=make,
         together=True,
         begun=lambda: begun_otherwise(work, config, inputs),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json
+from compress.base.outputs import Output
 
 State = Literal["done", "changed", "under way", "not made"]
 
@@ -35,7 +36,7 @@ class Step:
     """The config that its settings are options of."""
     settings: Mapping[str, Any]
     inputs: Inputs
-    places: tuple[Path, ...]
+    outputs: tuple[Output, ...]
     """All that it leaves, in the order in which it is moved aside: the record's comes last."""
     make: Callable[[], None]
     together: bool = False
@@ -44,6 +45,11 @@ class Step:
     """What of the outputs is not as it was written, given the manifest; None compares the SHA-256 of all."""
     begun: Callable[[], list[str]] = _nothing_begun
     """What differs between a result that is under way and one that would be made now."""
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Where its outputs are."""
+        return tuple(output.path for output in self.outputs)
 
     def state(self) -> tuple[State, list[str]]:
         """Where the step stands, and what differs if what it left is not what would be made now.

@@ -19,14 +19,13 @@ from compress.base.disk import (
     Damaged,
     read_json,
     read_rows,
-    require_free,
     sha256_file,
     sha256_tree,
     staged_folder,
     write_json,
     write_text,
 )
-from compress.base.errors import InputError, UsageError
+from compress.base.errors import InputError
 
 
 def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
@@ -42,18 +41,6 @@ def test_a_failed_staged_folder_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "out") as folder:
         (folder / "no such folder" / "a.txt").write_text("a")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_occupied_output_is_refused_before_work(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").write_text("")
-    (tmp_path / "empty").mkdir()
-    for name in ("file", "full"):
-        with pytest.raises(UsageError, match=name):
-            require_free(tmp_path / name)
-    require_free(tmp_path / "empty")
-    require_free(tmp_path / "absent" / "below")
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_whole_measurement_on_a_token_store(place: dict[str, Path]) -> None:
         lambda: place["model"], config(), teacher=lambda: teacher, text=lambda: place["store"], earlier=out
     )
     assert result["manifest"]["inputs"] == inputs_now(inputs)
-    assert not list(out.parent.glob("*.partial"))
+    assert not list(out.parent.glob("*partial"))
     assert not list(out.parent.glob(".*"))
 
 

@@ -45,7 +45,7 @@ def test_stopped_in_every_stage(commands: Commands, recipe: Path, finished: Path
             assert "all is in" in done.said
             assert names[0] in done.said
     assert commands.run(SMALL_STEPS, *arguments).returncode == 0
-    assert not list((tmp_path / "run").rglob("*.partial"))
+    assert not list((tmp_path / "run").rglob("*partial"))
     assert differences(lasting(tmp_path / "run"), lasting(finished)) == []
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 from compress.base.disk import fsync_path, owned, read_json, write_text
 from compress.base.errors import InputError
+from compress.base.outputs import UNFINISHED
 from compress.data.store.store import INDEX
 
 _STATE = "state.json"
+NAMES = rf"train-[0-9]{{5,}}\.bin(\.partial)?|heldout\.bin|(state|index)\.json{UNFINISHED}"
+"""Names of the files of a preparation, this version's and earlier ones'."""
 
 
 @contextmanager

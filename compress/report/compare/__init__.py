@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from compress.base.disk import write_json, write_rows, write_text
+from compress.base.errors import Faults
+from compress.base.outputs import Output, check_outputs
 from compress.report.compare.build import build_comparison
 from compress.report.compare.pages import html_comparison, markdown_comparison
 from compress.report.compare.sources import read_models
+from compress.report.outputs import COMPARISON, page_outputs
 
 __all__ = ["compare_models"]
 
@@ -20,14 +23,22 @@ def compare_models(sources: Sequence[str], out: Path | None = None) -> dict[str,
     compare.html and flips.jsonl are written into that folder.
 
     Raises:
+        UsageError: a file of the user's is where one of the comparison's goes.
         InputError: a source is missing or no evaluation, or nothing was measured on both the first and another model.
     """
-    report = build_comparison(read_models(sources))
+    faults = Faults()
+    if out is not None:
+        outputs = page_outputs(out, "compare", "a comparison", COMPARISON)
+        check_outputs([Output(out, "a comparison", lambda _: True, folder=True), *outputs], faults)
+    models = faults.of(lambda: read_models(sources))
+    faults.refuse()
+    assert models is not None
+    report = build_comparison(models)
     flips = report["flips"].pop("all")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "compare.json", report)  # first, since by it the others are known as ours
         write_rows(out / "flips.jsonl", flips)
-        write_json(out / "compare.json", report)
         write_text(out / "compare.md", markdown_comparison(report))
         write_text(out / "compare.html", html_comparison(report))
     return report

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from compress.base.errors import InputError
+from compress.base.outputs import MADE_BY
 from compress.report.compare.sources import Model
 from compress.report.judge.draft import drafts
 from compress.report.judge.flips import summarise_flips
@@ -29,6 +30,7 @@ def build_comparison(models: Sequence[Model]) -> Record:
     tasks = {key: each.tasks for key, each in compared.items()}
     name = "Comparison" if others else labels[reference]
     return {
+        MADE_BY: "compress compare",
         "name": name,
         "headline": _headline(list(labels.values())),
         "labels": labels,

@@ -2,6 +2,7 @@
 
 from html import escape
 
+from compress.report.outputs import MARK
 from compress.report.pages.layout import alarms, chip, left_out, page, scores_section, tables
 from compress.report.pages.markdown import head, markdown_table
 from compress.report.pages.markdown import left_out as omissions
@@ -32,4 +33,4 @@ def html_comparison(report: Record) -> str:
 def markdown_comparison(report: Record) -> str:
     """The comparison as GitHub-flavoured Markdown."""
     parts = [*head(report), *(markdown_table(table) for table in all_tables(report)), *omissions(report)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, MARK]) + "\n"

@@ -5,6 +5,7 @@ from html import escape
 from importlib.resources import files
 
 from compress.report.judge.verdicts import alarm_lines
+from compress.report.outputs import TITLE
 from compress.report.pages import svg
 from compress.report.pages.figures import marker, scores_figure
 from compress.report.run_files import Record
@@ -18,7 +19,7 @@ def page(title: str, sections: Sequence[str], extra_style: str = "") -> str:
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)} · compress report</title><style>{style}</style>"
+        f"<title>{escape(title)}{TITLE}<style>{style}</style>"
     )
     body = "\n".join(section for section in sections if section)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'

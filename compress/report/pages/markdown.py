@@ -4,6 +4,7 @@ import re
 
 from compress.report.cells import layer_ranges
 from compress.report.judge.verdicts import alarm_lines
+from compress.report.outputs import MARK
 from compress.report.pages.extracts import manifest_blocks, sample_rows
 from compress.report.run_files import Record, RunFiles
 from compress.report.tables.table import Table, labels
@@ -25,7 +26,7 @@ def markdown_page(report: Record, run: RunFiles) -> str:
     for title, body, language in manifest_blocks(run):
         block = f"{_FENCE}{language}\n{body}\n{_FENCE}"
         parts.append(f"<details><summary>{_escape(title)}</summary>\n\n{block}\n\n</details>")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, MARK]) + "\n"
 
 
 def head(report: Record) -> list[str]:

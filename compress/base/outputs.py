@@ -1,0 +1,143 @@
+"""An output is ours or free: whatever a command will write is looked at before anything is done.
+
+A path is free where nothing is, or an empty file or folder. It is ours when its own content says that this tool made
+it: an earlier result of the same kind, which is replaced or gone on with. Anything else is the user's, and nothing is
+written over it; nor is a link followed, a device written to, or anything put into a model's folder.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from compress.base.errors import Faults, UsageError
+
+MADE_BY = "made_by"
+"""The field of a JSON file that names the command it was written by."""
+UNFINISHED = r"(\.compress-partial|\.partial)?"
+"""What the name of a file that is being written ends with, in this version and earlier ones (a regular expression)."""
+_LONGEST_RESULT = 1 << 28  # characters, far more than any of our JSON files has
+_MODEL = "config.json"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A path that a command is going to write."""
+
+    path: Path
+    what: str
+    """What it will be, for a message: `an evaluation`."""
+    ours: Callable[[Path], bool] | None
+    """Whether the content that is there is of that kind, and made by this tool; None where the path must be free."""
+    folder: bool = False
+
+
+def check_outputs(outputs: Iterable[Output], faults: Faults) -> None:
+    """Find which of these paths are neither ours nor free, or cannot be written."""
+    for output in outputs:
+        faults.of(lambda output=output: _check(output))  # type: ignore[misc]
+
+
+def require_outputs(*outputs: Output) -> None:
+    """Refuse paths that are neither ours nor free.
+
+    Raises:
+        UsageError: all of them, and why.
+    """
+    faults = Faults()
+    check_outputs(outputs, faults)
+    faults.refuse()
+
+
+def _check(output: Output) -> None:
+    path, what = output.path, output.what
+    if path.is_symlink():
+        raise UsageError(
+            f"The output {path} is a link to {os.readlink(path)}: nothing is written through links; name the place "
+            "itself, or another."
+        )
+    _check_way(output)
+    here = path.exists()
+    if here and output.folder and not path.is_dir():
+        raise UsageError(f"The output {path} is a file, and {what} is a folder: name one that does not exist yet.")
+    if here and not output.folder and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UsageError(f"The output {path} is {kind}, and {what} is a file: name one that does not exist yet.")
+    taken = here and not _is_empty(path)
+    ours = taken and output.ours is not None and output.ours(path)
+    if taken and output.ours is None:
+        raise UsageError(f"The output {path} is there already: name another place, or move it away.")
+    if taken and not ours:
+        raise UsageError(
+            f"The output {path} is there already, and is not {what} that this tool made: nothing is written over it. "
+            "Name another place, or move it away."
+        )
+    home = path if output.folder else path.parent
+    if is_model_folder(home) and not ours:
+        raise UsageError(f"The output {path} would lie in {home}, the folder of a model: name a place outside it.")
+
+
+def _check_way(output: Output) -> None:
+    """Refuse a path that leads through a file, or into a folder that cannot be written."""
+    path = output.path
+    near = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    home = near if near.is_dir() else near.parent
+    if near not in (path, home):
+        raise UsageError(f"The output {path} cannot be made: {near} is a file.")
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise UsageError(f"The output {path} cannot be written: no permission in {home}.")
+
+
+def _is_empty(path: Path) -> bool:
+    return not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a model lies in the folder."""
+    return (folder / _MODEL).is_file() and any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
+
+
+def read_content(path: Path) -> Any:
+    """A JSON file's value, or that of the first line of a file of JSON lines; None where it holds none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.readline() if path.suffix == ".jsonl" else file.read(_LONGEST_RESULT)
+        return json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def has_fields(*names: str) -> Callable[[Path], bool]:
+    """Whether a JSON file, or the first of its lines, is an object with these fields: the shape of what is ours."""
+
+    def ours(path: Path) -> bool:
+        content = read_content(path)
+        return isinstance(content, dict) and set(names) <= content.keys()
+
+    return ours
+
+
+def has_record(name: str) -> Callable[[Path], bool]:
+    """Whether a folder has the record of a finished step, with the manifest that makes it a result."""
+
+    def ours(folder: Path) -> bool:
+        content = read_content(folder / name)
+        made = content.get("manifest") if isinstance(content, dict) else None
+        return isinstance(made, dict) and {"config", "inputs", "outputs"} <= made.keys()
+
+    return ours
+
+
+def has_only(pattern: str) -> Callable[[Path], bool]:
+    """Whether all names in a folder are those that unfinished work of ours has (a regular expression)."""
+    names = re.compile(pattern)
+    return lambda folder: all(names.fullmatch(path.name) for path in folder.iterdir())
+
+
+def either(*predicates: Callable[[Path], bool]) -> Callable[[Path], bool]:
+    """Whether one of them holds."""
+    return lambda path: any(predicate(path) for predicate in predicates)
