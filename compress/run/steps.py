@@ -57,12 +57,17 @@ class Step:
         Inputs that are not here (a disk that is not mounted, a result of a step before that is not made yet) are
         no evidence of a change.
         """
-        if self.record.is_file():
+        if self.is_finished():
             found = self.changes()
             return ("changed" if found else "done"), found
         if found := self.begun():
             return "changed", found
         return ("under way" if any(place.exists() for place in self.places) else "not made"), []
+
+    def is_finished(self) -> bool:
+        """Whether its result is there, with a record of ours; what else lies there is the user's."""
+        result = self.outputs[-1]
+        return self.record.is_file() and result.ours is not None and result.ours(result.path)
 
     def changes(self) -> list[str]:
         """What differs between the result that is there and one that would be made now."""
