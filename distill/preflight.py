@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from compress.base.errors import Faults, InputError, UsageError
+from compress.base.errors import Faults, InputError, UsageError, reason_of
 from compress.base.machine import default_device
 from compress.base.outputs import check_outputs
 from compress.base.processes import count
@@ -153,8 +153,7 @@ def check_generation_config(model: ModelFacts) -> None:
             GenerationConfig.from_model_config(model.config).validate(strict=True)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{path} contradicts itself, so the trained student could not be saved: "
-            f"{' '.join(str(error).split())[:300]} "
+            f"{path} contradicts itself, so the trained student could not be saved: {reason_of(error)}. "
             'Mend it (often: add "do_sample": true, or remove the temperature).'
         ) from error
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.base.errors import CompressError, InputError
+from compress.base.errors import CompressError, InputError, reason_of
 from compress.base.machine import host_memory
 from compress.base.units import format_bytes
 from compress.model.load import load_config, load_model
@@ -169,7 +169,7 @@ def _run(model: Any, folder: Path, ids: Tensor) -> Tensor:
     except Exception as error:
         raise InputError(
             f"{folder} loads but does not run on {ids.shape[1]} tokens ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}). Its config.json contradicts itself, or it needs more than text."
+            f"{reason_of(error)}). Its config.json contradicts itself, or it needs more than text."
         ) from error
     return logits
 
@@ -215,7 +215,7 @@ def _generate(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     except Exception as error:
         raise InputError(
             f"{type(model).__name__} does not generate from token ids alone ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}), so whether the student does rightly cannot be known; nothing was "
+            f"{reason_of(error)}), so whether the student does rightly cannot be known; nothing was "
             "written."
         ) from error
     return output.sequences, torch.stack(output.logits, dim=1)

@@ -81,12 +81,16 @@ class Document:
     def __init__(self, data: dict[str, Any], lines: Mapping[str, int], source: str) -> None:
         self.data = data
         self.lines = dict(lines)
+        self.overridden: dict[str, str] = {}
+        """The assignment that each overridden dotted path has its value from."""
         self.source = source
 
     def where(self, path: str) -> str:
-        """`recipe.yaml, line 7: ` for a dotted path, or the source alone when the path is not in the file."""
-        while path and path not in self.lines:
+        """`recipe.yaml, line 7` for a dotted path, or `--set`, whichever the value is from, or the source alone."""
+        while path and path not in self.lines and path not in self.overridden:
             path = path.rpartition(".")[0]
+        if path in self.overridden:
+            return self.overridden[path]
         return f"{self.source}, line {self.lines[path]}" if path in self.lines else self.source
 
     def override(self, assignments: Sequence[str]) -> None:
@@ -110,6 +114,14 @@ class Document:
                     raise UsageError(f"--set {assignment}: {part!r} holds a value, not a section.")
                 target = child
             target[key] = value
+            self._note_override(path.strip(), f"--set {assignment}")
+
+    def _note_override(self, path: str, assignment: str) -> None:
+        """Forget the lines of what was there; a value below a path is as new as that path is."""
+        for earlier in (self.lines, self.overridden):
+            for known in [known for known in earlier if known == path or known.startswith(f"{path}.")]:
+                del earlier[known]
+        self.overridden[path] = assignment
 
 
 def parse_yaml(text: str, source: str) -> Document:

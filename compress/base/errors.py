@@ -10,6 +10,17 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where it gives no more room: the disk, a quota, the longest file."""
 
 
+def reason_of(error: object, longest: int = 400) -> str:
+    """What a library's error says, to be quoted within a sentence: on one line, without the full stop at its end, cut
+    after a sentence or else after a word."""
+    text = " ".join(str(error).split())
+    if len(text) <= longest:
+        return text.removesuffix(".")
+    cut = text[:longest]
+    end = max(cut.rfind(mark) for mark in (". ", "! ", "? "))
+    return cut[:end] if end > longest // 3 else cut.rpartition(" ")[0] + " ..."
+
+
 class CompressError(Exception):
     """Something the user can mend. The message says what was given, what is allowed and what to do."""
 

@@ -40,6 +40,30 @@ Count = Annotated[int, BeforeValidator(_count_or_number), Field(ge=0)]
 """A whole number >= 0 in a config; YAML may write it as `2.2B`, `40M`, `512k` or plainly."""
 
 
+def _every(value: object) -> object:
+    """A number of steps as it is, a share of all steps as a fraction; all of them are no steps in between."""
+    if isinstance(value, str):
+        match = _PERCENT.fullmatch(value.strip())
+        if match is None:
+            return parse_count(value)
+        share = float(match[1]) / 100
+        if not 0 <= share <= 1:
+            raise ValueError(f"{value!r} is no share of the run; write 0% to 100%")
+        return 0.0 if share == 1 else share
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("write a number of steps, or a share of the run: 5%")
+    if isinstance(value, float) and value == 1:
+        raise ValueError("1.0 may mean two things; write 1 for every step, or 100% for once a run")
+    if isinstance(value, float) and value > 1 and not value.is_integer():
+        raise ValueError(f"{value} is no number of steps; write a whole number, or a share of the run: 5%")
+    return int(value) if isinstance(value, float) and value > 1 else value
+
+
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
+Every = Annotated[int | float, BeforeValidator(_every), Field(ge=0)]
+"""How often: a whole number of steps, or a share of all steps, `5%` or 0.05; 0, as `100%`, is once, at the end."""
+
+
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 
 

@@ -11,12 +11,18 @@ from typing import NoReturn
 import click
 
 from compress.base import processes
-from compress.base.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
+from compress.base.errors import DISK_FULL, CompressError, InterruptedRun, UsageError, reason_of
 from compress.base.redact import redact
 from compress.base.signals import ignore_signals, interrupted
 
 UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 """What the system says of a path that the user gave and that cannot be one."""
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
+"""What torch says, of a device and of the host."""
+_LOWER = (
+    "Take fewer rows or tokens at once: distill.micro_batch_rows (same result), eval.batch_tokens and eval.speed_batch, "
+    "prune.batch_tokens, data.seq_len."
+)
 _TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
 
 
@@ -50,10 +56,19 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, OSError):
         return _explain_os_error(error), UsageError.exit_code if error.errno in UNUSABLE_PATH else 1
+    if _is_out_of_memory(error):
+        return f"Out of memory ({reason_of(error) or type(error).__name__}). {_LOWER}", 1
     return (
-        f"Unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}. "
+        f"Unexpected {type(error).__name__}: {reason_of(error)}. "
         "This is a fault of the tool; `compress --debug ...` shows where."
     ), 1
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that there is not: as Python, NumPy and torch say it."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _explain_os_error(error: OSError) -> str:

@@ -18,7 +18,19 @@ from compress.cli.run import run
 from compress.cli.verify import verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """The commands, none of which takes an empty word: that is what an unset shell variable leaves."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for before, word in zip(["", *args], args, strict=False):
+            name, equals, value = word.partition("=")
+            if word == "" or (name.startswith("--") and equals and not value):
+                what = name or (before if before.startswith("--") else "An argument")
+                raise click.UsageError(f"{what} is given an empty value: is a shell variable unset? Leave it out.", ctx)
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="compress")
 @click.option("--debug", is_flag=True, help="Show the whole traceback when something fails.")
 def cli(debug: bool) -> None:

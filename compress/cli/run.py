@@ -49,6 +49,9 @@ def _count(text: str, option: str) -> int:
     from compress.base.units import parse_count
 
     try:
-        return parse_count(text)
+        count = parse_count(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}.") from error
+    if count < 1:
+        raise UsageError(f"{option} {text}: write a rate above 0, e.g. 400T.")
+    return count

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.base.errors import CompressError, Faults, InputError, UsageError
+from compress.base.errors import CompressError, Faults, InputError, UsageError, reason_of
 from compress.base.progress import say
 from compress.base.signals import StopRequest
 from compress.base.units import format_bytes
@@ -76,7 +76,7 @@ def check_source(config: DataConfig) -> None:
     except CompressError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         if is_final(error):
             raise InputError(f"{config.dataset} cannot be read ({reason}).") from error
         say(f"{config.dataset} cannot be looked at now ({reason}): it will be tried again when its turn comes.")

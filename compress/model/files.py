@@ -13,7 +13,7 @@ from pathlib import Path
 
 from compress.base.currency import Missing
 from compress.base.disk import read_json, sha256_file
-from compress.base.errors import InputError
+from compress.base.errors import InputError, reason_of
 from compress.model.remote_code import trusted
 
 _SIDE_FILES = (
@@ -115,7 +115,7 @@ def hub_errors(name: str) -> Iterator[None]:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
             f"{name} is not a local folder, and it could not be fetched from the Hugging Face hub "
-            f"({' '.join(str(error).split())[:200]}). Check the name and the network, or give a local folder."
+            f"({reason_of(error)}). Check the name and the network, or give a local folder."
         ) from error
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from compress.base.disk import read_json, sha256_file, write_json
-from compress.base.errors import InputError
+from compress.base.errors import InputError, reason_of
 from compress.model.files import check_weight_files, code_files
 from compress.model.remote_code import trusted
 
@@ -55,13 +55,12 @@ def config_from(content: Mapping[str, Any], home: Path) -> Any:
 
 def why_not_loaded(error: Exception) -> str:
     """Why transformers could not use a folder; its advice to trust the folder's code is not ours."""
-    text = " ".join(str(error).split())
-    if "trust_remote_code" in text:
+    if "trust_remote_code" in str(error):
         return (
             "it needs code of its own, which this tool does not run unless you have read it and say so "
             "(--trust-remote-code; in a recipe, teacher.trust_remote_code: true)"
         )
-    return text[:400].rstrip(".")
+    return reason_of(error)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from compress.base.errors import CompressError, InputError
+from compress.base.errors import CompressError, InputError, reason_of
 from compress.model.remote_code import trusted
 
 _STACKS = (
@@ -44,7 +44,7 @@ def empty_model(config: Any) -> Any:
 
 def why_no_model(error: Exception) -> str:
     """What transformers says of a config that makes no causal LM, without its list of those that do."""
-    return " ".join(str(error).split()).partition(" for this kind of AutoModel")[0][:400]
+    return reason_of(str(error).partition(" for this kind of AutoModel")[0])
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -111,8 +111,7 @@ class Outlook:
 
     standing: dict[str, str]
     """Where each step stands, by name; a step whose result `redo` would move aside is `done anew`."""
-    known: Known | None
-    """None where nothing is left to make."""
+    known: Known
     faults: Faults
 
     def refuse(self) -> None:
@@ -137,7 +136,7 @@ def look_ahead(recipe: Recipe, layout: Layout, redo: Collection[str], *, downloa
     asked = faults.of(lambda: intended(steps, layout, list(redo), found))
     anew = [] if asked is None else [name for name in asked.aside if name not in asked.moved]
     left = [step for step in steps if step.name in anew or found[step.name][0] != "done"]
-    known = check_run(recipe, layout, Left.of(left), faults, download=download) if left else None
+    known = check_run(recipe, layout, Left.of(left), faults if left else Faults(), download=download)
     standing = {name: "done anew" if name in anew else state for name, (state, _) in found.items()}
     return Outlook(standing, known, faults)
 

@@ -96,8 +96,7 @@ def plan_run(
         run = run_folder(recipe, out)
         resolved = resolve_paths(recipe, run)
         outlook = look_ahead(resolved, Layout(run), redo, download=False)
-        plan = None if outlook.known is None else plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s)
-    return plan, outlook
+        return plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s), outlook
 
 
 def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePlan | None:

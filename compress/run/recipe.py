@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from compress.base.config import build, config, dump_data, load_yaml, parse_yaml
 from compress.base.currency import is_complete
@@ -13,6 +15,23 @@ from compress.demo import WorldConfig
 from compress.distill import DistillConfig
 from compress.evaluate import EvalConfig
 from compress.prune import PruneConfig
+
+_LONGEST_NAME = 200
+
+
+def plain_name(name: str) -> str:
+    """A name that a folder can have.
+
+    Raises:
+        ValueError: it is empty, a path, hidden, or too long.
+    """
+    if not name.strip() or name != name.strip() or name.startswith(".") or not name.isprintable():
+        raise ValueError("write a plain name that begins with no dot and no space, e.g. llama-half-depth")
+    if "/" in name or "\\" in name:
+        raise ValueError("a name is no path: leave out the slashes (where a run goes, --out says)")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"at most {_LONGEST_NAME} bytes make a folder's name")
+    return name
 
 
 @config
@@ -51,8 +70,8 @@ class TeacherConfig:
 class Recipe:
     """A run. In any value, `$RUN` stands for the run folder and `$DEMO` for the installed demo's."""
 
-    name: str
-    """Names the run, and its folder runs/NAME by default."""
+    name: Annotated[str, AfterValidator(plain_name)]
+    """Names the run, and its folder runs/NAME by default: a plain name, and no path."""
     teacher: TeacherConfig
     """The model to make smaller."""
     world: WorldConfig | None = None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from compress.base.errors import UsageError
+from compress.base.errors import UsageError, reason_of
 from compress.model.load import load_tokenizer, no_transformers_bars
 from compress.model.parts import why_no_model
 from compress.run.recipe import ScratchTeacher
@@ -23,7 +23,7 @@ def scratch_config(architecture: dict[str, Any]) -> Any:
     except KeyError as error:
         raise UsageError("teacher.scratch.architecture needs a `model_type`, e.g. llama.") from error
     except Exception as error:
-        raise UsageError(f"teacher.scratch.architecture: {' '.join(str(error).split())[:300]}") from error
+        raise UsageError(f"teacher.scratch.architecture: {reason_of(error)}") from error
 
 
 def check_vocabulary(scratch: ScratchTeacher, config: Any, tokenizer: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.base.errors import UsageError
+from compress.base.errors import UsageError, reason_of
 from compress.distill.config import DistillConfig
 from compress.distill.students.sharding import local
 from compress.distill.teachers.quantization import require_torchao
@@ -157,7 +157,7 @@ def _adamw_8bit(parameters: Sequence[Tensor], config: DistillConfig) -> StudentO
     except RuntimeError as error:
         raise UsageError(
             "optimizer: adamw8bit compiles its update, which failed here "
-            f"({' '.join(str(error).split())[:300]}). It needs a C++ compiler on CPUs and Triton on GPUs; install it, "
+            f"({reason_of(error)}). It needs a C++ compiler on CPUs and Triton on GPUs; install it, "
             "or use optimizer: adamw."
         ) from error
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from compress.base.errors import InputError
+from compress.base.errors import InputError, reason_of
 from compress.data.store import order
 
 Measure = Literal["heldout_kl", "heldout_hard", "heldout_loss"]
@@ -94,7 +94,7 @@ def read_progress(state: Mapping[str, Any], path: Path) -> Progress:
         found = {name: state[name] for name in names if name in state or name not in _LATER}
         return TypeAdapter(Progress).validate_json(json.dumps(found), strict=True)
     except (KeyError, ValidationError) as error:
-        raise other_version(path, " ".join(str(error).split())[:200]) from error
+        raise other_version(path, reason_of(error)) from error
 
 
 def other_version(path: Path, fault: str) -> InputError:

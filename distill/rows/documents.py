@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from compress.base.errors import UsageError
+from compress.base.errors import UsageError, reason_of
 from compress.distill.objective.loss import IGNORE_INDEX
 from compress.distill.rows.batch import Ids
 from compress.model.parts import hidden_states
@@ -71,7 +71,7 @@ def check_isolation(model: Any, name: str) -> None:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"document_mask: true cannot be had with {name} ({type(model).__name__}), which fails with positions: "
-            f"{' '.join(str(error).split())[:200]}. Set it to false."
+            f"{reason_of(error)}. Set it to false."
         ) from error
     alone = torch.stack(
         [

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 
 from compress.base.disk import sha256_file, sha256_json
-from compress.base.errors import InputError
+from compress.base.errors import InputError, reason_of
 from compress.evaluate.harness.patches import data_sets_from
 
 _LOOK_UP_S = 10.0
@@ -76,7 +76,7 @@ def why_not_on_hub(dataset: str) -> str | None:
     try:
         HfApi().dataset_info(dataset, timeout=_LOOK_UP_S)
     except Exception as error:  # whatever the hub, or the way to it, is lacking
-        return " ".join(str(error).split())[:300]
+        return reason_of(error)
     return None
 
 
@@ -119,7 +119,7 @@ def _load(path: str, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
         else:
             loaded = _load_dataset(path, name, *args, **kwargs)
     except Exception as error:
-        raise DatasetUnavailable(path, " ".join(str(error).split())[:300]) from error
+        raise DatasetUnavailable(path, reason_of(error)) from error
     if not local or not isinstance(loaded, datasets.DatasetDict):
         return loaded
     splits = Splits(loaded)

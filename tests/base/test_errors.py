@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress.base.errors import CompressError, Faults, InputError, InterruptedRun, UsageError
+from compress.base.errors import CompressError, Faults, InputError, InterruptedRun, UsageError, reason_of
 
 
 def refusal(error: CompressError) -> CompressError:
@@ -26,3 +26,10 @@ def test_all_faults_are_in_one_error_of_the_kind_that_weighs_most() -> None:
 def test_a_stop_is_no_fault() -> None:
     with pytest.raises(InterruptedRun):
         Faults().of(lambda: refusal(InterruptedRun("stopped")))
+
+
+def test_a_quoted_reason_is_whole_sentences_or_whole_words() -> None:
+    assert reason_of(ValueError("no\n  such file.")) == "no such file"
+    assert reason_of("One is first. Two is second. Three", 20) == "One is first"
+    assert reason_of("alpha beta gamma delta", 13) == "alpha beta ..."
+    assert reason_of("x" * 30, 30) == "x" * 30

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping
 from typing import Any, BinaryIO, cast
 
-from compress.base.errors import InputError, UsageError
+from compress.base.errors import InputError, UsageError, reason_of
 from compress.data.sources.readers import FORMATS, DataFile, Layout, layout_of
 
 BLOCK_BYTES = 8 * 2**20
@@ -45,9 +45,9 @@ class HubSource:
         except (DataFilesNotFoundError, EmptyDatasetError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "script" not in str(error):
                 raise
-            raise InputError(f"{self.repository} cannot be read: {' '.join(str(error).split())[:400]}") from error
+            raise InputError(f"{self.repository} cannot be read: {reason_of(error)}") from error
         except ValueError as error:
-            raise UsageError(f"{self.repository}: {' '.join(str(error).split())[:400]}") from error
+            raise UsageError(f"{self.repository}: {reason_of(error)}") from error
         data_files: Mapping[str, Any] | None = builder.config.data_files
         if data_files is None:
             raise ConnectionError(f"{self.repository} could not be looked up on the hub")

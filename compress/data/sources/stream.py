@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import BinaryIO, NamedTuple, TypeVar
 
-from compress.base.errors import CompressError, InputError
+from compress.base.errors import CompressError, InputError, reason_of
 from compress.base.progress import say
 from compress.base.signals import StopRequest
 from compress.data.sources.readers import Row, read_rows
@@ -138,7 +138,7 @@ def read_items(source: Source, column: str, start: Position, retry: Retry) -> Ge
                     f"{source.full_name(index)} cannot be read now ({_reason(error)}): run the same command again to "
                     "go on, or leave the file out if it can never be read."
                 ) from error
-            fault = f"is damaged ({' '.join(str(error).split())[:200] or type(error).__name__}); the rest is not read"
+            fault = f"is damaged ({reason_of(error) or type(error).__name__}); the rest is not read"
             yield Item(index, Row(next_row, None, fault, 1.0), Position(index + 1, 0), ends_file=True)
         index, next_row = index + 1, 0
 
@@ -152,7 +152,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {reason_of(error)}"
 
 
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
