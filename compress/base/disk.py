@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,11 +168,13 @@ def read_rows(path: Path, *, damaged: Damaged = "refused") -> list[Any]:
 def owned(folder: Path) -> Iterator[None]:
     """Create a folder if need be, and keep every other process out of it while the block runs.
 
-    The lock goes with the process, however it ends. A file system that knows no locks gives none.
+    A folder that it created, and that nothing was put into, goes again. The lock goes with the process, however it
+    ends. A file system that knows no locks gives none.
 
     Raises:
         UsageError: another process has the folder.
     """
+    created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -187,6 +189,9 @@ def owned(folder: Path) -> Iterator[None]:
                 raise
         yield
     finally:
+        if created:
+            with suppress(OSError):
+                folder.rmdir()
         os.close(descriptor)
 
 

@@ -20,8 +20,8 @@ UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
 """What torch says, of a device and of the host."""
 _LOWER = (
-    "Take fewer rows or tokens at once: distill.micro_batch_rows (same result), eval.batch_tokens and eval.speed_batch, "
-    "prune.batch_tokens, data.seq_len."
+    "Take fewer rows or tokens at once: distill.micro_batch_rows (same result), eval.batch_tokens, eval.speed_batch, "
+    "prune.batch_tokens, or data.seq_len."
 )
 _TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
 

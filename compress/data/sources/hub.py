@@ -1,12 +1,14 @@
 """The data files of a hub dataset, read over the network as a stream: nothing is downloaded first, nothing is kept."""
 
 import io
+import os
 from collections.abc import Mapping
 from typing import Any, BinaryIO, cast
 
 from compress.base.errors import InputError, UsageError, reason_of
 from compress.data.sources.readers import FORMATS, DataFile, Layout, layout_of
 
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 BLOCK_BYTES = 8 * 2**20
 """Bytes asked for in one request."""
 
@@ -27,7 +29,8 @@ class HubSource:
         """Ask the hub for the list of files.
 
         Raises:
-            UsageError: no such configuration or split; the message lists those there are.
+            UsageError: no such configuration or split; the message lists those there are. Or the environment forbids
+                the network.
             InputError: the dataset is unknown or gated, or has no files of a known format.
             Exception: the hub could not be reached.
         """
@@ -35,6 +38,11 @@ class HubSource:
         from datasets.data_files import EmptyDatasetError
         from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
+        if offline_by := [name for name in _OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]:
+            raise UsageError(
+                f"{self.repository} lies on the Hugging Face hub, and {offline_by[0]}={os.environ[offline_by[0]]} keeps "
+                "this process off the network: unset it, or name local files."
+            )
         try:
             builder = load_dataset_builder(f"hf://datasets/{self.repository}", self.config, revision=self._commit)
         except DatasetNotFoundError as error:
