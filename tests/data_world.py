@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import re
+import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -18,14 +20,19 @@ EOS = 256  # helpers.byte_tokenizer: ids 0..255 are the bytes in the order of By
 FORMATS = ("parquet", "arrow", "arrows", "jsonl", "jsonl.gz", "jsonl.zst", "txt", "txt.gz")
 
 
-def documents(count: int, seed: int = 0) -> list[str]:
-    """Lines of 1 to 120 characters, some beyond ASCII, a tenth of them copies of earlier ones."""
+def documents(count: int, seed: int = 0, *, near: float = 0.0) -> list[str]:
+    """Lines of 1 to 120 characters, some beyond ASCII, a tenth of them copies of earlier ones.
+
+    A share `near` of them is copies in capitals and with other white space.
+    """
     rng = random.Random(seed)
     alphabet = "abcdefghij klmnop qrstuv wxyz .,;é€𝄞漢"
     made: list[str] = []
     for _ in range(count):
         if made and rng.random() < 0.1:
             made.append(rng.choice(made))
+        elif near and made and rng.random() < near:
+            made.append(rng.choice(made).upper().replace(" ", rng.choice(["  ", "\u3000", " \t"])))
         else:
             made.append("".join(rng.choices(alphabet, k=rng.randint(1, 120))).strip() or "x")
     return made
@@ -69,23 +76,30 @@ def naive_split(texts: Sequence[str], wanted_tokens: int, seed: int = 0) -> tupl
     One token a byte and an EOS: a document of b bytes has b + 1 tokens.
     """
 
-    def key(text: str) -> bytes:
-        return blake2b(text.encode(), digest_size=16, key=seed.to_bytes(8, "little")).digest()
+    def key(form: str) -> bytes:
+        return blake2b(form.encode(), digest_size=16, key=seed.to_bytes(8, "little")).digest()
 
+    forms = list(map(normal_form, texts))
     training: list[str] = []
-    pool: list[str] = []
+    pool: list[str] = []  # normal forms, each of which stands for its texts
     for i, text in enumerate(texts):
         before = pool
         pool = []
-        for candidate in sorted(set(texts[: i + 1]), key=key):
-            if sum(len(t.encode()) + 1 for t in pool) >= wanted_tokens:
+        for candidate in sorted(set(forms[: i + 1]), key=key):
+            if sum(len(texts[forms.index(form)].encode()) + 1 for form in pool) >= wanted_tokens:
                 break
             pool.append(candidate)
         for left in sorted(set(before) - set(pool), key=key, reverse=True):
-            training.extend([left] * texts[:i].count(left))
-        if text not in pool:
+            alike = [each for each in texts[:i] if normal_form(each) == left]
+            training.extend(each for first in dict.fromkeys(alike) for each in alike if each == first)
+        if forms[i] not in pool:
             training.append(text)
-    return training, pool
+    return training, [texts[forms.index(form)] for form in pool]
+
+
+def normal_form(text: str) -> str:
+    """What copies that differ in case, white space or the form of characters have in common."""
+    return re.sub(r"\s", "", unicodedata.normalize("NFKC", text).casefold())
 
 
 def stream_of(texts: Sequence[str], tokenizer: Any) -> list[int]:

@@ -45,18 +45,18 @@ def _every(value: object) -> object:
     if isinstance(value, str):
         match = _PERCENT.fullmatch(value.strip())
         if match is None:
-            return parse_count(value)
+            return _every(parse_count(value))
         share = float(match[1]) / 100
         if not 0 <= share <= 1:
             raise ValueError(f"{value!r} is no share of the run; write 0% to 100%")
-        return 0.0 if share == 1 else share
+        return 0.0 if share == 1 else share  # what is due once, at the end, is due in no other place
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("write a number of steps, or a share of the run: 5%")
     if isinstance(value, float) and value == 1:
         raise ValueError("1.0 may mean two things; write 1 for every step, or 100% for once a run")
     if isinstance(value, float) and value > 1 and not value.is_integer():
         raise ValueError(f"{value} is no number of steps; write a whole number, or a share of the run: 5%")
-    return int(value) if isinstance(value, float) and value > 1 else value
+    return 1 if value == 1 else float(value)  # as earlier versions wrote all but 1 down
 
 
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")

@@ -134,5 +134,16 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UsageError: naming the dotted path, the line and, for an unknown key, the nearest known one.
     """
     document = load_yaml(Path(source))
+    if is_resolved(Path(source)):
+        _read_as_meant(document.data)
     document.override(overrides)
     return build(Recipe, document)
+
+
+def _read_as_meant(resolved: dict[str, Any]) -> None:
+    """Put 1 for the 1.0 that an earlier version wrote down for every step, where a user's may mean two things."""
+    scratch = resolved["teacher"]["scratch"]
+    for options in (resolved["distill"], *([scratch["train"]] if scratch else [])):
+        for name in ("heldout_every", "checkpoint_every"):
+            if options[name] == 1:
+                options[name] = 1

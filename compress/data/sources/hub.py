@@ -38,11 +38,12 @@ class HubSource:
         from datasets.data_files import EmptyDatasetError
         from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
-        if offline_by := [name for name in _OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]:
-            raise UsageError(
-                f"{self.repository} lies on the Hugging Face hub, and {offline_by[0]}={os.environ[offline_by[0]]} keeps "
-                "this process off the network: unset it, or name local files."
-            )
+        for name in _OFFLINE:
+            if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+                raise UsageError(
+                    f"{self.repository} lies on the Hugging Face hub, and {name}={os.environ[name]} keeps this process "
+                    "off the network: unset it, or name local files."
+                )
         try:
             builder = load_dataset_builder(f"hf://datasets/{self.repository}", self.config, revision=self._commit)
         except DatasetNotFoundError as error:

@@ -18,7 +18,7 @@ from compress.data.sources.sources import Source, find_source
 from compress.data.sources.stream import Item, Position, Retry, Stopped, Unavailable, batches, read_items, texts
 from compress.data.store import partial
 from compress.data.store.encode import Encoder, Ids, encoding, in_order
-from compress.data.store.heldout import HeldOutPool
+from compress.data.store.heldout import Alike, HeldOutPool
 from compress.data.store.record import Counts, check_amounts, identity, make_index, wanted_tokens
 from compress.data.store.shards import ShardWriter, write_rows
 from compress.data.store.store import INDEX
@@ -41,9 +41,12 @@ class Preparation:
         self._wanted = wanted_tokens(config)
         self._position = Position(0, 0)
         self._counts = Counts()
-        self._pool = HeldOutPool(config.heldout_sequences * config.seq_len, config.seed)
+        self._pool = self._new_pool("normalised")
         self._started = self._saved_at = time.monotonic()
         self._seconds_before = 0.0
+
+    def _new_pool(self, alike: Alike) -> HeldOutPool:
+        return HeldOutPool(self._config.heldout_sequences * self._config.seq_len, self._config.seed, alike)
 
     def run(self, *, visible: bool) -> None:
         """Prepare from wherever an earlier process stopped, and publish the store.
@@ -98,6 +101,7 @@ class Preparation:
             else:
                 self._position = Position(*state["position"])
                 self._counts = Counts(**state["counts"])
+                self._pool = self._new_pool(state.get("alike", "exact"))
                 self._pool.restore(state["pool"], self._encoder)
                 self._seconds_before = state["seconds"]
                 say(f"Continuing {self._out}: {format_count(writer.tokens)} tokens are prepared already.")
@@ -116,6 +120,7 @@ class Preparation:
             "position": list(self._position),
             "counts": dataclasses.asdict(self._counts),
             "pool": self._pool.state(),
+            "alike": self._pool.alike,
             "writer": self._writer.state(),
             "seconds": self._seconds(),
         }
@@ -206,9 +211,14 @@ class Preparation:
             "train": {"rows": self._writer.finish(), "shards": self._writer.shards},
             "heldout": {**heldout, "documents": self._pool.documents, "bytes": heldout_bytes},
         }
-        index = make_index(self._config, content, self._counts, self._pool.copies, source, self._seconds())
+        index = make_index(self._config, content, self._counts, self._pool, source, self._seconds())
         write_json(self._folder / INDEX, index)
         self._publish()
+        if copies := self._pool.copies:
+            say(
+                f"{copies} copies of held-out documents are in neither part, {self._pool.near_copies} of them written "
+                "otherwise (white space, case). Copies that differ in a word are not looked for."
+            )
         if skipped := self._counts.bad_rows + self._counts.damaged_files:
             say(f"Skipped {skipped} while preparing {self._out}: {self._counts}.")
 

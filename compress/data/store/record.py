@@ -65,8 +65,9 @@ def check_amounts(config: DataConfig, counts: Counts, pool: HeldOutPool, found: 
         raise InputError(f"{config.dataset} gives no tokens: {counts}.")
     if not pool.full:
         raise InputError(
-            f"{config.dataset} has {pool.tokens} tokens altogether, too few to hold out {config.heldout_sequences} "
-            f"sequences of {config.seq_len} ({counts}). Lower data.heldout_sequences or data.seq_len."
+            f"{config.dataset} has {pool.tokens} tokens altogether{_of_copies(counts, pool)}, too few to hold out "
+            f"{config.heldout_sequences} sequences of {config.seq_len} ({counts}). Lower data.heldout_sequences or "
+            "data.seq_len."
         )
     usable = found // config.seq_len * config.seq_len
     if not usable:
@@ -81,24 +82,30 @@ def check_amounts(config: DataConfig, counts: Counts, pool: HeldOutPool, found: 
         )
 
 
+def _of_copies(counts: Counts, pool: HeldOutPool) -> str:
+    """How many texts there are, while the pool has all of them, where some come more than once."""
+    return f" in {pool.documents} different texts of {counts.documents}" if pool.copies else ""
+
+
 def make_index(
     config: DataConfig,
     content: Mapping[str, Any],
     counts: Counts,
-    heldout_copies: int,
+    pool: HeldOutPool,
     source: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
     """index.json: the store's content and its fingerprint, what was read and skipped, and the manifest."""
     heldout = [content["heldout"]] if content["heldout"]["rows"] else []
     skipped = dataclasses.asdict(counts)
+    near = {"heldout_near_copies": pool.near_copies} if pool.alike == "normalised" else {}
     return {
         "format": FORMAT,
         "fingerprint": fingerprint_of(content),
         **content,
         "documents": skipped.pop("documents"),
         "text_bytes": skipped.pop("text_bytes"),
-        "skipped": {**skipped, "heldout_copies": heldout_copies},
+        "skipped": {**skipped, "heldout_copies": pool.copies, **near},
         "identity": identity(config, content["tokenizer_sha256"]),
         "source": dict(source),
         "manifest": manifest(
