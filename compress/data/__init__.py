@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from compress.data.config import DataConfig
 
 if TYPE_CHECKING:
-    from compress.data.preflight import TextFacts, check_data, check_text, facts_of_plan, facts_of_store
+    from compress.data.preflight import TextFacts, check_data, check_text, facts_of_plan, facts_of_store, fit_rows
     from compress.data.preparing import (
         changes_of_begun,
         changes_since,
@@ -37,6 +37,7 @@ __all__ = [
     "facts_of_plan",
     "facts_of_store",
     "find_source",
+    "fit_rows",
     "options_unlike",
     "prepare",
     "read_start",
@@ -59,6 +60,7 @@ _HOMES = {
     "facts_of_plan": "preflight",
     "facts_of_store": "preflight",
     "find_source": "sources.sources",
+    "fit_rows": "preflight",
     "options_unlike": "preparing",
     "prepare": "preparing",
     "read_start": "sample",

@@ -4,15 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.base.errors import CompressError, InputError
 from compress.base.machine import find_device
 from compress.base.progress import say
 from compress.model.files import resolve_model
+from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype, load_model, load_tokenizer
 from compress.model.parts import OutputHead, check_output_head, hidden_states, output_head
+from compress.model.vocabulary import check_ids
 
 _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
 
@@ -66,6 +70,16 @@ class Checkpoint(Readout):
 
     folder: Path
     tokenizer: Any
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most."""
+        return context_tokens(self.model.config)
+
+    def check_ids(self, ids: NDArray[np.int64]) -> None:
+        """Refuse token ids that the model does not have; raises as `compress.model.vocabulary.check_ids`."""
+        rows = min(self.vocab_size, self.model.get_input_embeddings().weight.shape[0])
+        check_ids(ids, rows, self.tokenizer, self.name)
 
 
 def read_out(model: Any, name: str) -> Readout:

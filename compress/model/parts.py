@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from compress.base.errors import CompressError, InputError, reason_of
+from compress.model.lengths import context_tokens
 from compress.model.remote_code import trusted
 
 _STACKS = (
@@ -105,7 +106,8 @@ def check_output_head(model: Any, name: str) -> None:
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
-    ids = torch.arange(1, 17, device=device).remainder(vocabulary)[None]
+    tokens = min(16, context_tokens(model.config) or 16)
+    ids = torch.arange(1, tokens + 1, device=device).remainder(vocabulary)[None]
     expected = model(input_ids=ids, use_cache=False).logits[0].float()
     hidden = hidden_states(model, ids)[0]
     found = output_head(model).logits(hidden).float()

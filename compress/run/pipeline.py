@@ -23,17 +23,17 @@ from compress.base.errors import Faults, UsageError
 from compress.base.outputs import require_outputs
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import INDEX, TokenStore, check_data, facts_of_store, options_unlike, prepare
+from compress.data import INDEX, TokenStore, check_data, facts_of_store, fit_rows, options_unlike, prepare
 from compress.demo import DEMO
 from compress.distill import DistillResult, distill
 from compress.distill.preflight import check_start
-from compress.model.facts import look_at_model
+from compress.model.facts import look_at_config, look_at_model
 from compress.model.files import local_model, resolve_model
 from compress.model.remote_code import trusting
 from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
-from compress.run.preflight import Known, Left, check_run, check_run_folder, run_output
+from compress.run.preflight import Known, Left, check_run, check_run_folder, fit_recipe, run_output
 from compress.run.recipe import DistillOptions, Recipe, load_recipe
 from compress.run.recipe_steps import preparation, steps_of, training
 from compress.run.redo import Redo, begin, intended, made_otherwise
@@ -64,7 +64,8 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, re
 
 
 def _run(recipe: Recipe, layout: Layout, asked: Sequence[str]) -> None:
-    resolved = resolve_paths(recipe, layout.run)
+    resolved = on_main(lambda: fit_recipe(resolve_paths(recipe, layout.run)))
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
     on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
     teacher = on_main(lambda: teacher_folder(resolved, layout))
     steps = steps_of(resolved, layout, lambda: teacher)
@@ -190,6 +191,8 @@ def distill_text(
 def _store_of(options: DistillOptions, given: Collection[str], *, student: str, teacher: str | None, run: Path) -> Path:
     """The token store to train on, made if need be, once all that can be known of the training is."""
     layout, named, faults = Layout(run), Path(options.data.dataset), Faults()
+    models = [None if name is None else look_at_config(name, Faults()) for name in (student, teacher)]
+    options = dataclasses.replace(options, data=fit_rows(options.data, models))
     is_store = (named / INDEX).is_file()
     if is_store:
         faults.of(lambda: _check_options(options, given))

@@ -19,10 +19,10 @@ from compress.base.errors import Faults, InputError, UsageError
 from compress.base.outputs import UNFINISHED, Output, check_outputs, has_only
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import INDEX, DataConfig, TextFacts, TokenStore, check_data, facts_of_store, prepare
+from compress.data import INDEX, DataConfig, TextFacts, TokenStore, check_data, facts_of_store, fit_rows, prepare
 from compress.distill import DistillConfig, distill
 from compress.distill.preflight import check_distill
-from compress.model.facts import ModelFacts, look_at_model
+from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.files import model_fingerprint, resolve_model
 from compress.prune import (
     Chosen,
@@ -70,7 +70,7 @@ def prune_ranked(options: PruneOptions, *, teacher: str, out: Path) -> PruneResu
         UsageError: no text is named, it has no held-out rows, or `out` is not free; and as `prune`, `prepare` and
             `distill` do.
     """
-    asked, choice, text = options.prune, options.prune.choice, _healed_on(options)
+    asked, choice, text = options.prune, options.prune.choice, _healed_on(options, teacher)
     work = out.with_name(f"{out.name}.ranking")
     assert isinstance(choice, RankAfterConfig)
     with contextlib.ExitStack() as lock:
@@ -96,7 +96,7 @@ def plan_ranked(options: PruneOptions, *, teacher: str, out: Path) -> tuple[Prun
     faults, choice = Faults(), options.prune.choice
     assert isinstance(choice, RankAfterConfig)
     check_outputs([student_output(out), ranking_output(out.with_name(f"{out.name}.ranking"))], faults)
-    known, text = look_at_model(teacher, faults), faults.of(lambda: _healed_on(options))
+    known, text = look_at_model(teacher, faults), faults.of(lambda: _healed_on(options, teacher))
     facts = None if text is None else _facts_of(text, known, out, faults)
     cut = None if known is None else check_prune(choice, known, faults, **options.prune.how)
     student = None if cut is None or known is None else ModelFacts("the student", cut.student, known.side)
@@ -119,8 +119,8 @@ def check_ranking(
     check_distill(heal, student=models[0], teacher=models[1], text=text, faults=faults)
 
 
-def _healed_on(options: PruneOptions) -> DataConfig:
-    """The text that candidates are healed on, no more of it than that takes.
+def _healed_on(options: PruneOptions, teacher: str) -> DataConfig:
+    """The text that candidates are healed on, no more of it than that takes, in rows that the teacher reads.
 
     Raises:
         UsageError: none is named.
@@ -132,6 +132,7 @@ def _healed_on(options: PruneOptions) -> DataConfig:
             "Candidates are measured and healed on text: name it with --calibration SOURCE: hub:ORG/NAME[:CONFIG], a "
             "local file, folder or glob, or a token store."
         )
+    text = fit_rows(text, [look_at_config(teacher, Faults())])
     return dataclasses.replace(text, tokens=text.tokens or choice.rank_after)
 
 
