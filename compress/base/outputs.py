@@ -69,13 +69,14 @@ def _check(output: Output) -> None:
         raise UsageError(f"The output {path} is {kind}, and {what} is a file: name one that does not exist yet.")
     taken = here and not _is_empty(path)
     ours = taken and output.ours is not None and output.ours(path)
+    home = path if output.folder else path.parent
+    if is_model_folder(home) and not ours:
+        place = "is" if home == path else f"would lie in {home},"
+        raise UsageError(f"The output {path} {place} the folder of a model: name a place outside it.")
     if taken and not ours:
         there = f"The output folder {path} is not empty" if output.folder else f"The output {path} is there already"
         other = "" if output.ours is None else f", and is not {what} that this tool made"
         raise UsageError(f"{there}{other}: nothing is written over it. Name another place, or move it away.")
-    home = path if output.folder else path.parent
-    if is_model_folder(home) and not ours:
-        raise UsageError(f"The output {path} would lie in {home}, the folder of a model: name a place outside it.")
 
 
 def _check_way(output: Output) -> None:

@@ -58,6 +58,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, re
     run = run_folder(recipe, out)
     with contextlib.ExitStack() as held:
         held.enter_context(trusting(recipe.teacher.trust_remote_code))
+        on_main(lambda: require_outputs(run_output(run)))
         on_main(lambda: held.enter_context(owned(run)))
         _run(recipe, Layout(run), list(redo))
     return run
@@ -181,6 +182,7 @@ def distill_text(
         UsageError: a token store was made with others; and as `distill` and `prepare`.
     """
     with contextlib.ExitStack() as lock:
+        on_main(lambda: require_outputs(run_output(run)))
         on_main(lambda: lock.enter_context(owned(run)))
         store = on_main(lambda: _store_of(options, given, student=student, teacher=teacher, run=run))
         return distill(
@@ -225,7 +227,7 @@ def _check_current(
     opened = functools.partial(TokenStore.open, store) if store else None
     guide = None if teacher is None else functools.partial(local_model, teacher, None)
     steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened))
-    require_outputs(run_output(layout.run), *(output for step in steps for output in step.outputs))
+    require_outputs(*(output for step in steps for output in step.outputs))
     found = states(steps)
     if refused := [step for step in steps if found[step.name][0] == "changed"]:
         raise UsageError(

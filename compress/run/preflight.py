@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from compress.base.config import load_yaml
 from compress.base.errors import Faults, UsageError
-from compress.base.outputs import Output, check_outputs, has_fields
+from compress.base.outputs import Output, check_outputs, has_fields, is_model_folder
 from compress.data import INDEX, TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows
 from compress.distill.preflight import check_distill
 from compress.evaluate import EvalConfig
@@ -106,8 +106,8 @@ def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faul
 
 
 def run_output(folder: Path) -> Output:
-    """A folder that may hold whatever it likes beside what a run leaves in it."""
-    return Output(folder, "a run", lambda _: True, folder=True)
+    """A folder that may hold whatever it likes, but for a model, beside what a run leaves in it."""
+    return Output(folder, "a run", lambda place: not is_model_folder(place), folder=True)
 
 
 def _check_name(recipe: Recipe, layout: Layout) -> None:
