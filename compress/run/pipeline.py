@@ -193,14 +193,14 @@ def distill_text(
 def _store_of(options: DistillOptions, given: Collection[str], *, student: str, teacher: str | None, run: Path) -> Path:
     """The token store to train on, made if need be, once all that can be known of the training is."""
     layout, named, faults = Layout(run), Path(options.data.dataset), Faults()
-    models = [None if name is None else look_at_config(name, Faults()) for name in (student, teacher)]
-    options = dataclasses.replace(options, data=fit_rows(options.data, models))
     is_store = (named / INDEX).is_file()
     if is_store:
         faults.of(lambda: _check_options(options, given))
         store = faults.of(lambda: TokenStore.open(named))
         text = None if store is None else facts_of_store(store)
     else:
+        models = [None if name is None else look_at_config(name, Faults()) for name in (student, teacher)]
+        options = dataclasses.replace(options, data=fit_rows(options.data, models))
         text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
     faults.of(lambda: _check_current(options, layout, named if is_store else None, student=student, teacher=teacher))
     found = faults.of(
