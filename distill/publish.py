@@ -28,7 +28,9 @@ def student_output(out: Path) -> Output:
 
 def training_output(work: Path) -> Output:
     """The folder of a training: metrics.jsonl, checkpoints/, and what trackers write."""
-    is_begun = either(has_only(r"metrics\.jsonl|checkpoints"), lambda folder: _has_rows(folder / "metrics.jsonl"))
+    is_begun = either(
+        has_only(r"metrics\.jsonl|checkpoints|compress|wandb"), lambda folder: _has_rows(folder / "metrics.jsonl")
+    )
     return Output(work, "a training", is_begun, folder=True)
 
 

@@ -43,7 +43,7 @@ def make_accelerator(config: DistillConfig, work: Path) -> Any:
         options = {
             key: value if isinstance(value, int | float) else str(value) for key, value in to_dict(config).items()
         }
-        accelerator.init_trackers("compress", config=options)
+        accelerator.init_trackers("compress", config=options, init_kwargs={"wandb": {"dir": str(work)}})
     return accelerator
 
 

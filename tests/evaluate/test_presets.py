@@ -11,8 +11,9 @@ from compress.base.config import build, dump_yaml, parse_yaml
 from compress.base.errors import InputError, UsageError
 from compress.evaluate import EvalConfig, evaluate_model
 from compress.evaluate.harness import catalog
-from compress.evaluate.harness.catalog import build_tasks, find_tasks, leaf_tasks
+from compress.evaluate.harness.catalog import build_tasks
 from compress.evaluate.harness.local_data import local_datasets
+from compress.evaluate.harness.names import find_tasks, leaf_tasks
 from compress.evaluate.presets import PRESETS, split_shots
 
 FOLDERS = ("mmlu/default", "hellaswag", "agieval", "arc", "openbookqa", "truthfulqa", "commonsense_qa")

@@ -9,8 +9,8 @@ from evaluation_world import HUB, ON_REAL_DATA, Request
 from helpers import SHARED_DATA, save_tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from compress.evaluate.harness.catalog import find_tasks
 from compress.evaluate.harness.local_data import local_datasets
+from compress.evaluate.harness.names import find_tasks
 from compress.evaluate.harness.scorer import Scorer
 from compress.inference.readout import load_checkpoint
 
