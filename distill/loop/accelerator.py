@@ -13,6 +13,8 @@ from compress.distill.config import DistillConfig
 from compress.distill.resources.auto import resolve_precision
 from compress.distill.students.sharding import launched_without_fsdp
 
+TRACKED = r"compress|wandb|mlruns|mlflow\.db"
+"""Names of what trackers leave in the folder of a training (a regular expression)."""
 _ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 """What `accelerate launch` sets for each, as `accelerate.state.AcceleratorState` reads it."""
 
@@ -43,8 +45,21 @@ def make_accelerator(config: DistillConfig, work: Path) -> Any:
         options = {
             key: value if isinstance(value, int | float) else str(value) for key, value in to_dict(config).items()
         }
-        accelerator.init_trackers("compress", config=options)
+        accelerator.init_trackers("compress", config=options, init_kwargs=_places(config, work))
     return accelerator
+
+
+def _places(config: DistillConfig, work: Path) -> dict[str, dict[str, str]]:
+    """Let trackers write into the training's folder, rather than into the current one, unless the user says where.
+
+    TensorBoard's are in `project_dir` already.
+    """
+    if "mlflow" in config.trackers and "MLFLOW_TRACKING_URI" not in os.environ:
+        import mlflow
+
+        mlflow.set_tracking_uri(f"sqlite:///{work.absolute() / 'mlflow.db'}")
+    elsewhere = "WANDB_DIR" in os.environ
+    return {"wandb": {} if elsewhere else {"dir": str(work)}, "mlflow": {"logging_dir": str(work / "mlruns")}}
 
 
 def check_trackers(config: DistillConfig) -> None:
