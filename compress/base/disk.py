@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.base.errors import InputError, UsageError
-from compress.base.outputs import Output, require_outputs
+from compress.base.outputs import Output, beside, require_outputs
 
 _CHUNK_BYTES = 1 << 20
 _CLOCK_TICK_S = 0.1  # file systems note times of change in ticks of up to some 10 ms
@@ -90,7 +90,7 @@ def fsync_tree(folder: Path) -> None:
 
 def unfinished(path: Path) -> Path:
     """Where a file or folder grows until it is whole: a name that nobody else gives to anything."""
-    return path.with_name(f"{path.name}.compress-partial")
+    return beside(path, f"{path.name}.compress-partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,8 +100,9 @@ def write_text(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished(path)
+    partial.unlink(missing_ok=True)
     try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -202,8 +203,9 @@ def staged_folder(out: Path) -> Iterator[Path]:
     Raises:
         UsageError: `out` is not free, or another process is writing it.
     """
-    require_outputs(Output(out, "a folder", ours=None, folder=True))
     partial = unfinished(out)
+    begun = Output(partial, "an unfinished folder", lambda _: True, folder=True)
+    require_outputs(Output(out, "a folder", ours=None, folder=True), begun)
     with owned(partial):
         clear_folder(partial)
         try:

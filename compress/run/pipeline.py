@@ -23,7 +23,7 @@ from compress.base.errors import Faults, UsageError
 from compress.base.outputs import require_outputs
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import INDEX, TokenStore, check_data, facts_of_store, options_unlike, prepare
+from compress.data import INDEX, TokenStore, check_data, facts_of_store, options_unlike, prepare, require_apart
 from compress.demo import DEMO
 from compress.distill import DistillResult, distill
 from compress.distill.preflight import check_start
@@ -58,6 +58,7 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, re
     run = run_folder(recipe, out)
     with contextlib.ExitStack() as held:
         held.enter_context(trusting(recipe.teacher.trust_remote_code))
+        on_main(lambda: require_outputs(run_output(run)))
         on_main(lambda: held.enter_context(owned(run)))
         _run(recipe, Layout(run), list(redo))
     return run
@@ -180,6 +181,7 @@ def distill_text(
         UsageError: a token store was made with others; and as `distill` and `prepare`.
     """
     with contextlib.ExitStack() as lock:
+        on_main(lambda: require_outputs(run_output(run)))
         on_main(lambda: lock.enter_context(owned(run)))
         store = on_main(lambda: _store_of(options, given, student=student, teacher=teacher, run=run))
         return distill(
@@ -196,6 +198,7 @@ def _store_of(options: DistillOptions, given: Collection[str], *, student: str, 
         store = faults.of(lambda: TokenStore.open(named))
         text = None if store is None else facts_of_store(store)
     else:
+        faults.of(lambda: require_apart(options.data.dataset, run))
         text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
     faults.of(lambda: _check_current(options, layout, named if is_store else None, student=student, teacher=teacher))
     found = faults.of(
@@ -222,7 +225,7 @@ def _check_current(
     opened = functools.partial(TokenStore.open, store) if store else None
     guide = None if teacher is None else functools.partial(local_model, teacher, None)
     steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened))
-    require_outputs(run_output(layout.run), *(output for step in steps for output in step.outputs))
+    require_outputs(*(output for step in steps for output in step.outputs if not step.only_reads(output)))
     found = states(steps)
     if refused := [step for step in steps if found[step.name][0] == "changed"]:
         raise UsageError(
