@@ -26,6 +26,7 @@ from compress.distill.resources.schedule import budget
 from compress.distill.teachers.quantization import check_quantization, require_torchao
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
+from compress.model.lengths import check_rows
 from compress.model.load import why_not_loaded
 from compress.model.remote_code import trusted
 from compress.model.vocabulary import common_ids
@@ -83,6 +84,7 @@ def check_distill(
     if text is not None:
         faults.of(lambda: _check_extent(config, text))
         for model in models:
+            faults.of(lambda model=model: check_rows(text.seq_len, model.config, model.name))  # type: ignore[misc]
             faults.of(lambda model=model: _check_attention(config, model, device, text.seq_len))  # type: ignore[misc]
     if student is not None:
         faults.of(lambda: check_generation_config(student))

@@ -1,6 +1,7 @@
 """The whole measurement of one checkpoint, and the eval JSON it is written to."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from compress.evaluate.text.samples import continuations, prompts_from_rows, res
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import model_fingerprint, resolve_model
+from compress.model.lengths import fit
 from compress.model.parts import count_parameters
 from compress.report.judge.draft import draft_figures
 
@@ -220,6 +222,7 @@ def _measure(
             batch_tokens=config.batch_tokens,
             journal=journal,
         )
+    config = _fitting(config, [checkpoint.context, None if reference is None else reference.context])
     if reference is not None:
         asked = _prompts(checkpoint, heldout, prompts, config.responses, config)
         alike = response_similarity(checkpoint, reference, asked, config.sample_tokens, journal)
@@ -231,6 +234,15 @@ def _measure(
     chosen = _prompts(checkpoint, heldout, prompts, config.samples, config)
     samples = continuations(checkpoint, chosen, config.sample_tokens, journal)
     return {**result, "samples": samples}
+
+
+def _fitting(config: EvalConfig, contexts: Sequence[int | None]) -> EvalConfig:
+    """The same, with samples cut to fit into the shortest of the contexts."""
+    limit = min((context for context in contexts if context is not None), default=None)
+    prompt, new = config.sample_prompt_tokens, config.sample_tokens
+    if config.samples or config.responses:
+        prompt, new = fit("Samples", prompt, new, limit)
+    return dataclasses.replace(config, sample_prompt_tokens=prompt, sample_tokens=new)
 
 
 def _speed(checkpoint: Checkpoint, teacher: Checkpoint | None, config: EvalConfig) -> dict[str, Any]:

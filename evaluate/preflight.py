@@ -8,7 +8,8 @@ from compress.data import INDEX, TokenStore, check_text
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.text.language import check_same_tokenizer
 from compress.model.facts import ModelFacts
-from compress.model.vocabulary import check_store, context_tokens
+from compress.model.lengths import context_tokens
+from compress.model.vocabulary import check_store
 
 
 def check_evaluation(

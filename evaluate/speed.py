@@ -22,6 +22,7 @@ from compress.base.progress import progress_bar
 from compress.base.signals import check_interrupt
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint, load_checkpoint
+from compress.model.lengths import fit, shortest_context
 
 _WARM_UP = 2
 
@@ -63,6 +64,9 @@ def measure_speed(checkpoints: Mapping[str, Checkpoint], config: EvalConfig) -> 
     Decode figures are null for a model without a key-value cache. Memory is taken in a round of its own, after the
     timed ones.
     """
+    limit = shortest_context(checkpoint.model.config for checkpoint in checkpoints.values())
+    prompt, new = fit("Speed", config.speed_prompt_tokens, config.speed_decode_tokens, limit)
+    config = dataclasses.replace(config, speed_prompt_tokens=prompt, speed_decode_tokens=new)
     batches = list(dict.fromkeys([config.speed_batch, *config.speed_batches]))
     order = [(name, batch) for batch in batches for name in checkpoints]
     rounds = {shape: _Rounds() for shape in order}

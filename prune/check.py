@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from compress.base.errors import CompressError, InputError, reason_of
 from compress.base.machine import host_memory
 from compress.base.units import format_bytes
+from compress.model.lengths import context_tokens
 from compress.model.load import load_config, load_model
 from compress.model.parts import decoder_layers
 
@@ -92,8 +93,9 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
     if _long_windows(load_config(student)):
         del model
         model = _load(student, None)
-    text, found = _generate(model, ids[:, : NUM_TOKENS // 2])
-    cached = _distance(found, _run(model, student, text)[:, NUM_TOKENS // 2 - 1 : -1])
+    half = ids.shape[1] // 2
+    text, found = _generate(model, ids[:, :half])
+    cached = _distance(found, _run(model, student, text)[:, half - 1 : -1])
     del model
     if not (faithful := cached.within(CACHE_TOLERANCE)):
         cached = _distance_from_teachers(text, found, teacher, dropped, cached)
@@ -118,7 +120,7 @@ def _distance_from_teachers(
     model = _load(teacher, None)
     for index in dropped:
         _make_identity(decoder_layers(model)[1][index])
-    same_text, expected = _generate(model, text[:, : NUM_TOKENS // 2])
+    same_text, expected = _generate(model, text[:, : text.shape[1] // 2])
     found = _distance(logits, expected)
     if torch.equal(text, same_text) and found.within(CACHE_TOLERANCE):
         return found
@@ -175,10 +177,12 @@ def _run(model: Any, folder: Path, ids: Tensor) -> Tensor:
 
 
 def _token_ids(model: Any) -> Tensor:
-    """Random token ids [NUM_SEQUENCES, NUM_TOKENS], always the same for a vocabulary; none of them pads."""
+    """Random token ids [NUM_SEQUENCES, NUM_TOKENS] (an even number that fits the model's context), always the same for
+    a vocabulary; none of them pads."""
     generator = torch.Generator().manual_seed(0)
     size = model.get_input_embeddings().num_embeddings
-    ids = torch.randint(size, (NUM_SEQUENCES, NUM_TOKENS), generator=generator)
+    tokens = max(2, min(NUM_TOKENS, context_tokens(model.config) or NUM_TOKENS) // 2 * 2)
+    ids = torch.randint(size, (NUM_SEQUENCES, tokens), generator=generator)
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     return ids if pad is None else torch.where(ids == pad, (ids + 1) % size, ids)
 

@@ -19,7 +19,7 @@ from compress.prune.parts import WITHOUT_TEXT, CalibrationConfig, RankingConfig,
 from compress.prune.plan import Derivation, cast_derivation, derive
 from compress.prune.record import student_output
 from compress.prune.repair import last_maps, no_map_to_change, require_seams
-from compress.prune.student import why_unchecked
+from compress.prune.student import needs_all, why_unchecked
 from compress.weights.hub import streams
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def check_students(
 ) -> list["PrunePlan"]:
     """Find what would refuse to cut each of `outs` as the choice beside it says; return the plans that there are."""
     check_outputs([student_output(out) for out in outs], faults)
-    reads = [config for choice in choices for config in reading(choice, how["repair"])]
-    needed_by = "reading text" if reads else None
+    needed_by = needs_all(choices, how["repair"])
     faults.of(lambda: streams(teacher, how["storage"].stream, check=how["check"], needed_by=needed_by))
     known = look_at_model(teacher, faults)
     if known is None:

@@ -21,7 +21,7 @@ from compress.prune.choose.candidates import Chosen
 from compress.prune.config import How
 from compress.prune.parts import RepairConfig, StorageConfig
 from compress.prune.record import PruneResult, student_output
-from compress.prune.student import Call, Keep, Planned, load_shapes, plan_student
+from compress.prune.student import Call, Keep, Planned, load_shapes, needs_all, plan_student
 from compress.prune.under_way import WeightsUnderWay, disk_errors
 from compress.weights.hub import HubTeacher, open_teacher, streams
 
@@ -102,7 +102,7 @@ def _prune(
     keeps = [keep for _, keep in asked]
     _look_ahead(teacher, asked, How(check=check, repair=repair, storage=storage))
     with ExitStack() as stack:
-        stream = streams(teacher, storage.stream, check=check, needed_by=_needs_all(keeps, repair))
+        stream = streams(teacher, storage.stream, check=check, needed_by=needs_all(keeps, repair))
         folder, hub = stack.enter_context(open_teacher(teacher, stream=stream))
         files = check_weight_files(folder)
         call = Call(
@@ -154,10 +154,3 @@ def _fingerprint(folder: Path, hub: HubTeacher | None) -> Iterator[Future[dict[s
             yield background.submit(hub.fingerprint if hub else partial(model_fingerprint, folder, stop=stop))
         finally:
             stop.set()
-
-
-def _needs_all(keeps: Sequence[Keep], repair: RepairConfig | None) -> str | None:
-    """What, beside the check, reads weights that the student does not keep."""
-    if not all(isinstance(keep, str | Planned) for keep in keeps):
-        return "measuring layers"
-    return "the repair" if repair is not None else None

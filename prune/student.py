@@ -115,6 +115,13 @@ class Student:
         return PruneResult(out=out, plan=plan, check=checked, record=record)
 
 
+def needs_all(keeps: Sequence[Keep | RankAfterConfig], repair: RepairConfig | None) -> str | None:
+    """What, beside the check, reads weights that the student does not keep."""
+    if not all(isinstance(keep, str | Planned) for keep in keeps):
+        return "measuring layers"
+    return "the repair" if repair is not None else None
+
+
 def plan_student(call: Call, keep: Keep) -> Student:
     """Derive the student's config, from layers that are measured first if that is asked for.
 

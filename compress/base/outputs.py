@@ -101,8 +101,8 @@ def _check_content(output: Output) -> None:
     ours = taken and output.ours is not None and output.ours(path)
     home = path if output.folder else path.parent
     if is_model_folder(home) and not ours:
-        lies = "is" if output.folder else f"would lie in {home},"
-        raise UsageError(f"The output {path} {lies} the folder of a model: name a place outside of it.")
+        place = "is" if home == path else f"would lie in {home},"
+        raise UsageError(f"The output {path} {place} the folder of a model: name a place outside it.")
     if taken and not ours:
         there = f"The output folder {path} is not empty" if output.folder else f"The output {path} is there already"
         other = "" if output.ours is None else f", and is not {what} that this tool made"

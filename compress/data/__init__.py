@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         check_text,
         facts_of_plan,
         facts_of_store,
+        fit_rows,
         require_apart,
     )
     from compress.data.preparing import (
@@ -44,6 +45,7 @@ __all__ = [
     "facts_of_plan",
     "facts_of_store",
     "find_source",
+    "fit_rows",
     "options_unlike",
     "prepare",
     "read_start",
@@ -67,6 +69,7 @@ _HOMES = {
     "facts_of_plan": "preflight",
     "facts_of_store": "preflight",
     "find_source": "sources.sources",
+    "fit_rows": "preflight",
     "options_unlike": "preparing",
     "prepare": "preparing",
     "read_start": "sample",

@@ -1,6 +1,8 @@
 """What can be said of text before it is prepared or read: what refuses it then refuses it now."""
 
+import dataclasses
 import shutil
+from collections.abc import Iterable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,7 @@ from compress.data.sources.stream import Position, Retry, is_final, read_items
 from compress.data.store.record import wanted_tokens
 from compress.data.store.store import INDEX, TokenStore
 from compress.model.facts import ModelFacts
+from compress.model.lengths import fit, shortest_context
 from compress.model.tokenizer import TokenizerSpec, tokenizer_spec
 
 _PATIENCE_ROWS = 2000
@@ -40,6 +43,16 @@ def facts_of_plan(config: DataConfig) -> TextFacts:
     """The facts of a token store that is to be prepared."""
     wanted = wanted_tokens(config)
     return TextFacts(config.seq_len, wanted and wanted // config.seq_len, config.heldout_sequences)
+
+
+def fit_rows(config: DataConfig, models: Iterable[ModelFacts | None]) -> DataConfig:
+    """The same; or rows as long as all models read, where that is less than `seq_len` is by default, and nobody wrote
+    another length. It is said."""
+    limit = shortest_context(model.config for model in models if model is not None)
+    if config.seq_len != DataConfig(dataset=config.dataset).seq_len:
+        return config
+    length, _ = fit("Rows of text (data.seq_len)", config.seq_len, 0, limit)
+    return dataclasses.replace(config, seq_len=length)
 
 
 def check_data(config: DataConfig, model: ModelFacts | None, out: Path, faults: Faults) -> TextFacts:

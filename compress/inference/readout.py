@@ -4,15 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.base.errors import CompressError, InputError
 from compress.base.machine import find_device
 from compress.base.progress import say
 from compress.model.files import resolve_model
+from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype, load_model, load_tokenizer
-from compress.model.parts import OutputHead, check_output_head, hidden_states, output_head
+from compress.model.parts import OutputHead, check_output_head, hidden_states, output_head, why_not_finite
+from compress.model.vocabulary import check_ids
 
 _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
 
@@ -67,16 +71,31 @@ class Checkpoint(Readout):
     folder: Path
     tokenizer: Any
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most."""
+        return context_tokens(self.model.config)
+
+    def check_ids(self, ids: NDArray[np.int64]) -> None:
+        """Refuse token ids that the model does not have; raises as `compress.model.vocabulary.check_ids`."""
+        rows = min(self.vocab_size, self.model.get_input_embeddings().weight.shape[0])
+        check_ids(ids, rows, self.tokenizer, self.name)
+
 
 def read_out(model: Any, name: str) -> Readout:
     """Split a model at its output head, after comparing the two halves with the whole on a few tokens.
 
     Where the head is one that `output_head` cannot express, the user is told, and the model's own logits are used.
+
+    Raises:
+        InputError: the model's logits are NaN.
     """
     head: OutputHead | None
     try:
         check_output_head(model, name)
         head = output_head(model)
+    except InputError:
+        raise
     except CompressError as error:
         say(f"{error} Scoring falls back to the model's own logits.")
         head = None
@@ -113,6 +132,6 @@ def require_numbers(scores: Tensor, readout: Readout) -> None:
     """
     if scores.isnan().any():
         raise InputError(
-            f"{readout.name} gives NaN for logits on some text, so it has no score: its weights hold NaN, or values "
-            f"too large for {readout.dtype}. Try --set eval.dtype=float32, or an earlier checkpoint of its training."
+            f"{readout.name} gives NaN for logits on some text, so it has no score: {why_not_finite(readout.model)}. "
+            "Try --set eval.dtype=float32, or an earlier checkpoint of its training."
         )

@@ -30,13 +30,17 @@ class ModelFacts:
 def look_at_model(name: str, faults: Faults, revision: str | None = None) -> ModelFacts | None:
     """The facts of a model folder, whose weight files are looked at, or of a hub model, of which only the small files
     are fetched; None, and a fault, where there is no such model or its config.json cannot be used."""
+    found = look_at_config(name, faults, revision)
+    if found is not None and local_folder(name) is not None:
+        faults.of(lambda: check_weight_files(found.side))
+    return found
+
+
+def look_at_config(name: str, faults: Faults, revision: str | None = None) -> ModelFacts | None:
+    """`look_at_model` without a look at weight files."""
     folder = faults.of(lambda: local_folder(name) or _small_files(name, revision))
-    if folder is None:
-        return None
-    if local_folder(name) is not None:
-        faults.of(lambda: check_weight_files(folder))
-    config = faults.of(lambda: load_config(folder))
-    return None if config is None else ModelFacts(name, config, folder)
+    config = None if folder is None else faults.of(lambda: load_config(folder))
+    return None if folder is None or config is None else ModelFacts(name, config, folder)
 
 
 def _small_files(name: str, revision: str | None) -> Path:

@@ -1,6 +1,7 @@
 """What a causal LM is made of: decoder layers, last hidden states and output head, and what they cost a token."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from compress.base.errors import CompressError, InputError, reason_of
+from compress.model.lengths import context_tokens
 from compress.model.remote_code import trusted
 
 _STACKS = (
@@ -96,21 +98,33 @@ def hidden_states(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
     return hidden
 
 
+def why_not_finite(model: nn.Module) -> str:
+    """What makes a model's results no numbers: a weight, by name, or values in between."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"its weight {name} holds NaN or infinity: download it again, or use an earlier checkpoint"
+    return f"its weights are finite, and its values in between are too large for {next(model.parameters()).dtype}"
+
+
 @torch.no_grad()
 def check_output_head(model: Any, name: str) -> None:
     """Compare head(hidden) with the model's own logits on a few tokens.
 
     Raises:
+        InputError: they are NaN.
         CompressError: they differ, so this architecture transforms its logits in a way `output_head` does not know.
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
-    ids = torch.arange(1, 17, device=device).remainder(vocabulary)[None]
+    tokens = min(16, context_tokens(model.config) or 16)
+    ids = torch.arange(1, tokens + 1, device=device).remainder(vocabulary)[None]
     expected = model(input_ids=ids, use_cache=False).logits[0].float()
     hidden = hidden_states(model, ids)[0]
     found = output_head(model).logits(hidden).float()
     tolerance = 1e-4 if hidden.dtype == torch.float32 else 0.05
     error = (found - expected).abs().max().item()
+    if math.isnan(error):
+        raise InputError(f"{name} gives NaN for logits: {why_not_finite(model)}.")
     if not error <= tolerance * max(1.0, expected.abs().max().item()):
         raise CompressError(
             f"{name} ({type(model).__name__}) transforms its logits in a way this tool does not know: hidden states "

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compress.base.errors import InputError
 from compress.base.progress import say
 from compress.model.load import load_config, load_tokenizer
@@ -91,10 +94,21 @@ def check_store(store: StoredTokens, tokenizer: Any, reader: str, *, context: in
         )
 
 
-def context_tokens(config: Any) -> int | None:
-    """Tokens that the model of this config reads at most; None where its config does not bound them."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 1 else None
+def check_ids(ids: NDArray[np.int64], num_embeddings: int, tokenizer: Any, reader: str) -> None:
+    """Refuse token ids that the model `reader` has no embedding for.
+
+    Raises:
+        InputError: one of `ids` is `num_embeddings` or more; the message names the token.
+    """
+    highest = int(ids.max(initial=-1))
+    if highest >= num_embeddings:
+        token = tokenizer.convert_ids_to_tokens(highest) if highest < len(tokenizer) else None
+        named = f"the token {token!r}, id {highest}," if token else f"the token id {highest},"
+        raise InputError(
+            f"The text has {named} and the embedding of {reader} has {num_embeddings} rows. Give the model a row for "
+            "each token (`resize_token_embeddings`), take the token out of its tokenizer, or, if the text was made for "
+            "another model, prepare it with this model's tokenizer."
+        )
 
 
 def check_data(store: StoredTokens, student: Path, shared: int) -> None:

@@ -23,17 +23,26 @@ from compress.base.errors import Faults, UsageError
 from compress.base.outputs import require_outputs
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import INDEX, TokenStore, check_data, facts_of_store, options_unlike, prepare, require_apart
+from compress.data import (
+    INDEX,
+    TokenStore,
+    check_data,
+    facts_of_store,
+    fit_rows,
+    options_unlike,
+    prepare,
+    require_apart,
+)
 from compress.demo import DEMO
 from compress.distill import DistillResult, distill
 from compress.distill.preflight import check_start
-from compress.model.facts import look_at_model
+from compress.model.facts import look_at_config, look_at_model
 from compress.model.files import local_model, resolve_model
 from compress.model.remote_code import trusting
 from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
-from compress.run.preflight import Known, Left, check_run, check_run_folder, run_output
+from compress.run.preflight import Known, Left, check_run, check_run_folder, fit_recipe, run_output
 from compress.run.recipe import DistillOptions, Recipe, load_recipe
 from compress.run.recipe_steps import preparation, steps_of, training
 from compress.run.redo import Redo, begin, intended, made_otherwise
@@ -65,7 +74,8 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, re
 
 
 def _run(recipe: Recipe, layout: Layout, asked: Sequence[str]) -> None:
-    resolved = resolve_paths(recipe, layout.run)
+    resolved = on_main(lambda: fit_recipe(resolve_paths(recipe, layout.run)))
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
     on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
     teacher = on_main(lambda: teacher_folder(resolved, layout))
     steps = steps_of(resolved, layout, lambda: teacher)
@@ -199,6 +209,8 @@ def _store_of(options: DistillOptions, given: Collection[str], *, student: str, 
         text = None if store is None else facts_of_store(store)
     else:
         faults.of(lambda: require_apart(options.data.dataset, run))
+        models = [None if name is None else look_at_config(name, Faults()) for name in (student, teacher)]
+        options = dataclasses.replace(options, data=fit_rows(options.data, models))
         text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
     faults.of(lambda: _check_current(options, layout, named if is_store else None, student=student, teacher=teacher))
     found = faults.of(

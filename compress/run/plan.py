@@ -15,7 +15,7 @@ from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
 from compress.run.layout import Layout
 from compress.run.pipeline import Outlook, look_ahead, resolve_paths, run_folder
-from compress.run.preflight import Known
+from compress.run.preflight import Known, fit_recipe
 from compress.run.rank_after import plan_ranked
 from compress.run.recipe import PruneOptions, Recipe
 
@@ -94,7 +94,7 @@ def plan_run(
     """
     with trusting(recipe.teacher.trust_remote_code):
         run = run_folder(recipe, out)
-        resolved = resolve_paths(recipe, run)
+        resolved = fit_recipe(resolve_paths(recipe, run))
         outlook = look_ahead(resolved, Layout(run), redo, download=False)
         return plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s), outlook
 

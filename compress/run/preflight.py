@@ -14,11 +14,11 @@ from typing import NamedTuple
 from compress.base.config import load_yaml
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
-from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, require_apart
+from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
 from compress.distill.preflight import check_distill
 from compress.evaluate import EvalConfig
 from compress.evaluate.preflight import check_evaluation
-from compress.model.facts import ModelFacts, look_at_model
+from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
 from compress.prune import RankAfterConfig, check_prune
 from compress.prune.plan import Derivation
@@ -55,6 +55,17 @@ class Left(NamedTuple):
     def will_make(self, path: str | None) -> bool:
         """Whether one of them is to make what lies there."""
         return path is not None and any(Path(path).is_relative_to(place) for place in self.places)
+
+
+def fit_recipe(recipe: Recipe) -> Recipe:
+    """The recipe with rows of text that its teacher reads, if it says nothing of their length (see `fit_rows`)."""
+    faults, scratch = Faults(), recipe.teacher.scratch
+    if scratch is None:
+        teacher = look_at_config(str(recipe.teacher.model), faults, recipe.teacher.revision)
+    else:
+        config = faults.of(lambda: scratch_config(scratch.architecture))
+        teacher = None if config is None else ModelFacts("a teacher trained from scratch", config, Path())
+    return dataclasses.replace(recipe, data=fit_rows(recipe.data, [teacher]))
 
 
 def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, download: bool) -> Known:

@@ -26,13 +26,14 @@ from compress.data import (
     TokenStore,
     check_data,
     facts_of_store,
+    fit_rows,
     prepare,
     require_apart,
     store_outputs,
 )
 from compress.distill import DistillConfig, distill
 from compress.distill.preflight import check_distill
-from compress.model.facts import ModelFacts, look_at_model
+from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.files import model_fingerprint, resolve_model
 from compress.prune import (
     Chosen,
@@ -80,7 +81,7 @@ def prune_ranked(options: PruneOptions, *, teacher: str, out: Path) -> PruneResu
         UsageError: no text is named, it has no held-out rows, or `out` is not free; and as `prune`, `prepare` and
             `distill` do.
     """
-    asked, choice, text = options.prune, options.prune.choice, _healed_on(options)
+    asked, choice, text = options.prune, options.prune.choice, _healed_on(options, teacher)
     work = _ranking_of(out)
     assert isinstance(choice, RankAfterConfig)
     with contextlib.ExitStack() as lock:
@@ -107,7 +108,7 @@ def plan_ranked(options: PruneOptions, *, teacher: str, out: Path) -> tuple[Prun
     assert isinstance(choice, RankAfterConfig)
     work = _ranking_of(out)
     check_outputs([student_output(out), ranking_output(work), *store_outputs(work / "data")], faults)
-    known, text = look_at_model(teacher, faults), faults.of(lambda: _healed_on(options))
+    known, text = look_at_model(teacher, faults), faults.of(lambda: _healed_on(options, teacher))
     facts = None if text is None else _facts_of(text, known, out, faults)
     cut = None if known is None else check_prune(choice, known, faults, **options.prune.how)
     student = None if cut is None or known is None else ModelFacts("the student", cut.student, known.side)
@@ -132,8 +133,8 @@ def check_ranking(
     check_distill(heal, student=models[0], teacher=models[1], text=text, faults=faults)
 
 
-def _healed_on(options: PruneOptions) -> DataConfig:
-    """The text that candidates are healed on, no more of it than that takes.
+def _healed_on(options: PruneOptions, teacher: str) -> DataConfig:
+    """The text that candidates are healed on, no more of it than that takes, in rows that the teacher reads.
 
     Raises:
         UsageError: none is named.
@@ -145,6 +146,7 @@ def _healed_on(options: PruneOptions) -> DataConfig:
             "Candidates are measured and healed on text: name it with --calibration SOURCE: hub:ORG/NAME[:CONFIG], a "
             "local file, folder or glob, or a token store."
         )
+    text = fit_rows(text, [look_at_config(teacher, Faults())])
     return dataclasses.replace(text, tokens=text.tokens or choice.rank_after)
 
 

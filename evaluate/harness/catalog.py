@@ -9,8 +9,9 @@ from typing import Any
 
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
-from compress.base.errors import Faults, InputError, UsageError
+from compress.base.errors import Faults, InputError, UsageError, reason_of
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.harness.local_data import (
     DatasetUnavailable,
@@ -73,7 +74,7 @@ def check_tasks(config: EvalConfig, *, download: bool = True) -> None:
     manager = faults.of(lambda: _manager_for(names, config.task_folder))
     if manager is not None:
         for name in names:
-            faults.of(lambda name=name: _require_known(name, manager))  # type: ignore[misc]
+            faults.of(lambda name=name: _require_known(name, manager, config.task_folder))  # type: ignore[misc]
             if name in manager.task_index and (root is None or root.is_dir()):
                 faults.of(lambda name=name: _require_data(name, manager, root))  # type: ignore[misc]
     faults.refuse()
@@ -151,7 +152,7 @@ def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
     """
     manager, faults = _manager_for(names, task_folder), Faults()
     for name in names:
-        faults.of(lambda name=name: _require_known(name, manager))  # type: ignore[misc]
+        faults.of(lambda name=name: _require_known(name, manager, task_folder))  # type: ignore[misc]
     faults.refuse()
     return manager
 
@@ -182,11 +183,24 @@ def _manager_for(names: Sequence[str], task_folder: str | None) -> Any:
     return _manager(folders, include_defaults=True)
 
 
-def _require_known(name: str, manager: Any) -> None:
+def _require_known(name: str, manager: Any, task_folder: str | None) -> None:
     if name not in manager.task_index:
         similar = difflib.get_close_matches(name, [*PRESETS, *manager.all_tasks], n=3)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "`lm-eval ls tasks` lists what there is."
-        raise UsageError(f"There is no task {name!r}; {hint}")
+        broken = [] if task_folder is None else list(_broken_definitions(Path(task_folder)))
+        left_out = f" Definitions that cannot be read: {'; '.join(broken[:3])}." if broken else ""
+        raise UsageError(f"There is no task {name!r}; {hint}{left_out}")
+
+
+def _broken_definitions(folder: Path) -> Iterator[str]:
+    """Which of a folder's YAMLs lm-eval passes over in silence, and why."""
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:  # whatever a file of the user's makes lm-eval's reader raise
+            mark = getattr(error, "problem_mark", None)
+            where = path if mark is None else f"{path}, line {mark.line + 1}"
+            yield f"{where} ({reason_of(getattr(error, 'problem', None) or error)})"
 
 
 def nearby_folders(names: Sequence[str]) -> tuple[str, ...]:

@@ -85,13 +85,17 @@ class Generator:
             InputError: an answer leaves no room for a prompt, or does not fit the memory.
         """
         settings = [normalize_gen_kwargs(request.args[1], self._lm.max_gen_toks) for request in requests]
-        longest = max(int(each["max_gen_toks"]) for each in settings)
-        if longest + 1 > self._lm.max_length:
-            raise InputError(
-                f"A task asks for a prompt and its answer ({longest + 1} tokens or more), and {self._checkpoint.name} "
-                f"reads at most {self._lm.max_length}: leave the task out, or choose a model with a longer context."
-            )
+        for request, each in zip(requests, settings, strict=True):
+            longest = int(each["max_gen_toks"])
+            if longest + 1 > self._lm.max_length:
+                raise InputError(
+                    f"The task {request.task_name} asks for a prompt and its answer ({longest + 1} tokens or more), "
+                    f"and {self._checkpoint.name} reads at most {self._lm.max_length}: leave the task out, or choose a "
+                    "model with a longer context."
+                )
         encoded = encode(self._lm, [request.args[0] for request in requests])
+        for ids in encoded.values():
+            self._checkpoint.check_ids(np.asarray(ids))
         prompts = [encoded[request.args[0]] for request in requests]
         ours = [i for i, each in enumerate(settings) if self._greedy_is_plain and _is_greedy(each)]
         texts = self._greedy(ours, prompts, settings, journal, visible)

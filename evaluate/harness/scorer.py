@@ -78,6 +78,8 @@ class Scorer(HFLM):  # type: ignore[misc]
         """(log p(continuation | context) in nats, whether greedy decoding gives it) for each request."""
         pairs = [request.args for request in requests]
         tokens = [(pair, *ids) for pair, ids in zip(pairs, encode_pairs(self, pairs), strict=True)]
+        for request, (_, _, continuation) in zip(requests, tokens, strict=True):
+            self._require_room(len(continuation), request.task_name)
         return self._loglikelihood_tokens(tokens, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -124,8 +126,8 @@ class Scorer(HFLM):  # type: ignore[misc]
         for i, (_, context, continuation) in enumerate(requests):
             if not len(continuation):
                 continue
-            self._require_room(len(continuation))
             whole = np.concatenate([np.asarray(context, np.int64), np.asarray(continuation, np.int64)])
+            self._checkpoint.check_ids(whole)
             cut += len(whole) > limit + 1
             sequences[i] = whole[-(limit + 1) : -1]
         if cut:
@@ -176,9 +178,9 @@ class Scorer(HFLM):  # type: ignore[misc]
         """Greedy continuations (or as a task's generation settings say)."""
         return self._generator.answers(requests, self._journal, visible=not disable_tqdm)
 
-    def _require_room(self, tokens: int) -> None:
+    def _require_room(self, tokens: int, task: str) -> None:
         if tokens > self.max_length:
             raise InputError(
-                f"A task asks for an answer option of {tokens} tokens, and {self._checkpoint.name} reads at most "
-                f"{self.max_length}: leave the task out, or choose a model with a longer context."
+                f"The task {task} asks for an answer option of {tokens} tokens, and {self._checkpoint.name} reads at "
+                f"most {self.max_length}: leave the task out, or choose a model with a longer context."
             )

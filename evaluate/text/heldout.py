@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from compress.data import INDEX, TokenStore, read_start
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint
-from compress.model.vocabulary import check_store, context_tokens
+from compress.model.lengths import fit
+from compress.model.vocabulary import check_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,11 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig) -
         InputError: the store was made with another tokenizer or its rows exceed the model's context; the source does
             not exist, has no text column, or holds no text.
     """
-    limit = context_tokens(checkpoint.model.config)
     if not (Path(text) / INDEX).is_file():
-        length = min(config.heldout_seq_len, limit or config.heldout_seq_len)
+        length, _ = fit("Held-out rows", config.heldout_seq_len, 0, checkpoint.context)
         return _raw_rows(str(text), checkpoint, config, length)
     store = TokenStore.open(Path(text))
-    check_store(store, checkpoint.tokenizer, checkpoint.name, context=limit)
+    check_store(store, checkpoint.tokenizer, checkpoint.name, context=checkpoint.context)
     count = min(config.heldout_sequences, store.num_heldout)
     return Heldout(store.heldout(count), store.heldout_bytes(count))
 

@@ -242,8 +242,4 @@ def _batch_sums(
 def _check_rows(checkpoint: Checkpoint, rows: NDArray[np.int64]) -> None:
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
         raise InputError("There is no held-out text to score: it must give at least one row of two tokens.")
-    if int(rows.max()) >= checkpoint.vocab_size or int(rows.min()) < 0:
-        raise InputError(
-            f"The held-out text has the token id {int(rows.max())}, and {checkpoint.name} knows "
-            f"{checkpoint.vocab_size} ids: it was tokenized for another model. Prepare it with this model's tokenizer."
-        )
+    checkpoint.check_ids(rows)

@@ -87,8 +87,11 @@ def greedy_ids(checkpoint: Checkpoint, prompt: str, new_tokens: int) -> list[int
     """At most `new_tokens` greedy tokens after a prompt, the end of the text included; None for an empty prompt."""
     tokenizer = checkpoint.tokenizer
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    if checkpoint.context is not None:  # of a long prompt the end, as tokens of a text need not be those it was cut to
+        ids = ids[:, -max(1, checkpoint.context - new_tokens) :]
     if ids.shape[1] == 0:
         return None
+    checkpoint.check_ids(ids.numpy())
     out = checkpoint.model.generate(
         input_ids=ids.to(checkpoint.device),
         attention_mask=torch.ones_like(ids).to(checkpoint.device),

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from compress.base.errors import UsageError
 from compress.data import INDEX, TokenStore, read_start, text_fingerprint
+from compress.model.lengths import context_tokens, fit
 from compress.model.load import load_config, load_tokenizer
-from compress.model.vocabulary import check_store, context_tokens
+from compress.model.vocabulary import check_ids, check_store
 from compress.prune.parts import CalibrationConfig
 
 
@@ -88,7 +89,8 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
         rows = store.batch(0, min(max(1, config.calibration_tokens // store.seq_len), store.num_rows), seed=0)
     else:
         ids, _ = read_start(source, tokenizer, config.calibration_tokens, config.calibration_column)
-        length = min(config.calibration_seq_len, limit or config.calibration_seq_len, len(ids))
+        length = min(fit("Calibration rows", config.calibration_seq_len, 0, limit)[0], len(ids))
         count = max(1, min(len(ids), config.calibration_tokens) // length)
         rows = ids[: count * length].reshape(count, length)
+    check_ids(rows, load_config(folder).get_text_config().vocab_size, tokenizer, str(folder))
     return Calibration(rows, source, text_fingerprint(source))

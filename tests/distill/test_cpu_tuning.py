@@ -62,4 +62,4 @@ def test_tuning_is_said_and_can_be_turned_off(
     assert "cpu_tuning: false turns both off" in " ".join(capfd.readouterr().err.split())
     plain, tuned = (load_file(world.root / name / "student" / "model.safetensors") for name in ("plain", "tuned"))
     for name in plain:
-        torch.testing.assert_close(tuned[name], plain[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tuned[name], plain[name], rtol=1e-3, atol=3e-4)

@@ -205,5 +205,5 @@ def test_scores_of_a_bf16_model_are_float32_and_do_not_tie(world: dict[str, Path
 
 def test_an_answer_that_cannot_fit_is_refused_by_name(world: dict[str, Path]) -> None:
     scorer = Scorer(load_checkpoint(world["model"], device="cpu"), 64)
-    with pytest.raises(InputError, match=r"300 tokens.*at most 256"):
-        scorer._loglikelihood_tokens([(("", ""), [1], [2] * 300)])
+    with pytest.raises(InputError, match=r"The task quiz asks for an answer option of 300 tokens.*at most 256"):
+        scorer.loglikelihood([Request("Say", "x" * 300)])

@@ -1,0 +1,219 @@
+"""What is checked of each key of a recipe, and when: the table of docs/recipe_checks.md, with examples of refusals.
+
+`python tests/early_checks.py` writes the page.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from compress.run.recipe import Recipe
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe_checks.md"
+HEAD = """# What is checked, and when
+
+Made by `tests/early_checks.py`, which also tries each refusal. *Reading* is when the recipe and `--set` are read.
+*Before anything is made* is at the start of `compress run` and in `--dry-run`, which refuse the same, all at once;
+commands of their own (`prune`, `distill`, `eval`) ask the same of their options. *Later* is what only the work itself
+can tell.
+
+What lies on the Hugging Face hub is looked up at the start: of models the small files are fetched, of text the first
+rows are read. A hub that does not answer refuses nothing yet: that is said, and it is asked again when its turn comes;
+but benchmarks that are neither here nor to be had are refused. What a step before makes (the demo's world) is looked at
+as soon as it is there.
+
+| key | reading | before anything is made | later |
+|---|---|---|---|
+"""
+
+
+class Early(NamedTuple):
+    """What is asked at the start, and assignments that are then refused, with words of the refusal."""
+
+    what: str
+    examples: tuple[tuple[tuple[str, ...], str], ...] = ()
+
+
+def early(what: str, *examples: tuple[str, str]) -> Early:
+    """Each example is assignments, a space between them, and the words."""
+    return Early(what, tuple((tuple(assignments.split()), words) for assignments, words in examples))
+
+
+ROWS = "fit the context of teacher and student; the default is cut to it"
+EARLY: dict[str, Early] = {
+    "teacher.model": early(
+        "there is such a model, its weight files are whole, its config.json makes a causal LM that can be cut",
+        ("teacher.model=/nowhere", "The model folder /nowhere does not exist"),
+    ),
+    "teacher.trust_remote_code": early("a model that needs it is refused without it"),
+    "teacher.scratch.architecture": early(
+        "makes a causal LM",
+        ("teacher.model=null teacher.scratch={architecture:{vocab_size:9},tokenizer:x,train:{alpha:0}}", "model_type"),
+    ),
+    "teacher.scratch.tokenizer": early(
+        "is there, and has no more tokens than the architecture",
+        (
+            "teacher.model=null teacher.scratch={architecture:{model_type:llama},tokenizer:/nowhere,train:{alpha:0}}",
+            "has no usable tokenizer",
+        ),
+    ),
+    "prune.keep": early(
+        "names layers that the teacher has, and a cut that its config can say",
+        ("prune.keep=uniform:9", "uniform:N needs N from 2 to 4"),
+    ),
+    "prune.layers": early("no more than there are", ("prune.layers=9 prune.by=random prune.keep=null", "has 4 layers")),
+    "prune.candidates": early(
+        "keep as many layers as asked for",
+        (
+            "prune.keep=null prune.layers=2 prune.rank_after=1k prune.candidates=[0-2] data.tokens=2k",
+            "keeps 3 of 4 layers",
+        ),
+    ),
+    "prune.rank_after": early(
+        "there are held-out rows to compare by, and enough text",
+        (
+            "prune.keep=null prune.layers=2 prune.rank_after=1k data.tokens=2k distill.heldout_sequences=0",
+            "Candidates are compared on held-out rows",
+        ),
+        ("prune.keep=null prune.layers=2 prune.rank_after=9k data.tokens=2k distill.tokens=2k", "the store has 32"),
+    ),
+    "prune.calibration": early(
+        "there is such text",
+        (
+            "prune.keep=null prune.layers=2 prune.by=taylor prune.calibration=/nowhere.txt",
+            "/nowhere.txt does not exist",
+        ),
+    ),
+    "prune.calibration_column": early(
+        "is in the text",
+        (
+            "prune.keep=null prune.layers=2 prune.by=taylor prune.calibration={text} prune.calibration_column=body",
+            "no 'body' in any",
+        ),
+    ),
+    "prune.device": early(
+        "is there", ("prune.device=cuda:7 prune.repair=true", "device = 'cuda:7' cannot be used here")
+    ),
+    "prune.repair": early("there is a cut after a kept layer", ("prune.repair=true prune.keep=2-3", "nothing to")),
+    "prune.check": early("is on for model types that only it can vouch for"),
+    "prune.stream": early("is asked for of a hub model only"),
+    "data.dataset": early(
+        "there is such text, of one format, that can be opened; the run does not lie in it",
+        ("data.dataset=/nowhere.jsonl", "/nowhere.jsonl does not exist"),
+        ("data.dataset=hub:org/name data.tokens=1M", "HF_HUB_OFFLINE=1 keeps this process off the network"),
+    ),
+    "data.config": early("is of a hub data set", ("data.config=x", "data.config applies to hub datasets")),
+    "data.split": early("is of a hub data set", ("data.split=test", "data.split applies to hub datasets")),
+    "data.text_column": early("is in each local file", ("data.text_column=body", "no 'body' in any")),
+    "data.tokens": early(
+        "named for hub data; the disk has room",
+        ("data.dataset=hub:org/name", "data.tokens is required"),
+        ("data.tokens=100T", "the disk has"),
+    ),
+    "data.seq_len": early(ROWS, ("data.seq_len=512", "Rows of 512 tokens are longer than")),
+    "data.heldout_sequences": early("the disk has room", ("data.heldout_sequences=100T", "the disk has")),
+    "distill.tokens": early(
+        "no more than data.tokens and epochs give", ("distill.tokens=9k data.tokens=2k", "needs 141 sequences")
+    ),
+    "distill.epochs": early("as distill.tokens"),
+    "distill.optimizer": early(
+        "its package is installed", ("distill.optimizer=adamw8bit", "needs the package torchao")
+    ),
+    "distill.batch_tokens": early("a row or more", ("distill.batch_tokens=32", "less than one sequence of 64")),
+    "distill.teacher_precision": early(
+        "its package, the device's products and held-out rows are there",
+        ("distill.teacher_precision=int8", "needs the package torchao"),
+    ),
+    "distill.attention": early(
+        "the models and this machine have it", ("distill.attention=flash_attention_2", "runs on GPUs")
+    ),
+    "distill.compile": early("a compiler is there"),
+    "distill.shard": early("there are several processes", ("distill.shard=both", "this is one")),
+    "distill.trackers": early("their packages are installed", ("distill.trackers=[wandb]", "wandb is not installed")),
+    "distill.precision": early("weights, gradients, optimizer and teacher fit the device's memory"),
+    "distill.save_dtype": early("the generation config can be saved again"),
+    "eval.tasks": early(
+        "there are such tasks; their data, splits and columns are here, or on the hub; they need no code or pictures",
+        ("eval.tasks=[tiny_choise]", "There is no task 'tiny_choise'"),
+        ("eval.tasks=[tiny_choice] eval.datasets_root={tasks}", "needs the data set org/tiny"),
+    ),
+    "eval.num_fewshot": early("there are examples to draw", ("eval.num_fewshot=99", "fewer than the")),
+    "eval.datasets_root": early("is a folder", ("eval.datasets_root=/nowhere", "/nowhere does not exist")),
+    "eval.task_folder": early("is a folder", ("eval.task_folder=/nowhere", "/nowhere does not exist")),
+    "eval.device": early("is there", ("eval.device=gpu", "device = 'gpu' cannot be used here")),
+}
+LATER = {
+    "prune.cast": "a weight that is too large for the dtype: when it is read",
+    "prune.repair": "a block that does not end in a map that can be changed: tried when the model is loaded",
+    "prune.by": "a score that is not finite: when it is measured",
+    "prune.batch_tokens": "memory: when the text is run",
+    "data.tokens": "fewer in local text: counted when it is prepared",
+    "data.heldout_sequences": "too little text for them: counted when it is prepared",
+    "data.on_bad_row": "a bad row: when it is reached",
+    "distill.micro_batch_rows": "memory of activations: planned and warned of, known when it runs",
+    "distill.document_mask": "a model that sees across documents: tried when it is loaded",
+    "distill.teacher_max_kl": "measured when the teacher is quantised",
+    "distill.max_skipped_steps": "steps that are not finite: when they happen",
+    "distill.compile": "a model that makes no one graph: at the first step",
+    "eval.tasks": "an answer longer than the context: when it is tokenized",
+    "eval.heldout_seq_len": "cut to the context, which is said",
+    "eval.speed_batch": "memory: when it runs",
+    "eval.speed_prompt_tokens": "cut to the context, which is said",
+    "eval.speed_decode_tokens": "cut to the context, which is said",
+    "eval.sample_prompt_tokens": "cut to the context, which is said",
+    "eval.sample_tokens": "cut to the context, which is said",
+    "eval.dtype": "values too large for it: when they come",
+    "prune.calibration_seq_len": "cut to the context, which is said",
+}
+
+
+def keys(config: type = Recipe, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key of a recipe, dotted, with its annotation; a scratch teacher's training has those of `distill`."""
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        parts = [part for part in (hint, *get_args(hint)) if hasattr(part, "__pydantic_config__")]
+        if f"{at}{name}" == "teacher.scratch.train":
+            continue
+        if parts:
+            yield from keys(parts[0], f"{at}{name}.")
+        else:
+            yield f"{at}{name}", hint
+
+
+def kind_of(hint: Any) -> str:
+    """What a value must be, as far as the annotation says it."""
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(hint))
+    if hasattr(hint, "__metadata__"):
+        inner, bounds = get_args(hint)[0], [_bounds(mark) for mark in hint.__metadata__]
+        tightest = {bound[0]: bound for bound in filter(None, bounds)}
+        return " ".join([kind_of(inner), *tightest.values()])
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    if get_origin(hint) in (list, tuple):
+        inner = next(part for part in get_args(hint) if part is not Ellipsis)
+        return f"list of {kind_of(inner)}"
+    if get_origin(hint) is dict:
+        return "mapping"
+    return " or ".join(kind_of(part) for part in get_args(hint)) or "value"
+
+
+def _bounds(mark: Any) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    inner = getattr(mark, "metadata", [mark])
+    return " ".join(
+        f"{sign} {getattr(each, name)}" for each in inner for name, sign in signs.items() if hasattr(each, name)
+    )
+
+
+def page() -> str:
+    """docs/recipe_checks.md."""
+    rows = []
+    for key, hint in keys():
+        start = EARLY[key].what if key in EARLY else ""
+        rows.append(f"| `{key}` | {kind_of(hint).replace('|', '/')} | {start} | {LATER.get(key, '')} |")
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
