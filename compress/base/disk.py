@@ -169,13 +169,13 @@ def read_rows(path: Path, *, damaged: Damaged = "refused") -> list[Any]:
 def owned(folder: Path) -> Iterator[None]:
     """Create a folder if need be, and keep every other process out of it while the block runs.
 
-    A folder that it created, and that nothing was put into, goes again. The lock goes with the process, however it
+    Folders that it created, and that nothing was put into, go again. The lock goes with the process, however it
     ends. A file system that knows no locks gives none.
 
     Raises:
         UsageError: another process has the folder.
     """
-    created = not folder.exists()
+    created = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -190,9 +190,9 @@ def owned(folder: Path) -> Iterator[None]:
                 raise
         yield
     finally:
-        if created:
-            with suppress(OSError):
-                folder.rmdir()
+        for place in created:
+            with suppress(OSError):  # it is not empty, or was renamed
+                place.rmdir()
         os.close(descriptor)
 
 

@@ -115,7 +115,7 @@ def _check_way(output: Output) -> None:
     near = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     home = near if near.is_dir() else near.parent
     if near not in (path, home):
-        raise UsageError(f"The output {path} cannot be made: {near} is a file.")
+        raise UsageError(f"The output {path} cannot be made: {near} is no folder. Name another place.")
     if not os.access(home, os.W_OK | os.X_OK):
         raise UsageError(f"The output {path} cannot be written: no permission in {home}.")
 
@@ -174,7 +174,7 @@ def has_record(name: str) -> Callable[[Path], bool]:
 def has_only(pattern: str) -> Callable[[Path], bool]:
     """Whether all names in a folder are those that unfinished work of ours has (a regular expression)."""
     names = re.compile(pattern)
-    return lambda folder: all(names.fullmatch(path.name) for path in folder.glob("*"))
+    return lambda folder: not folder.is_file() and all(names.fullmatch(path.name) for path in folder.glob("*"))
 
 
 def beside(path: Path, name: str) -> Path:

@@ -45,21 +45,24 @@ def make_accelerator(config: DistillConfig, work: Path) -> Any:
         options = {
             key: value if isinstance(value, int | float) else str(value) for key, value in to_dict(config).items()
         }
-        accelerator.init_trackers("compress", config=options, init_kwargs=_places(config, work))
+        accelerator.init_trackers("compress", config=options, init_kwargs=tracker_places(config, work))
     return accelerator
 
 
-def _places(config: DistillConfig, work: Path) -> dict[str, dict[str, str]]:
-    """Let trackers write into the training's folder, rather than into the current one, unless the user says where.
+def tracker_places(config: DistillConfig, work: Path) -> dict[str, dict[str, str]]:
+    """Options of each tracker, so that it writes into the training's folder rather than into the current one.
 
-    TensorBoard's are in `project_dir` already.
+    Where the environment says where, that stays. TensorBoard's files are in `project_dir` already.
     """
+    home, places = work.absolute(), dict[str, dict[str, str]]()
+    if "wandb" in config.trackers and "WANDB_DIR" not in os.environ:
+        places["wandb"] = {"dir": str(home)}
     if "mlflow" in config.trackers and "MLFLOW_TRACKING_URI" not in os.environ:
         import mlflow
 
-        mlflow.set_tracking_uri(f"sqlite:///{work.absolute() / 'mlflow.db'}")
-    elsewhere = "WANDB_DIR" in os.environ
-    return {"wandb": {} if elsewhere else {"dir": str(work)}, "mlflow": {"logging_dir": str(work / "mlruns")}}
+        mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+        places["mlflow"] = {"logging_dir": str(home / "mlruns")}
+    return places
 
 
 def check_trackers(config: DistillConfig) -> None:

@@ -1,6 +1,7 @@
 """What is there is ours by its content, for every kind of output; what an earlier version left is, too."""
 
 import json
+import os
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_all_that_an_earlier_version_left_is_ours(name: str, tmp_path: Path, mon
     files = [path for path in layout.run.rglob("*") if path.is_file()]
     assert [path for path in files if covered.isdisjoint((path, *path.parents))] == []
     assert is_refused(recipe_output(Path("recipe.yaml")))
+
+
+def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, there in (("file", Path.touch), ("dangling", lambda path: path.symlink_to("absent"))):
+        there(tmp_path / name)
+        with pytest.raises(UsageError, match=f"{name} is no folder"):
+            require_outputs(evaluation_outputs(tmp_path / name / "deep" / "r.json")[-1])
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and allowed(path, mode))
+    for output in all_outputs(tmp_path):
+        with pytest.raises(UsageError, match=f"no permission in {tmp_path}"):
+            require_outputs(output)
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
