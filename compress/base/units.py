@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_BEYOND = 2**63
 _COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmbgt]?)", re.IGNORECASE)
 
 
@@ -25,15 +26,21 @@ def parse_count(text: str) -> int:
         raise ValueError(f"{text!r} is not a count") from error
     if value != value.to_integral_value():
         raise ValueError(f"{text!r} is not a whole number")
-    return int(value)
+    return _countable(int(value))
+
+
+def _countable(value: int) -> int:
+    if value >= _BEYOND:
+        raise ValueError("nothing here counts so far: write less than 2^63")
+    return value
 
 
 def _count_or_number(value: object) -> object:
     if isinstance(value, str):
         return parse_count(value)
     if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+        value = int(value)
+    return _countable(value) if isinstance(value, int) else value
 
 
 Count = Annotated[int, BeforeValidator(_count_or_number), Field(ge=0)]

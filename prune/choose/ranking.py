@@ -35,6 +35,7 @@ from compress.prune.choose.calibration import Calibration, load_calibration
 from compress.prune.choose.influence import measure_influence
 from compress.prune.choose.saliency import magnitude, taylor
 from compress.prune.parts import WITHOUT_TEXT, Method, RankingConfig
+from compress.weights.finite import require_finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ def rank_layers(config: RankingConfig, teacher: RankedModel) -> Ranking:
     started = time.monotonic()
     scores, dropped, details = _SCORERS[config.by](config, teacher)
     if not all(map(math.isfinite, scores)):
+        require_finite(check_weight_files(teacher.folder))
         broken = next(i for i, score in enumerate(scores) if not math.isfinite(score))
         raise InputError(
             f"The {config.by} score of layer {broken} of {teacher.name} is not a finite number: its hidden states or "
