@@ -115,7 +115,8 @@ def _check_way(output: Output) -> None:
     near = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     home = near if near.is_dir() else near.parent
     if near not in (path, home):
-        raise UsageError(f"The output {path} cannot be made: {near} is no folder. Name another place.")
+        what = "a link to nothing" if near.is_symlink() else "a file"
+        raise UsageError(f"The output {path} cannot be made: {near} is {what}. Name another place.")
     if not os.access(home, os.W_OK | os.X_OK):
         raise UsageError(f"The output {path} cannot be written: no permission in {home}.")
 

@@ -120,9 +120,10 @@ def test_all_that_an_earlier_version_left_is_ours(name: str, tmp_path: Path, mon
 
 
 def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, there in (("file", Path.touch), ("dangling", lambda path: path.symlink_to("absent"))):
-        there(tmp_path / name)
-        with pytest.raises(UsageError, match=f"{name} is no folder"):
+    (tmp_path / "notes").touch()
+    (tmp_path / "dangling").symlink_to("absent")
+    for name, what in (("notes", "a file"), ("dangling", "a link to nothing")):
+        with pytest.raises(UsageError, match=f"{name} is {what}"):
             require_outputs(evaluation_outputs(tmp_path / name / "deep" / "r.json")[-1])
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and allowed(path, mode))
