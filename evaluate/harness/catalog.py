@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
@@ -24,6 +25,9 @@ from compress.evaluate.harness.local_data import (
 from compress.evaluate.harness.patches import quiet_harness
 from compress.evaluate.presets import PRESETS, split_shots
 
+_LM_EVAL = Path(lm_eval.tasks.__file__).parent
+_WORD = re.compile(r"\w[\w.\-+@/()]*")
+_NAMED = re.compile(r"^\s*-?\s*(?:task|group|tag)\s*:\s*[\"']?([\w.\-+]+)", re.MULTILINE)
 _OWN_TASKS = Path(__file__).parent.parent / "tasks"
 
 
@@ -171,6 +175,8 @@ def _manager_for(names: Sequence[str], task_folder: str | None) -> Any:
         if not Path(task_folder).is_dir():
             raise UsageError(f"The task folder {task_folder} does not exist; it holds lm-eval task YAMLs.")
         folders += (task_folder,)
+    written = _names_written((str(_LM_EVAL), *folders))
+    names = [name for name in names if name in written.words]  # a name that stands nowhere is no task's
     for more in ((), nearby_folders(names)):
         small = _manager((*more, *folders), include_defaults=False)
         try:
@@ -183,9 +189,32 @@ def _manager_for(names: Sequence[str], task_folder: str | None) -> Any:
     return _manager(folders, include_defaults=True)
 
 
+class _Written(NamedTuple):
+    """What the files of task definitions say, read as plain text: a fraction of the time of an index."""
+
+    words: frozenset[str]
+    """All words in them: every name of a task, a group or a tag is one, as far as nobody builds it at run time."""
+    names: frozenset[str]
+    """Those that seem to be such names."""
+
+
+@cache
+def _names_written(folders: tuple[str, ...]) -> _Written:
+    words: set[str] = set()
+    names: set[str] = set()
+    for folder in folders:
+        for path in Path(folder).rglob("*"):
+            if (path.suffix in ("", ".py") or "yaml" in path.name) and path.is_file():
+                text = path.read_text(encoding="utf-8", errors="replace")
+                words.update(_WORD.findall(text))
+                names.update(_NAMED.findall(text))
+    return _Written(frozenset(words), frozenset(names))
+
+
 def _require_known(name: str, manager: Any, task_folder: str | None) -> None:
     if name not in manager.task_index:
-        similar = difflib.get_close_matches(name, [*PRESETS, *manager.all_tasks], n=3)
+        folders = (str(_LM_EVAL), str(_OWN_TASKS), *([] if task_folder is None else [task_folder]))
+        similar = difflib.get_close_matches(name, [*PRESETS, *_names_written(folders).names], n=3)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "`lm-eval ls tasks` lists what there is."
         broken = [] if task_folder is None else list(_broken_definitions(Path(task_folder)))
         left_out = f" Definitions that cannot be read: {'; '.join(broken[:3])}." if broken else ""
@@ -207,7 +236,7 @@ def nearby_folders(names: Sequence[str]) -> tuple[str, ...]:
     """lm-eval's folders with the names' first words for names: `mmlu` for `mmlu_anatomy`."""
     words = [name.split("_") for name in names]
     starts = ["_".join(each[:count]) for each in words for count in range(1, len(each) + 1)]
-    folders = (Path(lm_eval.tasks.__file__).parent / start for start in dict.fromkeys(starts))
+    folders = (_LM_EVAL / start for start in dict.fromkeys(starts) if start.isidentifier())
     return tuple(str(folder) for folder in folders if folder.is_dir())
 
 

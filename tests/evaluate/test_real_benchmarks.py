@@ -150,9 +150,17 @@ def test_absent_data_and_absent_few_shot_examples_are_explained(model: Path) -> 
 
 def test_a_task_found_without_the_whole_index_is_the_one_that_the_whole_index_has() -> None:
     """Every task and group that the folders called as it begins can serve; it needs no data."""
-    from compress.evaluate.harness.catalog import find_tasks, leaf_tasks, nearby_folders
+    from compress.evaluate.harness.catalog import (
+        _LM_EVAL,
+        _OWN_TASKS,
+        _names_written,
+        find_tasks,
+        leaf_tasks,
+        nearby_folders,
+    )
 
     whole = index().task_index
+    assert whole.keys() <= _names_written((str(_LM_EVAL), str(_OWN_TASKS))).words
     compared = 0
     for name in ["mmlu", "mmlu_anatomy", "hellaswag", "agieval_en", "arc_challenge", "openbookqa", "commonsense_qa"]:
         assert len(find_tasks([name], None).task_index) < len(whole) / 10
