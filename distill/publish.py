@@ -9,10 +9,11 @@ from compress.base.config import to_dict
 from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json, sha256_tree, staged_folder, write_json
 from compress.base.errors import UsageError
-from compress.base.outputs import Output, either, has_fields, has_only, has_record
+from compress.base.outputs import UNFINISHED, Output, has_only, has_record, has_rows
 from compress.base.records import manifest
 from compress.base.units import format_count, format_seconds
 from compress.distill.config import DistillConfig
+from compress.distill.loop.accelerator import TRACKED
 from compress.distill.loop.checkpoint import begun_with
 from compress.distill.loop.guard import skip_reason
 from compress.model.files import copy_side_files
@@ -28,13 +29,30 @@ def student_output(out: Path) -> Output:
 
 def training_output(work: Path) -> Output:
     """The folder of a training: metrics.jsonl, checkpoints/, and what trackers write."""
-    is_begun = either(
-        has_only(r"metrics\.jsonl|checkpoints|compress|wandb"), lambda folder: _has_rows(folder / "metrics.jsonl")
+    return Output(work, "a training", _is_training, folder=True)
+
+
+def _is_training(folder: Path) -> bool:
+    """Whether a folder has rows of ours; or, before there are any, nothing but what a training begins with."""
+    log = folder / "metrics.jsonl"
+    if has_rows("step", "tokens")(log):
+        return True
+    checkpoints = [path for path in (folder / "checkpoints").glob("*") if path.is_dir()]
+    return (
+        has_only(rf"metrics\.jsonl{UNFINISHED}|checkpoints|{TRACKED}")(folder)
+        and has_only(r"step-[0-9]+(\.partial)?")(folder / "checkpoints")
+        and all(map(has_only(rf"(model|optimizer)\.safetensors|(state|manifest)\.json{UNFINISHED}"), checkpoints))
+        and _is_unwritten(log)
     )
-    return Output(work, "a training", is_begun, folder=True)
 
 
-_has_rows = has_fields("step", "tokens")
+def _is_unwritten(log: Path) -> bool:
+    """Whether not even the first row is there, or the disk was full before its end."""
+    if not log.is_file():
+        return True
+    with log.open("rb") as file:
+        first = file.readline()
+    return not first or (first.startswith(b'{"step": ') and not first.endswith(b"\n"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from compress.base.disk import read_json, sha256_file, write_json, write_rows
 from compress.base.errors import Faults, UsageError
 from compress.base.journal import Header, Journal, journal_output, open_journal
 from compress.base.machine import find_device, git_commit, versions
-from compress.base.outputs import MADE_BY, Output, check_outputs, has_fields
+from compress.base.outputs import MADE_BY, Output, beside, check_outputs, has_manifest, has_rows
 from compress.base.processes import join, on_main
 from compress.base.records import manifest
-from compress.data import text_fingerprint
+from compress.data import require_apart, text_fingerprint
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.harness.local_data import data_fingerprint, folder_fingerprint
 from compress.evaluate.preflight import check_evaluation
@@ -166,6 +166,8 @@ def _check(
     faults = Faults()
     if out is not None:
         check_outputs(evaluation_outputs(out), faults)
+    if out is not None and text is not None:
+        faults.of(lambda: require_apart(str(text), out))
     measured = look_at_model(str(model), faults)
     reference = None if teacher is None else look_at_model(str(teacher), faults)
     if teacher is not None and text is None:
@@ -263,13 +265,13 @@ def evaluation_outputs(out: Path) -> list[Output]:
     """What an evaluation into the JSON file `out` writes, in the order in which a run moves it aside."""
     return [
         journal_output(out),
-        Output(_items_path(out), "the items of an evaluation", has_fields("task", "doc_sha256")),
-        Output(out, "an evaluation", has_fields("manifest", "model", "tasks")),
+        Output(_items_path(out), "the items of an evaluation", has_rows("task", "doc_sha256", "metrics")),
+        Output(out, "an evaluation", has_manifest("model", "tasks")),
     ]
 
 
 def _items_path(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.items.jsonl")
+    return beside(out, f"{out.stem}.items.jsonl")
 
 
 def _write_items(path: Path, items: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.base.errors import InputError, UsageError
-from compress.base.outputs import Output, require_outputs
+from compress.base.outputs import Output, beside, require_outputs
 
 _CHUNK_BYTES = 1 << 20
 _CLOCK_TICK_S = 0.1  # file systems note times of change in ticks of up to some 10 ms
@@ -90,7 +90,7 @@ def fsync_tree(folder: Path) -> None:
 
 def unfinished(path: Path) -> Path:
     """Where a file or folder grows until it is whole: a name that nobody else gives to anything."""
-    return path.with_name(f"{path.name}.compress-partial")
+    return beside(path, f"{path.name}.compress-partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,8 +100,9 @@ def write_text(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished(path)
+    partial.unlink(missing_ok=True)
     try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with partial.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -168,13 +169,13 @@ def read_rows(path: Path, *, damaged: Damaged = "refused") -> list[Any]:
 def owned(folder: Path) -> Iterator[None]:
     """Create a folder if need be, and keep every other process out of it while the block runs.
 
-    A folder that it created, and that nothing was put into, goes again. The lock goes with the process, however it
+    Folders that it created, and that nothing was put into, go again. The lock goes with the process, however it
     ends. A file system that knows no locks gives none.
 
     Raises:
         UsageError: another process has the folder.
     """
-    created = not folder.exists()
+    created = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -189,9 +190,9 @@ def owned(folder: Path) -> Iterator[None]:
                 raise
         yield
     finally:
-        if created:
-            with suppress(OSError):
-                folder.rmdir()
+        for place in created:
+            with suppress(OSError):  # it is not empty, or was renamed
+                place.rmdir()
         os.close(descriptor)
 
 
@@ -202,8 +203,9 @@ def staged_folder(out: Path) -> Iterator[Path]:
     Raises:
         UsageError: `out` is not free, or another process is writing it.
     """
-    require_outputs(Output(out, "a folder", ours=None, folder=True))
     partial = unfinished(out)
+    begun = Output(partial, "an unfinished folder", lambda _: True, folder=True)
+    require_outputs(Output(out, "a folder", ours=None, folder=True), begun)
     with owned(partial):
         clear_folder(partial)
         try:

@@ -22,7 +22,7 @@ from typing import Any
 
 from compress.base.disk import clear_folder, owned, read_json, sha256_json, write_json
 from compress.base.errors import InputError
-from compress.base.outputs import UNFINISHED, Output, has_only
+from compress.base.outputs import UNFINISHED, Output, beside, has_fields, has_only, has_rows
 from compress.base.processes import all_gather, count, is_main, on_main, rank
 from compress.base.progress import progress_bar, say
 from compress.base.signals import check_interrupt
@@ -135,8 +135,14 @@ def _begin(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
 
 def journal_output(out: Path) -> Output:
     """The folder of the journal of the eval JSON `out`."""
-    folder = out.with_name(f"{out.name}.journal")
-    return Output(folder, "the journal of an evaluation", has_only(_NAMES), folder=True)
+    return Output(beside(out, f"{out.name}.journal"), "the journal of an evaluation", _is_journal, folder=True)
+
+
+def _is_journal(folder: Path) -> bool:
+    """Whether nothing in it is anyone else's, since it goes as a whole: names and content are ours."""
+    header = has_fields("config", "inputs")(folder / _HEADER)
+    lines = [has_rows("stage", "key", "result")(path) for path in folder.glob(_LINES)]
+    return has_only(_NAMES)(folder) and (header or any(lines) or not (lines or (folder / _HEADER).exists()))
 
 
 def _set_aside(folder: Path) -> Path:

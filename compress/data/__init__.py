@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from compress.data.config import DataConfig
 
 if TYPE_CHECKING:
-    from compress.data.preflight import TextFacts, check_data, check_text, facts_of_plan, facts_of_store, fit_rows
+    from compress.data.preflight import (
+        TextFacts,
+        check_data,
+        check_text,
+        facts_of_plan,
+        facts_of_store,
+        fit_rows,
+        require_apart,
+    )
     from compress.data.preparing import (
         changes_of_begun,
         changes_since,
@@ -41,6 +49,7 @@ __all__ = [
     "options_unlike",
     "prepare",
     "read_start",
+    "require_apart",
     "store_inputs",
     "store_outputs",
     "text_fingerprint",
@@ -64,6 +73,7 @@ _HOMES = {
     "options_unlike": "preparing",
     "prepare": "preparing",
     "read_start": "sample",
+    "require_apart": "preflight",
     "store_inputs": "preparing",
     "store_outputs": "preparing",
     "text_fingerprint": "sample",

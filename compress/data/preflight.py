@@ -72,6 +72,17 @@ def check_text(name: str, column: str, faults: Faults) -> None:
         faults.of(lambda: check_source(DataConfig(dataset=name, text_column=column, tokens=1)))
 
 
+def require_apart(text: str, out: Path) -> None:
+    """Refuse an output that lies in a folder of text, and would be read with it the next time.
+
+    Raises:
+        UsageError: it does.
+    """
+    source = Path(text).expanduser()
+    if source.is_dir() and not (source / INDEX).is_file() and out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"The output {out} lies in {text}, all of which is read as text: name a place outside of it.")
+
+
 def check_source(config: DataConfig) -> None:
     """Look at the files of the source, and at the first rows of each that is here, or of the first that is not.
 

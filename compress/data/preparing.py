@@ -7,12 +7,12 @@ from pathlib import Path
 from compress.base.config import build_from, to_dict
 from compress.base.currency import Inputs, Missing, input_changes, inputs_now, setting_changes
 from compress.base.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
-from compress.base.outputs import Output, has_fields, has_only, require_outputs
+from compress.base.outputs import Output, has_manifest, require_outputs
 from compress.base.signals import stop_on_signal
 from compress.data.config import DataConfig
 from compress.data.sources.sources import find_source
 from compress.data.sources.stream import Unavailable
-from compress.data.store.partial import NAMES, begun, owned_folder, remove_if_empty
+from compress.data.store.partial import begun, is_begun, owned_folder, remove_if_empty
 from compress.data.store.preparation import Preparation
 from compress.data.store.record import identity
 from compress.data.store.store import INDEX, TokenStore
@@ -78,9 +78,9 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
 
 def store_outputs(out: Path) -> list[Output]:
     """What the preparation of `out` writes, in the order in which a run moves it aside."""
-    is_index = has_fields("format", "fingerprint", "manifest")
+    is_index = has_manifest("format", "fingerprint")
     return [
-        Output(out.with_name(f"{out.name}.partial"), "an unfinished token store", has_only(NAMES), folder=True),
+        Output(out.with_name(f"{out.name}.partial"), "an unfinished token store", is_begun, folder=True),
         Output(out, "a token store", lambda folder: is_index(folder / INDEX), folder=True),
     ]
 

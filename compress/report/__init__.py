@@ -27,11 +27,11 @@ def write_report(run: Path) -> Path:
     report = build_report(files)
     flips = report["flips"].pop("all")
     require_outputs(*report_outputs(run))
-    write_json(run / "report.json", report)  # first, since by it the others are known as ours
     write_rows(run / "flips.jsonl", flips)
     write_text(run / "report.md", markdown_page(report, files))
     page = run / "report.html"
     write_text(page, html_page(report, files))
+    write_json(run / "report.json", report)  # last: until then pages from before marks are known as ours by it
     return page
 
 

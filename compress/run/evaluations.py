@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from compress.base.config import to_dict
 from compress.base.disk import read_json, write_json
-from compress.base.outputs import Output, has_fields
+from compress.base.outputs import Output, has_manifest
 from compress.base.progress import say
 from compress.base.records import manifest
 from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs, evaluation_outputs
@@ -77,7 +77,7 @@ def _speed(config: EvalConfig, layout: Layout, models: Mapping[str, Folder], aft
         kind=EvalConfig,
         settings=settings,
         inputs=inputs,
-        outputs=(Output(record, "the speed of all models", has_fields("manifest", *models)),),
+        outputs=(Output(record, "the speed of all models", has_manifest(*models)),),
         make=make,
     )
 

@@ -23,7 +23,16 @@ from compress.base.errors import Faults, UsageError
 from compress.base.outputs import require_outputs
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import INDEX, TokenStore, check_data, facts_of_store, fit_rows, options_unlike, prepare
+from compress.data import (
+    INDEX,
+    TokenStore,
+    check_data,
+    facts_of_store,
+    fit_rows,
+    options_unlike,
+    prepare,
+    require_apart,
+)
 from compress.demo import DEMO
 from compress.distill import DistillResult, distill
 from compress.distill.preflight import check_start
@@ -199,6 +208,7 @@ def _store_of(options: DistillOptions, given: Collection[str], *, student: str, 
         store = faults.of(lambda: TokenStore.open(named))
         text = None if store is None else facts_of_store(store)
     else:
+        faults.of(lambda: require_apart(options.data.dataset, run))
         models = [None if name is None else look_at_config(name, Faults()) for name in (student, teacher)]
         options = dataclasses.replace(options, data=fit_rows(options.data, models))
         text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
@@ -227,7 +237,7 @@ def _check_current(
     opened = functools.partial(TokenStore.open, store) if store else None
     guide = None if teacher is None else functools.partial(local_model, teacher, None)
     steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened))
-    require_outputs(*(output for step in steps for output in step.outputs))
+    require_outputs(*(output for step in steps for output in step.outputs if not step.only_reads(output)))
     found = states(steps)
     if refused := [step for step in steps if found[step.name][0] == "changed"]:
         raise UsageError(

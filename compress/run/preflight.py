@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from compress.base.config import load_yaml
 from compress.base.errors import Faults, UsageError
-from compress.base.outputs import Output, check_outputs, has_fields, is_model_folder
-from compress.data import INDEX, TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows
+from compress.base.outputs import Output, check_outputs, has_fields, into
+from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
 from compress.distill.preflight import check_distill
 from compress.evaluate import EvalConfig
 from compress.evaluate.preflight import check_evaluation
@@ -24,7 +24,7 @@ from compress.prune import RankAfterConfig, check_prune
 from compress.prune.plan import Derivation
 from compress.report import report_outputs
 from compress.run.layout import Layout
-from compress.run.rank_after import check_ranking
+from compress.run.rank_after import check_ranking, ranking_output
 from compress.run.recipe import Recipe, ScratchTeacher, is_resolved, recipe_output
 from compress.run.recipe_steps import measures_data
 from compress.run.scratch import check_vocabulary, scratch_config
@@ -99,15 +99,16 @@ def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faul
     """Find what of a run's folder is not the run's, or would become part of the text that it reads."""
     redo = Output(layout.redo, "a run's", has_fields("groups", "aside", "moved"))
     own = [run_output(layout.run), run_output(layout.old), recipe_output(layout.recipe), redo]
-    check_outputs([*own, *report_outputs(layout.run)], faults)
-    check_outputs([output for step in steps for output in step.outputs], faults)
+    ranking = [] if recipe.prune.rank_after is None else [ranking_output(layout.ranking)]
+    left = [output for step in steps for output in step.outputs if not step.only_reads(output)]
+    check_outputs([*own, *ranking, *left, *report_outputs(layout.run)], faults)
     faults.of(lambda: _check_name(recipe, layout))
-    faults.of(lambda: _check_apart(recipe.data.dataset, layout.run))
+    faults.of(lambda: require_apart(recipe.data.dataset, layout.run))
 
 
 def run_output(folder: Path) -> Output:
-    """A folder that may hold whatever it likes, but for a model, beside what a run leaves in it."""
-    return Output(folder, "a run", lambda place: not is_model_folder(place), folder=True)
+    """The folder of a run."""
+    return into(folder, "a folder for a run")
 
 
 def _check_name(recipe: Recipe, layout: Layout) -> None:
@@ -124,17 +125,6 @@ def _check_name(recipe: Recipe, layout: Layout) -> None:
             f"{layout.run} is the folder of a run of the recipe {name!r}, and this one is {recipe.name!r}: name "
             "another folder with --out."
         )
-
-
-def _check_apart(text: str, run: Path) -> None:
-    """Refuse a run folder that lies in a folder of text, and would be read with it the next time.
-
-    Raises:
-        UsageError: it does.
-    """
-    source = Path(text).expanduser()
-    if source.is_dir() and not (source / INDEX).is_file() and run.resolve().is_relative_to(source.resolve()):
-        raise UsageError(f"{run} lies in {text}, all of which is read as text: name a folder outside with --out.")
 
 
 @contextlib.contextmanager

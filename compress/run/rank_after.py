@@ -16,10 +16,21 @@ from compress.base.config import to_dict
 from compress.base.currency import decisive
 from compress.base.disk import owned
 from compress.base.errors import Faults, InputError, UsageError
-from compress.base.outputs import UNFINISHED, Output, check_outputs, has_only
+from compress.base.outputs import UNFINISHED, Output, beside, check_outputs, has_only
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import INDEX, DataConfig, TextFacts, TokenStore, check_data, facts_of_store, fit_rows, prepare
+from compress.data import (
+    INDEX,
+    DataConfig,
+    TextFacts,
+    TokenStore,
+    check_data,
+    facts_of_store,
+    fit_rows,
+    prepare,
+    require_apart,
+    store_outputs,
+)
 from compress.distill import DistillConfig, distill
 from compress.distill.preflight import check_distill
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
@@ -71,7 +82,7 @@ def prune_ranked(options: PruneOptions, *, teacher: str, out: Path) -> PruneResu
             `distill` do.
     """
     asked, choice, text = options.prune, options.prune.choice, _healed_on(options, teacher)
-    work = out.with_name(f"{out.name}.ranking")
+    work = _ranking_of(out)
     assert isinstance(choice, RankAfterConfig)
     with contextlib.ExitStack() as lock:
         on_main(lambda: plan_ranked(options, teacher=teacher, out=out)[1].refuse())
@@ -95,11 +106,14 @@ def plan_ranked(options: PruneOptions, *, teacher: str, out: Path) -> tuple[Prun
     """The plan of `prune_ranked`, if there is one, and all that would refuse it."""
     faults, choice = Faults(), options.prune.choice
     assert isinstance(choice, RankAfterConfig)
-    check_outputs([student_output(out), ranking_output(out.with_name(f"{out.name}.ranking"))], faults)
+    work = _ranking_of(out)
+    check_outputs([student_output(out), ranking_output(work), *store_outputs(work / "data")], faults)
     known, text = look_at_model(teacher, faults), faults.of(lambda: _healed_on(options, teacher))
     facts = None if text is None else _facts_of(text, known, out, faults)
     cut = None if known is None else check_prune(choice, known, faults, **options.prune.how)
     student = None if cut is None or known is None else ModelFacts("the student", cut.student, known.side)
+    if text is not None:
+        faults.of(lambda: require_apart(text.dataset, work))
     if facts is not None and text is not None:
         check_ranking(options.distill, choice, text.dataset, (student, known), facts, faults)
     return None if cut is None else cut.plan, faults
@@ -141,6 +155,10 @@ def _facts_of(text: DataConfig, model: ModelFacts | None, out: Path, faults: Fau
         store = faults.of(lambda: TokenStore.open(text.dataset))
         return None if store is None else facts_of_store(store)
     return check_data(text, model, out, faults)
+
+
+def _ranking_of(out: Path) -> Path:
+    return beside(out, f"{out.name}.ranking")
 
 
 def ranking_output(work: Path) -> Output:

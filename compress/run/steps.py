@@ -69,6 +69,10 @@ class Step:
         result = self.outputs[-1]
         return self.record.is_file() and result.ours is not None and result.ours(result.path)
 
+    def only_reads(self, output: Output) -> bool:
+        """Whether an output is a link by which a finished result was put elsewhere, and is not written any more."""
+        return output.folder and output.path.is_symlink() and self.is_finished()
+
     def changes(self) -> list[str]:
         """What differs between the result that is there and one that would be made now."""
         made = read_json(self.record)["manifest"]

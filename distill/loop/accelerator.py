@@ -13,6 +13,8 @@ from compress.distill.config import DistillConfig
 from compress.distill.resources.auto import resolve_precision
 from compress.distill.students.sharding import launched_without_fsdp
 
+TRACKED = r"compress|wandb|mlruns|mlflow\.db"
+"""Names of what trackers leave in the folder of a training (a regular expression)."""
 _ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 """What `accelerate launch` sets for each, as `accelerate.state.AcceleratorState` reads it."""
 
@@ -43,8 +45,24 @@ def make_accelerator(config: DistillConfig, work: Path) -> Any:
         options = {
             key: value if isinstance(value, int | float) else str(value) for key, value in to_dict(config).items()
         }
-        accelerator.init_trackers("compress", config=options, init_kwargs={"wandb": {"dir": str(work)}})
+        accelerator.init_trackers("compress", config=options, init_kwargs=tracker_places(config, work))
     return accelerator
+
+
+def tracker_places(config: DistillConfig, work: Path) -> dict[str, dict[str, str]]:
+    """Options of each tracker, so that it writes into the training's folder rather than into the current one.
+
+    Where the environment says where, that stays. TensorBoard's files are in `project_dir` already.
+    """
+    home, places = work.absolute(), dict[str, dict[str, str]]()
+    if "wandb" in config.trackers and "WANDB_DIR" not in os.environ:
+        places["wandb"] = {"dir": str(home)}
+    if "mlflow" in config.trackers and "MLFLOW_TRACKING_URI" not in os.environ:
+        import mlflow
+
+        mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+        places["mlflow"] = {"logging_dir": str(home / "mlruns")}
+    return places
 
 
 def check_trackers(config: DistillConfig) -> None:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compress.base.disk import sha256_tree
 from compress.data import TokenStore
 from compress.distill import DistillConfig
+from compress.distill.loop.accelerator import tracker_places
 from compress.distill.loop.optimizer import make_optimizer
 from compress.distill.loop.step import Losses
 from compress.distill.objective.loss import IGNORE_INDEX
@@ -204,3 +207,21 @@ def test_trackers_get_the_numbers(world: World, options: Options) -> None:
     pytest.importorskip("tensorboard")
     world.run("run", options(trackers=("tensorboard",)))
     assert list(Path(world.root / "run" / "train").rglob("events.out.tfevents*"))
+
+
+def test_trackers_write_into_the_trainings_folder(
+    tmp_path: Path, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wandb 0.31 and mlflow 3.18 take it, which are not among the packages that tests have."""
+    told: list[str] = []
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(set_tracking_uri=told.append))
+    for name in ("WANDB_DIR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    config = options(trackers=("wandb", "mlflow"))
+    places = tracker_places(config, tmp_path)
+    assert places == {"wandb": {"dir": str(tmp_path)}, "mlflow": {"logging_dir": f"{tmp_path}/mlruns"}}
+    assert told == [f"sqlite:///{tmp_path}/mlflow.db"]
+    for name in ("WANDB_DIR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "elsewhere")
+    assert tracker_places(config, tmp_path) == {}
+    assert len(told) == 1, "what the user says stays"

@@ -160,9 +160,9 @@ def test_errors_name_what_is_missing_and_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     # The full index of lm-eval takes seconds; here an unknown name is looked up among ours alone.
-    from compress.evaluate.harness import catalog
+    from compress.evaluate.harness import names
 
-    monkeypatch.setattr(catalog, "_manager", lambda folders, include_defaults: _small_manager(folders))
+    monkeypatch.setattr(names, "_manager", lambda folders, include_defaults: _small_manager(folders))
     config = settings(world, task, **{k: v for k, v in options.items() if k != "datasets_root"})
     if "datasets_root" in options:
         config = EvalConfig(tasks=[task], speed=False, task_folder=str(world["tasks"]), datasets_root="nowhere")

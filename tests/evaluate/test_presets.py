@@ -10,7 +10,7 @@ import pytest
 from compress.base.config import build, dump_yaml, parse_yaml
 from compress.base.errors import InputError, UsageError
 from compress.evaluate import EvalConfig, evaluate_model
-from compress.evaluate.harness import catalog
+from compress.evaluate.harness import names
 from compress.evaluate.harness.catalog import build_tasks
 from compress.evaluate.harness.local_data import local_datasets
 from compress.evaluate.harness.names import find_tasks, leaf_tasks
@@ -47,7 +47,7 @@ def few_folders(monkeypatch: pytest.MonkeyPatch) -> None:
         places = [*own, *map(str, folders)] if include_defaults else list(own)
         return lm_eval.tasks.TaskManager(include_path=places, include_defaults=False)
 
-    monkeypatch.setattr(catalog, "_manager", manager)
+    monkeypatch.setattr(names, "_manager", manager)
 
 
 @pytest.mark.usefixtures("few_folders")

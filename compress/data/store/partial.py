@@ -8,12 +8,18 @@ from typing import Any
 
 from compress.base.disk import fsync_path, owned, read_json, write_text
 from compress.base.errors import InputError
-from compress.base.outputs import UNFINISHED
+from compress.base.outputs import UNFINISHED, has_fields, has_only
 from compress.data.store.store import INDEX
 
 _STATE = "state.json"
-NAMES = rf"train-[0-9]{{5,}}\.bin(\.partial)?|heldout\.bin|(state|index)\.json{UNFINISHED}"
+_NAMES = rf"train-[0-9]{{5,}}\.bin(\.partial)?|heldout\.bin|(state|index)\.json{UNFINISHED}"
 """Names of the files of a preparation, this version's and earlier ones'."""
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether all in a folder is a preparation's, by its names and by what its records say."""
+    records = [path for path in (folder / INDEX, folder / _STATE) if path.exists()]
+    return has_only(_NAMES)(folder) and all(has_fields("identity", "source")(path) for path in records)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from compress.base.disk import write_json, write_rows, write_text
 from compress.base.errors import Faults
-from compress.base.outputs import Output, check_outputs
+from compress.base.outputs import check_outputs, into
 from compress.report.compare.build import build_comparison
 from compress.report.compare.pages import html_comparison, markdown_comparison
 from compress.report.compare.sources import read_models
@@ -29,7 +29,7 @@ def compare_models(sources: Sequence[str], out: Path | None = None) -> dict[str,
     faults = Faults()
     if out is not None:
         outputs = page_outputs(out, "compare", "a comparison", COMPARISON)
-        check_outputs([Output(out, "a comparison", lambda _: True, folder=True), *outputs], faults)
+        check_outputs([into(out, "a folder for a comparison"), *outputs], faults)
     models = faults.of(lambda: read_models(sources))
     faults.refuse()
     assert models is not None
@@ -37,8 +37,8 @@ def compare_models(sources: Sequence[str], out: Path | None = None) -> dict[str,
     flips = report["flips"].pop("all")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "compare.json", report)  # first, since by it the others are known as ours
         write_rows(out / "flips.jsonl", flips)
         write_text(out / "compare.md", markdown_comparison(report))
         write_text(out / "compare.html", html_comparison(report))
+        write_json(out / "compare.json", report)  # last: until then pages from before marks are known as ours by it
     return report
