@@ -27,7 +27,7 @@ class DataConfig:
     tokens: AtLeastOne | None = None
     """Training tokens to prepare, rounded up to whole rows; None is all there is, for local files only."""
     seq_len: Annotated[Count, Field(ge=2)] = 2048
-    """Tokens a row."""
+    """Tokens a row, at most the models' context: the default is cut to a shorter one."""
     heldout_sequences: Count = 100
     """Rows of `seq_len` tokens from documents that training never sees."""
     seed: Count = 0

@@ -9,9 +9,12 @@ from compress.inference.planning import Job
 from compress.inference.prefix_cache import TreeModel
 from compress.inference.readout import Checkpoint
 from compress.inference.tree import Ids, build_tree
+from compress.model.lengths import context_tokens
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _LOW_PRECISION_TOLERANCE = 0.05  # rounding to bf16 alone gives 0.01 to 0.03 over 4 to 24 layers
+_TRIAL_TOKENS = 32
+"""More than the longest sequence of the trial has."""
 _FULL = {"full_attention", "attention"}
 _WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size")
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -39,6 +42,9 @@ def known_reason(checkpoint: Checkpoint) -> str | None:
     model = checkpoint.model
     config = model.config.get_text_config()
     kernel = model.config._attn_implementation
+    limit = context_tokens(config)
+    if limit is not None and limit < _TRIAL_TOKENS:
+        return f"its context of {limit} tokens is too short for a trial"
     if checkpoint.head is None:
         return "its logits are not its hidden states times its head"
     if kernel not in ("sdpa", "eager"):
