@@ -5,9 +5,9 @@ a smaller one pushes out goes to training at that moment. The largest hash in a 
 of a held-out document would itself have been in the pool: no text is ever on both sides. The choice is uniform over
 all documents read, needs no knowledge of how many there will be, and wastes none.
 
-The hash is of the text's normal form: NFKC, case folded, without white space. So copies that differ in line ends,
-indentation, capitals or the form of characters count as one text. Copies that differ in a word, in punctuation or in
-what surrounds them are not looked for.
+The hash is of the text's normal form: NFKC, case folded, one space for any white space. So copies that differ in line
+ends, indentation, capitals or the form of characters count as one text. Copies that differ in a word, in punctuation or
+in what surrounds them are not looked for.
 """
 
 import base64
@@ -25,15 +25,12 @@ from compress.data.store.encode import Encoder, Ids
 
 Alike = Literal["exact", "normalised"]
 """What makes two documents one text; preparations that an earlier version began compare exact texts to their end."""
-_ASCII_WHITE_SPACE = b" \t\n\v\f\r\x1c\x1d\x1e\x1f"
-_ASCII_LOWER = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz")
 
 
 def normal_form(text: str) -> bytes:
     """What copies of a text have in common, as UTF-8."""
-    if text.isascii():  # the same as below, twenty times as fast
-        return text.encode().translate(_ASCII_LOWER, _ASCII_WHITE_SPACE)
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split()).encode()
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(folded.split()).encode()
 
 
 @dataclasses.dataclass
