@@ -103,6 +103,10 @@ class Document:
             path, equals, text = assignment.partition("=")
             if not equals or not path:
                 raise UsageError(f"--set {assignment}: write it as --set section.key=value.")
+            if not text.strip():
+                raise UsageError(
+                    f"--set {assignment}: the value is empty: is a shell variable unset? For no value, write null."
+                )
             value = parse_yaml(f"v: {text}", f"--set {assignment}").data["v"]
             *parents, key = path.strip().split(".")
             target = self.data

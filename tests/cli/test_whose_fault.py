@@ -146,6 +146,12 @@ def test_a_name_is_no_path(name: str, world: Path) -> None:
         load_recipe(world / "recipe.yaml", [f"name={json.dumps(name)}"])
 
 
+@pytest.mark.parametrize("change", ["prune.keep=", "prune.keep= ", "prune.keep=''", "name="])
+def test_an_override_without_a_value_is_refused(change: str, world: Path) -> None:
+    with pytest.raises(UsageError, match=r"empty|plain name"):
+        load_recipe(world / "recipe.yaml", [change])
+
+
 def test_a_name_may_be_any_word(world: Path) -> None:
     for name in ("llama-3.2-1b", "überholt", "a b", "x" * 200):
         assert load_recipe(world / "recipe.yaml", [f"name={json.dumps(name)}"]).name == name
