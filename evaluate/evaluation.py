@@ -27,7 +27,7 @@ from compress.evaluate.text.samples import continuations, prompts_from_rows, res
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import model_fingerprint, resolve_model
-from compress.model.lengths import fit
+from compress.model.lengths import fit, shortest_context
 from compress.model.parts import count_parameters
 from compress.report.judge.draft import draft_figures
 
@@ -222,7 +222,7 @@ def _measure(
             batch_tokens=config.batch_tokens,
             journal=journal,
         )
-    config = _fitting(config, [checkpoint.context, None if reference is None else reference.context])
+    config = _fitting(config, [checkpoint] if reference is None else [checkpoint, reference])
     if reference is not None:
         asked = _prompts(checkpoint, heldout, prompts, config.responses, config)
         alike = response_similarity(checkpoint, reference, asked, config.sample_tokens, journal)
@@ -236,9 +236,9 @@ def _measure(
     return {**result, "samples": samples}
 
 
-def _fitting(config: EvalConfig, contexts: Sequence[int | None]) -> EvalConfig:
-    """The same, with samples cut to fit into the shortest of the contexts."""
-    limit = min((context for context in contexts if context is not None), default=None)
+def _fitting(config: EvalConfig, models: Sequence[Checkpoint]) -> EvalConfig:
+    """The same, with samples cut to fit into the shortest context of the models."""
+    limit = shortest_context(each.model.config for each in models)
     prompt, new = config.sample_prompt_tokens, config.sample_tokens
     if config.samples or config.responses:
         prompt, new = fit("Samples", prompt, new, limit)

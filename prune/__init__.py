@@ -18,7 +18,7 @@ from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, Stor
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
     from compress.prune.plan import PrunePlan, plan_prune
-    from compress.prune.preflight import check_prune, check_students
+    from compress.prune.preflight import check_prune, check_students, student_facts
     from compress.prune.record import PruneResult, prune_inputs, prune_settings, student_output
     from compress.prune.step import family_folders, prune, prune_family, student_name
     from compress.prune.student import Planned, measure_layers
@@ -44,6 +44,7 @@ __all__ = [
     "prune_family",
     "prune_inputs",
     "prune_settings",
+    "student_facts",
     "student_name",
     "student_output",
 ]
@@ -62,6 +63,7 @@ _HOMES = {
     "prune_family": "step",
     "prune_inputs": "record",
     "prune_settings": "record",
+    "student_facts": "preflight",
     "student_name": "step",
     "student_output": "record",
 }

@@ -53,6 +53,11 @@ class RankingConfig(CalibrationConfig):
     seed: Count = 0
     """Of the draw, for `by: random`."""
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the measure needs text."""
+        return self.by not in WITHOUT_TEXT
+
 
 @config
 class RepairConfig(CalibrationConfig):

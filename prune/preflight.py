@@ -15,7 +15,7 @@ from compress.prune.choose.calibration import require_source
 from compress.prune.choose.candidates import RankAfterConfig
 from compress.prune.choose.ranking import require_memory
 from compress.prune.config import How
-from compress.prune.parts import WITHOUT_TEXT, CalibrationConfig, RankingConfig, RepairConfig
+from compress.prune.parts import CalibrationConfig, RankingConfig, RepairConfig
 from compress.prune.plan import Derivation, cast_derivation, derive
 from compress.prune.record import student_output
 from compress.prune.repair import last_maps, no_map_to_change, require_seams
@@ -64,12 +64,15 @@ def check_prune(
     return cut
 
 
+def student_facts(cut: Derivation | None, teacher: ModelFacts | None) -> ModelFacts | None:
+    """What is known of the student of a cut before it is made."""
+    return None if cut is None or teacher is None else ModelFacts("the student", cut.student, teacher.side)
+
+
 def reading(choice: Choice, repair: RepairConfig | None) -> list[CalibrationConfig]:
     """What of a cut reads text: the measure, the repair."""
-    measures = isinstance(choice, RankingConfig) and choice.by not in WITHOUT_TEXT
-    measures = measures or (isinstance(choice, RankAfterConfig) and choice.reads_text)
-    found = [choice] if measures and not isinstance(choice, str) else []
-    return [*found, *([] if repair is None else [repair])]
+    measured = [] if isinstance(choice, str) or not choice.reads_text else [choice]
+    return [*measured, *([] if repair is None else [repair])]
 
 
 def _check_reading(

@@ -11,7 +11,7 @@ from compress.base.currency import Inputs
 from compress.base.outputs import Output
 from compress.base.units import format_bytes
 from compress.prune.choose.candidates import RankAfterConfig
-from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
+from compress.prune.parts import RankingConfig, RepairConfig, StorageConfig
 
 if TYPE_CHECKING:
     from compress.prune.check import CheckResult
@@ -89,11 +89,9 @@ def prune_inputs(
     `teacher` finds the teacher's (see `model_fingerprint`).
     """
     inputs: dict[str, Callable[[], Any]] = {"teacher": teacher}
-    if isinstance(keep, RankingConfig) and keep.by not in WITHOUT_TEXT:
+    if not isinstance(keep, str) and keep.reads_text:
         inputs["calibration"] = partial(_text_fingerprint, keep.calibration)
     if isinstance(keep, RankAfterConfig):
-        if keep.reads_text:
-            inputs["calibration"] = partial(_text_fingerprint, keep.calibration)
         inputs["data"] = partial(_text_fingerprint, keep.data)
     if repair is not None:
         inputs["repair"] = partial(_text_fingerprint, repair.calibration)

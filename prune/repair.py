@@ -118,8 +118,8 @@ def _loss(readout: Readout, text: Calibration, config: RepairConfig) -> float:
 
 def _last_map(model: Any, block: int, rows: Any) -> tuple[str, nn.Linear]:
     """The linear map that ends a block, and its name, after trying whether the block's output follows it."""
+    stack, layers = decoder_layers(model)
     for name, linear in last_maps(model, block).items():
-        stack, layers = decoder_layers(model)
         if _follows(model, layers[block], linear, torch.from_numpy(rows)):
             return f"{stack}.{block}.{name}", linear
     raise no_map_to_change(model, block)

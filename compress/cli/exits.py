@@ -17,8 +17,6 @@ from compress.base.signals import ignore_signals, interrupted
 
 UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 """What the system says of a path that the user gave and that cannot be one."""
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Storage size calculation overflowed")
-"""What torch says, of a device and of the host."""
 _LOWER = (
     "Take fewer rows or tokens at once: distill.micro_batch_rows (same result), eval.batch_tokens, eval.speed_batch, "
     "prune.batch_tokens, or data.seq_len."
@@ -65,10 +63,12 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was asked for that there is not: as Python, NumPy and torch say it."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    """Whether memory was asked for that there is not; only of what may mean that is torch imported to know."""
+    if not isinstance(error, RuntimeError | MemoryError):
+        return False
+    from compress.inference.halving import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _explain_os_error(error: OSError) -> str:

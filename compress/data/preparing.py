@@ -12,7 +12,7 @@ from compress.base.signals import stop_on_signal
 from compress.data.config import DataConfig
 from compress.data.sources.sources import find_source
 from compress.data.sources.stream import Unavailable
-from compress.data.store.partial import begun, is_begun, owned_folder, remove_if_empty
+from compress.data.store.partial import begun, is_begun, owned_folder, partial_of, remove_if_empty
 from compress.data.store.preparation import Preparation
 from compress.data.store.record import identity
 from compress.data.store.store import INDEX, TokenStore
@@ -48,7 +48,7 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
             )
         return TokenStore.open(out)
     if differing := changes_of_begun(config, lambda: tokenizer, out):
-        folder = out.with_name(f"{out.name}.partial")
+        folder = partial_of(out)
         raise UsageError(
             f"{folder} is the beginning of another store: {'; '.join(differing)}. Go back to that, name another "
             f"folder, or move {folder} away."
@@ -80,7 +80,7 @@ def store_outputs(out: Path) -> list[Output]:
     """What the preparation of `out` writes, in the order in which a run moves it aside."""
     is_index = has_manifest("format", "fingerprint")
     return [
-        Output(out.with_name(f"{out.name}.partial"), "an unfinished token store", is_begun, folder=True),
+        Output(partial_of(out), "an unfinished token store", is_begun, folder=True),
         Output(out, "a token store", lambda folder: is_index(folder / INDEX), folder=True),
     ]
 

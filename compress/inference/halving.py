@@ -13,6 +13,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from compress.base.errors import InputError
 from compress.base.progress import say
 
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "storage size calculation overflowed")
+"""What torch says, of a device and of the host, beside what accelerate knows."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -22,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, Exception) and (
-        should_reduce_batch_size(error) or "not enough memory" in str(error).lower()
+        should_reduce_batch_size(error) or any(words in str(error).lower() for words in _NO_MEMORY)
     )
 
 

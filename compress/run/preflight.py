@@ -20,7 +20,7 @@ from compress.evaluate import EvalConfig
 from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
-from compress.prune import RankAfterConfig, check_prune
+from compress.prune import RankAfterConfig, check_prune, student_facts
 from compress.prune.plan import Derivation
 from compress.report import report_outputs
 from compress.run.layout import Layout
@@ -80,9 +80,7 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
             own = measures_data(recipe.prune) or left.will_make(recipe.prune.calibration)
             found = faults if "prune" in left.groups else Faults()
             cut = check_prune(recipe.prune.choice, teacher, found, own_text=own, **recipe.prune.how)
-        student = None
-        if cut is not None and teacher is not None:
-            student = ModelFacts("the student", cut.student, teacher.side)
+        student = student_facts(cut, teacher)
         if "prune" in left.groups and isinstance(recipe.prune.choice, RankAfterConfig):
             models = (student, teacher)
             check_ranking(recipe.distill, recipe.prune.choice, recipe.data.dataset, models, text, faults)

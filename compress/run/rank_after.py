@@ -49,6 +49,7 @@ from compress.prune import (
     prune,
     prune_inputs,
     prune_settings,
+    student_facts,
     student_output,
 )
 from compress.prune.choose.spec import format_layers
@@ -111,7 +112,7 @@ def plan_ranked(options: PruneOptions, *, teacher: str, out: Path) -> tuple[Prun
     known, text = look_at_model(teacher, faults), faults.of(lambda: _healed_on(options, teacher))
     facts = None if text is None else _facts_of(text, known, out, faults)
     cut = None if known is None else check_prune(choice, known, faults, **options.prune.how)
-    student = None if cut is None or known is None else ModelFacts("the student", cut.student, known.side)
+    student = student_facts(cut, known)
     if text is not None:
         faults.of(lambda: require_apart(text.dataset, work))
     if facts is not None and text is not None:

@@ -31,9 +31,7 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
             or shows it pictures.
         InputError: a data set, the split to evaluate, or the split of few-shot examples is not there.
     """
-    asked = [split_shots(task) for task in config.tasks]
-    names = list(dict.fromkeys(name for name, _ in asked))
-    root = None if config.datasets_root is None else Path(config.datasets_root)
+    asked, names, root = _asked(config)
     faults = Faults()
     faults.of(lambda: _require_root(root))
     manager = faults.of(lambda: find_tasks(names, config.task_folder))
@@ -59,9 +57,7 @@ def check_tasks(config: EvalConfig, *, download: bool = True) -> None:
 
     Without `download`, a data set that is not on this machine is only looked up on the hub.
     """
-    asked = [split_shots(task) for task in config.tasks]
-    names = list(dict.fromkeys(name for name, _ in asked))
-    root = None if config.datasets_root is None else Path(config.datasets_root)
+    asked, names, root = _asked(config)
     faults = Faults()
     faults.of(lambda: _require_root(root))
     manager = faults.of(lambda: manager_for(names, config.task_folder))
@@ -80,6 +76,13 @@ def check_tasks(config: EvalConfig, *, download: bool = True) -> None:
     here = [task for task, (name, _) in zip(config.tasks, asked, strict=True) if download or is_here(name)]
     with quiet_harness(), local_datasets(root):
         build_tasks(dataclasses.replace(config, tasks=here))
+
+
+def _asked(config: EvalConfig) -> tuple[list[tuple[str, int | None]], list[str], Path | None]:
+    """The tasks that are asked for, with their shots; their names, each once; and the folder of local data sets."""
+    asked = [split_shots(task) for task in config.tasks]
+    root = None if config.datasets_root is None else Path(config.datasets_root)
+    return asked, list(dict.fromkeys(name for name, _ in asked)), root
 
 
 def _require_data(name: str, manager: Any, root: Path | None) -> None:

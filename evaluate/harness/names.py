@@ -47,8 +47,6 @@ def manager_for(names: Sequence[str], task_folder: str | None) -> Any:
         if not Path(task_folder).is_dir():
             raise UsageError(f"The task folder {task_folder} does not exist; it holds lm-eval task YAMLs.")
         folders += (task_folder,)
-    written = names_written((str(LM_EVAL), *folders))
-    names = [name for name in names if name in written.words]  # a name that stands nowhere is no task's
     for more in ((), nearby_folders(names)):
         small = _manager((*more, *folders), include_defaults=False)
         try:
@@ -58,7 +56,10 @@ def manager_for(names: Sequence[str], task_folder: str | None) -> Any:
             continue
         if not more or all(small.task_index[name].kind.name != "TAG" for name in names):  # tags span folders
             return small
-    return _manager(folders, include_defaults=True)
+    written = names_written((str(LM_EVAL), *folders)).words
+    if known := [name for name in names if name in written]:  # a name that stands nowhere is no task's
+        return _manager(folders, include_defaults=True) if len(known) == len(names) else manager_for(known, task_folder)
+    return _manager(folders, include_defaults=False)
 
 
 class _Written(NamedTuple):

@@ -82,7 +82,8 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
     """
     source = require_source(config.calibration)
     tokenizer = load_tokenizer(folder)
-    limit = context_tokens(load_config(folder))
+    model = load_config(folder)
+    limit = context_tokens(model)
     if (Path(source) / INDEX).is_file():
         store = TokenStore.open(source)
         check_store(store, tokenizer, str(folder), context=limit)
@@ -92,5 +93,5 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
         length = min(fit("Calibration rows", config.calibration_seq_len, 0, limit)[0], len(ids))
         count = max(1, min(len(ids), config.calibration_tokens) // length)
         rows = ids[: count * length].reshape(count, length)
-    check_ids(rows, load_config(folder).get_text_config().vocab_size, tokenizer, str(folder))
+    check_ids(rows, model.get_text_config().vocab_size, tokenizer, str(folder))
     return Calibration(rows, source, text_fingerprint(source))

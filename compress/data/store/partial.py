@@ -16,6 +16,11 @@ _NAMES = rf"train-[0-9]{{5,}}\.bin(\.partial)?|heldout\.bin|(state|index)\.json{
 """Names of the files of a preparation, this version's and earlier ones'."""
 
 
+def partial_of(out: Path) -> Path:
+    """Where the store `out` is prepared."""
+    return out.with_name(f"{out.name}.partial")
+
+
 def is_begun(folder: Path) -> bool:
     """Whether all in a folder is a preparation's, by its names and by what its records say."""
     records = [path for path in (folder / INDEX, folder / _STATE) if path.exists()]
@@ -29,7 +34,7 @@ def owned_folder(out: Path) -> Iterator[Path]:
     Raises:
         UsageError: another process is preparing the same store.
     """
-    folder = out.with_name(out.name + ".partial")
+    folder = partial_of(out)
     with owned(folder):
         yield folder
 
@@ -53,7 +58,7 @@ def begun(out: Path) -> dict[str, Any] | None:
 
     It may be complete and lack nothing but its name.
     """
-    folder = out.with_name(out.name + ".partial")
+    folder = partial_of(out)
     for name in (INDEX, _STATE):
         try:
             found = read_json(folder / name)
