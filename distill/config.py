@@ -64,7 +64,7 @@ class DistillConfig:
     spike_sigma: AboveZero | None = None
     """Skip a step, too, whose loss is this many standard deviations above the mean of the `spike_window` before it.
     None skips only steps whose loss or gradient is not finite."""
-    spike_window: Annotated[int, Field(ge=8)] = 64
+    spike_window: Annotated[int, Field(ge=8, le=100_000)] = 64
     """Steps whose losses `spike_sigma` is measured against; skipped steps are left out."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"

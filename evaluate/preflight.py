@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from compress.base.errors import Faults
-from compress.base.machine import find_device
+from compress.base.errors import Faults, UsageError
+from compress.base.machine import find_device, memory_of
+from compress.base.units import format_bytes
 from compress.data import INDEX, TokenStore, check_text
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.text.language import check_same_tokenizer
+from compress.model.costs import model_costs
 from compress.model.facts import ModelFacts
 from compress.model.lengths import context_tokens
 from compress.model.vocabulary import check_store
@@ -24,6 +26,33 @@ def check_evaluation(
         faults.of(lambda: _check_store(text, model))
     if model is not None and teacher is not None:
         faults.of(lambda: check_same_tokenizer(model, teacher))
+    if model is not None and config.speed:
+        faults.of(lambda: _check_speed(config, model))
+
+
+def _check_speed(config: EvalConfig, model: ModelFacts) -> None:
+    """Refuse a speed measurement whose weights and key-value cache alone exceed all memory there is.
+
+    Raises:
+        UsageError: they do.
+    """
+    device = find_device(config.device)
+    bytes_per_value = 4 if config.dtype == "float32" or (config.dtype == "auto" and device.type == "cpu") else 2
+    batch = max(config.speed_batch, *config.speed_batches, 1)
+    context = config.speed_prompt_tokens + config.speed_decode_tokens
+    try:
+        costs = model_costs(model.config)
+    except Exception:  # code of a model's own may not run without weights: then this is not known
+        return
+    tokens = min(context, context_tokens(model.config) or context)
+    weights = bytes_per_value * sum(costs.parameters.values())
+    needed, there = weights + batch * costs.cache_bytes(tokens, bytes_per_value), memory_of(device).total
+    if needed > there:
+        raise UsageError(
+            f"Speed with {batch} sequences of {tokens} tokens side by side needs {format_bytes(needed)} for weights "
+            f"and key-value cache of {model.name} alone, and {device} has {format_bytes(there)}. Lower "
+            "eval.speed_batch or eval.speed_batches, or set eval.speed to false."
+        )
 
 
 def _check_store(text: str, model: ModelFacts) -> None:

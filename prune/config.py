@@ -52,8 +52,6 @@ class PruneConfig(RepairConfig, StorageConfig):
         check_request(self.rank_after, self.candidates, self.layers, self.keep)
         if self.rank_after is None and (self.layers is None) != (self.by is None):
             raise ValueError("`layers` (how many stay) and `by` (the METHOD that chooses them) go together")
-        if self.keep is not None and not self.keep.strip():
-            raise ValueError("`keep` is empty; name the layers, or leave it out")
         if self.keep is not None and self.by is not None:
             raise ValueError("`keep` names the layers and `by` measures them; write one of the two")
         if self.layers is None:

@@ -23,7 +23,7 @@ class CalibrationConfig:
     """Tokens to measure on, in whole rows; all there are where the text is shorter."""
     calibration_seq_len: Annotated[Count, Field(ge=2)] = 2048
     """Tokens a row, at most the model's context; a token store has rows of its own."""
-    calibration_column: Annotated[str, Field(min_length=1)] = "text"
+    calibration_column: str = "text"
     """Column (or JSON key) that holds the text."""
     batch_tokens: AtLeastOne = 8192
     """Tokens run through the model at once, at least a row: a matter of memory, as `eval.batch_tokens` is, and no

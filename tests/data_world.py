@@ -99,7 +99,7 @@ def naive_split(texts: Sequence[str], wanted_tokens: int, seed: int = 0) -> tupl
 
 def normal_form(text: str) -> str:
     """What copies that differ in case, white space or the form of characters have in common."""
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text.casefold())).strip()
 
 
 def stream_of(texts: Sequence[str], tokenizer: Any) -> list[int]:

@@ -139,7 +139,15 @@ EARLY: dict[str, Early] = {
     ),
     "eval.num_fewshot": early("there are examples to draw", ("eval.num_fewshot=99", "fewer than the")),
     "eval.datasets_root": early("is a folder", ("eval.datasets_root=/nowhere", "/nowhere does not exist")),
-    "eval.task_folder": early("is a folder", ("eval.task_folder=/nowhere", "/nowhere does not exist")),
+    "eval.task_folder": early(
+        "is a folder, and its definitions can be read",
+        ("eval.task_folder=/nowhere", "/nowhere does not exist"),
+        ("eval.task_folder={broken}", "Definitions that cannot be read"),
+    ),
+    "eval.speed_batch": early(
+        "weights and key-value cache fit all memory", ("eval.speed_batch=1G", "Speed with 1000000000 sequences of")
+    ),
+    "eval.speed_batches": early("as eval.speed_batch", ("eval.speed_batches=[1G]", "for weights and key-value")),
     "eval.device": early("is there", ("eval.device=gpu", "device = 'gpu' cannot be used here")),
 }
 LATER = {
@@ -155,6 +163,7 @@ LATER = {
     "distill.teacher_max_kl": "measured when the teacher is quantised",
     "distill.max_skipped_steps": "steps that are not finite: when they happen",
     "distill.compile": "a model that makes no one graph: at the first step",
+    "data.text_column": "a token without a row in an embedding: when the text is prepared",
     "eval.tasks": "an answer longer than the context: when it is tokenized",
     "eval.heldout_seq_len": "cut to the context, which is said",
     "eval.speed_batch": "memory: when it runs",

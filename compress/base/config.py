@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from compress.base.errors import UsageError
 
 C = TypeVar("C")
+_EMPTY = "it is empty: is a variable unset? Leave it out, or write null for none."
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -91,7 +92,9 @@ class Document:
             path = path.rpartition(".")[0]
         if path in self.overridden:
             return self.overridden[path]
-        return f"{self.source}, line {self.lines[path]}" if path in self.lines else self.source
+        within = [assignment for known, assignment in self.overridden.items() if known.startswith(f"{path}.")]
+        place = f"{self.source}, line {self.lines[path]}" if path in self.lines else self.source
+        return f"{place}, with {' '.join(within)}" if path and within else place
 
     def override(self, assignments: Sequence[str]) -> None:
         """Apply `a.b=value` assignments in order; each value is read as YAML.
@@ -104,9 +107,7 @@ class Document:
             if not equals or not path:
                 raise UsageError(f"--set {assignment}: write it as --set section.key=value.")
             if not text.strip():
-                raise UsageError(
-                    f"--set {assignment}: the value is empty: is a shell variable unset? For no value, write null."
-                )
+                raise UsageError(f"--set {assignment}: {_EMPTY}")
             value = parse_yaml(f"v: {text}", f"--set {assignment}").data["v"]
             *parents, key = path.strip().split(".")
             target = self.data
@@ -176,6 +177,8 @@ def build(cls: type[C], document: Document) -> C:
         UsageError: every fault with its dotted path, its line and, for an unknown key, the nearest known one.
     """
     adapter = TypeAdapter(cls)
+    if empty := [f'{document.where(path)}: {path} = "": {_EMPTY}' for path in _empty_texts(document.data)]:
+        raise UsageError("\n".join(empty))
     try:
         return adapter.validate_json(json.dumps(document.data))
     except ValidationError as error:
@@ -222,6 +225,18 @@ def dump_yaml(value: Any) -> str:
 def dump_data(data: Mapping[str, Any]) -> str:
     """Plain data as `dump_yaml` writes a config's."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _empty_texts(value: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths of all texts without a letter: that is what an unset variable leaves, and no option's value."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _empty_texts(part, _join(path, str(key)))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _empty_texts(part, _join(path, str(index)))
+    elif isinstance(value, str) and not value.strip():
+        yield path
 
 
 def _explain(fault: Any, cls: type, document: Document) -> str:

@@ -21,13 +21,20 @@ from compress.cli.verify import verify
 class _Commands(click.Group):
     """The commands, none of which takes an empty word: that is what an unset shell variable leaves."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for before, word in zip(["", *args], args, strict=False):
-            name, equals, value = word.partition("=")
-            if word == "" or (name.startswith("--") and equals and not value):
-                what = name or (before if before.startswith("--") else "An argument")
-                raise click.UsageError(f"{what} is given an empty value: is a shell variable unset? Leave it out.", ctx)
-        return super().parse_args(ctx, args)
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            inner = click.Context(command, parent=ctx, info_name=name, resilient_parsing=True)
+            given, _, _ = command.make_parser(inner).parse_args(list(rest))
+            for parameter in command.params:
+                value = given.get(str(parameter.name))
+                if value == "" or (isinstance(value, list | tuple) and "" in value):
+                    instead = "" if parameter.required else " Leave it out."
+                    fault = f"it is empty: is a shell variable unset?{instead}"
+                    raise click.BadParameter(fault, ctx=inner, param=parameter)
+        return name, command, rest
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

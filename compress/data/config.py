@@ -15,14 +15,14 @@ AtLeastOne = Annotated[Count, Field(ge=1)]
 class DataConfig:
     """The text of a run and the shape of its token store."""
 
-    dataset: Annotated[str, Field(min_length=1), PLACE]
+    dataset: Annotated[str, PLACE]
     """SOURCE: `hub:ORG/NAME[:CONFIG]`, `ORG/NAME`, or a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst)
     or txt. A line of txt is a document. A folder is read as a whole, in the order of its file names."""
     config: Annotated[str | None, FREE] = None
     """Configuration of a hub dataset, `sample-10BT` for one. With `split` it is part of the source's identity."""
     split: Annotated[str, FREE] = "train"
     """Split of a hub dataset; local files are all read."""
-    text_column: Annotated[str, Field(min_length=1)] = "text"
+    text_column: str = "text"
     """Column (or JSON key) that holds the text."""
     tokens: AtLeastOne | None = None
     """Training tokens to prepare, rounded up to whole rows; None is all there is, for local files only."""

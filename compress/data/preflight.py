@@ -126,5 +126,5 @@ def check_space(config: DataConfig, spec: TokenizerSpec, out: Path) -> None:
     if needed > free:
         raise UsageError(
             f"{out} needs {format_bytes(needed)} and the disk has {format_bytes(free)} free. Name a folder on another "
-            "disk, or ask for fewer data.tokens."
+            "disk, or ask for fewer data.tokens and data.heldout_sequences."
         )

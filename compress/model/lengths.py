@@ -6,11 +6,25 @@ from typing import Any
 from compress.base.errors import UsageError
 from compress.base.progress import say
 
+_FIELDS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+_PADDED_POSITIONS = (
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Types whose first token has the position after `pad_token_id`: that many rows of their table serve no text."""
+
 
 def context_tokens(config: Any) -> int | None:
-    """Tokens that the model of this config reads at most; None where its config does not bound them."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 1 else None
+    """Tokens that the model of this config reads at most; None where its config does not bound them.
+
+    Where positions are computed (rotary embeddings) it is what the model was made for: longer text runs, and means
+    nothing.
+    """
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in _FIELDS)
+    limit = min((value for value in found if isinstance(value, int) and value > 1), default=None)
+    if limit is None or text.model_type not in _PADDED_POSITIONS:
+        return limit
+    return limit - (text.pad_token_id or 0) - 1
 
 
 def shortest_context(configs: Iterable[Any]) -> int | None:

@@ -34,17 +34,19 @@ def common_ids(student: Path, teacher: Path | None) -> int:
     """`shared_ids` without the notice.
 
     Raises:
-        InputError: an id means different tokens to the two, or a token's id lies beyond the shared ones.
+        InputError: an id means different tokens to the two, or the end of a text has an id beyond the shared ones.
     """
-    if teacher is None:
-        return _vocabulary_size(student)
-    shared = min(_vocabulary_size(student), _vocabulary_size(teacher))
-    compare_tokens(load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab(), shared)
+    tokenizer = load_tokenizer(student)
+    if teacher is not None:
+        compare_tokens(tokenizer.get_vocab(), load_tokenizer(teacher).get_vocab())
+    shared, reader = min((_vocabulary_size(folder), str(folder)) for folder in (student, teacher) if folder is not None)
+    if tokenizer.eos_token_id is not None:
+        check_ids(np.array([tokenizer.eos_token_id]), shared, tokenizer, reader)
     return shared
 
 
-def compare_tokens(student: dict[str, int], teacher: dict[str, int], shared: int) -> None:
-    """Check that two tokenizers give each id below `shared` the same token, and no token an id at or above it.
+def compare_tokens(student: dict[str, int], teacher: dict[str, int]) -> None:
+    """Check that two tokenizers give each token the same id.
 
     Raises:
         InputError: they do not; the message shows the first difference.
@@ -58,13 +60,6 @@ def compare_tokens(student: dict[str, int], teacher: dict[str, int], shared: int
             "student. Token distributions can be compared only over one vocabulary: choose a teacher and a student "
             "with the same tokenizer, or set alpha to 0."
         )
-    beyond = {token: number for token, number in student.items() if number >= shared}
-    if beyond:
-        token, number = min(beyond.items(), key=lambda item: item[1])
-        raise InputError(
-            f"The tokenizer gives {len(beyond)} tokens ids of {shared} or more (the first: {token!r}, {number}), which "
-            "one of the two models has no embedding for. Resize the smaller model's embeddings."
-        )
 
 
 class StoredTokens(Protocol):
@@ -74,6 +69,9 @@ class StoredTokens(Protocol):
     tokenizer_sha256: str
     vocab_size: int
     seq_len: int
+
+    def largest_id(self) -> int:
+        """The largest token id of all rows."""
 
 
 def check_store(store: StoredTokens, tokenizer: Any, reader: str, *, context: int | None = None) -> None:
@@ -95,7 +93,7 @@ def check_store(store: StoredTokens, tokenizer: Any, reader: str, *, context: in
 
 
 def check_ids(ids: NDArray[np.int64], num_embeddings: int, tokenizer: Any, reader: str) -> None:
-    """Refuse token ids that the model `reader` has no embedding for.
+    """Refuse token ids that the model `reader` has no embedding for. Tokens that no text has are no matter.
 
     Raises:
         InputError: one of `ids` is `num_embeddings` or more; the message names the token.
@@ -112,16 +110,16 @@ def check_ids(ids: NDArray[np.int64], num_embeddings: int, tokenizer: Any, reade
 
 
 def check_data(store: StoredTokens, student: Path, shared: int) -> None:
-    """Check that a token store was made with the student's tokenizer, and has no ids from `shared` on.
+    """Check that a token store was made with the student's tokenizer, and has no ids from `shared` on: it is read for
+    them where the tokenizer has any.
 
     Raises:
         InputError: it was made with another, or holds ids the models do not have.
     """
-    check_store(store, load_tokenizer(student), str(student))
+    tokenizer = load_tokenizer(student)
+    check_store(store, tokenizer, str(student))
     if store.vocab_size > shared:
-        raise InputError(
-            f"The token store has a vocabulary of {store.vocab_size} and the models share only {shared} token ids."
-        )
+        check_ids(np.array([store.largest_id()]), shared, tokenizer, f"{student} (or its teacher)")
 
 
 def _vocabulary_size(folder: Path) -> int:

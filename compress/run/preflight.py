@@ -89,7 +89,7 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
         if "distill" in left.groups:
             check_distill(recipe.distill, student=student, teacher=teacher, text=text, faults=faults)
         if "eval" in left.groups:
-            _check_evaluations(recipe.eval, left, faults, download=download)
+            _check_evaluations(recipe.eval, teacher, left, faults, download=download)
         return Known(teacher, cut, text)
 
 
@@ -160,8 +160,10 @@ def _text(recipe: Recipe, layout: Layout, left: Left, teacher: ModelFacts | None
     return check_data(recipe.data, teacher if known else None, layout.data, faults)
 
 
-def _check_evaluations(config: EvalConfig, left: Left, faults: Faults, *, download: bool) -> None:
-    check_evaluation(config, model=None, teacher=None, text=None, faults=faults)
+def _check_evaluations(
+    config: EvalConfig, teacher: ModelFacts | None, left: Left, faults: Faults, *, download: bool
+) -> None:
+    check_evaluation(config, model=teacher, teacher=None, text=None, faults=faults)
     if config.tasks and not left.will_make(config.datasets_root) and not left.will_make(config.task_folder):
         from compress.evaluate.harness.catalog import check_tasks
 

@@ -24,7 +24,7 @@ def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
     """The `TaskManager` that knows all `names`.
 
     Raises:
-        UsageError: an unknown name, or a task folder that does not exist.
+        UsageError: an unknown name, or as `manager_for`.
     """
     manager, faults = manager_for(names, task_folder), Faults()
     for name in names:
@@ -40,12 +40,17 @@ def manager_for(names: Sequence[str], task_folder: str | None) -> Any:
     `task_folder` nor the folders of lm-eval that are called as the names begin hold all that is asked for.
 
     Raises:
-        UsageError: an unknown name, or a task folder that does not exist.
+        UsageError: a task folder that does not exist, or has a definition that cannot be read.
     """
     folders: tuple[str, ...] = (str(OWN_TASKS),)
     if task_folder is not None:
         if not Path(task_folder).is_dir():
             raise UsageError(f"The task folder {task_folder} does not exist; it holds lm-eval task YAMLs.")
+        if broken := list(_broken_definitions(Path(task_folder))):
+            raise UsageError(
+                f"Definitions that cannot be read: {'; '.join(broken[:3])}. Mend them, or take them out of the task "
+                "folder: lm-eval passes over them in silence."
+            )
         folders += (task_folder,)
     for more in ((), nearby_folders(names)):
         small = _manager((*more, *folders), include_defaults=False)
@@ -89,15 +94,13 @@ def require_known(name: str, manager: Any, task_folder: str | None) -> None:
     """Refuse a name that `manager_for` did not find.
 
     Raises:
-        UsageError: it is no task, group or tag; the nearest names, and definitions that cannot be read, are told.
+        UsageError: it is no task, group or tag; the nearest names are told.
     """
     if name not in manager.task_index:
         folders = (str(LM_EVAL), str(OWN_TASKS), *([] if task_folder is None else [task_folder]))
         similar = difflib.get_close_matches(name, [*PRESETS, *names_written(folders).names], n=3)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "`lm-eval ls tasks` lists what there is."
-        broken = [] if task_folder is None else list(_broken_definitions(Path(task_folder)))
-        left_out = f" Definitions that cannot be read: {'; '.join(broken[:3])}." if broken else ""
-        raise UsageError(f"There is no task {name!r}; {hint}{left_out}")
+        raise UsageError(f"There is no task {name!r}; {hint}")
 
 
 def _broken_definitions(folder: Path) -> Iterator[str]:

@@ -44,6 +44,7 @@ class RegisteredScorer(Scorer):
             device = None  # lm-eval asks for cuda:0 where the user asked for nothing
         config = EvalConfig(dtype=dtype, device=device, batch_tokens=int(batch_tokens))
         super().__init__(load_checkpoint(pretrained, dtype=config.dtype, device=config.device), config.batch_tokens)
-        self._max_length = max_length
+        if max_length is not None:
+            self._max_length = max_length
         # What lm-eval writes of a model into its results.
         self.pretrained, self.revision = pretrained, "main"

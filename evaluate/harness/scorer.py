@@ -52,6 +52,7 @@ class Scorer(HFLM):  # type: ignore[misc]
             backend="causal",
             batch_size=1,
             softmax_dtype="float32",
+            max_length=checkpoint.context,
         )
         self._checkpoint = checkpoint
         self._batch_tokens = min(batch_tokens, _CPU_TOKENS) if checkpoint.device.type == "cpu" else batch_tokens

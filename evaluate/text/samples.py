@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from compress.base.journal import Batch, Journal
+from compress.base.progress import say
 from compress.inference.readout import Checkpoint
+from compress.model.lengths import shortest_context
 
 
 def prompts_from_rows(checkpoint: Checkpoint, rows: NDArray[np.int64], count: int, prompt_tokens: int) -> list[str]:
@@ -24,7 +26,7 @@ def continuations(
     """`[{prompt, continuation}]`: at most `new_tokens` greedy tokens after each prompt, up to the end of the text."""
 
     def continuation(i: int) -> str | None:
-        ids = greedy_ids(checkpoint, prompts[i], new_tokens)
+        ids = greedy_ids(checkpoint, prompts[i], new_tokens, context=checkpoint.context)
         return None if ids is None else str(checkpoint.tokenizer.decode(ids, skip_special_tokens=True))
 
     batches = [Batch([prompt, new_tokens]) for prompt in prompts]
@@ -44,11 +46,12 @@ def response_similarity(
 
     Means over prompts, with standard errors: `rouge_l`, the F-measure of the longest common subsequence of the two
     continuations' tokens (Lin 2004, as `rouge_score` has it); `common_prefix`, the share of the longer one that is
-    the same from the start; `identical`, the share of prompts where all of it is.
+    the same from the start; `identical`, the share of prompts where all of it is. Both see the same of a long prompt.
     """
+    context = shortest_context(model.model.config for model in (teacher, checkpoint))
 
     def alike(i: int) -> list[float] | None:
-        theirs, ours = (greedy_ids(model, prompts[i], new_tokens) for model in (teacher, checkpoint))
+        theirs, ours = (greedy_ids(model, prompts[i], new_tokens, context=context) for model in (teacher, checkpoint))
         return None if theirs is None or ours is None else list(compare_responses(theirs, ours))
 
     batches = [Batch([prompt, new_tokens]) for prompt in prompts]
@@ -83,12 +86,17 @@ class _Tokens:
 
 
 @torch.inference_mode()
-def greedy_ids(checkpoint: Checkpoint, prompt: str, new_tokens: int) -> list[int] | None:
-    """At most `new_tokens` greedy tokens after a prompt, the end of the text included; None for an empty prompt."""
+def greedy_ids(checkpoint: Checkpoint, prompt: str, new_tokens: int, *, context: int | None) -> list[int] | None:
+    """At most `new_tokens` greedy tokens after a prompt, the end of the text included; None for an empty prompt.
+
+    Of a prompt that leaves them no room in a context of that many tokens the end is read, and that is said.
+    """
     tokenizer = checkpoint.tokenizer
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    if checkpoint.context is not None:  # of a long prompt the end, as tokens of a text need not be those it was cut to
-        ids = ids[:, -max(1, checkpoint.context - new_tokens) :]
+    room = ids.shape[1] if context is None else max(1, context - new_tokens)
+    if ids.shape[1] > room:
+        say(f"Of a prompt of {ids.shape[1]} tokens {checkpoint.name} reads the last {room}: its context is {context}.")
+        ids = ids[:, -room:]
     if ids.shape[1] == 0:
         return None
     checkpoint.check_ids(ids.numpy())

@@ -187,7 +187,7 @@ def test_nothing_to_read_is_no_tokens(tmp_path: Path, tokenizer_folder: Path, ro
 def test_too_little_text_says_how_much_there_is(tmp_path: Path, tokenizer_folder: Path) -> None:
     path = write_source(tmp_path / "a.txt", ["abc"] * 25)  # 100 tokens with EOS
     with pytest.raises(
-        InputError, match=r"only 100 training tokens of the 500 asked for .* data\.tokens to 100 or less"
+        InputError, match=r"only 100 training tokens of the 500 asked for, .* data\.tokens to 100 or less"
     ):
         make(tmp_path, tokenizer_folder, path, tokens=500)
     distinct = write_source(tmp_path / "b.txt", [f"{i:03d}" for i in range(25)])

@@ -227,7 +227,7 @@ def test_a_bare_tokenizer_file_is_enough(tmp_path: Path) -> None:
         ("num_proc", 0, "greater than or equal to 1"),
         ("heldout_sequences", -1, "greater than or equal to 0"),
         ("on_bad_row", "ignore", "'skip' or 'error'"),
-        ("dataset", "", "at least 1 character"),
+        ("dataset", "", "it is empty"),
     ],
 )
 def test_options_out_of_range_are_named(option: str, value: object, message: str) -> None:

@@ -17,13 +17,19 @@ EXAMPLES = [(key, *example) for key, entry in EARLY.items() for example in entry
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run_world(tmp_path_factory.mktemp("world"))
+    world = make_run_world(tmp_path_factory.mktemp("world"))
+    (world / "broken").mkdir()
+    (world / "broken" / "a.yaml").write_text("task: fine\ndataset_path: [org\n")
+    return world
 
 
 def load(world: Path, assignments: tuple[str, ...]) -> Recipe:
-    changes = [
-        each.replace("{text}", f"{world}/text.jsonl").replace("{tasks}", f"{world}/tasks") for each in assignments
-    ]
+    places = {"{text}": world / "text.jsonl", "{tasks}": world / "tasks", "{broken}": world / "broken"}
+    changes = []
+    for change in assignments:
+        for name, path in places.items():
+            change = change.replace(name, str(path))
+        changes.append(change)
     return load_recipe(world / "recipe.yaml", [each.replace(":", ": ") if "{" in each else each for each in changes])
 
 

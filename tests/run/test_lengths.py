@@ -1,8 +1,10 @@
 """Lengths against the context, ids against the embedding: what nobody asked for is cut to fit, and the rest refused."""
 
 import json
+import shutil
 from pathlib import Path
 
+import model_zoo
 import numpy as np
 import pytest
 import torch
@@ -111,8 +113,24 @@ def test_what_fits_is_as_long_as_can_be_and_in_proportion(prompt: int, new: int,
     assert (follows == 0) == (new == 0)
 
 
-def test_models_without_a_bound_have_none() -> None:
-    assert context_tokens(AutoConfig.for_model("mamba")) is None
+@pytest.mark.parametrize("model_type", ["mamba", "bloom", "xlstm"])
+def test_models_without_a_bound_have_none(model_type: str) -> None:
+    assert context_tokens(AutoConfig.for_model(model_type)) is None
+
+
+WITH_A_TABLE = ("gpt2", "opt", "gptj", "gpt_bigcode", "biogpt", "openai-gpt", "mpt", "roberta", "camembert", "whisper")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", WITH_A_TABLE)
+def test_a_context_is_as_long_as_the_model_can_read(model_type: str) -> None:
+    config = model_zoo.tiny_config(model_type)
+    limit = context_tokens(config)
+    assert limit is not None
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model(input_ids=torch.full((1, limit), 5), use_cache=False)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 5), use_cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +141,8 @@ def extended(place: Path) -> Path:
     tokenizer = byte_tokenizer()
     assert tokenizer.add_tokens(["<new>"]) == 1
     tokenizer.save_pretrained(folder)
-    (place / "with.txt").write_text("one line\n" * 50 + "a <new> token\n" * 50)
-    (place / "without.txt").write_text("one line and another\n" * 60)
+    (place / "with.txt").write_text("".join(f"line {i}\n" for i in range(60)) + "a <new> token\n" * 50)
+    (place / "without.txt").write_text("".join(f"line {i} and another\n" for i in range(60)))
     return folder
 
 
@@ -152,6 +170,28 @@ def test_a_token_without_an_embedding_is_named_where_it_occurs(
 def test_samples_of_such_a_token_are_refused(extended: Path) -> None:
     with pytest.raises(InputError, match="the token '<new>', id 257"):
         evaluate_model(extended, EvalConfig(speed=False, samples=1), prompts=["a <new> one"])
+
+
+@pytest.mark.parametrize(("text", "code"), [("without", 0), ("with", 3)])
+def test_a_text_to_train_on_is_refused_only_if_it_has_such_a_token(
+    text: str, code: int, place: Path, extended: Path, tmp_path: Path
+) -> None:
+    words = ["distill", f"--student={extended}", f"--teacher={extended}", f"--data={place}/{text}.txt", "--out=run"]
+    words += ["--set=data.seq_len=32", "--set=data.heldout_sequences=1", "--set=distill.batch_tokens=256"]
+    done = run_cli(*words, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert ("the token '<new>', id 257, and the embedding" in done.stderr) == (code == 3)
+
+
+def test_an_end_of_text_without_an_embedding_is_refused_at_once(place: Path, extended: Path, tmp_path: Path) -> None:
+    student = shutil.copytree(extended, tmp_path / "student")
+    settings = json.loads((student / "tokenizer_config.json").read_text())
+    (student / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<new>"}))
+    words = ["distill", f"--student={student}", f"--teacher={student}", f"--data={place}/without.txt", "--out=run"]
+    done = run_cli(*words, "--set=data.seq_len=32", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "the token '<new>', id 257, and the embedding" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_ids_are_compared_with_rows() -> None:

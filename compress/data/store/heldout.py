@@ -5,9 +5,9 @@ a smaller one pushes out goes to training at that moment. The largest hash in a 
 of a held-out document would itself have been in the pool: no text is ever on both sides. The choice is uniform over
 all documents read, needs no knowledge of how many there will be, and wastes none.
 
-The hash is of the text's normal form: NFKC, case folded, one space for any white space. So copies that differ in line
-ends, indentation, capitals or the form of characters count as one text. Copies that differ in a word, in punctuation or
-in what surrounds them are not looked for.
+The hash is of the text's normal form: case folded, NFC, one space for any white space. So copies that differ in line
+ends, indentation, capitals or how accents are put together count as one text. Copies that differ in a word, in
+punctuation or in what surrounds them are not looked for.
 """
 
 import base64
@@ -29,7 +29,7 @@ Alike = Literal["exact", "normalised"]
 
 def normal_form(text: str) -> bytes:
     """What copies of a text have in common, as UTF-8."""
-    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold())
     return " ".join(folded.split()).encode()
 
 
@@ -46,22 +46,18 @@ class _Variant:
 class _Document:
     """Texts that are alike; the first stands for all where they are held out."""
 
-    variants: list[_Variant]
+    variants: dict[str, _Variant] = dataclasses.field(default_factory=dict)
 
     @property
     def first(self) -> _Variant:
-        return self.variants[0]
+        return next(iter(self.variants.values()))
 
     @property
     def count(self) -> int:
-        return sum(variant.count for variant in self.variants)
+        return sum(variant.count for variant in self.variants.values())
 
-    def add(self, text: str, ids: Ids) -> None:
-        for variant in self.variants:
-            if variant.text == text:
-                variant.count += 1
-                return
-        self.variants.append(_Variant(text, ids, 1))
+    def add(self, text: str, ids: Ids, count: int = 1) -> None:
+        self.variants.setdefault(text, _Variant(text, ids, 0)).count += count
 
 
 class HeldOutPool:
@@ -107,12 +103,12 @@ class HeldOutPool:
             return []
         if self.full and key > self._keys[-1]:
             return [ids]
-        self._add(key, _Document([_Variant(text, ids, 1)]))
+        self._add(key, text, ids)
         released = []
         while self.tokens - len(self._documents[self._keys[-1]].first.ids) >= self._wanted:
             document = self._documents.pop(self._keys.pop())
             self.tokens -= len(document.first.ids)
-            for variant in document.variants:
+            for variant in document.variants.values():
                 released.extend([variant.ids] * variant.count)
         return released
 
@@ -131,22 +127,24 @@ class HeldOutPool:
         return [
             [base64.b64encode(key).decode(), variant.text, variant.count]
             for key, document in sorted(self._documents.items())
-            for variant in document.variants
+            for variant in document.variants.values()
         ]
 
     def restore(self, state: Iterable[Any], encoder: Encoder) -> None:
         """Fill an empty pool from `state()`."""
         for name, text, count in state:
-            key, variant = base64.b64decode(name), _Variant(text, encoder([text])[0], count)
+            key, ids = base64.b64decode(name), encoder([text])[0]
             if key in self._documents:
-                self._documents[key].variants.append(variant)
+                self._documents[key].add(text, ids, count)
             else:
-                self._add(key, _Document([variant]))
+                self._add(key, text, ids, count)
 
-    def _add(self, key: bytes, document: _Document) -> None:
-        self._documents[key] = document
+    def _add(self, key: bytes, text: str, ids: Ids, count: int = 1) -> None:
+        """Take in a text that is like none before it."""
+        self._documents[key] = _Document()
+        self._documents[key].add(text, ids, count)
         insort(self._keys, key)
-        self.tokens += len(document.first.ids)
+        self.tokens += len(ids)
 
 
 def _cut(parts: list[NDArray[Any]], length: int) -> NDArray[Any]:

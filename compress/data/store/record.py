@@ -72,12 +72,13 @@ def check_amounts(config: DataConfig, counts: Counts, pool: HeldOutPool, found: 
     usable = found // config.seq_len * config.seq_len
     if not usable:
         raise InputError(
-            f"{config.dataset} leaves {found} training tokens after the held-out documents, fewer than one sequence "
-            f"of {config.seq_len} ({counts}). Lower data.heldout_sequences or data.seq_len."
+            f"{config.dataset} leaves {found} training tokens after the held-out documents{_and_copies(pool)}, fewer "
+            f"than one sequence of {config.seq_len} ({counts}). Lower data.heldout_sequences or data.seq_len."
         )
     if wanted is not None and found < wanted:
         raise InputError(
-            f"{config.dataset} has only {found} training tokens of the {config.tokens} asked for ({counts}). Set "
+            f"{config.dataset} has only {found} training tokens of the {config.tokens} asked for, after the held-out "
+            f"documents{_and_copies(pool)} ({counts}). Set "
             f"data.tokens to {usable} or less, or leave it out for everything in a local source."
         )
 
@@ -85,6 +86,10 @@ def check_amounts(config: DataConfig, counts: Counts, pool: HeldOutPool, found: 
 def _of_copies(counts: Counts, pool: HeldOutPool) -> str:
     """How many texts there are, while the pool has all of them, where some come more than once."""
     return f" in {pool.documents} different texts of {counts.documents}" if pool.copies else ""
+
+
+def _and_copies(pool: HeldOutPool) -> str:
+    return f" and {pool.copies} copies of them" if pool.copies else ""
 
 
 def make_index(

@@ -166,6 +166,10 @@ class TokenStore:
         """
         return int(sum(self.index["heldout"]["bytes"][: self._check_heldout(n)]))
 
+    def largest_id(self) -> int:
+        """The largest token id of all rows, training and held-out; all of them are read."""
+        return max(int(self._map(shard).max()) for shard in self.shards())
+
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The order of the training rows in an epoch (0-based), a permutation [num_rows] int64; see `permutation`."""
         return permute(np.arange(self.num_rows), self.num_rows, seed=seed, epoch=epoch)
