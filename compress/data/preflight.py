@@ -15,7 +15,7 @@ from compress.base.units import format_bytes
 from compress.data.config import DataConfig
 from compress.data.sources.hub import HubSource
 from compress.data.sources.sources import Source, find_source
-from compress.data.sources.stream import Position, Retry, is_final, read_items
+from compress.data.sources.stream import Position, Retry, Unavailable, is_final, read_items
 from compress.data.store.record import wanted_tokens
 from compress.data.store.store import INDEX, TokenStore
 from compress.model.facts import ModelFacts
@@ -79,6 +79,8 @@ def require_apart(text: str, out: Path) -> None:
         UsageError: it does.
     """
     source = Path(text).expanduser()
+    if not source.exists() and "**" in source.parts:  # all folders below the one before
+        source = Path(*source.parts[: source.parts.index("**")])
     if source.is_dir() and not (source / INDEX).is_file() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"The output {out} lies in {text}, all of which is read as text: name a place outside of it.")
 
@@ -97,18 +99,23 @@ def check_source(config: DataConfig) -> None:
         source.connect()
         for index in range(1 if isinstance(source, HubSource) else len(source.files)):
             _first_row(source, index, config.text_column)
-    except CompressError:
-        raise
+    except CompressError as error:
+        if not isinstance(source, HubSource) or not isinstance(error, Unavailable) or is_final(error.__cause__):
+            raise
+        _say_later(config, error.__cause__)
     except Exception as error:
-        reason = reason_of(error)
         if is_final(error):
-            raise InputError(f"{config.dataset} cannot be read ({reason}).") from error
-        say(f"{config.dataset} cannot be looked at now ({reason}): it will be tried again when its turn comes.")
+            raise InputError(f"{config.dataset} cannot be read ({reason_of(error)}).") from error
+        _say_later(config, error)
+
+
+def _say_later(config: DataConfig, error: object) -> None:
+    say(f"{config.dataset} cannot be looked at now ({reason_of(error)}): it will be tried again when its turn comes.")
 
 
 def _first_row(source: Source, index: int, column: str) -> None:
     """Read a file until it gives a text, or refuses to."""
-    with closing(read_items(source, column, Position(index, 0), Retry(StopRequest()))) as items:
+    with closing(read_items(source, column, Position(index, 0), Retry(StopRequest(), tries=0))) as items:
         for item in islice(items, _PATIENCE_ROWS):
             if item.row.text is not None:
                 return

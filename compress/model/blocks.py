@@ -1,6 +1,7 @@
 """All hooks on decoder blocks: what goes into them, what comes out, and blocks that are run otherwise.
 
-A block is given the hidden state first, or by the name `hidden_states`, and returns it alone or first in a tuple.
+A block is given the hidden state first, or by the name `hidden_states`, and returns it alone, or first in a tuple or a
+list.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 def returned(output: Any) -> Tensor:
     """The hidden state [..., S, D] in what a block returned."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden
 
 

@@ -142,8 +142,10 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _read_as_meant(resolved: dict[str, Any]) -> None:
     """Put 1 for the 1.0 that an earlier version wrote down for every step, where a user's may mean two things."""
-    scratch = resolved["teacher"]["scratch"]
-    for options in (resolved["distill"], *([scratch["train"]] if scratch else [])):
-        for name in ("heldout_every", "checkpoint_every"):
-            if options[name] == 1:
-                options[name] = 1
+    for at in (("distill",), ("teacher", "scratch", "train")):
+        options: Any = resolved
+        for key in at:
+            options = options.get(key) if isinstance(options, dict) else None
+        if isinstance(options, dict):
+            once = [name for name in ("heldout_every", "checkpoint_every") if options.get(name) == 1]
+            options |= dict.fromkeys(once, 1)

@@ -108,7 +108,7 @@ class Ablation:
             # may write over its input meanwhile.
             kept = hidden.clone() if skipped else hidden
             output = own(*args, **kwargs)
-            self._extras[index] = output[1:] if isinstance(output, tuple) else None
+            self._extras[index] = tuple(output[1:]) if isinstance(output, tuple | list) else None
             return self._like_output(index, kept) if skipped else output
 
         return forward

@@ -11,12 +11,14 @@ from helpers import run_cli
 from recipe_world import make_run_world
 from transformers import AutoModelForCausalLM
 
-from compress.base.config import build_from, dump_yaml, parse_yaml
+from compress.base.config import build_from, dump_data, dump_yaml, parse_yaml, to_dict
 from compress.base.errors import UsageError
 from compress.cli.exits import explain
 from compress.distill import DistillConfig
 from compress.distill.resources.schedule import is_due
 from compress.run.recipe import Recipe, load_recipe
+
+DEMO_TEACHER = Path(__file__).resolve().parents[2] / "recipes" / "demo-teacher.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +217,13 @@ def test_a_recipe_that_an_earlier_version_wrote_means_what_it_meant(world: Path,
     (tmp_path / "recipe.yaml").write_text(earlier)
     assert "heldout_every: 1.0" in earlier
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(("key", "value"), [("teacher", None), ("scratch", 1), ("distill", [1]), ("train", "x")])
+def test_a_runs_own_recipe_that_was_damaged_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    data = json.loads(json.dumps(to_dict(load_recipe(DEMO_TEACHER))))
+    owner = {"scratch": data["teacher"], "train": data["teacher"]["scratch"]}.get(key, data)
+    owner[key] = value
+    (tmp_path / "recipe.yaml").write_text(dump_data(data))
+    with pytest.raises(UsageError, match=key):
+        load_recipe(tmp_path / "recipe.yaml")

@@ -184,6 +184,11 @@ def test_nothing_to_read_is_no_tokens(tmp_path: Path, tokenizer_folder: Path, ro
         make(tmp_path, tokenizer_folder, path)
 
 
+def test_a_device_is_no_text(tmp_path: Path, tokenizer_folder: Path) -> None:
+    with pytest.raises(InputError, match="/dev/null is neither a file nor a folder"):
+        make(tmp_path, tokenizer_folder, Path("/dev/null"))
+
+
 def test_too_little_text_says_how_much_there_is(tmp_path: Path, tokenizer_folder: Path) -> None:
     path = write_source(tmp_path / "a.txt", ["abc"] * 25)  # 100 tokens with EOS
     with pytest.raises(

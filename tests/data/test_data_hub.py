@@ -128,6 +128,17 @@ def test_configurations_splits_and_what_is_not_there(tmp_path: Path, tokenizer_f
         assert words in result["message"], result
 
 
+@pytest.mark.parametrize(("fault", "refused"), [(503, False), ("reset", False), (403, True)])
+def test_a_look_ahead_does_not_wait_for_a_hub(
+    fault: int | str, refused: bool, tmp_path: Path, tokenizer_folder: Path, hub: Hub
+) -> None:
+    hub.fault_paths = ("data/0.parquet",)
+    hub.faults = [fault] * 1000
+    (found,) = client(hub, tmp_path, tokenizer_folder, {**WANTED, "out": str(tmp_path / "x"), "look": True})
+    assert found.get("exit_code") == (3 if refused else None)
+    assert sum("/data/0.parquet" in request for request in hub.requests) <= 12  # huggingface_hub's own perseverance
+
+
 @pytest.mark.faults(12)
 def test_waits_double_and_begin_anew_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
     waited, now = [0.0], [0.0]
@@ -159,6 +170,7 @@ def main() -> None:
     import time
 
     from compress.base.errors import CompressError
+    from compress.data.preflight import check_source
     from compress.data.sources import hub, stream
     from compress.data.store import preparation
 
@@ -169,8 +181,12 @@ def main() -> None:
     stream.BATCH_CHARS, preparation.SAVE_EVERY_S = 5000, 0.0
     results: list[dict[str, Any]] = []
     for job in json.loads(sys.argv[2]):
-        out = Path(job.pop("out"))
+        out, look = Path(job.pop("out")), job.pop("look", False)
         try:
+            if look:
+                check_source(data_config(**job))
+                results.append({})
+                continue
             results.append({"fingerprint": prepare(data_config(**job), sys.argv[1], out).fingerprint})
         except CompressError as error:
             kind = type(error).__name__

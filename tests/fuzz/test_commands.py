@@ -1,12 +1,12 @@
 """Whole commands, drawn at random (see `commands_fuzz`): refused in time or done, and nothing of the user's touched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from fuzz.commands_fuzz import attempt, make_world
 
-FEW, MANY = range(12), range(12, 312)
+FEW, MANY = [*range(12), 301], range(12, 312)
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("numbers", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
 def test_commands_drawn_at_random(
-    numbers: range, world: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    numbers: Sequence[int], world: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     refused, failed, total = 0, {}, 0.0
     for number in numbers:

@@ -206,6 +206,7 @@ def test_the_last_layer_always_stays_and_the_deeper_of_equals_goes() -> None:
     ("model_type", "fields"),
     [
         ("gpt2", {"num_hidden_layers": 3, "n_positions": 256}),
+        ("openai-gpt", {"num_hidden_layers": 3, "n_positions": 256}),
         ("bloom", {"num_hidden_layers": 3}),
         ("gemma2", {"num_hidden_layers": 3, "head_dim": 8, "sliding_window": 16}),
         ("opt", {"num_hidden_layers": 3, "ffn_dim": 64, "word_embed_proj_dim": 32}),

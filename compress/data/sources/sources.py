@@ -92,6 +92,8 @@ def _local(config: DataConfig, path: Path) -> "LocalSource":
         base, found = path.parent, [path]
         if layout_of(path.name) is None:
             raise InputError(f"{path} has none of the known endings: {FORMATS}.")
+    elif path.exists():
+        raise InputError(f"{path} is neither a file nor a folder: give text in files of {FORMATS}.")
     else:
         matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
         found = [p for p in matches if p.is_file() and layout_of(p.name)]

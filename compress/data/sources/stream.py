@@ -52,10 +52,11 @@ class Stopped(Exception):
 
 
 class Retry:
-    """Exponential backoff: 1 s, 2 s, 4 s ... with jitter between failures in a row, at most `RETRIES` of them."""
+    """Exponential backoff: 1 s, 2 s, 4 s ... with jitter between failures in a row, at most `RETRIES` or `tries`."""
 
-    def __init__(self, stop: StopRequest) -> None:
+    def __init__(self, stop: StopRequest, tries: int | None = None) -> None:
         self._stop = stop
+        self._tries = RETRIES if tries is None else tries
         self._failures = 0
 
     def succeeded(self) -> None:
@@ -73,13 +74,13 @@ class Retry:
         if is_final(error):
             raise Unavailable(f"{what} cannot be read ({reason}). What was prepared so far is kept.") from error
         self._failures += 1
-        if self._failures > RETRIES:
+        if self._failures > self._tries:
             raise Unavailable(
                 f"{what} could not be read in {self._failures} tries; the last failed with {reason}. What was prepared "
                 "so far is kept: check the network and run the same command again to go on."
             ) from error
         wait = min(FIRST_WAIT_S * 2 ** (self._failures - 1), LONGEST_WAIT_S) * random.uniform(0.75, 1.25)
-        say(f"{what}: {reason}. Try {self._failures} of {RETRIES} again in {wait:.1f} s.")
+        say(f"{what}: {reason}. Try {self._failures} of {self._tries} again in {wait:.1f} s.")
         deadline = time.monotonic() + wait
         while (left := deadline - time.monotonic()) > 0:
             if self._stop:
@@ -100,7 +101,7 @@ class Retry:
                 return result
 
 
-def is_final(error: Exception) -> bool:
+def is_final(error: BaseException | None) -> bool:
     """Whether a hub said no, so that asking again would not help."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status in _FINAL_STATUS or type(error).__name__ == "OfflineModeIsEnabled"
