@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.base.config import config
-from compress.base.currency import FREE
+from compress.base.currency import FREE, Before, Meaning
 from compress.base.units import Count, Every
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -76,18 +76,24 @@ class DistillConfig:
     save_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Dtype of the final checkpoint; auto is that of the student it started from."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """How both models compute attention; auto is SDPA, and plain products for rows up to 256 tokens on CPUs."""
+    """How both models compute attention. auto is SDPA, and plain products for rows up to 256 tokens on CPUs; on GPUs in
+    bf16 with `document_mask`, torch's variable-length flash attention."""
     document_mask: bool = False
     """Keep documents packed into a row apart: attention and positions start anew, and EOS predicts nothing."""
-    compile: bool = False
-    """Compile both models with torch.compile, one graph each: a first step of a minute, then about 2% less on CPUs."""
+    compile: Annotated[bool | Literal["auto"], Meaning("auto", False)] = "auto"
+    """Compile both models with torch.compile, one graph each. auto: on GPUs, where a run is long enough to be worth a
+    first step of a minute and the models make one graph; on CPUs it is about 2% of the time, and left out."""
+    deterministic: Annotated[bool, Before(False)] = False
+    """On GPUs, take only kernels whose sums have one order, so that a resumed run is bit for bit one that was not
+    stopped; slower. CPUs need no such choice."""
     shard: Annotated[Literal["auto", "none", "student", "both"], FREE] = "auto"
     """Split the weights over the processes (FSDP2): the student's, its gradients and moments, or the teacher's too.
     auto: both where `accelerate launch` is configured for FSDP, else none. The result is the same."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     chunk_tokens: AtLeastOne | None = None
-    """Tokens whose logits exist at once in the loss; None chooses by the device: 128 MiB of fp32 logits on CPUs."""
+    """Tokens whose logits exist at once in the loss; None chooses by the device: 128 MiB of fp32 logits on CPUs, up to
+    4096 tokens on GPUs."""
     fused_loss: bool = True
     """Make the loss from the logits in one compiled pass: C++ on CPUs with a compiler, Triton on CUDA devices."""
     cpu_tuning: bool = True

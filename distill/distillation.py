@@ -11,7 +11,7 @@ import torch
 
 from compress.base.config import build_from, to_dict
 from compress.base.disk import owned
-from compress.base.errors import UsageError
+from compress.base.errors import UsageError, reason_of
 from compress.base.machine import default_device, fast_fp32_products, keep_freed_memory
 from compress.base.processes import count, join, on_main
 from compress.base.progress import say
@@ -64,6 +64,7 @@ def distill(
     with contextlib.ExitStack() as resources:
         on_main(lambda: resources.enter_context(_work_folder(work)))
         resources.enter_context(_tuned(config))
+        resources.enter_context(_in_one_order(config))
         plan, meter = _plan(config, start, source, store)
         session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
         meter.restart()
@@ -114,6 +115,35 @@ def _tuned(config: DistillConfig) -> Iterator[None]:
             f"{'C++ (fused_loss: false turns it off)' if compiled else 'torch'}."
         )
         yield
+
+
+@contextlib.contextmanager
+def _in_one_order(config: DistillConfig) -> Iterator[None]:
+    """With `deterministic`, let torch take only kernels that add up in one order.
+
+    Raises:
+        UsageError: the model needs an operation that has no such kernel.
+    """
+    if not config.deterministic:
+        yield
+        return
+    # Read by cuBLAS when it is first used: of its work spaces one whose sums do not depend on what else runs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    switches: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    switches.fill_uninitialized_memory = False  # what is never read need not be filled
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UsageError(
+            f"deterministic: true cannot be had with this model: {reason_of(error)}. Leave it out."
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        switches.fill_uninitialized_memory = before[1]
 
 
 def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:

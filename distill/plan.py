@@ -96,14 +96,15 @@ def _shape(
     step_rows = -(-(config.batch_tokens // seq_len) // processes)
     rows = min(step_rows, config.micro_batch_rows or default_micro_batch_rows(device, seq_len))
     vocabulary: int = student.get_text_config().vocab_size
-    chunk = config.chunk_tokens or min(rows * seq_len, default_chunk_tokens(device, vocabulary))
+    value_bytes = 2 if bf16 else 4
+    chunk = config.chunk_tokens or min(rows * seq_len, default_chunk_tokens(device, vocabulary, value_bytes))
     return StepShape(
         rows=rows,
         seq_len=seq_len,
         bf16=bf16,
         attention=resolve_attention(config, device, seq_len) or "sdpa",
         recompute=recompute_activations if config.gradient_checkpointing else None,
-        logits_bytes=chunk * vocabulary * (2 if bf16 else 4),
+        logits_bytes=chunk * vocabulary * value_bytes,
         accumulates=rows < step_rows,
     )
 

@@ -132,7 +132,7 @@ def _check_compiler(config: DistillConfig, device: torch.device) -> None:
     Raises:
         UsageError: no C++ compiler for a CPU, or no Triton for a GPU.
     """
-    if not config.compile:
+    if config.compile is not True:
         return
     compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)]
     if device.type == "cpu" and not compilers:

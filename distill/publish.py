@@ -102,6 +102,10 @@ class DistillResult:
     """bf16 or fp32: what `auto` came to. None in a record that does not say."""
     micro_batch_rows: int | None = None
     """Sequences at most that went through a model at once, per process. None in a record that does not say."""
+    compiled: bool = False
+    """Whether models were compiled, where they make one graph."""
+    attention: str | None = None
+    """How the student computed attention, as transformers calls it. None in a record that does not say."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON data."""

@@ -6,6 +6,7 @@ what it means to results that exist already:
     num_proc: Annotated[int | None, FREE] = None                 touches no result
     calibration: Annotated[str | None, PLACE] = None             where an input lies that is known by its content
     order: Annotated[Literal["length", "none"], Before("none")] = "length"     newer than some results
+    compile: Annotated[bool | Literal["auto"], Meaning("auto", False)] = "auto"     one of its values is newer
 
 A setting that a manifest does not have counts as `Before` says or, without that mark, as the option's default. So
 what earlier versions made stays current under versions that know more options.
@@ -32,6 +33,14 @@ class Before:
 
 
 @dataclasses.dataclass(frozen=True)
+class Meaning:
+    """Marks an option one of whose values came after results existed, with what that value means to these."""
+
+    value: Any
+    before: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class _Rule:
     free: bool = False
     place: bool = False
@@ -40,6 +49,11 @@ class _Rule:
     """What a result without this setting was made with."""
     options: type | None = None
     """The config that the setting's own settings belong to."""
+    meaning: Meaning | None = None
+
+    def as_meant(self, value: Any) -> Any:
+        """A value as results that exist already have it."""
+        return self.meaning.before if self.meaning is not None and value == self.meaning.value else value
 
 
 @functools.cache
@@ -64,6 +78,7 @@ def _rule(field: "dataclasses.Field[Any]", hint: Any) -> _Rule:
         newer=bool(newer),
         before=plain(newer[0].value if newer else before),
         options=kinds[0] if kinds else None,
+        meaning=next((mark for mark in marks if isinstance(mark, Meaning)), None),
     )
 
 
@@ -80,6 +95,7 @@ def as_before(kind: type | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in plain(dict(settings)).items():
         rule = rules.get(name, _Rule())
+        value = rule.as_meant(value)
         if not (rule.newer and value == rule.before):
             found[name] = as_before(rule.options, value) if rule.options and isinstance(value, dict) else value
     return found
@@ -110,7 +126,7 @@ def setting_changes(kind: type | None, made: Mapping[str, Any], asked: Mapping[s
     made, asked = plain(dict(made)), plain(dict(asked))
     for name in dict.fromkeys([*made, *asked]):
         rule = rules.get(name, _Rule())
-        old, new = made.get(name, rule.before), asked.get(name, rule.before)
+        old, new = (rule.as_meant(settings.get(name, rule.before)) for settings in (made, asked))
         if rule.free or old == new or (rule.place and (old is None) == (new is None)):
             continue
         if isinstance(old, dict) and isinstance(new, dict):

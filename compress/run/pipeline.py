@@ -17,8 +17,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.base.config import build_from, dump_yaml, to_dict
-from compress.base.disk import owned, write_text
+from compress.base.config import build_from, to_dict
+from compress.base.disk import owned
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import require_outputs
 from compress.base.processes import on_main
@@ -43,7 +43,7 @@ from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
 from compress.run.preflight import Known, Left, check_run, check_run_folder, fit_recipe, run_output
-from compress.run.recipe import DistillOptions, Recipe, load_recipe
+from compress.run.recipe import DistillOptions, Recipe, load_recipe, write_recipe
 from compress.run.recipe_steps import preparation, steps_of, training
 from compress.run.redo import Redo, begin, intended, made_otherwise
 from compress.run.steps import Step, states
@@ -97,7 +97,7 @@ def _end(recipe: Recipe, layout: Layout, redo: Redo) -> None:
 
 def _begin(recipe: Recipe, steps: Sequence[Step], layout: Layout, asked: Sequence[str]) -> Redo:
     redo = begin(steps, layout, asked)
-    write_text(layout.recipe, dump_yaml(recipe))
+    write_recipe(recipe, layout.recipe)
     return redo
 
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from compress.base.config import build, config, dump_data, load_yaml, parse_yaml
-from compress.base.currency import is_complete
+from compress.base.config import build, config, dump_data, dump_yaml, load_yaml, parse_yaml, to_dict
+from compress.base.currency import as_before, is_complete
+from compress.base.disk import write_text
 from compress.base.errors import UsageError
 from compress.base.outputs import Output
 from compress.data import DataConfig
@@ -125,6 +126,15 @@ def is_resolved(path: Path) -> bool:
     except (OSError, ValueError, UsageError):
         return False
     return is_complete(Recipe, data) and dump_data(data) == text
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe with every option in it; a file that an earlier version wrote and that says the same stays."""
+    if is_resolved(path):
+        written = parse_yaml(path.read_text(encoding="utf-8"), path.name).data
+        if as_before(Recipe, written) == as_before(Recipe, to_dict(recipe)):
+            return
+    write_text(path, dump_yaml(recipe))
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -103,7 +103,7 @@ def snapshot(student: Student, optimizer: StudentOptimizer, *, into: Snapshot | 
             else:
                 copies = into.setdefault(file, {})
                 if name not in copies:
-                    copies[name] = torch.empty(full.shape, dtype=full.dtype)
+                    copies[name] = torch.empty(full.shape, dtype=full.dtype, pin_memory=full.is_cuda)
                 found[file][name] = copies[name].copy_(full)
     return found
 

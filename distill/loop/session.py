@@ -90,8 +90,15 @@ def open_session(
         _check_same_run(found[1], config, inputs, found[0])
 
     # Both models, as the objective needs them and as this machine can have them.
-    here = resolve(config, accelerator.device, processes=accelerator.num_processes, seq_len=store.seq_len)
     pair = Pair(load_config(student), None if teacher is None else load_config(teacher))
+    per_token = training_flops_per_token(*pair, store.seq_len)
+    here = resolve(
+        config,
+        accelerator.device,
+        processes=accelerator.num_processes,
+        seq_len=store.seq_len,
+        flops=per_token * extent.rows * store.seq_len,
+    )
     objective = make_objective(config, pair)
     learner, guide = load_student(config, student, here), OpenedTeacher()
     if teacher is not None:
@@ -121,7 +128,7 @@ def open_session(
         rows=rows,
         heldout=heldout,
         budget=extent,
-        flops_per_token=training_flops_per_token(*pair, store.seq_len),
+        flops_per_token=per_token,
         peak=peak_flops(accelerator.device, here.precision),
         progress=progress,
         notes={
@@ -129,6 +136,8 @@ def open_session(
             "micro_batch_rows": here.micro_batch_rows,
             "processes": accelerator.num_processes,
             "shard": here.sharding,
+            "compiled": here.compiled,
+            "attention": learner.model.config._attn_implementation,
             "teacher_kl": guide.kl,
         },
     )

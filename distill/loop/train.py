@@ -23,6 +23,7 @@ from compress.distill.loop.metrics import Metrics, heldout_columns, step_columns
 from compress.distill.loop.session import Session
 from compress.distill.loop.stop_vote import StopVote
 from compress.distill.objective.objective import Term, Terms
+from compress.distill.resources.flops import at_least
 from compress.distill.resources.schedule import is_due, learning_rate
 from compress.distill.rows.batch import Ids, Share
 from compress.distill.rows.read_ahead import read_ahead
@@ -161,6 +162,7 @@ def _measure_heldout(s: Session, metrics: Metrics) -> None:
 
 
 def mfu(s: Session, tokens_per_s: float) -> float:
-    """Share of the peak FLOP/s of all its devices that a run uses at a rate of tokens."""
-    processes: int = s.accelerator.num_processes
-    return tokens_per_s * s.flops_per_token / (s.peak.flops_per_s * processes)
+    """Share of the peak FLOP/s of all its devices that a run uses at a rate of tokens, at most 1."""
+    of_one: float = tokens_per_s * s.flops_per_token / s.accelerator.num_processes
+    s.peak = at_least(s.peak, of_one, s.accelerator.device, s.notes["precision"])
+    return of_one / s.peak.flops_per_s

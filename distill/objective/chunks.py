@@ -6,7 +6,9 @@ multiplied at once with the head and with the hidden states. Four products in al
 between them is `compress.distill.objective.tiles`'s business.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from compress.distill.objective.tiles import at_least_fp32, tile_pass
 from compress.model.parts import OutputHead
 
 _VOCABULARY_BLOCK = 8192
+_MOST_CHUNK_TOKENS = 4096
+_PLANNED_MEMORY = 80 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: Task) -> tuple[Tensor, ...]:
         wanted = [task.tile.gradient and needed for needed in ctx.needs_input_grad[:3]]
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False), _added_up_exactly(hidden.device):
             soft, hard, gradients = _run(hidden, weight, bias, task, wanted)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(soft, hard)
@@ -50,7 +54,23 @@ class ChunkedLoss(torch.autograd.Function):
         upstream = gradients[0]
         if upstream.device.type == "cpu" and upstream.item() == 1.0:
             return (*ctx.saved_tensors, None)
-        return (*(None if g is None else g * upstream for g in ctx.saved_tensors), None)
+        # In place: the head's gradient is the largest tensor of a step. A second backward pass would be refused.
+        return (*(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors), None)
+
+
+@contextlib.contextmanager
+def _added_up_exactly(device: torch.device) -> Iterator[None]:
+    """Let cuBLAS add up the parts of bf16 and fp16 products in fp32 only: the sums here are over a whole vocabulary."""
+    if device.type != "cuda":
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    before = products.allow_bf16_reduced_precision_reduction, products.allow_fp16_reduced_precision_reduction
+    products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        products.allow_bf16_reduced_precision_reduction, products.allow_fp16_reduced_precision_reduction = before
 
 
 def _run(
@@ -124,25 +144,25 @@ def _add_outer_(total: Tensor, gradient: Tensor, hidden: Tensor, factor: float, 
             torch.mul(product, factor, out=total[block])
 
 
-def default_chunk_tokens(device: torch.device, vocabulary: int) -> int:
-    """How many tokens' logits make a chunk that uses the device well.
+def default_chunk_tokens(device: torch.device, vocabulary: int, value_bytes: int) -> int:
+    """How many tokens' logits, of `value_bytes` each, make a chunk that uses the device well.
 
     As many as have 128 MiB of fp32 logits on CPUs: larger chunks leave the caches, smaller ones make narrow products.
-    On CUDA devices a 256th of their memory, at most 512 MiB (also for a GPU that is only planned for). What happens to
-    be free has no say: the chunks' sums would round otherwise at the next start, and a resumed run would not be the
-    same bit for bit.
+    On CUDA devices every chunk reads and writes the head's whole fp32 gradient, which the product with few tokens does
+    not pay for: 4096 tokens, or what a 48th of the memory holds (2048 of a vocabulary of 128k in bf16 with 24 GiB;
+    80 GiB are assumed of a GPU that is only planned for). What happens to be free has no say: the chunks' sums would
+    round otherwise at the next start, and a resumed run would not be the same bit for bit.
     """
-    room = 128 << 20
-    if device.type == "cuda":
-        room = 512 << 20
-        if torch.cuda.is_available():
-            room = min(room, torch.cuda.get_device_properties(device).total_memory // 256)
-    return max(32, room // (4 * vocabulary))
+    if device.type != "cuda":
+        return max(32, (128 << 20) // (4 * vocabulary))
+    here = torch.cuda.is_available()
+    memory = torch.cuda.get_device_properties(device).total_memory if here else _PLANNED_MEMORY
+    return min(_MOST_CHUNK_TOKENS, max(32, memory // 48 // (value_bytes * vocabulary)))
 
 
 def _chunk_length(rows: int, weight: Tensor, asked: int | None) -> int:
     """Tokens a chunk, in chunks of even size."""
-    limit = asked or default_chunk_tokens(weight.device, len(weight))
+    limit = asked or default_chunk_tokens(weight.device, len(weight), weight.element_size())
     chunks = max(1, -(-rows // limit))
     return max(1, -(-rows // chunks))
 

@@ -42,7 +42,7 @@ class Signals(NamedTuple):
 def read_signals(model: Any, batch: MicroBatch, blocks: tuple[int, ...], vocabulary: int) -> Signals:
     """One forward pass of a causal LM; its head is cut to the first `vocabulary` token ids."""
     with block_outputs(model, blocks) as outputs:
-        hidden = packed_hidden_states(model, batch.ids, batch.positions)
+        hidden = packed_hidden_states(model, batch.ids, batch.positions, batch.boundaries)
     return Signals(
         hidden=batch.with_label(hidden),
         head=_first_ids(output_head(model), vocabulary),

@@ -1,6 +1,7 @@
 """What each `auto` of the options, and each None that the machine decides on, becomes here."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _EAGER_ROW_TOKENS_CPU = 256
 _MICRO_BATCH_TOKENS_CPU = 4096
 _MICRO_BATCH_TOKENS_ACCELERATOR = 16384
+_FLOPS_WORTH_COMPILING = 2e17
+"""Of a whole run: some ten minutes of an H100, of which compiling takes one or two and saves at least that."""
 
 
 class Here(NamedTuple):
@@ -28,9 +31,13 @@ class Here(NamedTuple):
     precision: str
     """bf16 or fp32."""
     attention: str | None
-    """transformers' `attn_implementation`; None leaves it its choice."""
+    """transformers' `attn_implementation`; None leaves it its choice, or one of `compress.distill.resources.attention`
+    where that is right."""
     sharding: Sharding
     micro_batch_rows: int
+    compiled: bool
+    """Whether models are compiled; with `compile: auto`, those that make one graph."""
+    seq_len: int
 
     @property
     def bf16(self) -> bool:
@@ -38,15 +45,29 @@ class Here(NamedTuple):
         return self.precision == "bf16"
 
 
-def resolve(config: DistillConfig, device: torch.device, *, processes: int, seq_len: int) -> Here:
-    """What the options come to on a device; raises as `resolve_sharding`."""
+def resolve(config: DistillConfig, device: torch.device, *, processes: int, seq_len: int, flops: float) -> Here:
+    """What the options come to on a device, for a run of that many FLOPs; raises as `resolve_sharding`."""
+    sharding = resolve_sharding(config, processes)
     return Here(
         device=device,
         precision=resolve_precision(config, device),
         attention=resolve_attention(config, device, seq_len),
-        sharding=resolve_sharding(config, processes),
+        sharding=sharding,
         micro_batch_rows=config.micro_batch_rows or default_micro_batch_rows(device, seq_len),
+        compiled=resolve_compile(config, device, sharding, flops),
+        seq_len=seq_len,
     )
+
+
+def resolve_compile(config: DistillConfig, device: torch.device, sharding: Sharding, flops: float) -> bool:
+    """Whether to compile: `auto` is on GPUs that have Triton, for long runs whose models stay whole.
+
+    The length of a run is its FLOPs, which no machine's mood changes: a resumed run decides alike.
+    """
+    if config.compile != "auto":
+        return config.compile
+    possible = device.type == "cuda" and find_spec("triton") is not None and sharding == "none"
+    return possible and flops >= _FLOPS_WORTH_COMPILING
 
 
 def resolve_precision(config: DistillConfig, device: torch.device) -> str:
@@ -95,7 +116,7 @@ def resolve_sharding(config: DistillConfig, processes: int) -> Sharding:
         raise UsageError(
             f"optimizer: {config.optimizer} works on whole matrices, which shard: {shard} splits. Use optimizer: adamw."
         )
-    if config.compile:
+    if config.compile is True:
         raise UsageError(
             f"compile: true makes one graph of a model, which shard: {shard} cuts at every layer. Leave one out."
         )

@@ -25,7 +25,7 @@ class Batch:
     row_ids: Ids
     """[N] numbers of the rows in their source."""
     positions: Ids | None = None
-    """[N, S] positions in the document; None where a row is one sequence."""
+    """[N, S] positions in the document, 0 at the start of each row; None where a row is one sequence."""
     weights: npt.NDArray[np.float32] | None = None
     """[N, S - 1] what each label counts; None where each counts 1."""
     sources: tuple[str, ...] | None = None
@@ -68,6 +68,8 @@ class MicroBatch:
     """[B, S] token ids."""
     positions: Tensor | None
     """[B, S] positions in the document; None where a row is one sequence."""
+    boundaries: Tensor | None
+    """Where documents begin and end in the joined rows (`document_boundaries`)."""
     predicting: Tensor | None
     """[M] places in the flattened rows that have a label; None if all but the last of each row have one."""
     labels: Tensor
@@ -99,6 +101,16 @@ class MicroBatch:
         return dataclasses.replace(self, **changed)
 
 
+def document_boundaries(positions: Ids) -> npt.NDArray[np.int32]:
+    """Where documents begin and end once rows [B, S] with these positions are joined, [C + 1] from 0 to B * S.
+
+    Empty ones at the end fill them up to a power of two: a compiled model has a graph for each number of them.
+    """
+    starts = np.flatnonzero(positions.ravel() == 0)
+    room = 1 << (len(starts) - 1).bit_length()
+    return np.concatenate([starts, np.full(room - len(starts) + 1, positions.size)]).astype(np.int32)
+
+
 def micro_batch(piece: Batch) -> MicroBatch:
     """A piece of a batch as tensors."""
     valid = (piece.labels != IGNORE_INDEX).ravel()
@@ -109,6 +121,7 @@ def micro_batch(piece: Batch) -> MicroBatch:
     return MicroBatch(
         ids=torch.from_numpy(piece.ids),
         positions=None if piece.positions is None else torch.from_numpy(piece.positions),
+        boundaries=None if piece.positions is None else torch.from_numpy(document_boundaries(piece.positions)),
         predicting=predicting,
         labels=torch.from_numpy(piece.labels.ravel()[valid]),
         weights=None if piece.weights is None else torch.from_numpy(piece.weights.ravel()[valid]),

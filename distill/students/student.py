@@ -75,9 +75,9 @@ def load_student(config: DistillConfig, folder: Path, here: Here) -> Student:
         InputError: as `load_checked`.
     """
     device = here.device if here.sharding == "none" else torch.device("cpu")
-    model = load_checked(config, folder, dtype=torch.float32, device=device, attention=here.attention)
+    model = load_checked(config, folder, here, dtype=torch.float32, device=device)
     if config.gradient_checkpointing:
         recompute_activations(model)
-    if config.compile:
-        compile_backbone(model)
+    if here.compiled:
+        compile_backbone(model, asked=config.compile is True)
     return WholeStudent(model)

@@ -61,14 +61,14 @@ def open_teacher(
     model = load_checked(
         config,
         folder,
+        here,
         dtype=torch.bfloat16 if here.bf16 else torch.float32,
         device=torch.device("cpu") if here.sharding == "both" else here.device,
-        attention=here.attention,
     )
     model.requires_grad_(False)
-    if config.compile:
-        compile_backbone(model)
     kl = None if config.teacher_precision == "auto" else quantize_teacher(model, config, heldout)
+    if here.compiled:
+        compile_backbone(model, asked=config.compile is True)
     source = LiveTeacher(model, needs, vocabulary)
     if here.sharding == "both":
         shard_model(source, model, device=here.device, bf16=here.bf16)
