@@ -61,10 +61,16 @@ def _documents(
     if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q = torch.arange(0, batch * tokens + 1, tokens, dtype=torch.int32, device=query.device)
         max_length_q = tokens
-    query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
+    query, key, value = (_narrow(part).transpose(1, 2).flatten(0, 1) for part in (query, key, value))
     window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
     out = variable_length(query, key, value, cu_seq_lens_q, max_length_q, scale=scaling, window_size=window)
     return out.view(batch, tokens, *out.shape[1:]), None
+
+
+def _narrow(part: Tensor) -> Tensor:
+    """As autocast hands it to SDPA, which it knows: rotary embeddings leave queries and keys in fp32."""
+    device = part.device.type
+    return part.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else part
 
 
 AttentionInterface.register(ROWS, sdpa_attention_forward)
@@ -101,13 +107,15 @@ def has_varlen() -> bool:
 
 
 @torch.no_grad()
-def choose(model: Any, name: str) -> bool:
-    """Give a model the implementation `name` if its hidden states stay those of SDPA, and say so where they do not.
+def choose(model: Any, name: str, seq_len: int) -> bool:
+    """Give a model the implementation `name` if its hidden states of rows of up to `seq_len` tokens stay those of SDPA,
+    and say so where they do not.
 
     Whole rows are compared here; that documents are kept apart is for `compress.distill.rows.documents` to check.
     """
     device = next(model.parameters()).device
-    ids = torch.arange(2 * _TRIAL_TOKENS, device=device).view(2, -1) % model.get_input_embeddings().num_embeddings
+    tokens = min(seq_len, _TRIAL_TOKENS)
+    ids = torch.arange(2 * tokens, device=device).view(2, -1) % model.get_input_embeddings().num_embeddings
     expected = hidden_states(model, ids).float()
     model.set_attn_implementation(name)
     try:

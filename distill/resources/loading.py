@@ -30,14 +30,15 @@ def load_checked(config: DistillConfig, folder: Path, here: Here, *, dtype: torc
     if here.attention is None:
         own = without_mask(model, here.seq_len, documents=config.document_mask, compiled=here.compiled, bf16=here.bf16)
     # Kernels of 16 bits get them from autocast in training too; all else is checked as exactly as it can be.
-    narrow = here.bf16 and (own == DOCUMENTS or here.attention == "flash_attention_2")
-    waits = narrow and device.type == "cpu"  # to be split over processes: on the host until then, where no kernel is
+    flash = here.attention == "flash_attention_2"
+    narrow = here.bf16 and (flash or own == DOCUMENTS)
+    waits = flash and device.type == "cpu"  # to be split over processes: on the host until then, where no kernel is
     if waits:
         model.set_attn_implementation("sdpa")
     with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
         check_output_head(model, str(folder))
         if own is not None:
-            choose(model, own)
+            choose(model, own, here.seq_len)
         if config.document_mask:
             check_isolation(model, str(folder))
     if waits:

@@ -85,7 +85,7 @@ def test_bad_overrides_are_refused(assignment: str) -> None:
 
 
 @given(
-    name=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20),
+    name=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20).filter(str.strip),
     lr=st.floats(allow_nan=False, allow_infinity=False),
     tokens=st.integers(min_value=0, max_value=2**62),
     tags=st.lists(st.sampled_from(["no", "1", "1e3", "null", "~", "a: b", "# c", "0o7", "é"]), max_size=4),
