@@ -10,7 +10,7 @@ BENCH_OPTIONS ?=
 # Two tests at a time, each on one thread; whoever has done its half takes of the other's.
 TWO := -n 2 --dist worksteal
 
-.PHONY: demo test slow lint check bench bench-quick clean
+.PHONY: demo test slow lint check bench bench-quick gpu-wheels clean
 
 demo: $(INSTALLED)  ## teacher -> pruned -> healed -> report, on this machine, with nothing else
 	$(BIN)/compress demo --out $(RUN)
@@ -34,6 +34,9 @@ bench: $(BENCH_VENV)/.installed  ## loss and training step against the peers: ho
 bench-quick: $(BENCH_VENV)/.installed  ## the same on tiny models, a few minutes: does every peer still run?
 	$(BENCH_BIN)/python benchmarks/loss.py --smoke $(BENCH_OPTIONS)
 	$(BENCH_BIN)/python benchmarks/step.py --smoke $(BENCH_OPTIONS)
+
+gpu-wheels: $(INSTALLED)  ## what a bare GPU machine without a network lacks, into .whl/, for benchmarks/gpu.sh
+	PYTHON=$(BIN)/python bash benchmarks/gpu_wheels.sh
 
 clean:  ## remove the virtual environments and caches; runs/ stays
 	rm -rf $(VENV) $(BENCH_VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -54,8 +54,10 @@ class ChunkedLoss(torch.autograd.Function):
         upstream = gradients[0]
         if upstream.device.type == "cpu" and upstream.item() == 1.0:
             return (*ctx.saved_tensors, None)
-        # In place: the head's gradient is the largest tensor of a step. A second backward pass would be refused.
-        return (*(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors), None)
+        # On a GPU in place, where the head's gradient is the largest tensor of a step; another backward pass through
+        # the same graph is refused there.
+        scaled = (None if g is None else g.mul_(upstream) if g.is_cuda else g * upstream for g in ctx.saved_tensors)
+        return (*scaled, None)
 
 
 @contextlib.contextmanager

@@ -79,16 +79,3 @@ def test_the_plan_counts_a_byte_for_each_quantised_weight(options: Options) -> N
     rest = 257 * 32 + 5 * 32
     assert teacher_bytes(model, options(), 4) == 4 * (matrices + rest)
     assert teacher_bytes(model, options(teacher_precision="int8"), 2) == matrices + 2 * rest
-
-
-@pytest.mark.gpu
-def test_an_fp8_teacher_on_a_gpu_that_has_it(world: World, options: Options) -> None:
-    pytest.importorskip("torchao")
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("needs a GPU with fp8 products")
-    folder = save_tiny_model(world.root / "teacher", seed=4, scale=0.15, hidden_size=64)
-    teacher = load_model(folder, dtype=torch.bfloat16, device="cuda")
-    rows = TokenStore.open(world.data).heldout(6)
-    found = quantize_teacher(teacher, options(teacher_precision="fp8", teacher_max_kl=1.0), rows)
-    assert 1e-6 < found < 0.5
-    assert teacher.model.layers[0].mlp.up_proj.weight.qdata.dtype == torch.float8_e4m3fn

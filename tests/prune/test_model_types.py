@@ -4,6 +4,8 @@ docs/model_types.md is what a run of all gave. A few types of every family are r
 """
 
 import pytest
+import transformers
+from helpers import ROOT
 from model_matrix import KEPT, TABLE, Cell, marks, run_apart, run_type, table_row, written_rows
 from model_zoo import TYPES
 
@@ -24,7 +26,9 @@ def rows() -> dict[str, str]:
 
 
 def test_the_table_has_every_type_and_at_least_65_that_are_right(rows: dict[str, str]) -> None:
-    assert sorted(rows) == sorted(TYPES)
+    assert set(TYPES) <= set(rows)
+    if f"transformers=={transformers.__version__}" in (ROOT / "constraints.txt").read_text():
+        assert sorted(rows) == sorted(TYPES)  # another version knows fewer types, or more
     found = [set(marks(row).values()) for row in rows.values()]
     assert set().union(*found) == {"=", "–"}
     assert sum(marks == {"="} for marks in found) >= 65

@@ -50,7 +50,7 @@ def summary(report: Record) -> Group:
         ]
         if side_by_side:
             cells = [
-                f"{cell}{_difference(tables.get(key, {}).get(name))}" for key, cell in zip(keys, cells, strict=True)
+                f"{shown}{_difference(tables.get(key, {}).get(name))}" for key, shown in zip(keys, cells, strict=True)
             ]
         share = kept.get(name, {})
         last = [share_kept(share.get("chance_corrected"))] if kept else []
