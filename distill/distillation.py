@@ -34,7 +34,8 @@ def distill(
     """Train `student` against `teacher` on a token store, and write it to `out` as a Hugging Face checkpoint.
 
     Called again after a stop or a kill, it continues from the last checkpoint, bitwise as if it had not stopped (same
-    machine, same number of processes); called again when finished, it returns the result at once.
+    machine, same number of processes; on GPUs with `deterministic`); called again when finished, it returns the result
+    at once.
 
     Args:
         config: the options.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from distill_world import World
+from gpu_memory import LLAMAS, PAGE, lines, row
 
 from compress.base.errors import UsageError
 from compress.distill import DistillConfig, distillation_loss
@@ -178,3 +179,10 @@ def test_the_kernel_compiles_for_an_h100(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 10
     assert all(size > 1000 and not spills for size, spills in found)
+
+
+@pytest.mark.parametrize(
+    "name", [next(iter(LLAMAS)), *(pytest.param(n, marks=pytest.mark.slow) for n in [*LLAMAS][1:])]
+)
+def test_the_page_has_the_planners_memory(name: str) -> None:
+    assert lines(PAGE.read_text(encoding="utf-8"))[name] == row(name), "run python tests/gpu_memory.py"
