@@ -41,12 +41,12 @@ class Part:
 PARTS = {
     "hardware": Part(gpu_parts.hardware, 20),
     "build": Part(gpu_parts.build, 40),
-    "tests": Part(gpu_parts.tests, 90),
     "step, eager": Part(gpu_parts.step, 30, {"compile": False}),
     "step, compiled": Part(gpu_parts.step, 75, {"compile": True}),
     "loss": Part(gpu_parts.loss, 50),
     "resume": Part(gpu_parts.resume, 60, {"deterministic": False}),
     "resume, deterministic": Part(gpu_parts.resume, 60, {"deterministic": True}),
+    "tests": Part(gpu_parts.tests, 120),
     "step, deterministic": Part(gpu_parts.step, 25, {"compile": False, "deterministic": True, "steps": 5}),
     "evaluate": Part(gpu_parts.evaluate, 45),
     "profile": Part(gpu_parts.profile, 20),
@@ -143,7 +143,8 @@ def main() -> None:
             if left < part.seconds and not options.smoke:
                 found[name] = {"left out": f"{left:.0f} s left, about {part.seconds} needed"}
                 continue
-            found[name] = run_part(name, Path(work), smoke=options.smoke, limit=min(left, 2 * part.seconds + 30))
+            limit = min(left, (5 if options.smoke else 2) * part.seconds + 30)
+            found[name] = run_part(name, Path(work), smoke=options.smoke, limit=limit)
             (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
             (options.out / "gpu.md").write_text(page(found))
             print(f"{name}: {_inline(found[name])[-1500:]}", flush=True)  # noqa: T201

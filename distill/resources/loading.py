@@ -14,6 +14,7 @@ from compress.distill.rows.documents import check_isolation
 from compress.model.load import load_model
 from compress.model.parts import check_output_head
 
+_GRAPHS = 64
 _TRACED_TOKENS = 8
 
 
@@ -58,13 +59,15 @@ def recompute_activations(model: Any) -> None:
 def compile_backbone(model: Any, *, asked: bool, backend: str = "inductor") -> None:
     """Have the model's decoder compiled at its first call, as one graph for each shape of its inputs.
 
-    A graph is made for training and one for held-out rows, and for a smaller last micro-batch one more of each. A model
-    that makes no one graph is run as it is, and that is said, unless compiling was `asked` for: then its first call
+    A graph is made for training and one for held-out rows, and for a smaller last micro-batch one more of each; where
+    documents are kept apart, one for each power of two of their number. A model that makes no one graph is run as it is, and that is said, unless compiling was `asked` for: then its first call
     raises what torch says.
     """
     if not asked and (fault := _why_no_graph(model)) is not None:
         say(f"{type(model).__name__} is not compiled (compile: auto): {fault}.")
         return
+    dynamo: Any = torch._dynamo.config  # its limit is for both models together, and fails a graph that is to be whole
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _GRAPHS)
     model.base_model.compile(fullgraph=True, dynamic=False, backend=backend)
 
 

@@ -280,6 +280,23 @@ def test_a_model_that_makes_no_one_graph_is_run_as_it_is(capsys: pytest.CaptureF
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_there_may_be_a_graph_for_each_number_of_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch stops at eight by default, for teacher and student together."""
+    monkeypatch.setattr(attention, "variable_length", by_documents)
+    model = model_of()
+    assert choose(model, DOCUMENTS, 48)
+    torch._dynamo.reset()
+    compile_backbone(model, asked=True, backend="eager")
+    for count in range(1, 13):
+        row = np.arange(48)[None]
+        positions = row % (48 // count)
+        boundaries = torch.from_numpy(document_boundaries(positions)[: count + 2])
+        found = packed_hidden_states(model, torch.from_numpy(row), torch.from_numpy(positions), boundaries)
+        assert found.shape == (1, 48, 32)
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_teacher_is_quantised_before_it_is_compiled(
     world: World, options: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

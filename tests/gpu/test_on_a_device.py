@@ -134,6 +134,9 @@ def test_a_models_gradients_against_float64(tied: bool, world: World, options: O
         assert ((gradient - parameter.grad).norm() / parameter.grad.norm()).item() < 1e-4, name
 
 
+OTHERS: list[dict[str, Any]] = [{"document_mask": True}, {"optimizer": "muon"}]
+
+
 def trained_bytes(world: World, name: str) -> bytes:
     return (world.root / name / "student" / "model.safetensors").read_bytes()
 
@@ -152,7 +155,7 @@ def in_a_process(world: World, name: str, config: DistillConfig, kill_at: int | 
     return process.wait()
 
 
-@pytest.mark.parametrize("changes", [{}, {"document_mask": True}, {"optimizer": "muon"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)], ids=str)
 def test_a_run_killed_and_resumed_is_bitwise_the_same(
     changes: dict[str, Any], world: World, options: Options, device: torch.device
 ) -> None:
