@@ -60,8 +60,8 @@ def compile_backbone(model: Any, *, asked: bool, backend: str = "inductor") -> N
     """Have the model's decoder compiled at its first call, as one graph for each shape of its inputs.
 
     A graph is made for training and one for held-out rows, and for a smaller last micro-batch one more of each; where
-    documents are kept apart, one for each power of two of their number. A model that makes no one graph is run as it is, and that is said, unless compiling was `asked` for: then its first call
-    raises what torch says.
+    documents are kept apart, one for each power of two of their number. A model that makes no one graph is run as it
+    is, and that is said, unless compiling was `asked` for: then its first call raises what torch says.
     """
     if not asked and (fault := _why_no_graph(model)) is not None:
         say(f"{type(model).__name__} is not compiled (compile: auto): {fault}.")
