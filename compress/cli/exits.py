@@ -21,6 +21,7 @@ _LOWER = (
     "Take fewer rows or tokens at once: distill.micro_batch_rows (same result), eval.batch_tokens, eval.speed_batch, "
     "prune.batch_tokens, or data.seq_len."
 )
+_COMPILER = ("torch._dynamo.", "torch._inductor.")
 _TOLD_BY_MAIN = (processes.MainProcessFailed, InterruptedRun, KeyboardInterrupt, click.Abort)
 
 
@@ -56,6 +57,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return _explain_os_error(error), UsageError.exit_code if error.errno in UNUSABLE_PATH else 1
     if _is_out_of_memory(error):
         return f"Out of memory ({reason_of(error) or type(error).__name__}). {_LOWER}", 1
+    if type(error).__module__.startswith(_COMPILER):
+        return f"torch.compile failed ({reason_of(error, 200)}). Set distill.compile to false to go on without it.", 1
     return (
         f"Unexpected {type(error).__name__}: {reason_of(error)}. "
         "This is a fault of the tool; `compress --debug ...` shows where."

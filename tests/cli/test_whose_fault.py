@@ -104,6 +104,17 @@ def test_sizes_that_no_memory_holds(world: Path, tmp_path: Path) -> None:
     assert "fault of the tool" in explain(RuntimeError("shapes differ"))[0]
 
 
+def test_a_compiler_that_fails_is_no_fault_of_the_tool() -> None:
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    for error in (TorchDynamoException("no graph"), InductorError(RuntimeError("no kernel"), None)):
+        message, code = explain(error)
+        assert code == 1
+        assert "torch.compile failed (" in message
+        assert "Set distill.compile to false" in message
+
+
 WEIGHT = "model.layers.3.mlp.down_proj.weight"
 
 
