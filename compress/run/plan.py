@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.base.errors import Faults
+from compress.base.errors import Faults, UsageError
 from compress.base.machine import total_memory
 from compress.base.units import format_bytes, format_count
 from compress.data import TextFacts
@@ -96,7 +96,12 @@ def plan_run(
         run = run_folder(recipe, out)
         resolved = fit_recipe(resolve_paths(recipe, run))
         outlook = look_ahead(resolved, Layout(run), redo, download=False)
-        return plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s), outlook
+        try:
+            return plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s), outlook
+        except UsageError:
+            if not outlook.faults.found:
+                raise
+            return None, outlook  # what cannot be planned is among what refuses the run
 
 
 def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePlan | None:
