@@ -9,14 +9,13 @@ from compress.inference.planning import Job
 from compress.inference.prefix_cache import TreeModel
 from compress.inference.readout import Checkpoint
 from compress.inference.tree import Ids, build_tree
-from compress.model.lengths import context_tokens
+from compress.model.lengths import WINDOWS, context_tokens
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _LOW_PRECISION_TOLERANCE = 0.05  # rounding to bf16 alone gives 0.01 to 0.03 over 4 to 24 layers
 _TRIAL_TOKENS = 32
 """More than the longest sequence of the trial has."""
 _FULL = {"full_attention", "attention"}
-_WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size")
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
@@ -51,7 +50,7 @@ def known_reason(checkpoint: Checkpoint) -> str | None:
         return f"its attention kernel ({kernel}) takes no mask of ours"
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - _FULL):
         return f"it has {' and '.join(other)} layers"
-    if getattr(config, "use_sliding_window", True) and any(getattr(config, name, None) for name in _WINDOWS):
+    if getattr(config, "use_sliding_window", True) and any(getattr(config, name, None) for name in WINDOWS):
         return "its attention has a window"
     if getattr(model, "_is_stateful", False):
         return "it keeps a state instead of keys and values"

@@ -6,6 +6,8 @@ from typing import Any
 from compress.base.errors import UsageError
 from compress.base.progress import say
 
+WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size")
+"""What configs call the number of tokens that their layers, or some of them, look back."""
 _FIELDS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
 _PADDED_POSITIONS = (
     "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",

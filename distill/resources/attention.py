@@ -19,11 +19,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from compress.base.progress import say
+from compress.model.lengths import WINDOWS
 from compress.model.parts import hidden_states
 
 ROWS, DOCUMENTS = "causal_rows", "causal_documents"
-_FULL = {"full_attention", "attention"}
-_WINDOWED = {"sliding_attention"}
+_KINDS = {"full_attention", "attention", "sliding_attention"}
 _TRIAL_TOKENS = 64
 _VARLEN_CAPABILITY = (8, 0)
 
@@ -87,14 +87,15 @@ def without_mask(model: Any, seq_len: int, *, documents: bool, compiled: bool, b
     if model.config._attn_implementation != "sdpa":
         return None
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if documents:
+    known = set(getattr(config, "layer_types", None) or ()) <= _KINDS
+    windows = {name: value for name in WINDOWS if isinstance(value := getattr(config, name, None), int)}
+    if not getattr(config, "use_sliding_window", True):
+        windows.pop("sliding_window", None)
+    if documents:  # the kernel has windows, and is told of them as of sliding ones
         device = next(model.parameters()).device
         capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _VARLEN_CAPABILITY
-        return DOCUMENTS if bf16 and capable and has_varlen() and kinds <= _FULL | _WINDOWED else None
-    looks_back = window is None or window >= seq_len
-    return ROWS if compiled and kinds <= (_FULL | _WINDOWED if looks_back else _FULL) and looks_back else None
+        return DOCUMENTS if bf16 and capable and has_varlen() and known and windows.keys() <= {WINDOWS[0]} else None
+    return ROWS if compiled and known and min(windows.values(), default=seq_len) >= seq_len else None
 
 
 def has_varlen() -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from compress.base.errors import reason_of
+from compress.base.errors import UsageError, reason_of
 from compress.base.progress import say
 from compress.distill.config import DistillConfig
 from compress.distill.resources.attention import DOCUMENTS, choose, parts_documents, without_mask
@@ -41,10 +41,21 @@ def load_checked(config: DistillConfig, folder: Path, here: Here, *, dtype: torc
         if own is not None:
             choose(model, own, here.seq_len)
         if config.document_mask:
-            check_isolation(model, str(folder))
+            _keep_documents_apart(model, str(folder))
     if waits:
         model.set_attn_implementation(here.attention)
     return model
+
+
+def _keep_documents_apart(model: Any, name: str) -> None:
+    """Raises as `check_isolation`, once attention of our own has given way to SDPA with a mask."""
+    if parts_documents(model):
+        try:
+            return check_isolation(model, name)
+        except UsageError:  # a model may not tell its attention what it was told of documents
+            model.set_attn_implementation("sdpa")
+            say(f"{type(model).__name__} keeps documents apart with a mask: its attention is not told of them.")
+    return check_isolation(model, name)
 
 
 def recompute_activations(model: Any) -> None:

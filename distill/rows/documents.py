@@ -49,7 +49,8 @@ def packed_hidden_states(
     """
     if positions is None:
         return hidden_states(model, rows)
-    if boundaries is not None and parts_documents(model):
+    if parts_documents(model):
+        assert boundaries is not None, "its attention knows documents by nothing else"
         return hidden_states(model, rows, position_ids=positions, **documents_of(boundaries, rows.shape[1]))
     if not _takes_one_row(model):
         return hidden_states(model, rows, position_ids=positions)

@@ -20,6 +20,7 @@ from compress.distill import DistillConfig
 from compress.distill.resources import attention, auto, loading
 from compress.distill.resources.attention import DOCUMENTS, ROWS, choose, without_mask
 from compress.distill.resources.loading import compile_backbone, load_checked
+from compress.distill.rows import documents
 from compress.distill.rows.batch import document_boundaries
 from compress.distill.rows.documents import document_positions, packed_hidden_states
 from compress.model.parts import hidden_states
@@ -90,6 +91,7 @@ WINDOWS = {"sliding_window": 16, "head_dim": 8}
         ("mistral", {"sliding_window": None}, 48, ROWS),
         ("qwen2", {"sliding_window": 16, "use_sliding_window": False}, 48, ROWS),
         ("bloom", {}, 48, None),
+        ("llama", {"attention_chunk_size": 16}, 48, None),
     ],
 )
 def test_it_is_taken_where_every_layer_sees_the_whole_row(
@@ -212,6 +214,22 @@ def test_kernels_of_sixteen_bits_are_checked_in_sixteen_bits(
     model = load_checked(options(document_mask=True), folder, here, dtype=torch.float32, device=CPU)
     assert (model.config._attn_implementation, model.dtype) == (DOCUMENTS, torch.float32)
     assert set(seen) == {torch.bfloat16}
+
+
+def test_a_model_that_drops_what_it_is_told_of_documents_has_a_mask(
+    world: World,
+    options: Callable[..., DistillConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(attention, "variable_length", by_documents)
+    monkeypatch.setattr(documents, "documents_of", lambda *_: {})
+    monkeypatch.setattr(loading, "without_mask", lambda *_, **__: DOCUMENTS)
+    folder = save_tiny_model(world.root / "llama")
+    here = auto.Here(CPU, "fp32", None, "none", 1, compiled=False, seq_len=32)
+    model = load_checked(options(document_mask=True), folder, here, dtype=torch.float32, device=CPU)
+    assert model.config._attn_implementation == "sdpa"
+    assert "keeps documents apart with a mask" in capsys.readouterr().err
 
 
 def test_a_student_that_waits_for_its_device_is_checked_without_its_kernel(
