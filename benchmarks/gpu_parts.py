@@ -427,7 +427,7 @@ def recovery(scale: Scale, work: Path) -> dict[str, Any]:
         pruned_s = time.perf_counter() - started
         batch = 1024 if scale.smoke else 32768
         config = DistillConfig(
-            alpha=1.0, lr=1e-3, batch_tokens=batch, precision="bf16", log_every=1,
+            alpha=1.0, lr=5e-4, batch_tokens=batch, precision="bf16", log_every=1,
             tokens=4 * batch if scale.smoke else None, heldout_every=0.25 if scale.smoke else 0.05,
             heldout_sequences=min(200, store.num_heldout), checkpoint_every=0,
         )  # fmt: skip
