@@ -11,6 +11,7 @@ from compress.evaluate.text.language import check_same_tokenizer
 from compress.model.costs import model_costs
 from compress.model.facts import ModelFacts
 from compress.model.lengths import context_tokens
+from compress.model.load import find_dtype
 from compress.model.vocabulary import check_store
 
 
@@ -37,8 +38,8 @@ def _check_speed(config: EvalConfig, model: ModelFacts) -> None:
         UsageError: they do.
     """
     device = find_device(config.device)
-    bytes_per_value = 4 if config.dtype == "float32" or (config.dtype == "auto" and device.type == "cpu") else 2
-    batch = max(config.speed_batch, *config.speed_batches, 1)
+    bytes_per_value = find_dtype(config.dtype, model.side, device).itemsize
+    batch = max([config.speed_batch, *config.speed_batches])
     context = config.speed_prompt_tokens + config.speed_decode_tokens
     try:
         costs = model_costs(model.config)

@@ -120,21 +120,24 @@ def recipe_output(path: Path) -> Output:
 
 def is_resolved(path: Path) -> bool:
     """Whether a file is a recipe as a run writes it: every option of its time in it, and not a word more."""
+    return _resolved(path) is not None
+
+
+def _resolved(path: Path) -> dict[str, Any] | None:
+    """What a recipe says that a run wrote."""
     try:
         text = path.read_text(encoding="utf-8")
         data = parse_yaml(text, path.name).data
     except (OSError, ValueError, UsageError):
-        return False
-    return is_complete(Recipe, data) and dump_data(data) == text
+        return None
+    return data if is_complete(Recipe, data) and dump_data(data) == text else None
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe with every option in it; a file that an earlier version wrote and that says the same stays."""
-    if is_resolved(path):
-        written = parse_yaml(path.read_text(encoding="utf-8"), path.name).data
-        if as_before(Recipe, written) == as_before(Recipe, to_dict(recipe)):
-            return
-    write_text(path, dump_yaml(recipe))
+    written = _resolved(path)
+    if written is None or as_before(Recipe, written) != as_before(Recipe, to_dict(recipe)):
+        write_text(path, dump_yaml(recipe))
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -10,6 +10,7 @@ models that a trial shows to compute the same with them:
 """
 
 import inspect
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -94,17 +95,9 @@ def without_mask(model: Any, seq_len: int, *, documents: bool, compiled: bool, b
     if documents:  # the kernel has windows, and is told of them as of sliding ones
         device = next(model.parameters()).device
         capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _VARLEN_CAPABILITY
-        return DOCUMENTS if bf16 and capable and has_varlen() and known and windows.keys() <= {WINDOWS[0]} else None
+        capable = capable and find_spec("torch.nn.attention.varlen") is not None  # torch 2.10 and later
+        return DOCUMENTS if bf16 and capable and known and windows.keys() <= {"sliding_window"} else None
     return ROWS if compiled and known and min(windows.values(), default=seq_len) >= seq_len else None
-
-
-def has_varlen() -> bool:
-    """Whether this torch has variable-length attention (2.10 and later)."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    return callable(varlen_attn)
 
 
 @torch.no_grad()

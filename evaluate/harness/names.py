@@ -62,9 +62,8 @@ def manager_for(names: Sequence[str], task_folder: str | None) -> Any:
         if not more or all(small.task_index[name].kind.name != "TAG" for name in names):  # tags span folders
             return small
     written = names_written((str(LM_EVAL), *folders)).words
-    if known := [name for name in names if name in written]:  # a name that stands nowhere is no task's
-        return _manager(folders, include_defaults=True) if len(known) == len(names) else manager_for(known, task_folder)
-    return _manager(folders, include_defaults=False)
+    known = [name for name in names if name in written]  # a name that stands nowhere is no task's
+    return _manager(folders, include_defaults=True) if len(known) == len(names) else manager_for(known, task_folder)
 
 
 class _Written(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 from earlier_runs import ARCHIVES
@@ -13,6 +13,7 @@ from compress.base.currency import (
     FREE,
     PLACE,
     Before,
+    Meaning,
     Missing,
     as_before,
     changes,
@@ -45,6 +46,19 @@ class Options:
     text: Annotated[str | None, PLACE] = None
     newer: Annotated[bool, Before(False)] = True
     inner: Inner | None = None
+
+
+@config
+class Quick:
+    fast: Annotated[bool | Literal["auto"], Meaning("auto", False)] = "auto"
+
+
+@pytest.mark.parametrize("made", [{}, {"fast": False}, {"fast": "auto"}])
+def test_a_newer_value_means_what_results_were_made_with(made: dict[str, Any]) -> None:
+    assert setting_changes(Quick, made, to_dict(Quick())) == []
+    assert setting_changes(Quick, made, {"fast": False}) == []
+    assert setting_changes(Quick, made, {"fast": True}) == ["fast was false and is true"]
+    assert as_before(Quick, to_dict(Quick())) == as_before(Quick, {"fast": False})
 
 
 @pytest.mark.parametrize(

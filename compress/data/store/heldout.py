@@ -99,7 +99,7 @@ class HeldOutPool:
         content = text.encode() if self.alike == "exact" else normal_form(text)
         key = blake2b(content, digest_size=16, key=self._seed).digest()
         if key in self._documents:
-            self._documents[key].add(text, ids)
+            self._add(key, text, ids)
             return []
         if self.full and key > self._keys[-1]:
             return [ids]
@@ -133,18 +133,14 @@ class HeldOutPool:
     def restore(self, state: Iterable[Any], encoder: Encoder) -> None:
         """Fill an empty pool from `state()`."""
         for name, text, count in state:
-            key, ids = base64.b64decode(name), encoder([text])[0]
-            if key in self._documents:
-                self._documents[key].add(text, ids, count)
-            else:
-                self._add(key, text, ids, count)
+            self._add(base64.b64decode(name), text, encoder([text])[0], count)
 
     def _add(self, key: bytes, text: str, ids: Ids, count: int = 1) -> None:
-        """Take in a text that is like none before it."""
-        self._documents[key] = _Document()
+        if key not in self._documents:
+            self._documents[key] = _Document()
+            insort(self._keys, key)
+            self.tokens += len(ids)
         self._documents[key].add(text, ids, count)
-        insort(self._keys, key)
-        self.tokens += len(ids)
 
 
 def _cut(parts: list[NDArray[Any]], length: int) -> NDArray[Any]:
