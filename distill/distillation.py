@@ -52,7 +52,7 @@ def distill(
         InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved.
         CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
     """
-    from compress.data import TokenStore, facts_of_store
+    from compress.data import TokenStore, check_framing, facts_of_store
 
     config = build_from(DistillConfig, to_dict(config), "distill")
     join()
@@ -64,6 +64,8 @@ def distill(
         return done
     with contextlib.ExitStack() as resources:
         on_main(lambda: resources.enter_context(_work_folder(work)))
+        if source is not None and not any((work / "checkpoints").glob("step-*")):
+            on_main(lambda: check_framing(store, source))
         resources.enter_context(_tuned(config))
         resources.enter_context(_in_one_order(config))
         plan, meter = _plan(config, start, source, store)

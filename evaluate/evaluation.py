@@ -21,12 +21,13 @@ from compress.evaluate.config import EvalConfig
 from compress.evaluate.harness.local_data import data_fingerprint, folder_fingerprint
 from compress.evaluate.preflight import check_evaluation
 from compress.evaluate.speed import device_name, measure_speed
-from compress.evaluate.text.heldout import Heldout, load_heldout
+from compress.evaluate.text.heldout import Heldout, framing_of_text, load_heldout
 from compress.evaluate.text.language import heldout_scores
 from compress.evaluate.text.samples import continuations, prompts_from_rows, response_similarity
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import model_fingerprint, resolve_model
+from compress.model.framing import Framing
 from compress.model.lengths import fit, shortest_context
 from compress.model.parts import count_parameters
 from compress.report.judge.draft import draft_figures
@@ -74,10 +75,11 @@ def evaluate_model(
     with contextlib.ExitStack() as opened:
         benchmarks = opened.enter_context(_open_benchmarks(config)) if config.tasks else None
         journal = opened.enter_context(open_journal(out, _header(config, inputs)))
-        checkpoint = load_checkpoint(model, dtype=config.dtype, device=config.device)
-        heldout = None if text is None else on_main(lambda: load_heldout(text, checkpoint, config))
+        framing = Framing() if text is None else on_main(lambda: _framing(text, config, model, reference))
+        checkpoint = load_checkpoint(model, dtype=config.dtype, device=config.device, framing=framing)
+        heldout = None if text is None else on_main(lambda: load_heldout(text, checkpoint, config, framing))
         scored = None if benchmarks is None else benchmarks.score(checkpoint, journal)
-        result = _measure(checkpoint, config, scored, heldout, reference, prompts, journal)
+        result = _measure(checkpoint, config, scored, heldout, reference, prompts, journal, framing)
         items, datasets = ([], set()) if scored is None else (scored.items, scored.datasets)
 
         def publish() -> dict[str, Any]:
@@ -192,6 +194,11 @@ def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:
     return {"config": options, "inputs": inputs, "environment": place}
 
 
+def _framing(text: str | Path, config: EvalConfig, model: str | Path, teacher: Path | None) -> Framing:
+    """How the text is framed, for the teacher where there is one: both read the same rows."""
+    return framing_of_text(text, config, teacher or resolve_model(str(model)))
+
+
 def _measure(
     checkpoint: Checkpoint,
     config: EvalConfig,
@@ -200,6 +207,7 @@ def _measure(
     teacher: Path | None,
     prompts: Sequence[str],
     journal: Journal,
+    framing: Framing,
 ) -> dict[str, Any]:
     """The measured part of the eval JSON."""
     result: dict[str, Any] = {
@@ -212,12 +220,15 @@ def _measure(
         "fidelity": None,
         "speed": None,
     }
-    reference = None if teacher is None else load_checkpoint(teacher, dtype=config.dtype, device=config.device)
+    reference = None
+    if teacher is not None:
+        reference = load_checkpoint(teacher, dtype=config.dtype, device=config.device, framing=framing)
     if heldout is not None:
         result["heldout"], result["fidelity"] = heldout_scores(
             checkpoint,
             heldout.rows,
             heldout.text_bytes,
+            documents=heldout.documents,
             teacher=reference,
             batch_tokens=config.batch_tokens,
             journal=journal,

@@ -70,31 +70,52 @@ def data_config(dataset: Path | str, **options: Any) -> DataConfig:
     return DataConfig(**{"dataset": str(dataset), "seq_len": 32, "heldout_sequences": 4, **options})
 
 
-def naive_split(texts: Sequence[str], wanted_tokens: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """(training, held out) documents in order, by the definition of the pool, recomputed from scratch at each step.
+def naive_split(texts: Sequence[str], num_rows: int, seq_len: int, seed: int = 0) -> tuple[list[str], list[str], int]:
+    """(training, held out, rows a document gives) by the definition of the pool, recomputed from scratch at each step.
 
-    One token a byte and an EOS: a document of b bytes has b + 1 tokens.
+    One token a byte and an EOS: a document of b bytes has b + 1 tokens. All of the texts are to be prepared.
     """
 
     def key(form: str) -> bytes:
         return blake2b(form.encode(), digest_size=16, key=seed.to_bytes(8, "little")).digest()
 
+    def tokens(form: str) -> int:
+        return len(texts[forms.index(form)].encode()) + 1
+
+    def gives(form: str, share: int) -> int:
+        return tokens(form) if tokens(form) <= share * seq_len else share * seq_len
+
+    def pool_of(candidates: Sequence[str], share: int) -> list[str]:
+        found: list[str] = []
+        for candidate in sorted(set(candidates), key=key):
+            if sum(gives(form, share) for form in found) >= num_rows * seq_len:
+                break
+            found.append(candidate)
+        return found
+
+    def release(before: Sequence[str], after: Sequence[str], seen: Sequence[str]) -> None:
+        for left in sorted(set(before) - set(after), key=key, reverse=True):
+            alike = [each for each in seen if normal_form(each) == left]
+            training.extend(each for first in dict.fromkeys(alike) for each in alike if each == first)
+
     forms = list(map(normal_form, texts))
     training: list[str] = []
     pool: list[str] = []  # normal forms, each of which stands for its texts
+    share = 1
     for i, text in enumerate(texts):
-        before = pool
-        pool = []
-        for candidate in sorted(set(forms[: i + 1]), key=key):
-            if sum(len(texts[forms.index(form)].encode()) + 1 for form in pool) >= wanted_tokens:
-                break
-            pool.append(candidate)
-        for left in sorted(set(before) - set(pool), key=key, reverse=True):
-            alike = [each for each in texts[:i] if normal_form(each) == left]
-            training.extend(each for first in dict.fromkeys(alike) for each in alike if each == first)
+        before, pool = pool, pool_of(forms[: i + 1], share)
+        release(before, pool, texts[:i])
         if forms[i] not in pool:
             training.append(text)
-    return training, [texts[forms.index(form)] for form in pool]
+    while any(tokens(form) > share * seq_len for form in pool):
+        enough = sum(gives(form, share) for form in pool) >= num_rows * seq_len
+        held = sum(map(tokens, pool))
+        if enough and 9 * held <= sum(len(text.encode()) + 1 for text in training):
+            break
+        share *= 2
+        before, pool = pool, pool_of(pool, share)
+        release(before, pool, texts)
+    return training, [texts[forms.index(form)] for form in pool], share
 
 
 def normal_form(text: str) -> str:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
         store_inputs,
         store_outputs,
     )
-    from compress.data.sample import read_start, text_fingerprint
+    from compress.data.sample import framing_for, read_rows, text_fingerprint
     from compress.data.sources.hub import HubSource
     from compress.data.sources.sources import LocalSource, Source, find_source
+    from compress.data.store.framing import check_framing
     from compress.data.store.store import INDEX, TokenStore
 
 __all__ = [
@@ -41,14 +42,16 @@ __all__ = [
     "changes_of_begun",
     "changes_since",
     "check_data",
+    "check_framing",
     "check_text",
     "facts_of_plan",
     "facts_of_store",
     "find_source",
     "fit_rows",
+    "framing_for",
     "options_unlike",
     "prepare",
-    "read_start",
+    "read_rows",
     "require_apart",
     "store_inputs",
     "store_outputs",
@@ -65,6 +68,7 @@ _HOMES = {
     "changes_of_begun": "preparing",
     "changes_since": "preparing",
     "check_data": "preflight",
+    "check_framing": "store.framing",
     "check_text": "preflight",
     "facts_of_plan": "preflight",
     "facts_of_store": "preflight",
@@ -72,7 +76,8 @@ _HOMES = {
     "fit_rows": "preflight",
     "options_unlike": "preparing",
     "prepare": "preparing",
-    "read_start": "sample",
+    "framing_for": "sample",
+    "read_rows": "sample",
     "require_apart": "preflight",
     "store_inputs": "preparing",
     "store_outputs": "preparing",

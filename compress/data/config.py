@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.base.config import config
-from compress.base.currency import FREE, PLACE
+from compress.base.currency import FREE, PLACE, Before
 from compress.base.units import Count
 
 AtLeastOne = Annotated[Count, Field(ge=1)]
@@ -29,7 +29,10 @@ class DataConfig:
     seq_len: Annotated[Count, Field(ge=2)] = 2048
     """Tokens a row, at most the models' context: the default is cut to a shorter one."""
     heldout_sequences: Count = 100
-    """Rows of `seq_len` tokens from documents that training never sees."""
+    """Rows of `seq_len` tokens from documents that training never sees, one a document while there are enough."""
+    bos: Annotated[Literal["auto", "always", "never"], Before("auto")] = "auto"
+    """BOS before documents and rows: `auto` puts it before documents where the tokenizer's own encoding does, and
+    before rows where the teacher reads text better with it, which is measured."""
     seed: Count = 0
     """Seed of the choice of held-out documents."""
     num_proc: Annotated[AtLeastOne | None, FREE] = None

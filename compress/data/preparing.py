@@ -12,6 +12,7 @@ from compress.base.signals import stop_on_signal
 from compress.data.config import DataConfig
 from compress.data.sources.sources import find_source
 from compress.data.sources.stream import Unavailable
+from compress.data.store.framing import asked_framing
 from compress.data.store.partial import begun, is_begun, owned_folder, partial_of, remove_if_empty
 from compress.data.store.preparation import Preparation
 from compress.data.store.record import identity
@@ -22,16 +23,26 @@ _OF_NO_CONSEQUENCE = ("dataset", "num_proc")
 """Options that may be others than those of the store: where it is itself, and a matter of speed."""
 
 
-def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bool = True) -> TokenStore:
+def prepare(
+    config: DataConfig,
+    tokenizer: Path | str,
+    out: Path,
+    *,
+    reader: Path | str | None = None,
+    visible: bool = True,
+) -> TokenStore:
     """Make the token store `out`, or go on making it, or open it when it is there and made from the same.
 
-    Documents are tokenized as plain text, each followed by EOS, and packed without gaps into rows of `seq_len` tokens.
+    Documents are tokenized as plain text, framed as the tokenizer frames a text and followed by EOS, and packed without
+    gaps into rows of `seq_len` tokens, which begin with BOS where the `reader` reads them better so.
     Held-out documents (see `HeldOutPool`) are packed apart. The files are the same however often the preparation
     was cut and continued, on however many cores. A failure leaves nothing of what this call began, and
     all of what an earlier one saved.
 
     Args:
         tokenizer: a model folder (a bare tokenizer.json will do) or a hub model.
+        reader: the model, a folder, whose loss decides what rows begin with: the teacher of a training. By default it
+            is that of the tokenizer, if there are weights beside it.
         visible: whether to show a progress bar.
 
     Raises:
@@ -54,9 +65,10 @@ def prepare(config: DataConfig, tokenizer: Path | str, out: Path, *, visible: bo
             f"folder, or move {folder} away."
         )
     spec = load_spec(tokenizer)
+    asked_framing(config.bos, spec)
     require_outputs(*store_outputs(out))
     with stop_on_signal() as stop, owned_folder(out) as folder:
-        preparation = Preparation(config, spec, out, folder, stop)
+        preparation = Preparation(config, spec, Path(reader or tokenizer), out, folder, stop)
         try:
             preparation.run(visible=visible)
         except (InterruptedRun, Unavailable):

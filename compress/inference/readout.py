@@ -13,6 +13,7 @@ from compress.base.errors import CompressError, InputError
 from compress.base.machine import find_device
 from compress.base.progress import say
 from compress.model.files import resolve_model
+from compress.model.framing import Framing
 from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype, load_model, load_tokenizer
 from compress.model.parts import OutputHead, check_output_head, hidden_states, output_head, why_not_finite
@@ -71,6 +72,13 @@ class Checkpoint(Readout):
 
     folder: Path
     tokenizer: Any
+    prefix: tuple[int, ...] = ()
+    """Token ids that a prompt begins with, though the tokenizer does not put them there by itself."""
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt: the tokenizer's own encoding, after `prefix` where it does not begin with it."""
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return ids if tuple(ids[: len(self.prefix)]) == self.prefix else [*self.prefix, *ids]
 
     @property
     def context(self) -> int | None:
@@ -108,8 +116,10 @@ def read_out(model: Any, name: str) -> Readout:
     return Readout(name, model, head, int(vocab_size))
 
 
-def load_checkpoint(name: str | Path, *, dtype: str = "auto", device: str | None = None) -> Checkpoint:
-    """Load a folder or hub id, strictly and without remote code.
+def load_checkpoint(
+    name: str | Path, *, dtype: str = "auto", device: str | None = None, framing: Framing | None = None
+) -> Checkpoint:
+    """Load a folder or hub id, strictly and without remote code. What rows of text begin with, prompts begin with.
 
     `dtype` is as in `find_dtype`, `device` as in `find_device`.
 
@@ -122,7 +132,8 @@ def load_checkpoint(name: str | Path, *, dtype: str = "auto", device: str | None
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=find_dtype(dtype, folder, place), device=place)
     read = read_out(model, str(name))
-    return Checkpoint(read.name, model, read.head, read.vocab_size, folder, tokenizer)
+    prefix = () if framing is None else framing.rows
+    return Checkpoint(read.name, model, read.head, read.vocab_size, folder, tokenizer, prefix)
 
 
 def require_numbers(scores: Tensor, readout: Readout) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from compress.base.disk import sha256_json
 from compress.base.errors import InputError
 from compress.model.files import resolve_model
+from compress.model.framing import prefix_of
 
 
 class TokenizerSpec(NamedTuple):
@@ -23,6 +24,10 @@ class TokenizerSpec(NamedTuple):
     vocab_size: int
     """One more than the largest id."""
     sha256: str
+    prefix: tuple[int, ...]
+    """Token ids that a text may begin with (see `prefix_of`)."""
+    adds_prefix: bool
+    """Whether the tokenizer's own encoding begins with them."""
 
     @property
     def dtype(self) -> Any:
@@ -74,6 +79,7 @@ def tokenizer_spec(tokenizer: Any) -> TokenizerSpec:
         int(tokenizer.eos_token_id),
         max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         sha256_json({**decisive, "eos_id": tokenizer.eos_token_id}),
+        *prefix_of(tokenizer),
     )
 
 

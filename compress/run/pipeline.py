@@ -220,7 +220,7 @@ def _store_of(options: DistillOptions, given: Collection[str], *, student: str, 
     assert found is not None
     if is_store:
         return named
-    prepare(options.data, found[0], layout.data)
+    prepare(options.data, found[0], layout.data, reader=found[1])
     return layout.data
 
 

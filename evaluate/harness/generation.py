@@ -93,7 +93,7 @@ class Generator:
                     f"and {self._checkpoint.name} reads at most {self._lm.max_length}: leave the task out, or choose a "
                     "model with a longer context."
                 )
-        encoded = encode(self._lm, [request.args[0] for request in requests])
+        encoded = encode(self._lm, [request.args[0] for request in requests], prefix=self._checkpoint.prefix)
         for ids in encoded.values():
             self._checkpoint.check_ids(np.asarray(ids))
         prompts = [encoded[request.args[0]] for request in requests]

@@ -37,27 +37,29 @@ def ids_of(rows: Sequence[Sequence[Asked]]) -> list[list[Ids]]:
     return [[each.ids for each in row] for row in rows]
 
 
-def encode_pairs(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
+def encode_pairs(lm: Any, pairs: Sequence[tuple[str, str]], prefix: tuple[int, ...] = ()) -> list[tuple[Ids, Ids]]:
     """(context ids, continuation ids) of each (context, continuation): those of lm-eval's `TemplateLM.loglikelihood`.
 
     White space that ends a context belongs to its continuation. Context and continuation are encoded as one string, and
     cut where the context's own encoding ends: their tokens may merge across the boundary. Nothing before a continuation
-    is the prefix token (BOS, else EOS), unless the continuation begins with it. `lm` is an lm-eval `HFLM`.
+    is the prefix token (BOS, else EOS), unless the continuation begins with it. `lm` is an lm-eval `HFLM`. Before each
+    context comes `prefix`, unless it begins with it.
     """
     encoded: list[tuple[Ids, Ids]] = []
     with progress_bar("Tokenizing", len(pairs), visible=len(pairs) >= _BAR_FROM_PAIRS) as bar:
         for start in range(0, len(pairs), _BLOCK):
             check_interrupt()
             block = pairs[start : start + _BLOCK]
-            encoded += _encode_block(lm, block)
+            encoded += _encode_block(lm, block, prefix)
             bar.advance(len(block))
     return encoded
 
 
-def _encode_block(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
+def _encode_block(lm: Any, pairs: Sequence[tuple[str, str]], prefix: tuple[int, ...]) -> list[tuple[Ids, Ids]]:
     moved = [_move_space(context, continuation) for context, continuation in pairs]
     chosen = [texts for texts, (context, _) in zip(moved, pairs, strict=True) if context]
-    ids = encode(lm, [text for context, continuation in chosen for text in (context, context + continuation)])
+    texts = [text for context, continuation in chosen for text in (context, context + continuation)]
+    ids = encode(lm, texts, prefix=prefix)
     alone = encode(lm, [continuation for context, continuation in pairs if not context], add_special_tokens=False)
     encoded = []
     for (context, continuation), (kept, added) in zip(pairs, moved, strict=True):
@@ -70,8 +72,10 @@ def _encode_block(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ids, 
     return encoded
 
 
-def encode(lm: Any, strings: Iterable[str], *, add_special_tokens: bool | None = None) -> dict[str, Ids]:
-    """`lm.tok_encode(string)` of each distinct string."""
+def encode(
+    lm: Any, strings: Iterable[str], *, add_special_tokens: bool | None = None, prefix: tuple[int, ...] = ()
+) -> dict[str, Ids]:
+    """`lm.tok_encode(string)` of each distinct string, after `prefix` unless it begins with that."""
     distinct = list(dict.fromkeys(strings))
     beginning = lm.tokenizer.decode(lm.prefix_token_id)
     marked = [add_special_tokens is None and has_bos_prefix(string, beginning) for string in distinct]
@@ -81,7 +85,9 @@ def encode(lm: Any, strings: Iterable[str], *, add_special_tokens: bool | None =
         chosen = [string for string, mark in zip(distinct, marked, strict=True) if mark is begins_with_bos]
         if chosen:
             rows = lm.tokenizer(chosen, return_attention_mask=False, return_token_type_ids=False, **options)
-            found |= {s: np.asarray(row, np.int64) for s, row in zip(chosen, rows["input_ids"], strict=True)}
+            for string, row in zip(chosen, rows["input_ids"], strict=True):
+                begun = row if tuple(row[: len(prefix)]) == prefix else [*prefix, *row]
+                found[string] = np.asarray(begun, np.int64)
     return found
 
 

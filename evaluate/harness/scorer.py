@@ -78,7 +78,9 @@ class Scorer(HFLM):  # type: ignore[misc]
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Score]:
         """(log p(continuation | context) in nats, whether greedy decoding gives it) for each request."""
         pairs = [request.args for request in requests]
-        tokens = [(pair, *ids) for pair, ids in zip(pairs, encode_pairs(self, pairs), strict=True)]
+        tokens = [
+            (pair, *ids) for pair, ids in zip(pairs, encode_pairs(self, pairs, self._checkpoint.prefix), strict=True)
+        ]
         for request, (_, _, continuation) in zip(requests, tokens, strict=True):
             self._require_room(len(continuation), request.task_name)
         return self._loglikelihood_tokens(tokens, disable_tqdm=disable_tqdm)

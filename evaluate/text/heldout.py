@@ -6,26 +6,36 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.data import INDEX, TokenStore, read_start
+from compress.data import INDEX, TokenStore, framing_for, read_rows
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint
+from compress.model.framing import Framing
 from compress.model.lengths import fit
 from compress.model.vocabulary import check_store
 
 
 @dataclasses.dataclass(frozen=True)
 class Heldout:
-    """Rows of token ids [n, S], int64, and the UTF-8 bytes of text that their tokens 1..S-1 stand for."""
+    """Rows of token ids [n, S], int64, the UTF-8 bytes of text that their tokens 1..S-1 stand for, and the number
+    [n, S] of each token's document."""
 
     rows: NDArray[np.int64]
     text_bytes: int
+    documents: NDArray[np.int64]
 
 
-def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig) -> Heldout:
-    """At most `heldout_sequences` rows: a token store's held-out part, or the start of a raw source.
+def framing_of_text(text: str | Path, config: EvalConfig, reader: Path) -> Framing:
+    """How the text is framed: a token store's own way, or as the model in the folder `reader` reads raw text best."""
+    if (Path(text) / INDEX).is_file():
+        return TokenStore.open(Path(text)).framing or Framing()
+    return framing_for(str(text), config.text_column, reader)
 
-    Raw documents are encoded as a token store's are (EOS after each, packed without gaps), in rows of
-    `heldout_seq_len` tokens, or of the model's context when that is shorter; less text than a row is one short row.
+
+def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig, framing: Framing) -> Heldout:
+    """At most `heldout_sequences` rows: a token store's held-out part, or rows of the start of a raw source.
+
+    Of a raw source there is one row a document while there are enough, of `heldout_seq_len` tokens, or of the model's
+    context when that is shorter; less text than a row is one short row.
 
     Raises:
         InputError: the store was made with another tokenizer or its rows exceed the model's context; the source does
@@ -33,18 +43,10 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig) -
     """
     if not (Path(text) / INDEX).is_file():
         length, _ = fit("Held-out rows", config.heldout_seq_len, 0, checkpoint.context)
-        return _raw_rows(str(text), checkpoint, config, length)
+        count, column = config.heldout_sequences, config.text_column
+        found = read_rows(str(text), checkpoint.tokenizer, count, length, column, framing=framing)
+        return Heldout(found.ids.astype(np.int64), sum(found.text_bytes), found.documents)
     store = TokenStore.open(Path(text))
     check_store(store, checkpoint.tokenizer, checkpoint.name, context=checkpoint.context)
     count = min(config.heldout_sequences, store.num_heldout)
-    return Heldout(store.heldout(count), store.heldout_bytes(count))
-
-
-def _raw_rows(name: str, checkpoint: Checkpoint, config: EvalConfig, length: int) -> Heldout:
-    wanted = config.heldout_sequences * length
-    all_ids, all_sizes = read_start(name, checkpoint.tokenizer, wanted, config.text_column)
-    tokens = len(all_ids)
-    length = min(length, tokens)
-    count = min(tokens, wanted) // length
-    ids, sizes = (column[: count * length].reshape(count, length) for column in (all_ids, all_sizes))
-    return Heldout(ids, int(sizes[:, 1:].sum()))
+    return Heldout(store.heldout(count), store.heldout_bytes(count), store.heldout_documents(count))

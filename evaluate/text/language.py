@@ -17,10 +17,10 @@ from compress.inference.halving import Halving
 from compress.inference.readout import Checkpoint, require_numbers
 
 _TOP = 5
-_ROWS = "rows"
+_ROWS, _DOCUMENTS = "rows", "documents"
 
 Sums = dict[str, dict[str, list[float]]]
-"""Quantity -> grouping -> sum over the tokens of each class; the grouping `rows` has a class for each row."""
+"""Quantity -> grouping -> sum over the tokens of each class; `rows` and `documents` have a class for each of these."""
 
 
 class Nearness(NamedTuple):
@@ -38,11 +38,13 @@ def heldout_scores(
     rows: NDArray[np.int64],
     text_bytes: int,
     *,
+    documents: NDArray[np.int64] | None = None,
     teacher: Checkpoint | None = None,
     batch_tokens: int = 8192,
     journal: Journal | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Score `rows` [n, S] of token ids; each row's tokens 1..S-1 are predicted from those before them in the row.
+    `documents` [n, S] says which document each token is from; None means one a row.
 
     Returns (heldout, fidelity), over the N = n (S - 1) predicted tokens, with p the teacher's and q the model's
     next-token distribution:
@@ -51,8 +53,9 @@ def heldout_scores(
       text_bytes the UTF-8 bytes that the predicted tokens stand for
     - kl_nats, js_nats, top1_agreement, top5_agreement, acceptance_rate: means of what `compare_tokens` gives. Where one
       vocabulary is padded, p and q are taken over the shared ids.
-    - loss_nats_stderr, kl_nats_stderr, acceptance_rate_stderr: standard errors of the means over rows, whose tokens
-      depend on each other; null for one row
+    - documents: how many documents the tokens are from
+    - loss_nats_stderr, kl_nats_stderr, acceptance_rate_stderr: standard errors over documents, whose tokens depend on
+      each other (of a ratio of sums: Cochran, Sampling Techniques, section 6.4); null for one document
     - by_position, by_token, by_frequency of both: the loss, the KL and the agreement by class of the predicted token
       (see `compress.evaluate.text.token_classes`), with each class's tokens
 
@@ -64,6 +67,10 @@ def heldout_scores(
         _check_rows(teacher, rows)
         check_same_tokens(checkpoint, teacher)
     groupings = group_tokens(rows, checkpoint.tokenizer)
+    documents = np.repeat(np.arange(len(rows))[:, None], rows.shape[1], axis=1) if documents is None else documents
+    numbers, codes = np.unique(documents[:, 1:], return_inverse=True)
+    by_document = Grouping(tuple(map(str, numbers)), codes.reshape(len(rows), -1))
+    summed = {**groupings, _DOCUMENTS: by_document}
     step = max(1, batch_tokens // rows.shape[1])
     parts = [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
     halving = Halving(lambda: None)
@@ -71,7 +78,7 @@ def heldout_scores(
     def sums_of(part: Sequence[int]) -> Sums:
         def compute(numbers: Sequence[int]) -> list[Sums]:
             here = slice(numbers[0], numbers[-1] + 1)
-            return [_batch_sums(checkpoint, teacher, torch.from_numpy(rows[here].copy()), groupings, here)]
+            return [_batch_sums(checkpoint, teacher, torch.from_numpy(rows[here].copy()), summed, here)]
 
         return _join(halving.run(part, compute, lambda numbers: len(numbers) * rows.shape[1]))
 
@@ -85,30 +92,32 @@ def heldout_scores(
     loss = math.fsum(sums["loss"][_ROWS]) / tokens
     heldout = {
         "loss_nats": loss,
-        "loss_nats_stderr": _stderr(sums["loss"], rows.shape),
+        "loss_nats_stderr": _stderr(sums["loss"], by_document),
         "perplexity": math.exp(min(loss, 700.0)),
         "bits_per_byte": loss * tokens / math.log(2) / text_bytes if text_bytes else None,
         "tokens": tokens,
+        "documents": len(numbers),
         **_by_class({"loss_nats": sums["loss"]}, groupings),
     }
-    return heldout, None if teacher is None else _fidelity(sums, groupings, rows.shape)
+    return heldout, None if teacher is None else _fidelity(sums, groupings, by_document)
 
 
-def _fidelity(sums: Sums, groupings: Mapping[str, Grouping], shape: tuple[int, ...]) -> dict[str, Any]:
-    tokens = shape[0] * (shape[1] - 1)
+def _fidelity(sums: Sums, groupings: Mapping[str, Grouping], by_document: Grouping) -> dict[str, Any]:
+    tokens = by_document.codes.size
 
     def mean(quantity: str) -> float:
         return math.fsum(sums[quantity][_ROWS]) / tokens
 
     return {
         "kl_nats": mean("kl"),
-        "kl_nats_stderr": _stderr(sums["kl"], shape),
+        "kl_nats_stderr": _stderr(sums["kl"], by_document),
         "js_nats": mean("js"),
         "top1_agreement": mean("top1"),
         "top5_agreement": mean("top5"),
         "acceptance_rate": mean("accepted"),
-        "acceptance_rate_stderr": _stderr(sums["accepted"], shape),
+        "acceptance_rate_stderr": _stderr(sums["accepted"], by_document),
         "tokens": tokens,
+        "documents": len(by_document.labels),
         **_by_class({"kl_nats": sums["kl"], "top1_agreement": sums["top1"]}, groupings),
     }
 
@@ -138,9 +147,14 @@ def _join(found: list[Sums]) -> Sums:
     return {quantity: {name: joined(quantity, name) for name in groups} for quantity, groups in found[0].items()}
 
 
-def _stderr(sums: Mapping[str, list[float]], shape: tuple[int, ...]) -> float | None:
-    means = np.asarray(sums[_ROWS]) / (shape[1] - 1)
-    return float(means.std(ddof=1) / math.sqrt(shape[0])) if shape[0] > 1 else None
+def _stderr(sums: Mapping[str, list[float]], by_document: Grouping) -> float | None:
+    """Standard error of a mean over tokens that come in documents: that of a ratio of sums, of values and of tokens."""
+    count = len(by_document.labels)
+    if count < 2:
+        return None
+    values, tokens = np.asarray(sums[_DOCUMENTS]), np.bincount(by_document.codes.ravel(), minlength=count)
+    left = values - tokens * values.sum() / tokens.sum()
+    return float(math.sqrt(count / (count - 1) * np.square(left).sum()) / tokens.sum())
 
 
 class Named(Protocol):

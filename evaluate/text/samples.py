@@ -92,7 +92,7 @@ def greedy_ids(checkpoint: Checkpoint, prompt: str, new_tokens: int, *, context:
     Of a prompt that leaves them no room in a context of that many tokens the end is read, and that is said.
     """
     tokenizer = checkpoint.tokenizer
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    ids = torch.tensor([checkpoint.prompt_ids(prompt)])
     room = ids.shape[1] if context is None else max(1, context - new_tokens)
     if ids.shape[1] > room:
         say(f"Of a prompt of {ids.shape[1]} tokens {checkpoint.name} reads the last {room}: its context is {context}.")

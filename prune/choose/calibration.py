@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.base.errors import UsageError
-from compress.data import INDEX, TokenStore, read_start, text_fingerprint
+from compress.data import INDEX, TokenStore, check_framing, framing_for, read_rows, text_fingerprint
 from compress.model.lengths import context_tokens, fit
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import check_ids, check_store
@@ -70,15 +70,15 @@ def require_source(source: str | None) -> str:
 
 
 def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
-    """At most `calibration_tokens` of the text as the model in `folder` reads it.
+    """At most `calibration_tokens` of the text as the model in `folder` reads it, framed as it reads it best.
 
-    Documents are packed without gaps, EOS after each. A token store gives the training rows that a run with seed 0
-    reads first; its held-out rows stay unseen.
+    Of a raw text there is one row a document while there are enough. A token store gives the training rows that a run
+    with seed 0 reads first; its held-out rows stay unseen.
 
     Raises:
         UsageError: no source is named.
-        InputError: the source cannot be used, holds too little text, or is a store of another tokenizer or with rows
-            longer than the model's context.
+        InputError: the source cannot be used, holds too little text, or is a store of another tokenizer, framed for
+            another model, or with rows longer than the model's context.
     """
     source = require_source(config.calibration)
     tokenizer = load_tokenizer(folder)
@@ -87,11 +87,12 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
     if (Path(source) / INDEX).is_file():
         store = TokenStore.open(source)
         check_store(store, tokenizer, str(folder), context=limit)
+        check_framing(store, folder)
         rows = store.batch(0, min(max(1, config.calibration_tokens // store.seq_len), store.num_rows), seed=0)
     else:
-        ids, _ = read_start(source, tokenizer, config.calibration_tokens, config.calibration_column)
-        length = min(fit("Calibration rows", config.calibration_seq_len, 0, limit)[0], len(ids))
-        count = max(1, min(len(ids), config.calibration_tokens) // length)
-        rows = ids[: count * length].reshape(count, length)
+        length = fit("Calibration rows", config.calibration_seq_len, 0, limit)[0]
+        count, column = max(1, config.calibration_tokens // length), config.calibration_column
+        framing = framing_for(source, column, folder)
+        rows = read_rows(source, tokenizer, count, length, column, framing=framing).ids.astype(np.int64)
     check_ids(rows, model.get_text_config().vocab_size, tokenizer, str(folder))
     return Calibration(rows, source, text_fingerprint(source))

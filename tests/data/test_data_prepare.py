@@ -46,22 +46,62 @@ def test_rows_are_the_documents_in_order(tmp_path: Path, tokenizer_folder: Path)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**63 - 1), heldout=st.integers(1, 8), data_seed=st.integers(0, 99))
+@given(
+    seed=st.integers(0, 2**63 - 1), heldout=st.integers(1, 8), data_seed=st.integers(0, 99), count=st.integers(30, 400)
+)
 def test_the_split_is_the_definition_recomputed_naively(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, seed: int, heldout: int, data_seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer_folder: Path,
+    seed: int,
+    heldout: int,
+    data_seed: int,
+    count: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("split")
-    texts = documents(80, data_seed, near=0.1)
+    texts = documents(count, data_seed, near=0.1)
     config = data_config(write_source(folder / "a.parquet", texts), heldout_sequences=heldout, seed=seed)
     store = prepare(config, tokenizer_folder, folder / "store", visible=False)
-    training, held_out = naive_split(texts, heldout * 32, seed % 2**64)
+    training, held_out, share = naive_split(texts, heldout, 32, seed % 2**64)
     expected = stream_of(training, byte_tokenizer())
     assert all_rows(store) == expected[: len(expected) // 32 * 32]
-    assert store.heldout().reshape(-1).tolist() == stream_of(held_out, byte_tokenizer())[: heldout * 32]
     assert not set(map(normal_form, training)) & set(map(normal_form, held_out))
-    assert store.index["heldout"]["documents"] == len(held_out)
     copies = len(texts) - len(training) - len(held_out)
     assert store.index["skipped"]["heldout_copies"] == copies
+
+    rows, of = store.heldout(), store.heldout_documents()
+    streams = [stream_of([text], byte_tokenizer()) for text in held_out]
+    long = [len(ids) > share * 32 for ids in streams]
+    alone = [n for n in range(heldout) if long[of[n, 0]]]
+    for row in alone:  # the rows of a long document are pieces of it, as many as each gives
+        assert (of[row] == of[row, 0]).all()
+        assert rows[row].tolist() in [streams[of[row, 0]][i : i + 32] for i in range(len(streams[of[row, 0]]) - 31)]
+    for document in range(len(held_out)):
+        assert not long[document] or sum(of[row, 0] == document for row in alone) in range(share + 1)
+    together = [n for n in range(heldout) if n not in alone]  # shorter ones follow each other
+    stream = [(token, n) for n, ids in enumerate(streams) if not long[n] for token in ids]
+    found = list(zip(rows[together].ravel().tolist(), of[together].ravel().tolist(), strict=True))
+    assert found == stream[: len(found)]
+    assert store.index["heldout"]["documents"] == len(set(of.ravel().tolist()))
+
+
+def test_heldout_rows_come_from_as_many_documents(tmp_path: Path, tokenizer_folder: Path) -> None:
+    books = [f"{number} ".join(documents(60, number)) for number in range(40)]
+    rows = 12
+    store = prepare(
+        data_config(write_source(tmp_path / "a.jsonl", books), heldout_sequences=rows, tokens=640),
+        tokenizer_folder,
+        tmp_path / "store",
+    )
+    assert store.index["heldout"]["documents"] == rows  # of books that would fill all of them alone
+    assert len({first for first, *_ in store.heldout_documents().tolist()}) == rows
+    few = data_config(write_source(tmp_path / "b.jsonl", books[:8]), heldout_sequences=rows, tokens=640)
+    store = prepare(few, tokenizer_folder, tmp_path / "few")  # eight books: some must be left for training
+    assert store.num_rows == 20
+    assert 3 <= store.index["heldout"]["documents"] <= 7
+    everything = data_config(write_source(tmp_path / "c.jsonl", books), heldout_sequences=rows)
+    store = prepare(everything, tokenizer_folder, tmp_path / "everything")
+    held = sum(len(book.encode()) + 1 for book in books) - store.num_rows * 32
+    assert held <= 0.11 * sum(len(book.encode()) + 1 for book in books)
 
 
 def test_every_format_gives_the_same_store(tmp_path: Path, tokenizer_folder: Path) -> None:

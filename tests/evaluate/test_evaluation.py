@@ -14,6 +14,7 @@ from compress.data import DataConfig, prepare
 from compress.evaluate import EvalConfig, evaluate_model, evaluation_inputs
 from compress.evaluate.text.heldout import load_heldout
 from compress.inference.readout import load_checkpoint
+from compress.model.framing import Framing
 
 DOCUMENTS = [f"Document {i} says that été follows spring, and that {i} times {i} is {i * i}." for i in range(60)]
 
@@ -34,21 +35,21 @@ def config(**options: Any) -> EvalConfig:
 
 def test_raw_rows_are_the_documents_joined_by_eos(place: dict[str, Path]) -> None:
     checkpoint = load_checkpoint(place["model"], device="cpu")
-    found = load_heldout(place["text"], checkpoint, config(heldout_sequences=5, heldout_seq_len=50))
+    found = load_heldout(place["text"], checkpoint, config(heldout_sequences=5, heldout_seq_len=90), Framing())
     eos, encode = checkpoint.tokenizer.eos_token_id, checkpoint.tokenizer
     stream = [i for text in DOCUMENTS for i in [*encode(text)["input_ids"], eos]]
-    assert found.rows.flatten().tolist() == stream[: 5 * 50]
+    assert found.rows.flatten().tolist() == stream[: 5 * 90]
     # Byte tokens: a predicted token is a byte unless it is EOS or the inside of a character (counted with its first).
-    flat = b"".join(text.encode() + b"\0" for text in DOCUMENTS)[:250]
+    flat = b"".join(text.encode() + b"\0" for text in DOCUMENTS)[:450]
     sizes = [0 if b == 0 or 0x80 <= b < 0xC0 else 2 if b >= 0xC0 else 1 for b in flat]
-    assert found.text_bytes == sum(sum(sizes[r * 50 + 1 : (r + 1) * 50]) for r in range(5))
+    assert found.text_bytes == sum(sum(sizes[r * 90 + 1 : (r + 1) * 90]) for r in range(5))
 
 
 def test_a_short_text_gives_one_short_row_and_a_short_context_shorter_rows(place: dict[str, Path]) -> None:
     checkpoint = load_checkpoint(place["model"], device="cpu")
     (place["folder"] / "short.txt").write_text("Only this.\n")
-    assert load_heldout(place["folder"] / "short.txt", checkpoint, config()).rows.shape == (1, 11)
-    assert load_heldout(place["text"], checkpoint, config(heldout_sequences=2)).rows.shape == (2, 256)
+    assert load_heldout(place["folder"] / "short.txt", checkpoint, config(), Framing()).rows.shape == (1, 11)
+    assert load_heldout(place["text"], checkpoint, config(heldout_sequences=2), Framing()).rows.shape == (2, 256)
 
 
 def test_the_whole_measurement_on_a_token_store(place: dict[str, Path]) -> None:

@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranking")
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(50)]
-    lines = [json.dumps({"text": " ".join(rng.choices(words, k=30))}) for _ in range(20)]
+    lines = [json.dumps({"text": " ".join(rng.choices(words, k=9))}) for _ in range(70)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
     save_tiny_model(folder / "teacher", num_hidden_layers=LAYERS)
     for name, layers in (("planted", PLANTED), ("planted-row", (3, 4))):
@@ -68,7 +68,7 @@ def rank(teacher: Path, by: Any, layers: int, **options: Any) -> Ranking:
 
 
 def text_rows(place: Path) -> Tensor:
-    """The rows that measuring reads, made by the tokenizer alone: documents joined by EOS (id 256)."""
+    """The rows that measuring reads, made by the tokenizer alone: short documents joined by EOS (id 256)."""
     tokenizer = AutoTokenizer.from_pretrained(place / "teacher")
     texts = [json.loads(line)["text"] for line in (place / "text.jsonl").read_text().splitlines()]
     ids = [token for text in texts for token in (*tokenizer(text)["input_ids"], 256)]

@@ -24,7 +24,7 @@ DOWN = "model.layers.{}.mlp.down_proj.weight"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repair")
     rng = random.Random(0)
-    lines = [json.dumps({"text": "".join(rng.choices("abcdefgh ,.", k=200))}) for _ in range(40)]
+    lines = [json.dumps({"text": "".join(rng.choices("abcdefgh ,.", k=25))}) for _ in range(320)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
     save_tiny_model(folder / "teacher")
     return folder

@@ -27,21 +27,25 @@ _CHARS_AT_ONCE = 2**20
 class Encoder:
     """Token ids of documents. Text is only text: a document that spells out a special token gets no such token."""
 
-    def __init__(self, spec: TokenizerSpec) -> None:
+    def __init__(self, spec: TokenizerSpec, start: tuple[int, ...] = ()) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(spec.definition)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self._eos_id = spec.eos_id
+        self._start = np.array(start, dtype=np.uint32)
+        self._end = np.array([spec.eos_id], dtype=np.uint32)
 
     def __call__(self, documents: Sequence[str]) -> list[Ids]:
-        """For each document its ids with EOS at the end; memory is bounded however long a document is."""
+        """For each document its ids, `start` before and EOS after; memory is bounded however long a document is."""
         split = [split_pieces(document) for document in documents]
         encoded = self._encode_pieces([piece for pieces in split for piece in pieces])
-        eos = np.array([self._eos_id], dtype=np.uint32)
-        return [np.concatenate([*itertools.islice(encoded, len(pieces)), eos]) for pieces in split]
+        return [np.concatenate([self._start, *itertools.islice(encoded, len(pieces)), self._end]) for pieces in split]
+
+    def bare(self, document: str) -> Ids:
+        """The ids of a document's text alone."""
+        return np.concatenate(list(self._encode_pieces(split_pieces(document))))
 
     def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[Ids]:
         """Ids of each piece; the tokenizer's own bulky objects exist for `_CHARS_AT_ONCE` characters at a time."""
@@ -59,7 +63,7 @@ class Encoder:
         """Ids as `__call__` gives them, and for each the UTF-8 bytes of text it stands for.
 
         The bytes sum to those of the document. A character that is split over tokens counts with the first of them;
-        what a normalizer drops at the end counts with the last; EOS has none.
+        what a normalizer drops at the end counts with the last; what frames the document has none.
         """
         ids: list[Ids] = []
         sizes: list[NDArray[np.int64]] = []
@@ -72,8 +76,8 @@ class Encoder:
             ends[-1] = len(piece)
             ids.append(np.array(encoding.ids, dtype=np.uint32))
             sizes.append(np.diff(bytes_before[ends], prepend=0))
-        eos = np.array([self._eos_id], dtype=np.uint32)
-        return np.concatenate([*ids, eos]), np.concatenate([*sizes, np.zeros(1, dtype=np.int64)])
+        frame = [np.zeros(len(ends), dtype=np.int64) for ends in (self._start, self._end)]
+        return np.concatenate([self._start, *ids, self._end]), np.concatenate([frame[0], *sizes, frame[1]])
 
 
 def split_pieces(text: str) -> list[str]:
@@ -97,12 +101,11 @@ def split_pieces(text: str) -> list[str]:
 
 
 @contextmanager
-def encoding(spec: TokenizerSpec) -> Iterator[Callable[[Sequence[str]], Future[list[Ids]]]]:
+def encoding(encoder: Encoder) -> Iterator[Callable[[Sequence[str]], Future[list[Ids]]]]:
     """Yield a function that encodes a batch of documents in the background; results are futures."""
-    encode = Encoder(spec)
     with ThreadPoolExecutor(1, "encode") as background:
         try:
-            yield lambda documents: background.submit(encode, documents)
+            yield lambda documents: background.submit(encoder, documents)
         finally:
             background.shutdown(wait=True, cancel_futures=True)
 

@@ -1,6 +1,6 @@
 """Which documents are held out: those with the smallest seeded hashes, found in one pass.
 
-The pool keeps the documents with the smallest hashes seen so far, as few as hold the tokens wanted. A document that
+The pool keeps the documents with the smallest hashes seen so far, as few as give the rows wanted. A document that
 a smaller one pushes out goes to training at that moment. The largest hash in a full pool only ever falls, so a copy
 of a held-out document would itself have been in the pool: no text is ever on both sides. The choice is uniform over
 all documents read, needs no knowledge of how many there will be, and wastes none.
@@ -18,10 +18,8 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from compress.data.store.encode import Encoder, Ids
+from compress.data.store.layout import Layout, TextRows
 
 Alike = Literal["exact", "normalised"]
 """What makes two documents one text; preparations that an earlier version began compare exact texts to their end."""
@@ -61,26 +59,31 @@ class _Document:
 
 
 class HeldOutPool:
-    """The held-out documents so far, with at least `wanted_tokens` tokens once `full`."""
+    """The held-out documents so far, which give at least `num_rows` rows of the layout once `full`."""
 
-    def __init__(self, wanted_tokens: int, seed: int, alike: Alike = "normalised") -> None:
-        self.alike = alike
-        self._wanted = wanted_tokens
+    def __init__(self, num_rows: int, layout: Layout, seed: int, alike: Alike = "normalised") -> None:
+        self.alike, self.layout = alike, layout
+        self._num_rows = num_rows
         self._seed = (seed % 2**64).to_bytes(8, "little")
         self._documents: dict[bytes, _Document] = {}
         self._keys: list[bytes] = []
         self.tokens = 0
-        """Tokens in the pool, EOS included."""
+        """Tokens of the rows that the pool gives, those of a row that is not full included."""
 
     @property
     def full(self) -> bool:
-        """Whether the pool has all the tokens wanted."""
-        return self.tokens >= self._wanted
+        """Whether the pool gives all the rows wanted."""
+        return self.tokens >= self._num_rows * self.layout.seq_len
 
     @property
     def documents(self) -> int:
         """Distinct documents in the pool."""
         return len(self._keys)
+
+    @property
+    def whole_tokens(self) -> int:
+        """Tokens of the documents in the pool, whatever of them is in its rows: training does without all of them."""
+        return sum(len(document.first.ids) for document in self._documents.values())
 
     @property
     def copies(self) -> int:
@@ -94,7 +97,7 @@ class HeldOutPool:
 
     def offer(self, text: str, ids: Ids) -> list[Ids]:
         """Take in a document with ids [n] and return those that are training documents now, in order."""
-        if not self._wanted:
+        if not self._num_rows:
             return [ids]
         content = text.encode() if self.alike == "exact" else normal_form(text)
         key = blake2b(content, digest_size=16, key=self._seed).digest()
@@ -104,23 +107,23 @@ class HeldOutPool:
         if self.full and key > self._keys[-1]:
             return [ids]
         self._add(key, text, ids)
-        released = []
-        while self.tokens - len(self._documents[self._keys[-1]].first.ids) >= self._wanted:
-            document = self._documents.pop(self._keys.pop())
-            self.tokens -= len(document.first.ids)
-            for variant in document.variants.values():
-                released.extend([variant.ids] * variant.count)
-        return released
+        return self._release()
 
-    def rows(self, encoder: Encoder, seq_len: int) -> tuple[Ids, list[int]]:
-        """The held-out rows [wanted / seq_len, seq_len], and for each the bytes of text of its tokens 1..seq_len-1.
+    @property
+    def can_widen(self) -> bool:
+        """Whether a document has more rows than it gives."""
+        return any(not self.layout.is_whole(len(document.first.ids)) for document in self._documents.values())
 
-        Documents follow each other in the order of their hashes, EOS after each, the last one cut.
-        """
-        encoded = [encoder.with_bytes(self._documents[key].first.text) for key in self._keys]
-        ids = _cut([ids for ids, _ in encoded], self._wanted)
-        sizes = _cut([sizes for _, sizes in encoded], self._wanted).reshape(-1, seq_len)
-        return ids.reshape(-1, seq_len), sizes[:, 1:].sum(axis=1).tolist()
+    def widen(self) -> list[Ids]:
+        """Let each document give twice the rows, and return those that are training documents then, in order."""
+        self.layout = self.layout.wider()
+        self.tokens = sum(map(self._gives, self._documents.values()))
+        return self._release()
+
+    def rows(self, encoder: Encoder) -> TextRows:
+        """The held-out rows, in the order of their documents' hashes."""
+        texts = (self._documents[key].first.text for key in self._keys)
+        return self.layout.rows(texts, encoder, self._num_rows)
 
     def state(self) -> list[Any]:
         """The pool as JSON data."""
@@ -136,12 +139,24 @@ class HeldOutPool:
             self._add(base64.b64decode(name), text, encoder([text])[0], count)
 
     def _add(self, key: bytes, text: str, ids: Ids, count: int = 1) -> None:
-        if key not in self._documents:
+        known = key in self._documents
+        if not known:
             self._documents[key] = _Document()
             insort(self._keys, key)
-            self.tokens += len(ids)
         self._documents[key].add(text, ids, count)
+        if not known:
+            self.tokens += self._gives(self._documents[key])
 
+    def _release(self) -> list[Ids]:
+        """Take out the documents of the largest hashes that the rows do without."""
+        released = []
+        wanted = self._num_rows * self.layout.seq_len
+        while self._keys and self.tokens - self._gives(self._documents[self._keys[-1]]) >= wanted:
+            document = self._documents.pop(self._keys.pop())
+            self.tokens -= self._gives(document)
+            for variant in document.variants.values():
+                released.extend([variant.ids] * variant.count)
+        return released
 
-def _cut(parts: list[NDArray[Any]], length: int) -> NDArray[Any]:
-    return np.concatenate([*parts, np.zeros(0, dtype=np.uint32)])[:length]
+    def _gives(self, document: _Document) -> int:
+        return self.layout.gives(len(document.first.ids))

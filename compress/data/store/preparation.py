@@ -18,35 +18,37 @@ from compress.data.sources.sources import Source, find_source
 from compress.data.sources.stream import Item, Position, Retry, Stopped, Unavailable, batches, read_items, texts
 from compress.data.store import partial
 from compress.data.store.encode import Encoder, Ids, encoding, in_order
+from compress.data.store.framing import asked_framing, decide_framing
 from compress.data.store.heldout import Alike, HeldOutPool
-from compress.data.store.record import Counts, check_amounts, identity, make_index, wanted_tokens
+from compress.data.store.layout import Layout
+from compress.data.store.record import Counts, check_amounts, describe_rows, identity, make_index, wanted_tokens
 from compress.data.store.shards import ShardWriter, write_rows
 from compress.data.store.store import INDEX
+from compress.model.framing import Framing
 from compress.model.tokenizer import TokenizerSpec
 
 SAVE_EVERY_S = 30.0
 _BATCHES_AHEAD = 2
+_HELD_OUT_SHARE = 0.1
 
 
 class Preparation:
     """Everything between a locked `OUT.partial/` and the finished store `out`."""
 
-    def __init__(self, config: DataConfig, spec: TokenizerSpec, out: Path, folder: Path, stop: StopRequest) -> None:
+    def __init__(
+        self, config: DataConfig, spec: TokenizerSpec, reader: Path, out: Path, folder: Path, stop: StopRequest
+    ) -> None:
         self._config, self._spec, self._out, self._folder, self._stop = config, spec, out, folder, stop
+        self._reader = reader
         self.began_here = not partial.can_continue(folder)
         """Whether nothing in the folder is an earlier process's, so that a failure may remove it."""
         self._identity = identity(config, spec.sha256)
-        self._encoder = Encoder(spec)
         self._retry = Retry(stop)
         self._wanted = wanted_tokens(config)
         self._position = Position(0, 0)
         self._counts = Counts()
-        self._pool = self._new_pool("normalised")
         self._started = self._saved_at = time.monotonic()
         self._seconds_before = 0.0
-
-    def _new_pool(self, alike: Alike) -> HeldOutPool:
-        return HeldOutPool(self._config.heldout_sequences * self._config.seq_len, self._config.seed, alike)
 
     def run(self, *, visible: bool) -> None:
         """Prepare from wherever an earlier process stopped, and publish the store.
@@ -94,22 +96,39 @@ class Preparation:
 
     def _restore(self, state: dict[str, Any] | None) -> ShardWriter:
         if state:
+            framing = Framing(*map(tuple, state.get("framing", ())))
             try:
-                writer = ShardWriter(self._folder, self._spec.dtype, self._config.seq_len, state["writer"])
+                writer = self._begin(framing, state["writer"], state.get("alike", "exact"), state.get("share"))
             except ValueError as error:
                 say(f"{error}: starting again.")
             else:
                 self._position = Position(*state["position"])
                 self._counts = Counts(**state["counts"])
-                self._pool = self._new_pool(state.get("alike", "exact"))
                 self._pool.restore(state["pool"], self._encoder)
                 self._seconds_before = state["seconds"]
+                self._decided = state.get("decided")
                 say(f"Continuing {self._out}: {format_count(writer.tokens)} tokens are prepared already.")
                 return writer
         clear_folder(self._folder)
         self.began_here = True
         check_space(self._config, self._spec, self._out)
-        return ShardWriter(self._folder, self._spec.dtype, self._config.seq_len, None)
+        framing, self._decided = self._find_framing()
+        return self._begin(framing, None, "normalised", 1)
+
+    def _begin(self, framing: Framing, writer: dict[str, Any] | None, alike: Alike, share: int | None) -> ShardWriter:
+        """What takes in documents that are framed so."""
+        config, self._framing = self._config, framing
+        self._encoder = Encoder(self._spec, framing.documents)
+        layout = Layout(config.seq_len, framing.rows, share)
+        self._pool = HeldOutPool(config.heldout_sequences, layout, config.seed, alike)
+        return ShardWriter(self._folder, self._spec.dtype, config.seq_len, writer, framing.rows)
+
+    def _find_framing(self) -> tuple[Framing, dict[str, Any] | None]:
+        """How documents and rows are framed, and what that was decided by; the first documents are read for it."""
+        if self._config.bos != "auto" or not self._spec.prefix:
+            return asked_framing(self._config.bos, self._spec), None
+        with closing(read_items(self._source, self._config.text_column, Position(0, 0), self._retry)) as items:
+            return decide_framing(items, self._spec, self._reader)
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
@@ -121,6 +140,9 @@ class Preparation:
             "counts": dataclasses.asdict(self._counts),
             "pool": self._pool.state(),
             "alike": self._pool.alike,
+            "share": self._pool.layout.share,
+            "framing": self._framing,
+            "decided": self._decided,
             "writer": self._writer.state(),
             "seconds": self._seconds(),
         }
@@ -137,7 +159,7 @@ class Preparation:
         label, total, done = self._extent()
         with (
             progress_bar(label, total, done=done, visible=visible) as bar,
-            encoding(self._spec) as submit,
+            encoding(self._encoder) as submit,
         ):
             first = self._writer.tokens
             for batch, encoded in in_order(batches(items), texts, submit, window=_BATCHES_AHEAD):
@@ -168,8 +190,7 @@ class Preparation:
         self._counts.documents += 1
         self._counts.text_bytes += len(text.encode())
         for released in self._pool.offer(text, ids):
-            room = None if self._wanted is None else self._wanted - self._writer.tokens
-            self._writer.append(released[:room])
+            self._writer.append(released, self._wanted)
 
     def _skip(self, item: Item) -> None:
         unit = "line" if self._source.files[item.file].layout.format in ("jsonl", "txt") else "row"
@@ -200,18 +221,31 @@ class Preparation:
         bar.advance(max(now - done, 0), note)
         return max(now, done)
 
+    def _holds_too_much(self) -> bool:
+        """Whether held-out documents are too few, or take what training needs: then each gives more rows."""
+        if not self._pool.full:
+            return True
+        if self._wanted is not None:
+            return self._writer.tokens < self._wanted
+        held = self._pool.whole_tokens
+        return held > _HELD_OUT_SHARE * (held + self._writer.tokens)
+
     def _finish(self) -> None:
+        while self._pool.can_widen and self._holds_too_much():
+            for released in self._pool.widen():
+                self._writer.append(released, self._wanted)
         check_amounts(self._config, self._counts, self._pool, self._writer.tokens, self._wanted)
         source = self._source.fingerprint(self._position.file + 1)
-        ids, heldout_bytes = self._pool.rows(self._encoder, self._config.seq_len)
-        heldout = write_rows(self._folder, "heldout.bin", ids, self._spec.dtype) if len(ids) else {"rows": 0}
+        rows = self._pool.rows(self._encoder)
+        heldout = write_rows(self._folder, "heldout.bin", rows.ids, self._spec.dtype) if len(rows.ids) else {"rows": 0}
         content = {
             "seq_len": self._config.seq_len,
             **self._spec.description,
             "train": {"rows": self._writer.finish(), "shards": self._writer.shards},
-            "heldout": {**heldout, "documents": self._pool.documents, "bytes": heldout_bytes},
+            "heldout": {**heldout, **describe_rows(rows)},
         }
-        index = make_index(self._config, content, self._counts, self._pool, source, self._seconds())
+        framing = {**self._framing._asdict(), "decided": self._decided}
+        index = make_index(self._config, content, framing, self._counts, self._pool, source, self._seconds())
         write_json(self._folder / INDEX, index)
         self._publish()
         if copies := self._pool.copies:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from compress.base.config import to_dict
 from compress.base.currency import decisive
 from compress.base.disk import sha256_json
@@ -12,6 +14,7 @@ from compress.base.errors import InputError
 from compress.base.records import manifest
 from compress.data.config import DataConfig
 from compress.data.store.heldout import HeldOutPool
+from compress.data.store.layout import TextRows
 from compress.data.store.store import FORMAT, fingerprint_of
 
 _EXAMPLES = 20
@@ -92,9 +95,22 @@ def _and_copies(pool: HeldOutPool) -> str:
     return f" and {pool.copies} copies of them" if pool.copies else ""
 
 
+def describe_rows(rows: TextRows) -> dict[str, Any]:
+    """What the index says of held-out rows: bytes of text a row, and where in the rows, as one list, the tokens of
+    another document begin: [place, its number]."""
+    flat = rows.documents.ravel()
+    places = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist()] if len(flat) else []
+    return {
+        "documents": len(np.unique(flat)),
+        "bytes": rows.text_bytes,
+        "parts": [[place, int(flat[place])] for place in places],
+    }
+
+
 def make_index(
     config: DataConfig,
     content: Mapping[str, Any],
+    framing: Mapping[str, Any],
     counts: Counts,
     pool: HeldOutPool,
     source: Mapping[str, Any],
@@ -108,6 +124,7 @@ def make_index(
         "format": FORMAT,
         "fingerprint": fingerprint_of(content),
         **content,
+        "framing": dict(framing),
         "documents": skipped.pop("documents"),
         "text_bytes": skipped.pop("text_bytes"),
         "skipped": {**skipped, "heldout_copies": pool.copies, **near},

@@ -8,12 +8,13 @@ import numpy as np
 
 from compress.base.disk import fsync_path, sha256_file
 from compress.data.store.encode import Ids
+from compress.model.framing import row_starts, with_starts
 
 SHARD_TOKENS = 2**24
 
 
 class ShardWriter:
-    """Packs a stream of tokens into shards of whole rows, and can go on from a recorded point.
+    """Packs a stream of tokens into shards of whole rows, `row_start` before each, and can go on from a recorded point.
 
     `shards` lists what is complete: {"file", "rows", "sha256"}.
 
@@ -21,8 +22,10 @@ class ShardWriter:
         ValueError: the files are not those that `state` was recorded with.
     """
 
-    def __init__(self, folder: Path, dtype: Any, seq_len: int, state: dict[str, Any] | None) -> None:
-        self._folder, self._dtype, self._seq_len = folder, dtype, seq_len
+    def __init__(
+        self, folder: Path, dtype: Any, seq_len: int, state: dict[str, Any] | None, row_start: tuple[int, ...] = ()
+    ) -> None:
+        self._folder, self._dtype, self._seq_len, self._row_start = folder, dtype, seq_len, row_start
         self._shard_tokens = max(1, SHARD_TOKENS // seq_len) * seq_len
         self.shards: list[dict[str, Any]] = list(state["shards"]) if state else []
         self._open_tokens: int = state["open_tokens"] if state else 0
@@ -33,8 +36,10 @@ class ShardWriter:
         """Tokens appended so far."""
         return len(self.shards) * self._shard_tokens + self._open_tokens
 
-    def append(self, ids: Ids) -> None:
-        """Add ids [n] to the stream."""
+    def append(self, ids: Ids, limit: int | None = None) -> None:
+        """Add ids [n] to the stream, up to `limit` tokens altogether."""
+        starts = row_starts(ids, self._open_tokens % self._seq_len, self._seq_len, self._row_start)
+        ids = with_starts(ids, starts, self._row_start)[: None if limit is None else max(0, limit - self.tokens)]
         while len(ids):
             room = self._shard_tokens - self._open_tokens
             self._file.write(ids[:room].astype(self._dtype).tobytes())

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress.base.disk import read_json, sha256_file, sha256_json
 from compress.base.errors import InputError, UsageError
 from compress.data.store.permutation import permute
+from compress.model.framing import Framing
 
 INDEX = "index.json"
 FORMAT = "compress-token-store-1"
@@ -43,6 +44,13 @@ class _NoRows(_Shape):
 
 class _HeldOut(_Shard):
     bytes: list[Count]
+    parts: list[list[Count]] | None = None
+
+
+class _Framing(_Shape):
+    documents: list[Count]
+    rows: list[Count]
+    decided: dict[str, Any] | None
 
 
 class _Manifest(_Shape):
@@ -60,6 +68,7 @@ class _Index(_Shape):
     fingerprint: str
     train: _Train
     heldout: _HeldOut | _NoRows
+    framing: _Framing | None = None
     identity: dict[str, Any]
     source: dict[str, Any]
     manifest: _Manifest
@@ -83,6 +92,9 @@ class TokenStore:
         self.eos_id: int = index["eos_id"]
         self.tokenizer_sha256: str = index["tokenizer_sha256"]
         self.fingerprint: str = index["fingerprint"]
+        framing = index.get("framing")
+        self.framing = None if framing is None else Framing(tuple(framing["documents"]), tuple(framing["rows"]))
+        """How its text is framed; None in a store of an earlier version, which knew EOS alone."""
         self.num_rows: int = index["train"]["rows"]
         self.num_heldout: int = index["heldout"]["rows"]
         self._dtype = _DTYPES[index["dtype"]]
@@ -155,6 +167,21 @@ class TokenStore:
         if n == 0:
             return np.empty((0, self.seq_len), dtype=np.int64)
         return self._map(self.index["heldout"])[:n].astype(np.int64)
+
+    def heldout_documents(self, n: int | None = None) -> NDArray[np.int64]:
+        """The number [n, seq_len] int64 of the document that each token of the first `n` held-out rows is from.
+
+        Raises:
+            UsageError: the store has fewer rows.
+        """
+        n = self._check_heldout(n)
+        parts = self.index["heldout"].get("parts")
+        if parts is None:  # the documents follow each other, EOS after each
+            ends = self.heldout(n).ravel() == self.eos_id
+            return (np.cumsum(ends) - ends).reshape(n, self.seq_len)
+        places, documents = np.array(parts, dtype=np.int64).reshape(-1, 2).T
+        lengths = np.diff(places, append=self.num_heldout * self.seq_len)
+        return np.repeat(documents, lengths)[: n * self.seq_len].reshape(n, self.seq_len)
 
     def heldout_bytes(self, n: int | None = None) -> int:
         """UTF-8 bytes of the text that tokens 1..seq_len-1 of the first `n` held-out rows stand for.
