@@ -55,6 +55,12 @@ def cell(record: Record | None, key: str, show: Callable[[float], str]) -> str:
     return NONE if value is None else show(value)
 
 
+def with_error(record: Record | None, key: str, show: Callable[[float], str]) -> str:
+    """A number of a record with its standard error, where there is one: `0.53 ± 0.01`."""
+    error = number((record or {}).get(f"{key}_stderr"))
+    return cell(record, key, show) + (f" ± {show(error)}" if error is not None else "")
+
+
 def layer_ranges(layers: Sequence[int]) -> str:
     """[0, 2, 5, 6, 7] -> `0, 2, 5-7`."""
     parts: list[list[int]] = []

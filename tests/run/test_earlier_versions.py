@@ -69,12 +69,28 @@ def same_machine(record: dict[str, Any]) -> bool:
 
 
 def known_then(found: dict[str, Any]) -> dict[str, Any]:
-    """What a run leaves, without what 092ab7b did not measure; its best checkpoint was the best by another measure."""
+    """What a run leaves, without what 092ab7b did not measure; its best checkpoint was the best by another measure, and
+    its standard errors were over rows."""
     record = {
         k: v for k, v in found["distill.json"].items() if k in ("steps", "tokens", "heldout_loss", "skipped_steps")
     }
     rows = [{k: v for k, v in row.items() if k != "heldout_kl"} for row in found["metrics"]]
-    return found | {"distill.json": record, "metrics": rows}
+    evals = {name: _measured_then(value) for name, value in found.items() if name.startswith("eval of ")}
+    index = {k: v for k, v in found["data/index"].items() if k != "framing"}
+    index["manifest"] = {**index["manifest"], "config": dict(index["manifest"]["config"])}
+    index["manifest"]["config"].pop("bos", None)
+    return found | evals | {"distill.json": record, "metrics": rows, "data/index": index}
+
+
+def _measured_then(found: dict[str, Any]) -> dict[str, Any]:
+    over_rows = {
+        part: {k: v for k, v in found[part].items() if k != "documents" and not k.endswith("_nats_stderr")}
+        for part in ("heldout", "fidelity")
+        if found.get(part)
+    }
+    for part in over_rows.values():
+        part.pop("acceptance_rate_stderr", None)
+    return found | over_rows
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ class Preparation:
             "seq_len": self._config.seq_len,
             **self._spec.description,
             "train": {"rows": self._writer.finish(), "shards": self._writer.shards},
-            "heldout": {**heldout, **describe_rows(rows)},
+            "heldout": {**heldout, **describe_rows(rows, spread=self._pool.layout.share is not None)},
         }
         framing = {**self._framing._asdict(), "decided": self._decided}
         index = make_index(self._config, content, framing, self._counts, self._pool, source, self._seconds())

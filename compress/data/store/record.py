@@ -95,16 +95,13 @@ def _and_copies(pool: HeldOutPool) -> str:
     return f" and {pool.copies} copies of them" if pool.copies else ""
 
 
-def describe_rows(rows: TextRows) -> dict[str, Any]:
-    """What the index says of held-out rows: bytes of text a row, and where in the rows, as one list, the tokens of
-    another document begin: [place, its number]."""
+def describe_rows(rows: TextRows, *, spread: bool) -> dict[str, Any]:
+    """What the index says of held-out rows: bytes of text a row and, where they are `spread` over documents, the places
+    in the rows, as one list, at which the tokens of another document begin: [place, its number]."""
     flat = rows.documents.ravel()
+    found = {"documents": len(np.unique(flat)), "bytes": rows.text_bytes}
     places = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist()] if len(flat) else []
-    return {
-        "documents": len(np.unique(flat)),
-        "bytes": rows.text_bytes,
-        "parts": [[place, int(flat[place])] for place in places],
-    }
+    return {**found, "parts": [[place, int(flat[place])] for place in places]} if spread else found
 
 
 def make_index(

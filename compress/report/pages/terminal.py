@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.base.units import format_bytes, format_count
-from compress.report.cells import cell, fixed, plus_minus, points, share_kept
+from compress.report.cells import fixed, plus_minus, points, share_kept, with_error
 from compress.report.judge.verdicts import SIGNIFICANT, alarm_lines
 from compress.report.run_files import Record
 from compress.report.tables.table import compared, labels, main_tasks
@@ -38,7 +38,9 @@ def summary(report: Record) -> Group:
     tasks = main_tasks(report)
     verdicts = {task[key]["versus_chance"] for task in tasks.values() for key in keys if key in task}
     marks = "; ≈ not above chance, ↓ below chance" if verdicts & _MARKS.keys() else ""
-    table = Table(title=Text(report["headline"]), caption=f"percent ± standard error{marks}", box=SIMPLE_HEAD)
+    table = Table(
+        title=Text(report["headline"]), caption=f"scores in percent, ± a standard error{marks}", box=SIMPLE_HEAD
+    )
     table.add_column("", overflow="fold")
     for name in [*keys.values(), *(["kept"] if kept else [])]:
         table.add_column(Text(name), justify="right", no_wrap=True)
@@ -57,7 +59,7 @@ def summary(report: Record) -> Group:
         table.add_row(*map(Text, [name, *cells, *last]))
     table.add_section()
     for label, part, field, show in _FACTS:
-        cells = [cell(report[key].get(part) if part else report[key], field, show) for key in keys]
+        cells = [with_error(report[key].get(part) if part else report[key], field, show) for key in keys]
         table.add_row(*map(Text, [label, *cells]))
     alarms = alarm_lines(report)
     shown = [Text(f"! {line}") for line in alarms[:_ALARMS]]

@@ -1,13 +1,13 @@
 """Tables of what was measured beside the tasks: held-out text, nearness to the teacher, size and speed."""
 
-from collections.abc import Callable
-
 from compress.base.units import format_bytes
-from compress.report.cells import NONE, cell, fixed, percent
-from compress.report.run_files import Record, number
+from compress.report.cells import NONE, cell, fixed, percent, with_error
+from compress.report.run_files import Record
 from compress.report.tables.table import Table, labels
 
 _CLASSES = {"by_token": "what it is", "by_frequency": "how often it occurs", "by_position": "place in the row"}
+
+_EXTENT = {"bits_per_byte": 3, "tokens": 0, "documents": 0}
 
 
 def text(report: Record) -> Table:
@@ -15,10 +15,11 @@ def text(report: Record) -> Table:
     rows = []
     for key, label in labels(report).items():
         if held := report[key].get("heldout"):
-            cells = [_with_error(held, "loss_nats", fixed(3)), cell(held, "perplexity", fixed(2))]
-            rows.append([label, *cells, cell(held, "bits_per_byte", fixed(3)), cell(held, "tokens", fixed(0))])
-    columns = ["Model", "Loss, nats/token", "Perplexity", "Bits/byte", "Tokens"]
-    note = "Loss ± one standard error over rows, whose tokens depend on each other."
+            cells = [with_error(held, "loss_nats", fixed(3)), cell(held, "perplexity", fixed(2))]
+            cells += [cell(held, name, fixed(digits)) for name, digits in _EXTENT.items()]
+            rows.append([label, *cells])
+    columns = ["Model", "Loss, nats/token", "Perplexity", "Bits/byte", "Tokens", "Documents"]
+    note = "Loss ± one standard error over documents, whose tokens depend on each other."
     return Table(title="Held-out text", note=note, columns=columns, rows=rows)
 
 
@@ -35,13 +36,13 @@ def nearness(report: Record) -> Table:
         rows.append(
             [
                 label,
-                _with_error(near, "kl_nats", fixed(4)),
+                with_error(near, "kl_nats", fixed(4)),
                 cell(near, "js_nats", fixed(4)),
                 cell(near, "top1_agreement", percent),
                 cell(near, "top5_agreement", percent),
-                _with_error(near, "acceptance_rate", percent),
+                with_error(near, "acceptance_rate", percent),
                 gain,
-                _with_error(responses, "rouge_l", percent),
+                with_error(responses, "rouge_l", percent),
                 cell(responses, "common_prefix", percent),
             ]
         )
@@ -57,8 +58,8 @@ def nearness(report: Record) -> Table:
         "same start, %",
     ]
     note = (
-        "Divergence from the teacher's next-token distribution on held-out text ± one standard error over rows; how "
-        "often the teacher would accept the model's token as a draft, and what drafting that many tokens a step would "
+        "Divergence from the teacher's next-token distribution on held-out text ± one standard error over documents; "
+        "how often the teacher would accept the model's token as a draft, and what drafting that many a step would "
         "gain it by theory; how much of greedy continuations of the same prompts is shared."
     )
     return Table(title="Nearness to the teacher", note=note, columns=columns, rows=rows)
@@ -123,12 +124,6 @@ def _rate(shape: Record | None, what: str) -> str:
     shown = cell(shape, f"{what}_tokens_per_s", fixed(0))
     quartiles = (shape or {}).get(f"{what}_tokens_per_s_quartiles")
     return shown if not quartiles else f"{shown} [{quartiles[0]:,.0f}, {quartiles[1]:,.0f}]"
-
-
-def _with_error(record: Record | None, key: str, show: Callable[[float], str]) -> str:
-    """A number with its standard error, where there is one."""
-    error = number((record or {}).get(f"{key}_stderr"))
-    return cell(record, key, show) + (f" ± {show(error)}" if error is not None else "")
 
 
 def memory(value: float) -> str:

@@ -1,0 +1,326 @@
+"""What a pretrained teacher's student keeps, by tokens and by seconds: cut x repair x recipe of training, some seeds.
+
+    python benchmarks/recovery.py TEACHER --text DIR --other DIR --layers 24 --tokens 64k
+    python benchmarks/recovery.py TEACHER --text DIR --layers 15 --tokens 256k --seeds 0 1 --tasks quick --report
+
+Each student is measured against its teacher on held-out rows of `--text`, which it is calibrated and healed on, and of
+`--other`, which it never sees: KL and agreement with standard errors over documents, and the tasks' scores. Everything
+is kept in `--out` (runs/recovery-NAME), so a rerun measures only what is missing; `results.json`, `results.md` and
+`results.svg` are written anew after each case. `--report` measures nothing.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import shutil
+import sys
+import time
+from html import escape
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from compress.base.machine import environment
+from compress.base.progress import say
+from compress.base.units import format_count, format_seconds, parse_count
+from compress.report.pages import svg
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {"alpha": 0.8},
+    "kl": {"alpha": 1.0},
+    "kl-wsd": {"alpha": 1.0, "schedule": "wsd"},
+    "kl-muon": {"alpha": 1.0, "optimizer": "muon"},
+}
+"""Options of training beside tokens, batch and seed; `paper` is the seed paper's alpha under AdamW and a cosine."""
+CUTS = ("alternate", "block-influence", "perplexity-greedy")
+ROWS = 256
+_CUTS_AT = (0, 96, 120, 144, 168, 192)
+_TASK = """
+task: continuation
+dataset_path: recovery/continuation
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{text}}"
+doc_to_choice: "{{options}}"
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{metric: acc}]
+"""
+
+
+def main() -> None:
+    """Measure what is missing, and write the page."""
+    options = _options()
+    options.out = options.out or Path("runs") / f"recovery-{options.teacher.name}"
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.report:
+        _measure(options)
+    cases = [json.loads(path.read_text()) for path in sorted(options.out.glob("*/case.json"))]
+    if not cases:
+        raise SystemExit(f"{options.out} has no case yet.")
+    (options.out / "results.json").write_text(json.dumps({"environment": environment(), "cases": cases}, indent=1))
+    (options.out / "results.svg").write_text(curves(cases))
+    (options.out / "results.md").write_text(table(cases))
+    sys.stdout.write(table(cases))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("--text", help="what students are calibrated, healed and measured on")
+    parser.add_argument("--other", help="text of another kind, to measure on")
+    parser.add_argument("--layers", type=int, nargs="+", default=[24], help="how many stay")
+    parser.add_argument("--cuts", nargs="+", default=CUTS, help="METHODs, or SPECs that keep as many layers")
+    parser.add_argument("--repair", nargs="+", choices=("no", "yes"), default=("no", "yes"))
+    parser.add_argument("--recipes", nargs="+", choices=(*RECIPES, "none"), default=("paper", "kl"))
+    parser.add_argument("--tokens", type=parse_count, default=64_000, help="of training")
+    parser.add_argument("--batch-tokens", type=parse_count, default=4096)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--heldout", type=int, default=128, help="held-out rows of each text, one a document")
+    parser.add_argument("--tasks", nargs="*", default=[])
+    parser.add_argument("--limit", type=int, help="items a task")
+    parser.add_argument("--datasets-root")
+    parser.add_argument(
+        "--continuations", action="store_true", help="and which of four pieces of held-out text is next"
+    )
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    options.task_folder = None
+    if not options.report and options.text is None:
+        parser.error("--text is needed to measure")
+    return options
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from compress.data import DataConfig, prepare
+
+    texts = {"text": options.text, "other": options.other}
+    stores = {
+        name: prepare(
+            DataConfig(
+                dataset=source,
+                seq_len=ROWS,
+                heldout_sequences=options.heldout,
+                tokens=options.tokens + 4 * ROWS if name == "text" else ROWS,
+            ),
+            options.teacher,
+            options.out / f"store-{name}",
+        ).path
+        for name, source in texts.items()
+        if source is not None
+    }
+    if options.continuations:
+        _write_continuations(options, stores["text"])
+    _case(options, "teacher", {"cut": "none", "layers": None}, lambda: (options.teacher, {}), stores, None)
+    for layers, cut, repair in itertools.product(options.layers, options.cuts, options.repair):
+        start, facts = _cut(options, layers, cut, repair == "yes")
+        if start is None:
+            continue
+        _case(options, start.name, facts, lambda start=start: (start, {}), stores, options.teacher)
+        for recipe, seed in itertools.product([name for name in options.recipes if name != "none"], options.seeds):
+            name = f"{start.name}-{recipe}-{format_count(options.tokens)}-{seed}"
+
+            def heal(start: Path = start, recipe: str = recipe, seed: int = seed, name: str = name) -> Any:
+                return _heal(options, start, stores["text"], RECIPES[recipe], seed, options.out / name)
+
+            _case(options, name, {**facts, "recipe": recipe, "seed": seed}, heal, stores, options.teacher)
+
+
+def _write_continuations(options: argparse.Namespace, store: Path) -> None:
+    """The task `continuation`, after HellaSwag: which of four pieces of a held-out document comes next?
+
+    The others come later in the same document, so that what it is about gives nothing away.
+    """
+    from compress.data import TokenStore
+    from compress.model.load import load_tokenizer
+
+    tokenizer, opened = load_tokenizer(options.teacher), TokenStore.open(store)
+    hub, tasks = options.out / "hub", options.out / "tasks"
+    if not hub.exists():
+        (hub / "recovery" / "continuation").mkdir(parents=True)
+        tasks.mkdir()
+        for organisation in Path(options.datasets_root).iterdir() if options.datasets_root else ():
+            (hub / organisation.name).symlink_to(organisation.resolve())
+        chance, items = random.Random(0), []
+        for row in opened.heldout():
+            text, *pieces = (
+                tokenizer.decode(row[first:last], skip_special_tokens=True)
+                for first, last in itertools.pairwise(_CUTS_AT)
+            )
+            order = chance.sample(range(4), 4)
+            items.append({"text": text, "options": [pieces[i] for i in order], "answer": order.index(0)})
+        content = "".join(json.dumps(item) + "\n" for item in items)
+        (hub / "recovery" / "continuation" / "test.jsonl").write_text(content)
+        (tasks / "continuation.yaml").write_text(_TASK)
+    options.datasets_root, options.task_folder = str(hub), str(tasks)
+    options.tasks = [*options.tasks, "continuation"]
+
+
+def _cut(options: argparse.Namespace, layers: int, cut: str, repaired: bool) -> tuple[Path | None, dict[str, Any]]:
+    """The cut student, repaired or not, and what is known of it; no folder where the SPEC keeps another number."""
+    from compress.prune import METHODS, RankingConfig, RepairConfig, prune
+
+    ranked = cut in METHODS
+    source = {"calibration": options.text, "calibration_seq_len": ROWS}
+    out = options.out / f"{cut.replace(':', '-').replace(',', '_')}-{layers}{'-repaired' if repaired else ''}"
+    record = out / "prune.json"
+    if not record.is_file():
+        plain = out.with_name(out.name.removesuffix("-repaired")) / "prune.json"
+        keep: Any = RankingConfig(by=cut, layers=layers, **source) if ranked else cut  # type: ignore[arg-type]
+        if ranked and plain.is_file():  # ranked already
+            keep = ",".join(map(str, json.loads(plain.read_text())["kept_layers"]))
+        started = time.monotonic()
+        prune(str(options.teacher), out, keep, repair=RepairConfig(**source) if repaired else None, check=False)
+        (out / "seconds.json").write_text(json.dumps(time.monotonic() - started))
+    found = json.loads(record.read_text())
+    if len(found["kept_layers"]) != layers:
+        shutil.rmtree(out)
+        say(f"{cut} keeps {len(found['kept_layers'])} layers, not {layers}: left out.")
+        return None, {}
+    seconds = json.loads((out / "seconds.json").read_text())
+    facts = {"cut": cut, "layers": layers, "repaired": repaired, "kept": found["kept_layers"], "cut_seconds": seconds}
+    return out, facts
+
+
+def _heal(
+    options: argparse.Namespace, start: Path, store: Path, recipe: dict[str, Any], seed: int, out: Path
+) -> tuple[Path, dict[str, Any]]:
+    """The healed student, and how its held-out KL fell."""
+    from compress.distill import DistillConfig, distill
+
+    config = DistillConfig(
+        **{"lr": options.lr, **recipe},
+        tokens=options.tokens,
+        batch_tokens=options.batch_tokens,
+        seed=seed,
+        heldout_every=0.25,
+        checkpoint_every=0,
+        log_every=1,
+    )
+    result = distill(
+        config, student=start, teacher=options.teacher, data=store, out=out / "student", work=out / "train"
+    )
+    rows = [json.loads(line) for line in (out / "train" / "metrics.jsonl").read_text().splitlines()]
+    curve = [[row["tokens"], row["heldout_kl"]] for row in rows if row.get("heldout_kl") is not None]
+    facts = {"tokens": result.tokens, "seconds": result.seconds, "tokens_per_s": result.tokens_per_s, "curve": curve}
+    shutil.rmtree(out / "train" / "checkpoints", ignore_errors=True)
+    return out / "student", facts
+
+
+def _case(
+    options: argparse.Namespace, name: str, facts: dict[str, Any], make: Any, stores: dict[str, Path], teacher: Any
+) -> None:
+    """Make a student and measure it, unless that is done."""
+    from compress.evaluate import EvalConfig, evaluate_model
+
+    place = options.out / name
+    place.mkdir(exist_ok=True)
+    if (place / "case.json").is_file():
+        return
+    say(f"== {name}")
+    model, made = make()
+    found: dict[str, Any] = {"name": name, **facts, **made}
+    for kind, store in stores.items():
+        scored = options.tasks if kind == "text" else []
+        config = EvalConfig(
+            tasks=list(scored),
+            limit=options.limit,
+            datasets_root=options.datasets_root,
+            task_folder=options.task_folder,
+            heldout_sequences=options.heldout,
+            speed=False,
+            samples=0,
+            responses=0,
+        )
+        result = evaluate_model(model, config, teacher=teacher, text=store)
+        measured = {**(result["fidelity"] or {}), **{f"heldout_{k}": v for k, v in result["heldout"].items()}}
+        found[kind] = {k: v for k, v in measured.items() if isinstance(v, int | float)}
+        found["params"] = result["params"]
+        if scored:
+            found["tasks"] = _scores(result)
+    (place / "case.json").write_text(json.dumps(found, indent=1))
+
+
+def _scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The leading metric of each task that was asked for."""
+
+    found = {}
+    for task, entry in result["tasks"].items():
+        if (name := entry.get("primary")) is not None:
+            found[task] = {"value": entry[name], "stderr": entry.get(f"{name}_stderr")}
+    return found
+
+
+def table(cases: list[dict[str, Any]]) -> str:
+    """The cases as a Markdown table, seeds after each other, each with its standard errors over documents or items."""
+    tasks = sorted({task for case in cases for task in case.get("tasks", {})})
+    kinds = [kind for kind in ("text", "other") if any(kind in case for case in cases)]
+    head = ["layers", "cut", "repair", "recipe", "seed", "tokens", "time"]
+    head += [column for kind in kinds for column in (f"KL, {kind}", f"same top token, {kind}")] + tasks
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for case in sorted(cases, key=lambda c: (-(c["layers"] or 1e9), c["cut"], bool(c.get("repaired")), c["name"])):
+        row = [str(case["layers"] or "all"), case["cut"], {True: "yes", False: "no"}.get(case.get("repaired"), "–")]
+        row += [case.get("recipe", "–"), str(case.get("seed", "–")), format_count(case.get("tokens", 0))]
+        row.append(format_seconds(case.get("cut_seconds", 0.0) + case.get("seconds", 0.0)))
+        for kind in kinds:
+            near = case.get(kind, {})
+            kl = f"{near['kl_nats']:.3f} ± {near['kl_nats_stderr']:.3f}" if "kl_nats" in near else "–"
+            row += [kl, f"{near['top1_agreement']:.1%}" if "top1_agreement" in near else "–"]
+        for task in tasks:
+            score = case.get("tasks", {}).get(task)
+            row.append("–" if score is None else f"{score['value']:.1%} ± {score['stderr'] or 0:.1%}")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def curves(cases: list[dict[str, Any]]) -> str:
+    """Held-out KL by tokens and by seconds of training: a line for each case that was healed, the mean over seeds."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for case in cases:
+        if case.get("curve"):
+            repaired = ", repaired" if case["repaired"] else ""
+            groups.setdefault(f"{case['layers']} layers, {case['cut']}{repaired}, {case['recipe']}", []).append(case)
+    width, height, left, right = 460.0, 300.0, 50.0, 20.0
+    lines = {
+        name: (
+            [(tokens, mean(case["curve"][i][1] for case in found)) for i, (tokens, _) in enumerate(found[0]["curve"])],
+            mean(case["seconds"] / case["tokens"] for case in found),
+        )
+        for name, found in groups.items()
+    }
+    if not lines:
+        return "<svg xmlns='http://www.w3.org/2000/svg'/>"
+    values = [kl for points, _ in lines.values() for _, kl in points]
+    up = svg.Scale(min(values) / 1.1, max(values) * 1.1, height - 40, 10, log=True)
+    parts: list[str] = []
+    for panel, unit in enumerate(("training tokens", "seconds of training")):
+        first = panel * width
+        rates = {name: 1.0 if panel == 0 else rate for name, (_, rate) in lines.items()}
+        most = max(points[-1][0] * rates[name] for name, (points, _) in lines.items())
+        across = svg.Scale(0.0, most, first + left, first + width - right)
+        for tick in up.ticks():
+            parts.append(svg.line(first + left, up(tick), first + width - right, up(tick), "grid"))
+            parts.append(svg.text(first + left - 6, up(tick) + 4, f"{tick:g}", text_anchor="end"))
+        parts += [svg.text(across(x), height - 22, format_count(x), text_anchor="middle") for x in across.ticks(4)]
+        parts.append(svg.text(first + width / 2, height - 5, unit, text_anchor="middle"))
+        for number, (name, (points, _)) in enumerate(lines.items()):
+            parts.append(svg.path([(across(x * rates[name]), up(y)) for x, y in points], f"c{number % 8}"))
+    for number, name in enumerate(lines):
+        y = height + 16 + 17 * number
+        parts += [svg.line(left, y - 4, left + 24, y - 4, f"c{number % 8}"), svg.text(left + 32, y, name)]
+    colours = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a", "#0a7ea4")
+    style = "text{font:12px sans-serif;fill:#57606a}path{fill:none;stroke-width:2}line{stroke-width:2}"
+    style += ".grid{stroke:#d0d7de;stroke-width:1}" + "".join(f".c{i}{{stroke:{c}}}" for i, c in enumerate(colours))
+    box = f"0 0 {2 * width:g} {height + 16 + 17 * len(lines):g}"
+    body = "".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}"><title>{escape("Held-out KL to the teacher, nats")}'
+        f"</title><style>{style}</style>{body}</svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
