@@ -68,6 +68,13 @@ def advice(config: DistillConfig, planner: Planner, free: int) -> str:
     return f"The least it can do with is {format_bytes(smallest.total_bytes)}: one row at a time, recomputed."
 
 
+def fitting(config: DistillConfig, planner: Planner, free: int) -> dict[str, Any] | None:
+    """The first change, from the cheapest on (no change at all), with which a run fits into `free` bytes; None where
+    none does."""
+    choices: list[dict[str, Any]] = [{}, *_remedies(config, planner(config).micro_batch_rows)]
+    return next((made for made in choices if planner(dataclasses.replace(config, **made)).total_bytes <= free), None)
+
+
 def _remedies(config: DistillConfig, rows: int) -> list[dict[str, Any]]:
     """Fewer rows at once cost little, recomputation a third more time, split weights what the network is slow at."""
     fewer: list[dict[str, Any]] = []

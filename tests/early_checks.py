@@ -42,8 +42,10 @@ def early(what: str, *examples: tuple[str, str]) -> Early:
 ROWS = "fit the context of teacher and student; the default is cut to it"
 EARLY: dict[str, Early] = {
     "teacher.model": early(
-        "there is such a model, its weight files are whole, its config.json makes a causal LM that can be cut",
+        "there is such a model, its weight files are whole, its config.json makes a causal LM that can be cut; "
+        "a GGUF file is converted",
         ("teacher.model=/nowhere", "The model folder /nowhere does not exist"),
+        ("teacher.model=/nowhere.gguf", "The model file /nowhere.gguf does not exist"),
     ),
     "teacher.trust_remote_code": early("a model that needs it is refused without it"),
     "teacher.scratch.architecture": early(

@@ -13,7 +13,9 @@ from compress.cli.results import print_result
 @click.command(short_help="Heal a student from its teacher on text.")
 @click.option("--student", required=True, metavar="MODEL", help="Where training starts: a folder or a hub id.")
 @click.option(
-    "--teacher", metavar="MODEL", help="The model to learn from: a folder or a hub id; not needed with --alpha 0."
+    "--teacher",
+    metavar="MODEL",
+    help="The model to learn from: a folder, a GGUF file or a hub id; not needed with --alpha 0.",
 )
 @flag("compress.data:DataConfig", "dataset", "--data", required=True, more="Or a run's data/, prepared.")
 @click.option(

@@ -33,7 +33,7 @@ def evaluate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Score MODEL (a hub id or a folder): benchmarks, held-out loss, fidelity, speed."""
+    """Score MODEL (a hub id, a folder or a GGUF file): benchmarks, held-out loss, fidelity, speed."""
     from compress.base.config import from_flags
     from compress.base.progress import say
     from compress.evaluate import evaluate_model

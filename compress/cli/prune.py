@@ -41,7 +41,7 @@ def prune(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Drop whole layers of TEACHER (a hub id or a folder) and write the student to OUT.
+    """Drop whole layers of TEACHER (a hub id, a folder or a GGUF file) and write the student to OUT.
 
     Further settings go through --set: `--set prune.max_shard_size=2GB --set prune.batch_tokens=4096`.
     """

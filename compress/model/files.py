@@ -14,6 +14,7 @@ from pathlib import Path
 from compress.base.currency import Missing
 from compress.base.disk import read_json, sha256_file
 from compress.base.errors import InputError, reason_of
+from compress.model.gguf import gguf_hash, gguf_model, is_gguf, known_gguf_model
 from compress.model.remote_code import trusted
 
 _SIDE_FILES = (
@@ -32,28 +33,32 @@ _HASHING_THREADS = min(4, os.cpu_count() or 1)
 
 
 def resolve_model(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Folder of a model: a local folder as it is, or a hub id downloaded: safetensors, configs and tokenizer only,
-    and code where it is trusted.
+    """Folder of a model: a local folder as it is, a GGUF file converted (see `gguf_model`), or a hub id downloaded:
+    safetensors, configs and tokenizer only, and code where it is trusted.
 
     With `weights=False` only the JSON files (and trusted code) of a hub model are fetched: enough to plan.
 
     Raises:
-        InputError: no such folder, no config.json in it, or the hub refused; the message says what to do.
+        InputError: no such folder or file, no config.json in it, or the hub refused; the message says what to do.
+        UsageError: as `gguf_model`.
     """
     folder = local_folder(name)
     return folder or download(name, revision, _HUB_FILES if weights else ("*.json",))
 
 
 def local_folder(name: str) -> Path | None:
-    """The model folder of that name; None for what can only be a hub id.
+    """The model folder of that name, or of the GGUF file of that name; None for what can only be a hub id.
 
     Raises:
-        InputError: no such folder, or no config.json in it.
+        InputError: no such folder, or no config.json in it; and as `gguf_model`.
     """
     path = Path(name).expanduser()
+    if is_gguf(path) and not path.is_dir():
+        return gguf_model(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"{name} is not a model folder: it has no config.json.")
+            named = next((f" Name the file itself: {file}." for file in sorted(path.glob("*.gguf"))), "")
+            raise InputError(f"{name} is not a model folder: it has no config.json.{named}")
         return path
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.exists():
         raise InputError(f"The model folder {name} does not exist.")
@@ -74,12 +79,15 @@ def download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 
 def local_model(name: str, revision: str | None) -> Path:
-    """Folder of a model on this machine: a folder, or a hub model in the cache. No network.
+    """Folder of a model on this machine: a folder, a GGUF file that was converted, or a hub model in the cache. No
+    network.
 
     Raises:
-        Missing: neither, or the cache has no weights of it.
+        Missing: none of them, or the cache has no weights of it.
     """
     folder = Path(name).expanduser()
+    if is_gguf(folder) and not folder.is_dir():
+        return known_gguf_model(folder)
     if (folder / "config.json").is_file():
         return folder
     from huggingface_hub import snapshot_download
@@ -213,10 +221,12 @@ def copy_side_files(folder: Path, out: Path) -> None:
 
 def model_fingerprint(folder: Path, *, weights: bool = True, stop: threading.Event | None = None) -> dict[str, str]:
     """SHA-256 of each file that makes the model what it is: config, weights, tokenizer, generation config, and code
-    where it is trusted.
+    where it is trusted. A model from a GGUF file is what that file is: the same for every version of transformers.
 
     `stop` ends it early, as it does `sha256_file`.
     """
+    if (gguf := gguf_hash(folder)) is not None:
+        return {"model.gguf": gguf}
     names = {"config.json", "generation_config.json", "chat_template.jinja", "model.safetensors.index.json"}
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     code = code_files(folder)

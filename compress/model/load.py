@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from compress.base.disk import read_json, sha256_file, write_json
 from compress.base.errors import InputError, reason_of
 from compress.model.files import check_weight_files, code_files
+from compress.model.gguf import GGUF_RECORD
 from compress.model.remote_code import trusted
 
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -138,7 +139,7 @@ def no_transformers_bars() -> Iterator[None]:
 
 def _check_recorded(folder: Path, shards: list[Path]) -> None:
     """Compare weights that one of our steps wrote with the SHA-256 it recorded beside them."""
-    for name in ("prune.json", "distill.json"):
+    for name in ("prune.json", "distill.json", GGUF_RECORD):
         if not (folder / name).is_file():
             continue
         record = read_json(folder / name)

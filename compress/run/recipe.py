@@ -52,7 +52,7 @@ class TeacherConfig:
     """Where the teacher comes from: exactly one of `model` and `scratch`."""
 
     model: str | None = None
-    """Hub id or local folder."""
+    """Hub id, local folder, or a GGUF file, which is dequantised once into the hub's cache folder."""
     revision: str | None = None
     """Commit, tag or branch on the hub; the default branch when absent."""
     trust_remote_code: bool = False

@@ -19,9 +19,10 @@ from compress.distill import DistillConfig
 from compress.evaluate import EvalConfig
 from compress.prune import PruneConfig
 from compress.prune.parts import METHODS
+from compress.run.init_config import InitConfig
 from compress.run.recipe import DistillOptions, PruneOptions, Recipe
 
-CONFIGS = (Recipe, PruneConfig, DataConfig, DistillConfig, EvalConfig)
+CONFIGS = (Recipe, PruneConfig, DataConfig, DistillConfig, EvalConfig, InitConfig)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -208,11 +208,20 @@ TRAININGS: dict[str, Case] = {
     "a model": (nothing, (*DISTILL, "--out", "teacher"), "teacher"),
     "in the text": (nothing, (*DISTILL, "--out", "text/run"), "text/run"),
 }
+INIT = ("init", "teacher", "--data", "text")
+RECIPES: dict[str, Case] = {
+    "a recipe": (nothing, (*INIT, "--out", "recipe.yaml"), "recipe.yaml"),
+    "a recipe by default": (nothing, INIT, "recipe.yaml"),
+    "a run's recipe": (nothing, (*INIT, "--out", "finished/run/recipe.yaml"), "finished/run/recipe.yaml"),
+    "a link": (link("r.yaml", "recipe.yaml"), (*INIT, "--out", "r.yaml"), "r.yaml"),
+    "a folder": (folder("r.yaml"), (*INIT, "--out", "r.yaml"), "r.yaml"),
+    "a model": (nothing, (*INIT, "--out", "teacher/r.yaml"), "teacher/r.yaml"),
+}
 CASES = {
     f"{command}: {name}": case
     for command, cases in (
         ("eval", EVALUATIONS), ("prune", STUDENTS), ("compare", COMPARISONS), ("report", REPORTS), ("run", RUNS),
-        ("distill", TRAININGS),
+        ("distill", TRAININGS), ("init", RECIPES),
     )
     for name, case in cases.items()
 }  # fmt: skip

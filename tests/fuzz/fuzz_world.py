@@ -9,6 +9,7 @@ from typing import Any
 
 from data_world import FORMATS, documents, write_source
 from distill_world import SEQ_LEN
+from gguf_world import write_gguf
 from helpers import byte_tokenizer, save_tiny_model
 from report_world import letter_items, letters_run
 
@@ -47,6 +48,12 @@ class World:
     def model(self) -> Path:
         """A tiny model with a byte tokenizer."""
         return save_tiny_model(self.root / "model", num_hidden_layers=2)
+
+    @cached_property
+    def gguf(self) -> bytes:
+        """A GGUF file."""
+        write_gguf(self.root / "model.gguf")
+        return (self.root / "model.gguf").read_bytes()
 
     @cached_property
     def tokenizer(self) -> Path:

@@ -27,6 +27,7 @@ from compress.base.errors import InputError
 from compress.data import DataConfig, TokenStore, prepare
 from compress.data.store.store import fingerprint_of
 from compress.model.files import check_weight_files
+from compress.model.gguf_header import read_header
 from compress.model.load import load_config, load_model, load_tokenizer
 from compress.prune.choose.spec import parse_spec
 from compress.report import write_report
@@ -191,11 +192,17 @@ def _model_targets(world: World) -> dict[str, Target]:
                 rehash(path)
         world.train(folder)
 
+    def read_gguf(edits: list[Edit]) -> None:
+        file = world.root / "damaged.gguf"
+        file.write_bytes(apply_to_bytes(world.gguf, edits))
+        read_header(file)
+
     parts = ("state.json", "state.json", "manifest.json", "model.safetensors", "optimizer.safetensors")
     files = [f"checkpoints/step-{step}/{part}" for step in (2, 2, 1) for part in parts] + ["metrics.jsonl"]
     names = ["config.json", "config.json", "model.safetensors", "generation_config.json", "tokenizer.json"]
     return {
         "model folder": Target(file_edits([*names, "tokenizer_config.json"]), load),
+        "GGUF header": Target(BYTE_EDITS, read_gguf),
         "checkpoint": Target(st.tuples(file_edits(files), st.booleans()), lambda drawn: resume(*drawn)),
     }
 

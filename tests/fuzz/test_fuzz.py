@@ -18,6 +18,7 @@ NAMES = (
     "data: real ones damaged",
     "token store",
     "model folder",
+    "GGUF header",
     "checkpoint",
     "report",
     "compare",
