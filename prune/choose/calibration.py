@@ -16,7 +16,7 @@ from compress.data import INDEX, TokenStore, read_start, text_fingerprint
 from compress.model.lengths import context_tokens, fit
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import check_ids, check_store
-from compress.prune.parts import CalibrationConfig
+from compress.prune.parts import Amount, CalibrationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,8 @@ def require_source(source: str | None) -> str:
     return source
 
 
-def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
-    """At most `calibration_tokens` of the text as the model in `folder` reads it.
+def load_calibration(config: CalibrationConfig, folder: Path, amount: Amount) -> Calibration:
+    """At most that `amount` of the text as the model in `folder` reads it.
 
     Documents are packed without gaps, EOS after each. A token store gives the training rows that a run with seed 0
     reads first; its held-out rows stay unseen.
@@ -87,11 +87,11 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
     if (Path(source) / INDEX).is_file():
         store = TokenStore.open(source)
         check_store(store, tokenizer, str(folder), context=limit)
-        rows = store.batch(0, min(max(1, config.calibration_tokens // store.seq_len), store.num_rows), seed=0)
+        rows = store.batch(0, min(max(1, amount.tokens // store.seq_len), store.num_rows), seed=0)
     else:
-        ids, _ = read_start(source, tokenizer, config.calibration_tokens, config.calibration_column)
-        length = min(fit("Calibration rows", config.calibration_seq_len, 0, limit)[0], len(ids))
-        count = max(1, min(len(ids), config.calibration_tokens) // length)
+        ids, _ = read_start(source, tokenizer, amount.tokens, config.calibration_column)
+        length = min(fit("Calibration rows", amount.seq_len, 0, limit)[0], len(ids))
+        count = max(1, min(len(ids), amount.tokens) // length)
         rows = ids[: count * length].reshape(count, length)
     check_ids(rows, model.get_text_config().vocab_size, tokenizer, str(folder))
     return Calibration(rows, source, text_fingerprint(source))

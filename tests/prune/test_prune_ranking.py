@@ -242,12 +242,12 @@ def test_a_token_store_gives_its_training_rows(place: Path, tmp_path: Path) -> N
     data = DataConfig(dataset=text, seq_len=32, heldout_sequences=2)
     store = prepare(data, place / "teacher", tmp_path / "data", visible=False)
     config = RankingConfig(by="angular", layers=3, calibration=str(tmp_path / "data"), calibration_tokens=100)
-    found = calibration.load_calibration(config, place / "teacher")
+    found = calibration.load_calibration(config, place / "teacher", config.amount("cpu"))
     assert found.rows.tolist() == store.batch(0, 3, seed=0).tolist()
     assert found.fingerprint == {"store": store.fingerprint}
     other = save_tiny_model(tmp_path / "other", max_position_embeddings=16)
     with pytest.raises(InputError, match=r"32 tokens, and .* reads at most 16"):
-        calibration.load_calibration(config, other)
+        calibration.load_calibration(config, other, config.amount("cpu"))
 
 
 def test_two_cuts_by_measure_give_the_same_student_and_record(place: Path, tmp_path: Path) -> None:

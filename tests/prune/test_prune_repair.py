@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(place: Path, **options: float) -> RepairConfig:
-    shape = {"calibration_tokens": 4096, "calibration_seq_len": ROW}
+    shape = {"repair_tokens": 4096, "calibration_seq_len": ROW}
     return RepairConfig(calibration=str(place / "text.jsonl"), **{**shape, **options})  # type: ignore[arg-type]
 
 
