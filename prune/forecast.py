@@ -22,9 +22,9 @@ def tell_time(what: str, text: Calibration, seconds: float, option: str) -> None
 def told_batches(what: str, text: Calibration, batch_tokens: int) -> Iterator[Tensor]:
     """The text in batches, eight at least where its rows allow; how long all will take is said after the first."""
     started = time.monotonic()
-    for number, ids in enumerate(text.batches(min(batch_tokens, text.rows.size // _BATCHES))):
-        if number == 1:
-            seconds = (time.monotonic() - started) * text.rows.size / read
-            tell_time(what, text, seconds, "--calibration-tokens")
-        yield ids
-        read = ids.numel()
+    batches = text.batches(min(batch_tokens, text.rows.size // _BATCHES))
+    first = next(batches)
+    yield first
+    seconds = (time.monotonic() - started) * text.rows.size / first.numel()
+    tell_time(what, text, seconds, "--calibration-tokens")
+    yield from batches

@@ -39,7 +39,7 @@ class CalibrationConfig:
     and perplexity-greedy 4,096 on a CPU and 32,768 on an accelerator, by what one pass measures 32,768 and 256,000."""
     calibration_seq_len: Annotated[Annotated[Count, Field(ge=2)] | Literal["auto"], Meaning("auto", 2048)] = "auto"
     """Tokens a row, at most the model's context; a token store has rows of its own. `auto`: 512 for
-    perplexity, perplexity-greedy (256 on a CPU) and the repair, so that little text has many rows, and 2048 elsewhere."""
+    the repair, perplexity and perplexity-greedy (256 on a CPU), so that little text has many rows; 2048 elsewhere."""
     calibration_column: str = "text"
     """Column (or JSON key) that holds the text."""
     batch_tokens: AtLeastOne = 8192

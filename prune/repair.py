@@ -8,9 +8,10 @@ teacher's was given h. The change of W that closes the gap best,
 
 is added to W: the student's architecture and size stay as they are. Cuts are repaired from the first layer up, each on
 what the student computes with those before it repaired, while the text goes through both models once. Left to itself,
-the ridge of each cut is the one whose map, fitted on nine tenths of the rows, errs least on the others; the map is then
-fitted on all of them. ReplaceMe (arXiv:2505.02819) fits a D x D map of a W^T instead and folds it into W; ours has W's
-own freedom, and its ridge draws to no change.
+the ridge of each cut is the one whose map, fitted on nine tenths of the rows, errs least on the others, each token's
+error in parts of |h| (a few tokens with huge states would decide alone); the map is then fitted on all rows. ReplaceMe
+(arXiv:2505.02819) fits a D x D map of a W^T instead and folds it into W; ours has W's own freedom, and its ridge draws
+to no change.
 
 That W may be changed so is not assumed but tried on each block: adding C must add a C^T to the block's output. It does
 not where a norm or a factor follows (Gemma 2, Granite), or where experts are mixed: there the repair is refused.
@@ -44,6 +45,7 @@ from compress.weights.headers import read_header, replace_tensor
 _LAST_MAPS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "fc2")
 _HELD_OUT_SHARE = 10
 _TOLERANCE = 1e-3
+_SMALLEST = 1e-6
 RIDGES = tuple(10 ** (half / 2) for half in range(-10, 1))
 """Those that are tried."""
 
@@ -218,8 +220,8 @@ class _Sums:
         self.gap = self.scale = 0.0
 
     def add(self, inputs: Tensor, found: Tensor, wanted: Tensor) -> None:
-        """Take in a [tokens, F], g and h [tokens, D]; their products are in float32."""
-        inputs, difference = inputs.float(), wanted.float() - found.float()
+        """Take in a [tokens, F], g and h [tokens, D], float32, as their products are."""
+        difference = wanted - found
         self.gram += inputs.T @ inputs
         self.moment += inputs.T @ difference
         self.gap += float(difference.double().square().sum())
@@ -235,7 +237,8 @@ class _Sums:
     def solve(self, ridge: float) -> Tensor:
         """C^T [F, D]."""
         pull = ridge * self.gram.diagonal().mean() * torch.eye(len(self.gram), dtype=self.gram.dtype).to(self.gram)
-        return torch.linalg.solve(self.gram + pull, self.moment)
+        solved: Tensor = torch.linalg.solve(self.gram + pull, self.moment)
+        return solved
 
     def left(self, change: Tensor) -> float:
         """|h - g - a C^T|^2."""
@@ -279,16 +282,19 @@ def _fit(
     bar: Bar,
 ) -> dict[str, Any]:
     """Change `linear` for one seam; of the streams' batches, those after the first `num_fitted` choose the ridge."""
-    fitted, chosen = _Sums(linear), _Sums(linear)
+    fitted, chosen, judged = _Sums(linear), _Sums(linear), _Sums(linear)
     inputs: list[Tensor] = []
-    with watched(Watch(linear, "input", lambda hidden: inputs.append(hidden.flatten(0, -2)))):
+    with watched(Watch(linear, "input", inputs.append)):
         states = zip(found.outputs(seam.block, again=True), wanted.outputs(seam.dropped[-1]), strict=True)
         for number, (ours, theirs) in enumerate(states):
-            sums = fitted if number < num_fitted else chosen
-            sums.add(inputs.pop(), ours.flatten(0, -2), theirs.flatten(0, -2))
-            bar.advance(len(ours) * ours.shape[-2])
+            seen = [hidden.flatten(0, -2).float() for hidden in (inputs.pop(), ours, theirs)]
+            (fitted if number < num_fitted else chosen).add(*seen)
+            if number >= num_fitted:
+                length = torch.linalg.vector_norm(seen[-1], dim=-1, keepdim=True).clamp(min=_SMALLEST)
+                judged.add(*(hidden / length for hidden in seen))
+            bar.advance(len(seen[0]))
     if ridge == "auto":
-        ridge = best_ridge(fitted, chosen)
+        ridge = best_ridge(fitted, judged)
         fitted.take_in(chosen)
     change = fitted.solve(ridge)
     linear.weight += change.T.to(linear.weight)

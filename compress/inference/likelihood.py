@@ -47,8 +47,9 @@ def token_losses(readout: Readout, ids: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(readout.logits(states), labels, reduction="none")
 
     step = max(1, _LOSS_CHUNK_LOGITS // readout.vocab_size)
-    chunks = zip(states.split(step), labels.split(step), strict=True)
-    return torch.cat([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).cpu().double()
+    chunks = (slice(start, start + step) for start in range(0, len(states), step))
+    losses = [checkpoint(chunk_loss, states[chunk], labels[chunk], use_reentrant=False) for chunk in chunks]
+    return torch.cat(losses).cpu().double()
 
 
 def text_loss(readout: Readout, ids: Tensor) -> Tensor:

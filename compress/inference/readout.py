@@ -25,9 +25,9 @@ _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
 class Readout:
     """A causal LM in memory whose forward pass is split at the output head.
 
-    So the head runs only where a score is needed, and in float32 whatever the model's dtype, unless asked otherwise:
-    bf16 logits tie options that differ. `head` is None when the architecture does to its logits what `output_head` cannot express; then
-    `states` are the model's own logits.
+    So the head runs only where a score is needed, and in float32 whatever the model's dtype unless asked otherwise:
+    bf16 logits tie options that differ. `head` is None when the architecture does to its logits what `output_head`
+    cannot express; then `states` are the model's own logits.
     """
 
     name: str

@@ -44,7 +44,7 @@ class Race:
     def __init__(self, layers: Sequence[int]) -> None:
         self.base = torch.empty(0, dtype=torch.float64)
         """[T], with no more dropped."""
-        self.without = {layer: self.base for layer in layers}
+        self.without = dict.fromkeys(layers, self.base)
         """Without each layer, [t], on the first t of the T tokens."""
         self.heats: list[int] = []
         """Layers that were measured, by heat."""
