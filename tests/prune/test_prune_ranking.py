@@ -24,6 +24,7 @@ from compress.prune import (
     Ranking,
     RankingConfig,
     RepairConfig,
+    forecast,
     plan_prune,
     prune,
     prune_inputs,
@@ -229,6 +230,18 @@ def test_how_much_text_is_read_depends_on_measure_and_device_unless_it_is_named(
     assert RankingConfig(by=by, layers=2, calibration_tokens=99, calibration_seq_len=7).amount("cpu") == (99, 7)
     assert RepairConfig(calibration_tokens=99).amount == (65_536, 512)
     assert RepairConfig(repair_tokens=99).amount.tokens == 99
+
+
+@pytest.mark.parametrize("by", ["block-influence", "perplexity", "perplexity-greedy"])
+def test_how_long_it_takes_is_said_before_it_is_spent_with_the_option_that_changes_it(
+    place: Path, by: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forecast, "_WORTH_SAYING_S", 0)
+    rank(place / "teacher", by, 4)
+    assert f"Measuring {by} on 512 tokens takes about " in capsys.readouterr().err
+    monkeypatch.undo()
+    rank(place / "teacher", by, 4)
+    assert "takes about" not in capsys.readouterr().err
 
 
 def test_taylor_and_magnitude_equal_sums_over_the_models_own_matrices(place: Path) -> None:
