@@ -32,13 +32,14 @@ class Ablation:
         self._extras: list[tuple[Any, ...] | None] = [None] * len(self._layers)
         self._dropped: set[int] = set()
         self._start: int | None = None
-        self._compared = False
         self.reuses_prefix = True
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Let blocks be skipped while the block runs."""
+    def installed(self, text: Tensor) -> Iterator[None]:
+        """Let blocks be skipped while the block runs, after finding out, on the start of `text` [B, S], whether trials
+        may start in the middle."""
         with replaced(self._layers, self._forward_of):
+            self._find_out(text[:1, :_CHECKED_TOKENS].to(self._readout.device))
             yield
 
     @torch.inference_mode()
@@ -47,13 +48,11 @@ class Ablation:
     ) -> tuple[Tensor, list[Tensor]]:
         """Loss of each predicted token, nats, float64 [T], without the `dropped` blocks, and without each of
         `candidates` besides."""
+        self._dropped = set(dropped)
         base: list[Tensor] = []
         losses: list[list[Tensor]] = [[] for _ in candidates]
         for batch in batches:
             ids = batch.to(self._readout.device)
-            if not self._compared:
-                self._find_out(ids[:1, :_CHECKED_TOKENS])
-            self._dropped = set(dropped)
             base.append(self._run(ids, None))
             for found, candidate in zip(losses, candidates, strict=True):
                 found.append(self._run(ids, candidate))
@@ -65,10 +64,11 @@ class Ablation:
         self._start = start
         return token_losses(self._readout, ids)
 
+    @torch.inference_mode()
     def _find_out(self, ids: Tensor) -> None:
         """Compare, for each block skipped, starting from its kept input with running all blocks on `ids` [1, S]."""
         self._dropped, self.reuses_prefix = set(), True
-        self._start, self._compared = None, True
+        self._start = None
         self._readout.states(ids)  # keeps each block's input
         for index in range(len(self._layers)):
             self._start, self.reuses_prefix = index, True

@@ -198,7 +198,7 @@ class _Run:
     def ablation(self) -> Iterator[Ablation]:
         """The model with blocks that can be skipped, its head in the model's own dtype."""
         ablation = Ablation(read_out(self.model, self.name, self.model.dtype))
-        with ablation.installed():
+        with ablation.installed(torch.from_numpy(self.text.rows)):
             yield ablation
 
 
