@@ -88,7 +88,8 @@ class Study:
         name = f"{format_layers(kept)}{'-repaired' if repaired else ''}"
         start, folder = self.work / "cuts" / name, self.work / f"heal-{tokens}" / name
         if not start.exists():
-            repair = RepairConfig(**self._calibration()) if repaired else None
+            how = RepairConfig(**self._calibration(), repair_tokens=self.scale.calibration_tokens)
+            repair = how if repaired else None
             prune(self.teacher, start, format_layers(kept), check=False, repair=repair)
         config = DistillConfig(
             tokens=tokens,

@@ -418,12 +418,12 @@ def recovery(scale: Scale, work: Path) -> dict[str, Any]:
     else:
         gpu_recovery.assemble(place, teacher)
     store, found = TokenStore.open(place / "data"), {}
-    text = {"calibration": str(place / "data"), "calibration_tokens": 2000 if scale.smoke else 131072}
+    text = {"calibration": str(place / "data")}
     # as the study of this model found best: greedy by loss for a light cut, equally spaced for a deep one
     cuts: dict[int, Any] = {24: RankingConfig(by="perplexity-greedy", layers=24, **text), 15: "uniform:15"}
     for layers, choice in ({3: "0,1,3", 2: "0,3"} if scale.smoke else cuts).items():
         started, cut, run = time.perf_counter(), work / f"cut-{layers}", work / f"healed-{layers}"
-        prune(teacher, cut, choice, repair=RepairConfig(**text))
+        prune(teacher, cut, choice, repair=RepairConfig(**text, repair_tokens=2000 if scale.smoke else 131072))
         pruned_s = time.perf_counter() - started
         batch = 1024 if scale.smoke else 32768
         config = DistillConfig(

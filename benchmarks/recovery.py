@@ -164,7 +164,7 @@ def _cut(options: argparse.Namespace, layers: int, cut: str, repaired: bool) -> 
     from compress.prune import METHODS, RankingConfig, RepairConfig, prune
 
     ranked = cut in METHODS
-    source = {"calibration": options.text, "calibration_seq_len": ROWS}
+    source = {"calibration": options.text}
     out = options.out / f"{cut.replace(':', '-').replace(',', '_')}-{layers}{'-repaired' if repaired else ''}"
     record = out / "prune.json"
     if not record.is_file():

@@ -1,15 +1,30 @@
 """The parts of what `compress prune` can be asked: what layers are measured on, chosen by, repaired with, and how a
 student is stored. Nothing here imports torch: a command starts by reading these."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
 from compress.base.config import config
-from compress.base.currency import PLACE
+from compress.base.currency import PLACE, Before, Meaning
 from compress.base.units import ByteSize, Count
 
 AtLeastOne = Annotated[Count, Field(ge=1)]
+
+
+class Amount(NamedTuple):
+    """How much text is read: tokens, in rows of at most so many."""
+
+    tokens: int
+    seq_len: int
+
+
+_TRIAL, _TRIAL_ON_CPU = Amount(32_768, 512), Amount(4096, 256)
+"""For a loss with each block skipped, which costs half a pass a block."""
+_PASS, _PASS_ON_CPU = Amount(256_000, 2048), Amount(32_768, 2048)
+"""For what one pass measures."""
+_REPAIR = Amount(65_536, 512)
+"""A least-squares map has as many unknowns a row as its block's last map has inputs: some thousand tokens overfit."""
 
 
 @config
@@ -19,10 +34,12 @@ class CalibrationConfig:
     calibration: Annotated[str | None, PLACE] = None
     """SOURCE: `hub:ORG/NAME[:CONFIG]`, a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst) or txt, or a
     token store (its training rows). In a recipe None is the run's own training rows."""
-    calibration_tokens: AtLeastOne = 256_000
-    """Tokens to measure on, in whole rows; all there are where the text is shorter."""
-    calibration_seq_len: Annotated[Count, Field(ge=2)] = 2048
-    """Tokens a row, at most the model's context; a token store has rows of its own."""
+    calibration_tokens: Annotated[AtLeastOne | Literal["auto"], Meaning("auto", 256_000)] = "auto"
+    """Tokens to measure layers on, in whole rows; all there are where the text is shorter. `auto`: by perplexity
+    and perplexity-greedy 4,096 on a CPU and 32,768 on an accelerator, by what one pass measures 32,768 and 256,000."""
+    calibration_seq_len: Annotated[Annotated[Count, Field(ge=2)] | Literal["auto"], Meaning("auto", 2048)] = "auto"
+    """Tokens a row, at most the model's context; a token store has rows of its own. `auto`: 512 for
+    the repair, perplexity and perplexity-greedy (256 on a CPU), so that little text has many rows; 2048 elsewhere."""
     calibration_column: str = "text"
     """Column (or JSON key) that holds the text."""
     batch_tokens: AtLeastOne = 8192
@@ -40,6 +57,8 @@ Method = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 """How layers can be measured; `compress.prune.choose.ranking` says what each is."""
 WITHOUT_TEXT: tuple[Method, ...] = ("magnitude", "random")
+BY_TRIAL: tuple[Method, ...] = ("perplexity", "perplexity-greedy")
+"""Those that run the model with blocks skipped."""
 
 
 @config
@@ -49,7 +68,7 @@ class RankingConfig(CalibrationConfig):
     layers: AtLeastOne
     """How many layers stay."""
     by: Method
-    """METHOD: Measure of how much a layer matters."""
+    """METHOD: Measure of how much a layer matters; perplexity-greedy where nothing speaks for another."""
     seed: Count = 0
     """Of the draw, for `by: random`."""
 
@@ -58,13 +77,31 @@ class RankingConfig(CalibrationConfig):
         """Whether the measure needs text."""
         return self.by not in WITHOUT_TEXT
 
+    def amount(self, device: str) -> Amount:
+        """The text to measure on, on a `device` of that type."""
+        anywhere, on_cpu = (_TRIAL, _TRIAL_ON_CPU) if self.by in BY_TRIAL else (_PASS, _PASS_ON_CPU)
+        return _amount(self.calibration_tokens, self.calibration_seq_len, on_cpu if device == "cpu" else anywhere)
+
 
 @config
 class RepairConfig(CalibrationConfig):
     """Repair the cut by least squares on the text."""
 
-    repair_ridge: Annotated[float, Field(gt=0)] = 1e-3
-    """Pull of the repair towards no change, in mean squares of the map's input."""
+    repair_tokens: Annotated[AtLeastOne | Literal["auto"], Before("auto")] = "auto"
+    """Tokens to fit the repair on, in whole rows; all there are where the text is shorter. `auto`: 65,536."""
+    repair_ridge: Annotated[Annotated[float, Field(gt=0)] | Literal["auto"], Meaning("auto", 1e-3)] = "auto"
+    """Pull of the repair towards no change, in mean squares of the map's input. `auto`: for each cut that which does
+    best on rows held out from the fit."""
+
+    @property
+    def amount(self) -> Amount:
+        """The text to fit on."""
+        return _amount(self.repair_tokens, self.calibration_seq_len, _REPAIR)
+
+
+def _amount(tokens: int | Literal["auto"], seq_len: int | Literal["auto"], auto: Amount) -> Amount:
+    """What is named, and `auto` for what is not."""
+    return Amount(auto.tokens if tokens == "auto" else tokens, auto.seq_len if seq_len == "auto" else seq_len)
 
 
 @config

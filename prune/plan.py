@@ -94,6 +94,11 @@ class PrunePlan:
         ]
         if len(self.layer_types_before) > 1:
             lines.append(f"layer types  {_changes(self.layer_types_before, self.layer_types_after)}")
+        if self.keep == "alternate" and 0 in self.dropped_layers:
+            lines.append(
+                "`alternate` drops the first layer here, which costs most: KL 12.5 nats to SmolLM2-135M, cut so. "
+                f"Better: --layers {len(self.kept_layers)} --by perplexity-greedy --repair --calibration TEXT"
+            )
         return "\n".join([*lines, *self.notes])
 
 

@@ -9,11 +9,10 @@ from compress.base.machine import find_device
 from compress.base.outputs import check_outputs
 from compress.data import check_text
 from compress.model.facts import ModelFacts, look_at_model
-from compress.model.load import find_dtype
 from compress.model.parts import empty_model
 from compress.prune.choose.calibration import require_source
 from compress.prune.choose.candidates import RankAfterConfig
-from compress.prune.choose.ranking import require_memory
+from compress.prune.choose.ranking import measuring_dtype, require_memory
 from compress.prune.config import How
 from compress.prune.parts import CalibrationConfig, RankingConfig, RepairConfig
 from compress.prune.plan import Derivation, cast_derivation, derive
@@ -84,7 +83,7 @@ def _check_reading(
         faults.of(lambda: teacher.tokenizer)
     device = faults.of(lambda: find_device(config.device))
     if device is not None and cut is not None:
-        dtype = find_dtype(config.dtype, teacher.side, device)
+        dtype = measuring_dtype(config, teacher.side, device)
         faults.of(lambda: require_memory(teacher.name, cut.plan.params_before, dtype, device))
 
 

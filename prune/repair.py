@@ -7,24 +7,29 @@ teacher's was given h. The change of W that closes the gap best,
     min_C ||h - g - a C^T||^2 + ridge * mean(diag(a^T a)) * ||C||^2     =>     C^T = (a^T a + ridge m I)^-1 a^T (h - g),
 
 is added to W: the student's architecture and size stay as they are. Cuts are repaired from the first layer up, each on
-what the student computes with those before it repaired. ReplaceMe (arXiv:2505.02819) fits a D x D map of a W^T instead
-and folds it into W; ours has W's own freedom, and its ridge draws to no change.
+what the student computes with those before it repaired, while the text goes through both models once. Left to itself,
+the ridge of each cut is the one whose map, fitted on nine tenths of the rows, errs least on the others, each token's
+error in parts of |h| (a few tokens with huge states would decide alone); the map is then fitted on all rows. ReplaceMe
+(arXiv:2505.02819) fits a D x D map of a W^T instead and folds it into W; ours has W's own freedom, and its ridge draws
+to no change.
 
 That W may be changed so is not assumed but tried on each block: adding C must add a C^T to the block's output. It does
 not where a norm or a factor follows (Gemma 2, Granite), or where experts are mixed: there the repair is refused.
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compress.base.errors import InputError
 from compress.base.machine import fast_fp32_products, find_device
-from compress.base.progress import progress_bar
+from compress.base.progress import Bar, progress_bar
 from compress.inference.likelihood import text_loss
 from compress.inference.readout import Readout, read_out
 from compress.model.blocks import Watch, watched
@@ -32,12 +37,17 @@ from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
 from compress.model.parts import decoder_layers, hidden_states
 from compress.prune.choose.calibration import Calibration, load_calibration
+from compress.prune.forecast import tell_time
 from compress.prune.parts import RepairConfig
+from compress.prune.streams import Stream
 from compress.weights.headers import read_header, replace_tensor
 
 _LAST_MAPS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "fc2")
 _HELD_OUT_SHARE = 10
 _TOLERANCE = 1e-3
+_SMALLEST = 1e-6
+RIDGES = tuple(10 ** (half / 2) for half in range(-10, 1))
+"""Those that are tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,31 +80,29 @@ def require_seams(kept: Sequence[int], num_layers: int) -> list[Seam]:
 def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[int], num_layers: int) -> dict[str, Any]:
     """Repair every seam of the model in the folder `student`, cut from `teacher`; return what prune.json says of it.
 
-    A tenth of the text's rows is not fitted on: the loss before and after is measured there.
+    A tenth of the text's rows is seen by no fit and no choice of a ridge: the loss before and after is measured there.
 
     Raises:
         InputError: nothing can be repaired, or a block before a seam does not end in a map that can be changed (see
-            above); the message names it. The text cannot be used, or is a single row.
+            above); the message names it. The text cannot be used, or has too few rows.
     """
     found = require_seams(kept, num_layers)
-    text = load_calibration(config, teacher)
-    held_out = max(1, len(text.rows) // _HELD_OUT_SHARE)
-    if len(text.rows) <= held_out:
-        raise InputError(f"{text.source} gives one row of text; the repair needs two at least, one to measure on.")
-    fitted = dataclasses.replace(text, rows=text.rows[:-held_out])
-    unseen = dataclasses.replace(text, rows=text.rows[-held_out:])
+    text = load_calibration(config, teacher, config.amount)
+    split = _split(text, config.repair_ridge)
     device = find_device(config.device)
     dtype = find_dtype(config.dtype, teacher, device)
     whole, cut = (load_model(folder, dtype=dtype, device=device) for folder in (teacher, student))
-    maps = {seam: _last_map(cut, seam.block, fitted.rows[:1, :16]) for seam in found}
+    maps = {seam: _last_map(cut, seam.block, text.rows[:1, :16]) for seam in found}
     with fast_fp32_products(), torch.no_grad():
-        read = read_out(cut, str(student))
+        read, started = read_out(cut, str(student)), time.monotonic()
         losses = {
-            "teacher": _loss(read_out(whole, str(teacher)), unseen, config),
-            "before": _loss(read, unseen, config),
+            "teacher": _loss(read_out(whole, str(teacher)), split.unseen, config),
+            "before": _loss(read, split.unseen, config),
         }
-        fits = [_fit(whole, cut, seam, maps[seam][1], fitted, config) for seam in found]
-        losses["after"] = _loss(read, unseen, config)
+        passes = (time.monotonic() - started) * text.rows.size / split.unseen.rows.size
+        tell_time(f"Repairing {len(found)} cuts", text, passes, "--repair-tokens")
+        fits = _mend(whole, cut, {seam: linear for seam, (_, linear) in maps.items()}, split, config)
+        losses["after"] = _loss(read, split.unseen, config)
     names = {name: linear.weight for name, linear in maps.values()}
     _store(student, names, decoder_layers(cut)[0], cut.base_model_prefix)
     return {
@@ -104,10 +112,39 @@ def repair(config: RepairConfig, teacher: Path, student: Path, kept: Sequence[in
         "loss_nats_teacher": losses["teacher"],
         "loss_nats_before": losses["before"],
         "loss_nats_after": losses["after"],
-        "heldout_rows": held_out,
+        "heldout_rows": len(split.unseen.rows),
         "calibration": text.to_dict(),
         "not_repaired": list(range(kept[0])),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """Rows to fit on, to choose a ridge on (none where it is named), and to measure losses on."""
+
+    fitted: Calibration
+    chosen: Calibration
+    unseen: Calibration
+
+
+def _split(text: Calibration, ridge: float | Literal["auto"]) -> _Split:
+    """A tenth of the rows, the last ones, unseen; of the others each tenth to choose a ridge on.
+
+    Raises:
+        InputError: there are not enough.
+    """
+    num_unseen = max(1, len(text.rows) // _HELD_OUT_SHARE)
+    needed = 3 if ridge == "auto" else 2
+    if len(text.rows) < needed:
+        raise InputError(
+            f"{text.source} gives {len(text.rows)} rows of text, and the repair needs {needed} at least: to fit on, to "
+            "choose a ridge on unless one is named (prune.repair_ridge), and to measure on. Name more text, or shorter "
+            "rows (prune.calibration_seq_len)."
+        )
+    seen = text.rows[:-num_unseen]
+    chosen = np.arange(len(seen)) % _HELD_OUT_SHARE == 0 if ridge == "auto" else np.zeros(len(seen), dtype=bool)
+    parts = (seen[~chosen], seen[chosen], text.rows[-num_unseen:])
+    return _Split(*(dataclasses.replace(text, rows=rows) for rows in parts))
 
 
 def _loss(readout: Readout, text: Calibration, config: RepairConfig) -> float:
@@ -173,44 +210,101 @@ def _observe(model: Any, layer: nn.Module, linear: nn.Linear, ids: Tensor) -> tu
     return seen["input"], seen["output"]
 
 
-def _fit(
-    whole: Any, cut: Any, seam: Seam, linear: nn.Linear, text: Calibration, config: RepairConfig
-) -> dict[str, Any]:
-    """Change `linear` of the student `cut` for one seam; return the seam and how far the states were apart.
+class _Sums:
+    """Sums over tokens that least squares is solved from, in float64: a^T a, a^T (h - g), |h - g|^2 and |h|^2."""
 
-    Products are in the models' float32 or less, a batch at a time, and summed and solved in float64.
+    def __init__(self, linear: nn.Linear) -> None:
+        size, device = linear.in_features, linear.weight.device
+        self.gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self.moment = torch.zeros(size, linear.out_features, dtype=torch.float64, device=device)
+        self.gap = self.scale = 0.0
+
+    def add(self, inputs: Tensor, found: Tensor, wanted: Tensor) -> None:
+        """Take in a [tokens, F], g and h [tokens, D], float32, as their products are."""
+        difference = wanted - found
+        self.gram += inputs.T @ inputs
+        self.moment += inputs.T @ difference
+        self.gap += float(difference.double().square().sum())
+        self.scale += float(wanted.double().square().sum())
+
+    def take_in(self, other: "_Sums") -> None:
+        """Add the sums over other tokens."""
+        self.gram += other.gram
+        self.moment += other.moment
+        self.gap += other.gap
+        self.scale += other.scale
+
+    def solve(self, ridge: float) -> Tensor:
+        """C^T [F, D]."""
+        pull = ridge * self.gram.diagonal().mean() * torch.eye(len(self.gram), dtype=self.gram.dtype).to(self.gram)
+        solved: Tensor = torch.linalg.solve(self.gram + pull, self.moment)
+        return solved
+
+    def left(self, change: Tensor) -> float:
+        """|h - g - a C^T|^2."""
+        return self.gap + float((change * (self.gram @ change - 2 * self.moment)).sum())
+
+
+def best_ridge(fitted: _Sums, heldout: _Sums) -> float:
+    """Of RIDGES the one whose map, solved from some tokens, errs least on others.
+
+    With a^T a = V diag(s) V^T, each map is V (diag(s) + ridge m I)^-1 V^T a^T (h - g).
     """
-    target = decoder_layers(whole)[1][seam.dropped[-1]]
-    layer = decoder_layers(cut)[1][seam.block]
-    size, width = linear.in_features, linear.out_features
-    gram = torch.zeros(size, size, dtype=torch.float64, device=linear.weight.device)
-    moment = torch.zeros(size, width, dtype=torch.float64, device=linear.weight.device)
-    gap = scale = 0.0
-    with progress_bar(f"repairing after layer {seam.block}, tokens", text.rows.size) as bar:
-        for ids in text.batches(config.batch_tokens):
-            here = ids.to(linear.weight.device)
-            wanted = _output(whole, target, here)
-            seen = _observe(cut, layer, linear, here)
-            assert seen is not None
-            inputs, difference = seen[0].float(), wanted.float() - seen[1].float()
-            gram += inputs.T @ inputs
-            moment += inputs.T @ difference
-            gap += float(difference.double().square().sum())
-            scale += float(wanted.double().square().sum())
-            bar.advance(ids.numel())
-    ridge = config.repair_ridge * gram.diagonal().mean()
-    change = torch.linalg.solve(gram + ridge * torch.eye(size, dtype=gram.dtype, device=gram.device), moment)
+    values, vectors = torch.linalg.eigh(fitted.gram)
+    moment, mean = vectors.T @ fitted.moment, values.mean()
+
+    def error(ridge: float) -> float:
+        return heldout.left(vectors @ (moment / (values + ridge * mean)[:, None]))
+
+    return min(RIDGES, key=error)
+
+
+def _mend(
+    whole: Any, cut: Any, maps: Mapping[Seam, nn.Linear], split: _Split, config: RepairConfig
+) -> list[dict[str, Any]]:
+    """Change the maps of the student `cut`, seam by seam; return each seam and how far the states were apart."""
+    texts = [text for text in (split.fitted, split.chosen) if len(text.rows)]
+    batches = [ids for text in texts for ids in text.batches(config.batch_tokens)]
+    num_fitted = len(list(split.fitted.batches(config.batch_tokens)))
+    wanted, found = Stream(whole, batches), Stream(cut, batches)
+    ridge, tokens = config.repair_ridge, sum(ids.numel() for ids in batches)
+    with progress_bar("repairing, tokens", len(maps) * tokens) as bar:
+        return [_fit(seam, linear, wanted, found, num_fitted, ridge, bar) for seam, linear in maps.items()]
+
+
+def _fit(
+    seam: Seam,
+    linear: nn.Linear,
+    wanted: Stream,
+    found: Stream,
+    num_fitted: int,
+    ridge: float | Literal["auto"],
+    bar: Bar,
+) -> dict[str, Any]:
+    """Change `linear` for one seam; of the streams' batches, those after the first `num_fitted` choose the ridge."""
+    fitted, chosen, judged = _Sums(linear), _Sums(linear), _Sums(linear)
+    inputs: list[Tensor] = []
+    with watched(Watch(linear, "input", inputs.append)):
+        states = zip(found.outputs(seam.block, again=True), wanted.outputs(seam.dropped[-1]), strict=True)
+        for number, (ours, theirs) in enumerate(states):
+            seen = [hidden.flatten(0, -2).float() for hidden in (inputs.pop(), ours, theirs)]
+            (fitted if number < num_fitted else chosen).add(*seen)
+            if number >= num_fitted:
+                length = torch.linalg.vector_norm(seen[-1], dim=-1, keepdim=True).clamp(min=_SMALLEST)
+                judged.add(*(hidden / length for hidden in seen))
+            bar.advance(len(seen[0]))
+    if ridge == "auto":
+        ridge = best_ridge(fitted, judged)
+        fitted.take_in(chosen)
+    change = fitted.solve(ridge)
     linear.weight += change.T.to(linear.weight)
-    left = gap - 2 * float((change * moment).sum()) + float((change * (gram @ change)).sum())
-    return {"block": seam.block, "dropped": list(seam.dropped), "gap_before": gap / scale, "gap_after": left / scale}
-
-
-def _output(model: Any, layer: nn.Module, ids: Tensor) -> Tensor:
-    """Output [tokens, D] of a block."""
-    seen: list[Tensor] = []
-    with watched(Watch(layer, "output", lambda hidden: seen.append(hidden.flatten(0, -2)))):
-        hidden_states(model, ids)
-    return seen[0]
+    return {
+        "block": seam.block,
+        "dropped": list(seam.dropped),
+        "ridge": ridge,
+        "gap_before": fitted.gap / fitted.scale,
+        "gap_after": fitted.left(change) / fitted.scale,
+    }
 
 
 def _store(student: Path, maps: Mapping[str, Tensor], stack: str, base: str) -> None:

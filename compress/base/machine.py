@@ -230,9 +230,18 @@ def fast_fp32_products() -> Iterator[bool]:
         torch.set_float32_matmul_precision(before)
 
 
+def computes_in_bf16() -> bool:
+    """Whether the processor has instructions for products in bf16, which take half the time of fp32 then (Linux)."""
+    return any(f" {name} " in _cpuinfo() for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def _made_by_intel() -> bool:
-    cpu = Path("/proc/cpuinfo")
-    return cpu.is_file() and "GenuineIntel" in cpu.read_text()
+    return "GenuineIntel" in _cpuinfo()
+
+
+def _cpuinfo() -> str:
+    found = Path("/proc/cpuinfo")
+    return found.read_text() if found.is_file() else ""
 
 
 def yield_to_other_threads() -> None:

@@ -25,6 +25,7 @@ _CONFIG = "compress.prune:PruneConfig"
 @flag(_CONFIG, "preserve_pattern", is_flag=True)
 @flags(_CONFIG, "layers", "by", "rank_after", "calibration", "calibration_tokens")
 @flag(_CONFIG, "repair", is_flag=True)
+@flags(_CONFIG, "repair_tokens")
 @flag(_CONFIG, "check", "--check/--no-check")
 @flags(_CONFIG, "cast")
 @flag(_CONFIG, "stream", "--stream/--no-stream")

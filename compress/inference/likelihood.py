@@ -34,23 +34,24 @@ def log_probabilities(readout: Readout, states: Tensor, slot: Tensor, token: Ten
     return log_p, greedy
 
 
-def text_loss(readout: Readout, ids: Tensor) -> Tensor:
-    """Sum over `ids` [B, S], on the model's device, of -log p(x_t | x_<t), nats, for t = 1 .. S-1 of each row.
+def token_losses(readout: Readout, ids: Tensor) -> Tensor:
+    """-log p(x_t | x_<t), nats, for t = 1 .. S-1 of each row of `ids` [B, S], on the model's device.
 
-    A float64 scalar on the CPU, of float32 logits. Differentiable in the model's weights below the head: a chunk's
+    float64 [B (S-1)] on the CPU, of float32 logits. Differentiable in the model's weights below the head: a chunk's
     logits are computed again in the backward pass.
     """
     states = readout.states(ids)[:, :-1].flatten(0, 1)
     labels = ids[:, 1:].flatten()
 
     def chunk_loss(states: Tensor, labels: Tensor) -> Tensor:
-        loss = torch.nn.functional.cross_entropy(readout.logits(states), labels, reduction="none")
-        return loss.cpu().double().sum()
+        return torch.nn.functional.cross_entropy(readout.logits(states), labels, reduction="none")
 
     step = max(1, _LOSS_CHUNK_LOGITS // readout.vocab_size)
-    total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(states), step):
-        chunk = slice(start, start + step)
-        loss: Tensor = checkpoint(chunk_loss, states[chunk], labels[chunk], use_reentrant=False)
-        total = total + loss
-    return total
+    chunks = (slice(start, start + step) for start in range(0, len(states), step))
+    losses = [checkpoint(chunk_loss, states[chunk], labels[chunk], use_reentrant=False) for chunk in chunks]
+    return torch.cat(losses).cpu().double()
+
+
+def text_loss(readout: Readout, ids: Tensor) -> Tensor:
+    """The sum of `token_losses`, a float64 scalar on the CPU."""
+    return token_losses(readout, ids).sum()

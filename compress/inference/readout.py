@@ -26,9 +26,9 @@ _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
 class Readout:
     """A causal LM in memory whose forward pass is split at the output head.
 
-    So the head runs only where a score is needed, and in float32 whatever the model's dtype: bf16 logits tie options
-    that differ. `head` is None when the architecture does to its logits what `output_head` cannot express; then
-    `states` are the model's own logits.
+    So the head runs only where a score is needed, and in float32 whatever the model's dtype unless asked otherwise:
+    bf16 logits tie options that differ. `head` is None when the architecture does to its logits what `output_head`
+    cannot express; then `states` are the model's own logits.
     """
 
     name: str
@@ -63,7 +63,9 @@ class Readout:
 
     def logits(self, states: Tensor) -> Tensor:
         """float32 logits [N, V] of `states` [N, D]."""
-        return states.float() if self.head is None else self.head.logits(states.float())
+        if self.head is None:
+            return states.float()
+        return self.head.logits(states.to(self.head.weight.dtype)).float()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +93,9 @@ class Checkpoint(Readout):
         check_ids(ids, rows, self.tokenizer, self.name)
 
 
-def read_out(model: Any, name: str) -> Readout:
-    """Split a model at its output head, after comparing the two halves with the whole on a few tokens.
+def read_out(model: Any, name: str, dtype: torch.dtype = torch.float32) -> Readout:
+    """Split a model at its output head, which is to run in `dtype`, after comparing the two halves with the whole on a
+    few tokens.
 
     Where the head is one that `output_head` cannot express, the user is told, and the model's own logits are used.
 
@@ -109,8 +112,8 @@ def read_out(model: Any, name: str) -> Readout:
         say(f"{error} Scoring falls back to the model's own logits.")
         head = None
     if head is not None:
-        bias = None if head.bias is None else head.bias.detach().float()
-        head = dataclasses.replace(head, weight=head.weight.detach().float(), bias=bias)
+        bias = None if head.bias is None else head.bias.detach().to(dtype)
+        head = dataclasses.replace(head, weight=head.weight.detach().to(dtype), bias=bias)
     embeddings = model.get_output_embeddings()
     vocab_size = model.config.get_text_config().vocab_size if embeddings is None else embeddings.weight.shape[0]
     return Readout(name, model, head, int(vocab_size))

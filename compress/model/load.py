@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from compress.base.disk import read_json, sha256_file, write_json
 from compress.base.errors import InputError, reason_of
+from compress.base.machine import computes_in_bf16
 from compress.model.files import check_weight_files, code_files
 from compress.model.gguf import GGUF_RECORD
 from compress.model.remote_code import trusted
@@ -114,14 +115,19 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
     return model.to(device).eval()
 
 
-def find_dtype(name: str, folder: Path, device: torch.device) -> torch.dtype:
-    """The dtype of that name; `auto` is float32 on the CPU and the checkpoint's own on an accelerator."""
+def find_dtype(name: str, folder: Path, device: torch.device, *, quick: bool = False) -> torch.dtype:
+    """The dtype of that name; `auto` is float32 on the CPU and the checkpoint's own on an accelerator.
+
+    `quick` lets a checkpoint in bf16 be that on the CPU as well, where the processor computes in it.
+    """
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
-    if device.type == "cpu":
+    if device.type == "cpu" and not (quick and computes_in_bf16()):
         return torch.float32
     stored = getattr(load_config(folder), "dtype", None)
+    if device.type == "cpu" and stored != torch.bfloat16:
+        return torch.float32
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""Loss on text with a block skipped: each block in turn (leave one out), and greedily one block after another.
+"""Loss on text with a block skipped, each block in turn (leave one out).
 
 With block r skipped everything before it computes what it computed with no block skipped. So a batch is run once,
 each block's input is kept, and a trial starts from the kept input of its skipped block. Of a stack of L blocks that
@@ -6,9 +6,7 @@ leaves half the work. A model in which blocks pass each other more than the hidd
 go wrong so; it is compared first, on a few tokens, bit by bit, and run in full where it differs.
 """
 
-import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,21 +14,12 @@ import torch
 from torch import Tensor
 
 from compress.base.progress import Bar
-from compress.inference.likelihood import text_loss
+from compress.inference.likelihood import token_losses
 from compress.inference.readout import Readout
 from compress.model.blocks import Forward, given, replaced
 from compress.model.parts import decoder_layers
-from compress.prune.choose.calibration import Calibration
 
 _CHECKED_TOKENS = 32
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GreedyStep:
-    """A block that was dropped, and the loss without it and those dropped before it, nats a token."""
-
-    dropped: int
-    loss_nats: float
 
 
 class Ablation:
@@ -46,33 +35,36 @@ class Ablation:
         self.reuses_prefix = True
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Let blocks be skipped while the block runs, after finding out whether trials may start in the middle."""
+    def installed(self, text: Tensor) -> Iterator[None]:
+        """Let blocks be skipped while the block runs, after finding out, on the start of `text` [B, S], whether trials
+        may start in the middle."""
         with replaced(self._layers, self._forward_of):
+            self._find_out(text[:1, :_CHECKED_TOKENS].to(self._readout.device))
             yield
 
     @torch.inference_mode()
     def leave_one_out(
-        self, text: Calibration, batch_tokens: int, candidates: Sequence[int], dropped: set[int], bar: Bar
-    ) -> tuple[float, list[float]]:
-        """Loss, nats a token, without the `dropped` blocks, and without each of `candidates` besides."""
-        self._find_out(torch.from_numpy(text.rows[:1, :_CHECKED_TOKENS]).to(self._readout.device))
-        self._dropped = dropped
-        base: list[float] = []
-        sums: list[list[float]] = [[] for _ in candidates]
-        for batch in text.batches(batch_tokens):
+        self, batches: Iterable[Tensor], candidates: Sequence[int], dropped: Collection[int], bar: Bar
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Loss of each predicted token, nats, float64 [T], without the `dropped` blocks, and without each of
+        `candidates` besides."""
+        self._dropped = set(dropped)
+        base: list[Tensor] = []
+        losses: list[list[Tensor]] = [[] for _ in candidates]
+        for batch in batches:
             ids = batch.to(self._readout.device)
-            base.append(float(self._run(ids, None)))
-            for found, candidate in zip(sums, candidates, strict=True):
-                found.append(float(self._run(ids, candidate)))
+            base.append(self._run(ids, None))
+            for found, candidate in zip(losses, candidates, strict=True):
+                found.append(self._run(ids, candidate))
                 bar.advance(ids.numel())
         self._inputs = [None] * len(self._layers)
-        return math.fsum(base) / text.num_predicted, [math.fsum(found) / text.num_predicted for found in sums]
+        return torch.cat(base), [torch.cat(found) for found in losses]
 
     def _run(self, ids: Tensor, start: int | None) -> Tensor:
         self._start = start
-        return text_loss(self._readout, ids)
+        return token_losses(self._readout, ids)
 
+    @torch.inference_mode()
     def _find_out(self, ids: Tensor) -> None:
         """Compare, for each block skipped, starting from its kept input with running all blocks on `ids` [1, S]."""
         self._dropped, self.reuses_prefix = set(), True
@@ -117,24 +109,3 @@ class Ablation:
         """`hidden` as block `index` returns it: alone, or with what it last returned beside it."""
         extras = self._extras[index]
         return hidden if extras is None else (hidden, *extras)
-
-
-def drop_greedily(
-    ablation: Ablation, text: Calibration, batch_tokens: int, count: int, num_layers: int, bar: Bar
-) -> tuple[float, list[float], list[GreedyStep]]:
-    """Drop `count` layers, each time the one whose loss is least, and measure the rest again; the last layer stays.
-
-    Returns the loss with every layer, the loss without each layer alone, and the steps. Of equal losses the deeper
-    layer goes.
-    """
-    base, alone = ablation.leave_one_out(text, batch_tokens, range(num_layers), set(), bar)
-    losses = dict(enumerate(alone[:-1]))
-    steps: list[GreedyStep] = []
-    while len(steps) < count:
-        layer = min(losses, key=lambda index: (losses[index], -index))
-        steps.append(GreedyStep(dropped=layer, loss_nats=losses.pop(layer)))
-        if len(steps) < count:
-            dropped = {step.dropped for step in steps}
-            _, found = ablation.leave_one_out(text, batch_tokens, list(losses), dropped, bar)
-            losses = dict(zip(losses, found, strict=True))
-    return base, alone, steps

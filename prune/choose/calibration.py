@@ -16,7 +16,7 @@ from compress.data import INDEX, TokenStore, check_framing, framing_for, read_ro
 from compress.model.lengths import context_tokens, fit
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import check_ids, check_store
-from compress.prune.parts import CalibrationConfig
+from compress.prune.parts import Amount, CalibrationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +69,8 @@ def require_source(source: str | None) -> str:
     return source
 
 
-def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
-    """At most `calibration_tokens` of the text as the model in `folder` reads it, framed as it reads it best.
+def load_calibration(config: CalibrationConfig, folder: Path, amount: Amount) -> Calibration:
+    """At most that `amount` of the text as the model in `folder` reads it, framed as it reads it best.
 
     Of a raw text there is one row a document while there are enough. A token store gives the training rows that a run
     with seed 0 reads first; its held-out rows stay unseen.
@@ -88,10 +88,10 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
         store = TokenStore.open(source)
         check_store(store, tokenizer, str(folder), context=limit)
         check_framing(store, folder)
-        rows = store.batch(0, min(max(1, config.calibration_tokens // store.seq_len), store.num_rows), seed=0)
+        rows = store.batch(0, min(max(1, amount.tokens // store.seq_len), store.num_rows), seed=0)
     else:
-        length = fit("Calibration rows", config.calibration_seq_len, 0, limit)[0]
-        count, column = max(1, config.calibration_tokens // length), config.calibration_column
+        length = fit("Calibration rows", amount.seq_len, 0, limit)[0]
+        count, column = max(1, amount.tokens // length), config.calibration_column
         framing = framing_for(source, column, folder)
         rows = read_rows(source, tokenizer, count, length, column, framing=framing).ids.astype(np.int64)
     check_ids(rows, model.get_text_config().vocab_size, tokenizer, str(folder))

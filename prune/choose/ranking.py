@@ -3,13 +3,14 @@
     block-influence   1 - mean cosine of a block's input and output          one pass over the text
     angular           angle over a span of blocks; the flattest span goes    one pass over the text
     perplexity        loss on the text with one block skipped                about (L - 1) / 2 passes
-    perplexity-greedy the same, measured again after each dropped block      that for each dropped block
+    perplexity-greedy the same, measured again after each dropped block      less than that for each dropped block
     taylor            sum of |w dL/dw| over the block's matrices             one pass, forward and backward
     magnitude         sum of |w| over the block's matrices                   no text
     random            a seeded draw, the control                             no text
 
 The last layer always stays: dropping it hurts most (Gromov et al., arXiv:2403.17887). Of equal scores the deeper
-block goes.
+block goes. What runs the model with blocks skipped runs checkpoints in bf16 in it, head and all, where the processor
+has products in bf16: it compares losses of one model, whose rounding is the same.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compress.base.errors import InputError
 from compress.base.machine import fast_fp32_products, find_device, host_memory
@@ -30,11 +32,13 @@ from compress.base.units import format_bytes
 from compress.inference.readout import read_out
 from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
-from compress.prune.choose.ablation import Ablation, drop_greedily
+from compress.prune.choose.ablation import Ablation
 from compress.prune.choose.calibration import Calibration, load_calibration
 from compress.prune.choose.influence import measure_influence
+from compress.prune.choose.race import Search
 from compress.prune.choose.saliency import magnitude, taylor
-from compress.prune.parts import WITHOUT_TEXT, Method, RankingConfig
+from compress.prune.forecast import told_batches
+from compress.prune.parts import BY_TRIAL, WITHOUT_TEXT, CalibrationConfig, Method, RankingConfig
 from compress.weights.finite import require_finite
 
 
@@ -105,7 +109,7 @@ _Scored = tuple[Sequence[float], set[int], dict[str, Any]]
 def _by_influence(config: RankingConfig, teacher: RankedModel) -> _Scored:
     count = teacher.num_layers - config.layers
     with _measuring(config, teacher) as run, run.bar(1) as bar:
-        found = measure_influence(run.model, run.text.batches(config.batch_tokens), count, bar)
+        found = measure_influence(run.model, run.batches(config.batch_tokens), count, bar)
     if config.by == "block-influence":
         return found.block_influence, least(found.block_influence, count), run.details
     curve = {"span_layers": count, "spans": found.spans}
@@ -113,27 +117,37 @@ def _by_influence(config: RankingConfig, teacher: RankedModel) -> _Scored:
 
 
 def _by_perplexity(config: RankingConfig, teacher: RankedModel) -> _Scored:
-    count, total = teacher.num_layers - config.layers, teacher.num_layers
-    greedy = config.by == "perplexity-greedy"
-    trials = total + (sum(total - 1 - done for done in range(1, count)) if greedy else 0)
-    with _measuring(config, teacher) as run, run.bar(trials) as bar:
-        ablation = Ablation(read_out(run.model, teacher.name))
-        with ablation.installed():
-            base, alone, steps = drop_greedily(
-                ablation, run.text, config.batch_tokens, count if greedy else 0, total, bar
-            )
-    scores = [loss - base for loss in alone]
-    curve = {"loss_nats": base, "loss_nats_without": alone}
-    details = {**curve, **run.details, "reuses_prefix": ablation.reuses_prefix}
-    if not greedy:
-        return scores, least(scores, count), details
-    return scores, {step.dropped for step in steps}, {"steps": [dataclasses.asdict(step) for step in steps], **details}
+    with _measuring(config, teacher) as run, run.bar(teacher.num_layers) as bar, run.ablation() as ablation:
+        batches = run.batches(config.batch_tokens)
+        base, without = ablation.leave_one_out(batches, range(teacher.num_layers), (), bar)
+    losses = [float(found.mean()) for found in without]
+    scores = [float((found - base).mean()) for found in without]
+    curve = {"loss_nats": float(base.mean()), "loss_nats_without": losses, "reuses_prefix": ablation.reuses_prefix}
+    return scores, least(scores, teacher.num_layers - config.layers), {**curve, **run.details}
+
+
+def _by_greedy_perplexity(config: RankingConfig, teacher: RankedModel) -> _Scored:
+    total = teacher.num_layers
+    count = total - config.layers
+    with _measuring(config, teacher) as run, run.ablation() as ablation:
+        search = Search(ablation, run.text, config.batch_tokens, count, total)
+        with run.bar(search.trials) as bar:
+            first, steps = search.run(bar)
+    curve = {
+        "steps": [dataclasses.asdict(step) for step in steps],
+        "loss_nats": float(first.base.mean()),
+        "loss_nats_tokens": len(first.base),
+        "loss_nats_without": [float(losses.mean()) for losses in first.without.values()],
+        "loss_nats_without_tokens": [len(losses) for losses in first.without.values()],
+        "reuses_prefix": ablation.reuses_prefix,
+    }
+    return [first.increase(layer) for layer in range(total)], {step.dropped for step in steps}, {**curve, **run.details}
 
 
 def _by_taylor(config: RankingConfig, teacher: RankedModel) -> _Scored:
     with _measuring(config, teacher) as run, run.bar(1) as bar:
         read = read_out(run.model, teacher.name)
-        scores = taylor(read, run.text.batches(1), run.text.num_predicted, bar)
+        scores = taylor(read, run.batches(1), run.text.num_predicted, bar)
     return scores, least(scores, teacher.num_layers - config.layers), run.details
 
 
@@ -154,7 +168,7 @@ _SCORERS: Mapping[Method, Callable[[RankingConfig, RankedModel], _Scored]] = {
     "block-influence": _by_influence,
     "angular": _by_influence,
     "perplexity": _by_perplexity,
-    "perplexity-greedy": _by_perplexity,
+    "perplexity-greedy": _by_greedy_perplexity,
     "taylor": _by_taylor,
     "magnitude": _by_magnitude,
     "random": _by_chance,
@@ -167,12 +181,31 @@ class _Run:
 
     model: Any
     text: Calibration
+    by: Method
+    name: str
     details: dict[str, Any]
+
+    def batches(self, batch_tokens: int) -> Iterator[Tensor]:
+        """The text; how long all of it takes is said after the first batch."""
+        return told_batches(f"Measuring {self.by}", self.text, batch_tokens)
 
     @contextmanager
     def bar(self, passes: int) -> Iterator[Bar]:
         with progress_bar("measuring layers, tokens", passes * self.text.rows.size) as bar:
             yield bar
+
+    @contextmanager
+    def ablation(self) -> Iterator[Ablation]:
+        """The model with blocks that can be skipped, its head in the model's own dtype."""
+        ablation = Ablation(read_out(self.model, self.name, self.model.dtype))
+        with ablation.installed(torch.from_numpy(self.text.rows)):
+            yield ablation
+
+
+def measuring_dtype(config: CalibrationConfig, folder: Path, device: torch.device) -> torch.dtype:
+    """Of the weights while layers are measured, or a cut is repaired."""
+    quick = isinstance(config, RankingConfig) and config.by in BY_TRIAL
+    return find_dtype(config.dtype, folder, device, quick=quick)
 
 
 def require_memory(name: str, num_parameters: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -193,9 +226,9 @@ def require_memory(name: str, num_parameters: int, dtype: torch.dtype, device: t
 @contextmanager
 def _measuring(config: RankingConfig, teacher: RankedModel) -> Iterator[_Run]:
     """Load the text and then the model, in the dtype and on the device that the config names."""
-    text = load_calibration(config, teacher.folder)
     device = find_device(config.device)
-    dtype = find_dtype(config.dtype, teacher.folder, device)
+    text = load_calibration(config, teacher.folder, config.amount(device.type))
+    dtype = measuring_dtype(config, teacher.folder, device)
     require_memory(teacher.name, teacher.num_parameters, dtype, device)
     model = load_model(teacher.folder, dtype=dtype, device=device)
     details = {
@@ -205,4 +238,4 @@ def _measuring(config: RankingConfig, teacher: RankedModel) -> Iterator[_Run]:
         "batch_tokens": config.batch_tokens,
     }
     with fast_fp32_products():
-        yield _Run(model, text, details)
+        yield _Run(model, text, config.by, teacher.name, details)

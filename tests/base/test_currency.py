@@ -141,6 +141,16 @@ def test_an_option_that_came_after_results_says_what_they_were_made_with(kind: t
     assert EARLIER[kind.__name__].keys() <= hints.keys(), "an option went, and with it what results were made with"
 
 
+def test_a_cut_that_was_measured_and_repaired_with_the_defaults_of_092ab7b_is_current() -> None:
+    made = {**EARLIER["PruneConfig"], "repair": True}
+    assert setting_changes(PruneConfig, made, to_dict(PruneConfig(repair=True)) | {"keep": made["keep"]}) == []
+    asked = to_dict(PruneConfig(repair=True, repair_tokens=4096, calibration_tokens=4096)) | {"keep": made["keep"]}
+    assert setting_changes(PruneConfig, made, asked) == [
+        "calibration_tokens was 256000 and is 4096",
+        'repair_tokens was "auto" and is 4096',
+    ]
+
+
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
 def test_what_was_made_with_the_defaults_of_092ab7b_is_current_under_a_version_that_knows_one_more(kind: type) -> None:
     required = {name for name, default in EARLIER[kind.__name__].items() if default == {"required": True}}

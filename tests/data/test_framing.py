@@ -25,7 +25,7 @@ from compress.inference.readout import load_checkpoint
 from compress.model.framing import Framing, prefix_of, row_starts, with_starts
 from compress.model.tokenizer import tokenizer_spec
 from compress.prune.choose.calibration import load_calibration
-from compress.prune.parts import CalibrationConfig
+from compress.prune.parts import Amount, CalibrationConfig
 
 EOS, BOS, SEP = 256, 257, 258
 TEXT = "the cat sat on the mat and looked at the dog, which slept; "
@@ -163,10 +163,10 @@ def test_a_model_that_needs_bos_gets_it_everywhere(place: Path, tmp_path: Path, 
     assert losses[1] - losses[0] > 1  # by transformers' own loss, on other rows than those it was decided on
     assert decided["without"] - decided["with_prefix"] > 1
 
-    text = CalibrationConfig(calibration=str(source), calibration_tokens=512, calibration_seq_len=64)
-    assert (load_calibration(text, needs).rows[:, 0] == BOS).all()
-    of_store = CalibrationConfig(calibration=str(tmp_path / "store"), calibration_tokens=512)
-    assert (load_calibration(of_store, needs).rows[:, 0] == BOS).all()
+    text, amount = CalibrationConfig(calibration=str(source)), Amount(512, 64)
+    assert (load_calibration(text, needs, amount).rows[:, 0] == BOS).all()
+    of_store = CalibrationConfig(calibration=str(tmp_path / "store"))
+    assert (load_calibration(of_store, needs, amount).rows[:, 0] == BOS).all()
     config = EvalConfig(speed=False, device="cpu", samples=1, sample_tokens=8, heldout_sequences=8, heldout_seq_len=64)
     for shown in (source, tmp_path / "store"):
         found = evaluate_model(needs, config, text=shown)
@@ -187,9 +187,9 @@ def test_a_store_framed_for_another_model_is_refused(place: Path, tmp_path: Path
     training = DistillConfig(tokens=512, batch_tokens=128)
     with pytest.raises(InputError, match="framed for another model"):
         distill(training, student=plain, teacher=needs, data=store.path, out=tmp_path / "s", work=tmp_path / "w")
-    text = CalibrationConfig(calibration=str(store.path), calibration_tokens=512)
+    text = CalibrationConfig(calibration=str(store.path))
     with pytest.raises(InputError, match="framed for another model"):
-        load_calibration(text, needs)
+        load_calibration(text, needs, Amount(512, 64))
     chosen = prepare(data_config(source, bos="never", **options), needs, tmp_path / "never", visible=False)
     check_framing(chosen, needs)  # as was asked for
 

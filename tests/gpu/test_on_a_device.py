@@ -318,7 +318,7 @@ def test_a_cut_is_repaired_as_on_a_cpu(world: World, text_file: Path, device: to
     teacher = save_tiny_model(world.root / "m", seed=1)
     weights = []
     for number, place in enumerate(("cpu", str(device))):
-        how = RepairConfig(calibration=str(text_file), calibration_tokens=1500, device=place)
+        how = RepairConfig(calibration=str(text_file), repair_tokens=1500, device=place)
         out = prune(teacher, world.root / f"cut-{number}", "0,3", repair=how).out
         weights.append(load_file(out / "model.safetensors"))
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-2, atol=1e-3)

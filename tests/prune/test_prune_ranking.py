@@ -19,8 +19,19 @@ from compress.base.errors import InputError, UsageError
 from compress.base.machine import Memory
 from compress.data import DataConfig, prepare
 from compress.model.files import model_fingerprint
-from compress.prune import PruneConfig, Ranking, RankingConfig, plan_prune, prune, prune_inputs, prune_settings
+from compress.prune import (
+    PruneConfig,
+    Ranking,
+    RankingConfig,
+    RepairConfig,
+    forecast,
+    plan_prune,
+    prune,
+    prune_inputs,
+    prune_settings,
+)
 from compress.prune.choose import calibration, ranking
+from compress.prune.choose.race import Race
 from compress.prune.parts import Method
 from compress.prune.plan import derive
 from compress.prune.student import _rank
@@ -177,6 +188,62 @@ def test_dropping_blocks_that_do_nothing_changes_no_logit(
     assert float(whole.abs().max()) > 1
 
 
+def test_greedy_on_no_more_text_than_it_takes_drops_what_losses_in_float64_on_all_of_it_say(
+    place: Path,
+) -> None:
+    model, rows = AutoModelForCausalLM.from_pretrained(place / "planted").double(), text_rows(place)
+    layers, dropped = list(model.model.layers), list[int]()
+
+    def loss(without: list[int]) -> float:
+        model.model.layers = torch.nn.ModuleList(layer for i, layer in enumerate(layers) if i not in without)
+        with torch.no_grad():
+            return float(model(rows, labels=rows, use_cache=False).loss)
+
+    while len(dropped) < 3:
+        rest = [i for i in range(LAYERS - 1) if i not in dropped]
+        dropped.append(min(rest, key=lambda i: (round(loss([*dropped, i]), 9), -i)))
+    details = rank(place / "planted", "perplexity-greedy", LAYERS - 3).details
+    assert [step["dropped"] for step in details["steps"]] == dropped
+    assert details["steps"][0]["heats"][0] == LAYERS
+    assert any(step["heats"][-1] < step["heats"][0] for step in details["steps"])
+    for step, without in zip(details["steps"], (dropped[:1], dropped[:2], dropped), strict=True):
+        if step["tokens"] == rows.numel() - len(rows):
+            assert step["loss_nats"] == pytest.approx(loss(without), abs=1e-5)
+
+
+def test_only_what_is_plainly_worse_than_the_best_is_given_up() -> None:
+    noise = torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    race = Race([0, 1, 2, 3])
+    shared = 3 + noise.roll(7)  # what a text costs every layer is no difference between them
+    race.add(shared, [shared + 0.2 * noise, shared + 1, shared + noise.flip(0), shared], [0, 1, 2, 3])
+    assert race.running([0, 1, 2, 3]) == [0, 2, 3]
+    assert race.increase(1) == pytest.approx(1)
+    tied = Race([0, 1])
+    tied.add(shared, [shared, shared], [0, 1])
+    assert (tied.best([0, 1]), tied.running([0, 1])) == (1, [0, 1])
+
+
+@pytest.mark.parametrize(("by", "cpu", "cuda"), [("perplexity-greedy", 4096, 32_768), ("taylor", 32_768, 256_000)])
+def test_how_much_text_is_read_depends_on_measure_and_device_unless_it_is_named(by: Any, cpu: int, cuda: int) -> None:
+    config = RankingConfig(by=by, layers=2)
+    assert (config.amount("cpu").tokens, config.amount("cuda").tokens) == (cpu, cuda)
+    assert RankingConfig(by=by, layers=2, calibration_tokens=99, calibration_seq_len=7).amount("cpu") == (99, 7)
+    assert RepairConfig(calibration_tokens=99).amount == (65_536, 512)
+    assert RepairConfig(repair_tokens=99).amount.tokens == 99
+
+
+@pytest.mark.parametrize("by", ["block-influence", "perplexity", "perplexity-greedy"])
+def test_how_long_it_takes_is_said_before_it_is_spent_with_the_option_that_changes_it(
+    place: Path, by: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forecast, "_WORTH_SAYING_S", 0)
+    rank(place / "teacher", by, 4)
+    assert f"Measuring {by} on 512 tokens takes about " in capsys.readouterr().err
+    monkeypatch.undo()
+    rank(place / "teacher", by, 4)
+    assert "takes about" not in capsys.readouterr().err
+
+
 def test_taylor_and_magnitude_equal_sums_over_the_models_own_matrices(place: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(place / "teacher").double()
     rows = text_rows(place)
@@ -242,12 +309,12 @@ def test_a_token_store_gives_its_training_rows(place: Path, tmp_path: Path) -> N
     data = DataConfig(dataset=text, seq_len=32, heldout_sequences=2)
     store = prepare(data, place / "teacher", tmp_path / "data", visible=False)
     config = RankingConfig(by="angular", layers=3, calibration=str(tmp_path / "data"), calibration_tokens=100)
-    found = calibration.load_calibration(config, place / "teacher")
+    found = calibration.load_calibration(config, place / "teacher", config.amount("cpu"))
     assert found.rows.tolist() == store.batch(0, 3, seed=0).tolist()
     assert found.fingerprint == {"store": store.fingerprint}
     other = save_tiny_model(tmp_path / "other", max_position_embeddings=16)
     with pytest.raises(InputError, match=r"32 tokens, and .* reads at most 16"):
-        calibration.load_calibration(config, other)
+        calibration.load_calibration(config, other, config.amount("cpu"))
 
 
 def test_two_cuts_by_measure_give_the_same_student_and_record(place: Path, tmp_path: Path) -> None:

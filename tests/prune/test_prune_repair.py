@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from compress.base.disk import sha256_file
 from compress.base.errors import InputError
+from compress.model.blocks import block_outputs
 from compress.prune import RepairConfig, prune
-from compress.prune.repair import Seam, seams
+from compress.prune.repair import RIDGES, Seam, seams
+from compress.prune.streams import Stream
 
 ROW = 32
 DOWN = "model.layers.{}.mlp.down_proj.weight"
@@ -31,19 +34,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(place: Path, **options: float) -> RepairConfig:
-    shape = {"calibration_tokens": 4096, "calibration_seq_len": ROW}
+    shape = {"repair_tokens": 4096, "calibration_seq_len": ROW}
     return RepairConfig(calibration=str(place / "text.jsonl"), **{**shape, **options})  # type: ignore[arg-type]
 
 
 def states(folder: Path, layer: int, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Input of a layer's down_proj and the layer's output, float64."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    return states_of(AutoModelForCausalLM.from_pretrained(folder), layer, ids)
+
+
+def states_of(model: Any, layer: int, ids: Tensor) -> tuple[Tensor, Tensor]:
     seen: list[Tensor] = []
     block = model.model.layers[layer]
-    block.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    block.register_forward_hook(lambda module, args, output: seen.append(output))
+    hooks = [
+        block.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
+        block.register_forward_hook(lambda module, args, output: seen.append(output)),
+    ]
     with torch.no_grad():
         model(ids)
+    for hook in hooks:
+        hook.remove()
     return seen[0].flatten(0, 1).double(), seen[1].flatten(0, 1).double()
 
 
@@ -75,6 +85,72 @@ def test_the_repair_is_the_ridge_solution_and_changes_one_tensor(place: Path, tm
     assert mended.record["sha256"]["model.safetensors"] == sha256_file(mended.out / "model.safetensors")
     assert mended.check.passed
     assert "repaired: loss" in mended.describe()
+
+
+def test_several_cuts_are_repaired_as_by_whole_passes_in_float64(place: Path, tmp_path: Path) -> None:
+    """Each on what the student says with those before it repaired, as two models run from the start for each would."""
+    teacher = save_tiny_model(place / "deep", num_hidden_layers=7)
+    plain = prune(teacher, tmp_path / "plain", "0,2,4,6", check=False).out
+    mended = prune(teacher, tmp_path / "mended", "0,2,4,6", check=False, repair=settings(place, repair_ridge=0.01))
+    rows = mended.record["repair"]["calibration"]["rows"]
+    ids = torch.tensor(_token_ids(place)[: rows * ROW]).reshape(rows, ROW)[: rows - rows // 10]
+    model, after = AutoModelForCausalLM.from_pretrained(plain).double(), load_file(mended.out / "model.safetensors")
+    for block, dropped in ((0, 1), (1, 3), (2, 5)):
+        inputs, given = states_of(model, block, ids)
+        gap = states(teacher, dropped, ids)[1] - given
+        gram = inputs.T @ inputs
+        pull = 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        change = torch.linalg.solve(gram + pull, inputs.T @ gap).T
+        weight = model.model.layers[block].mlp.down_proj.weight
+        found = after[DOWN.format(block)].double() - weight
+        assert torch.allclose(found, change, atol=2e-3 * change.abs().max().item())
+        with torch.no_grad():
+            weight += change
+
+
+def test_the_ridge_left_to_itself_errs_least_on_rows_that_the_fit_has_not_seen(place: Path, tmp_path: Path) -> None:
+    plain = prune(place / "teacher", tmp_path / "plain", "0,1,3", check=False)
+    record = prune(place / "teacher", tmp_path / "mended", "0,1,3", repair=settings(place)).record["repair"]
+    assert record["ridge"] == "auto"
+    rows = record["calibration"]["rows"]
+    ids = torch.tensor(_token_ids(place)[: rows * ROW]).reshape(rows, ROW)[: rows - rows // 10]
+    chosen = torch.arange(len(ids)) % 10 == 0
+    fit, heldout = (
+        (*states(plain.out, 1, part), states(place / "teacher", 2, part)[1]) for part in (ids[~chosen], ids[chosen])
+    )
+
+    def error(ridge: float) -> float:
+        gram = fit[0].T @ fit[0]
+        pull = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        change = torch.linalg.solve(gram + pull, fit[0].T @ (fit[2] - fit[1]))
+        left, length = heldout[2] - heldout[1] - heldout[0] @ change, heldout[2].norm(dim=-1)
+        return float((left.norm(dim=-1) / length).square().sum())
+
+    assert error(record["blocks"][0]["ridge"]) <= min(map(error, RIDGES)) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2", "qwen3"])
+def test_text_that_stops_after_each_block_says_what_it_says_in_one_pass(tmp_path: Path, model_type: str) -> None:
+    fields = {"head_dim": 8, "sliding_window": 8} if model_type == "gemma3_text" else {}
+    model = AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path / "m", model_type, **fields)).eval()
+    batches = list(torch.randint(200, (5, 20), generator=torch.Generator().manual_seed(0)).split(2))
+    with torch.no_grad():
+        stream = Stream(model, batches)
+        assert stream.resumes
+        for block in (1, 2):
+            with block_outputs(model, [block]) as whole:
+                for ids, found in zip(batches, stream.outputs(block, again=block == 1), strict=True):
+                    model(ids, use_cache=False)
+                    assert torch.equal(found, whole[block])
+
+
+def test_a_model_whose_blocks_share_more_than_the_state_is_repaired_by_whole_passes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = prune(place / "teacher", tmp_path / "a", "0,2", check=False, repair=settings(place)).out
+    monkeypatch.setattr(Stream, "_may_stop", lambda self: False)
+    in_full = prune(place / "teacher", tmp_path / "b", "0,2", check=False, repair=settings(place)).out
+    assert sha256_file(streamed / "model.safetensors") == sha256_file(in_full / "model.safetensors")
 
 
 def test_dropping_blocks_that_do_nothing_leaves_nothing_to_repair(place: Path, tmp_path: Path) -> None:
