@@ -54,18 +54,18 @@ def measure_start(readout: Readout, rows: NDArray[np.int64], prefix: tuple[int, 
     settled = min(_SETTLED, rows.shape[1] // 2)
     tokens = rows.shape[1] - settled
 
-    def loss(row: NDArray[np.int64]) -> float:
-        ids = torch.from_numpy(row)
-        states = readout.states(ids[None].to(readout.device))[0, -tokens - 1 : -1]
-        log_p, _ = log_probabilities(readout, states, torch.arange(tokens), ids[-tokens:])
-        return -float(log_p.mean())
+    def losses(start: tuple[int, ...]) -> NDArray[np.float64]:
+        """[n]"""
+        begun = np.concatenate([np.tile(np.array(start, np.int64), (len(rows), 1)), rows], axis=1)
+        states = readout.states(torch.from_numpy(begun).to(readout.device))[:, -tokens - 1 : -1].flatten(0, 1)
+        wanted = torch.from_numpy(np.ascontiguousarray(rows[:, -tokens:])).flatten()
+        log_p, _ = log_probabilities(readout, states, torch.arange(len(wanted)), wanted)
+        return -log_p.reshape(len(rows), tokens).mean(dim=1).numpy()
 
-    losses = np.array(
-        [[loss(np.concatenate([np.array(start, np.int64), row])) for start in (prefix, ())] for row in rows]
-    )
-    gains = losses[:, 1] - losses[:, 0]
+    after, without = losses(prefix), losses(())
+    gains = without - after
     stderr = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else math.inf
-    return StartLoss(float(losses[:, 0].mean()), float(losses[:, 1].mean()), stderr, tokens * len(rows))
+    return StartLoss(float(after.mean()), float(without.mean()), stderr, tokens * len(rows))
 
 
 def sample_rows(documents: list[NDArray[Any]]) -> NDArray[np.int64] | None:
