@@ -122,3 +122,14 @@ def format_seconds(value: float) -> str:
         return f"{minutes} min {seconds:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def format_about(value: float) -> str:
+    """A duration as one would estimate it: `42 s`, `4 min`, `2 h 05 min`, `3 days`."""
+    if value < 100:
+        return f"{round(value)} s"
+    minutes = round(value / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 72 else f"{round(value / 86400)} days"

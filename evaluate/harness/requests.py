@@ -45,7 +45,7 @@ def encode_pairs(lm: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[Ids, I
     is the prefix token (BOS, else EOS), unless the continuation begins with it. `lm` is an lm-eval `HFLM`.
     """
     encoded: list[tuple[Ids, Ids]] = []
-    with progress_bar("Tokenizing", len(pairs), visible=len(pairs) >= _BAR_FROM_PAIRS) as bar:
+    with progress_bar("Tokenizing", len(pairs), unit="texts", visible=len(pairs) >= _BAR_FROM_PAIRS) as bar:
         for start in range(0, len(pairs), _BLOCK):
             check_interrupt()
             block = pairs[start : start + _BLOCK]
