@@ -30,9 +30,10 @@ def read_start(
         InputError: the source does not exist, has no text column, or holds no text.
     """
     encoder = Encoder(tokenizer_spec(tokenizer))
-    source = find_source(DataConfig(dataset=name, tokens=max(num_tokens, 1)))
+    source = find_source(DataConfig(dataset=name, text_column=text_column, tokens=max(num_tokens, 1)))
     retry = Retry(StopRequest())
     retry.call(name, source.connect)
+    source.unread.tell(name)
     parts = []
     tokens = skipped = 0
     for item in read_items(source, text_column, Position(0, 0), retry):
@@ -51,11 +52,11 @@ def read_start(
     return ids.astype(np.int64), sizes
 
 
-def text_fingerprint(text: str | Path) -> dict[str, Any]:
+def text_fingerprint(text: str | Path, text_column: str = "text") -> dict[str, Any]:
     """What identifies the text: a store's content, that of local files, or the name of a hub dataset."""
     if (Path(text) / INDEX).is_file():
         return {"store": TokenStore.open(text).fingerprint}
-    source = find_source(DataConfig(dataset=str(text), tokens=1))
+    source = find_source(DataConfig(dataset=str(text), text_column=text_column, tokens=1))
     listing = source.listing()
     if listing["kind"] != "local":
         return listing
