@@ -2,7 +2,7 @@
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -69,6 +69,19 @@ def _every(value: object) -> object:
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 Every = Annotated[int | float, BeforeValidator(_every), Field(ge=0)]
 """How often: a whole number of steps, or a share of all steps, `5%` or 0.05; 0, as `100%`, is once, at the end."""
+
+
+def _every_or_auto(value: object) -> object:
+    if value == "auto":
+        return value
+    every = _every(value)
+    if isinstance(every, int | float) and every < 0:
+        raise ValueError("write a number of steps from 0 on, a share of the run, or auto")
+    return every
+
+
+EveryOrAuto = Annotated[int | float | Literal["auto"], BeforeValidator(_every_or_auto)]
+"""`Every`, or `auto`."""
 
 
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)

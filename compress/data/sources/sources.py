@@ -11,12 +11,14 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from compress.base.disk import sha256_file
 from compress.base.errors import InputError, UsageError
+from compress.base.progress import progress_bar
 from compress.data.config import DataConfig
 from compress.data.sources.hub import HubSource
 from compress.data.sources.json_files import Beginning, beginning
 from compress.data.sources.readers import FORMATS, DataFile, Layout, layout_of
 from compress.data.sources.unread import Unread
 
+_BAR_FROM_BYTES = 1 << 30
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -196,8 +198,11 @@ class LocalSource:
 
     def fingerprint(self, num_read: int) -> dict[str, Any]:
         entries = [self._entry(i) for i in range(len(self.files))]
-        for entry, path in zip(entries[:num_read], self._paths, strict=False):
-            entry["sha256"] = sha256_file(path)
+        size = sum(file.size for file in self.files[:num_read])
+        with progress_bar("SHA-256 of the text", size, unit="bytes", visible=size >= _BAR_FROM_BYTES) as bar:
+            for entry, path in zip(entries[:num_read], self._paths, strict=False):
+                entry["sha256"] = sha256_file(path)
+                bar.advance(entry["size"])
         return {"kind": "local", "files": entries}
 
     def matches(self, recorded: Mapping[str, Any]) -> bool:
