@@ -50,9 +50,9 @@ class Calibration:
         }
 
 
-def calibration_fingerprint(source: str | None) -> dict[str, Any] | None:
+def calibration_fingerprint(source: str | None, column: str = "text") -> dict[str, Any] | None:
     """What identifies the text before it is read: the input of a manifest. None without a source."""
-    return None if source is None else text_fingerprint(source)
+    return None if source is None else text_fingerprint(source, column)
 
 
 def require_source(source: str | None) -> str:
@@ -94,4 +94,4 @@ def load_calibration(config: CalibrationConfig, folder: Path) -> Calibration:
         count = max(1, min(len(ids), config.calibration_tokens) // length)
         rows = ids[: count * length].reshape(count, length)
     check_ids(rows, model.get_text_config().vocab_size, tokenizer, str(folder))
-    return Calibration(rows, source, text_fingerprint(source))
+    return Calibration(rows, source, text_fingerprint(source, config.calibration_column))
