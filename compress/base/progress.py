@@ -4,7 +4,6 @@ A terminal has bars. A log has a line of what lasts: after 5 seconds, 15, 30, ea
 """
 
 import functools
-import itertools
 import sys
 import threading
 import time
@@ -18,8 +17,9 @@ from compress.base.processes import is_main
 from compress.base.redact import redact
 from compress.base.units import format_about, format_bytes, format_count, format_seconds
 
-_FIRST_LINES_S = (5.0, 15.0, 30.0)
+_FIRST_LINES_S = (5.0, 15.0, 30.0, 60.0)
 _THEN_EVERY_S = 60.0
+_LOOK_EVERY_S = 0.25
 _LASTS_S = 10.0
 _EXACT_BELOW = 10_000
 
@@ -183,10 +183,12 @@ def _in_log(bar: Bar) -> Iterator[None]:
 
 
 def _tell(bar: Bar, ended: threading.Event) -> None:
-    """Say how far a bar is, now and then, unless one within it does."""
-    begun = time.monotonic()
-    for moment in itertools.chain(_FIRST_LINES_S, itertools.count(_THEN_EVERY_S, _THEN_EVERY_S)):
-        if ended.wait(max(begun + moment - time.monotonic(), 0.0)):
-            return
-        if _under_way[-1:] == [bar]:
+    """Say how far a bar is, now and then; while there is one within it, that one does."""
+    told = 0.0
+    while not ended.wait(_LOOK_EVERY_S):
+        lasted = bar.seconds
+        told = told if told < lasted else 0.0  # it may have started anew
+        due = next((moment for moment in _FIRST_LINES_S if moment > told), told + _THEN_EVERY_S)
+        if lasted >= due and _under_way[-1:] == [bar]:
             say(bar.line())
+            told = lasted
