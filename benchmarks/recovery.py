@@ -161,7 +161,8 @@ def _write_continuations(options: argparse.Namespace, store: Path) -> None:
 
 def _cut(options: argparse.Namespace, layers: int, cut: str, repaired: bool) -> tuple[Path | None, dict[str, Any]]:
     """The cut student, repaired or not, and what is known of it; no folder where the SPEC keeps another number."""
-    from compress.prune import METHODS, RankingConfig, RepairConfig, prune
+    from compress.prune import RankingConfig, RepairConfig, prune
+    from compress.prune.parts import METHODS
 
     ranked = cut in METHODS
     source = {"calibration": options.text}

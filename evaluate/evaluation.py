@@ -131,7 +131,7 @@ def evaluation_inputs(
     return {
         "model": lambda: model_fingerprint(model()),
         "teacher": lambda: None if teacher is None else model_fingerprint(teacher()),
-        "text": lambda: None if text is None else text_fingerprint(text()),
+        "text": lambda: None if text is None else text_fingerprint(text(), config.text_column),
         "benchmarks": benchmarks,
     }
 
@@ -147,11 +147,13 @@ def benchmark_inputs(config: EvalConfig, datasets: Iterable[str]) -> dict[str, A
     }
 
 
-def _fingerprints(model: str | Path, teacher: str | Path | None, text: str | Path | None) -> dict[str, Any]:
+def _fingerprints(
+    config: EvalConfig, model: str | Path, teacher: str | Path | None, text: str | Path | None
+) -> dict[str, Any]:
     return {
         "model": model_fingerprint(resolve_model(str(model))),
         "teacher": None if teacher is None else model_fingerprint(resolve_model(str(teacher))),
-        "text": None if text is None else text_fingerprint(text),
+        "text": None if text is None else text_fingerprint(text, config.text_column),
     }
 
 
@@ -182,7 +184,7 @@ def _check(
 
         faults.of(lambda: check_tasks(config, download=False))
     faults.refuse()
-    return _fingerprints(model, teacher, text)
+    return _fingerprints(config, model, teacher, text)
 
 
 def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:

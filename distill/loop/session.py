@@ -19,8 +19,13 @@ from compress.distill.loop.step import Losses, StudentWithLoss
 from compress.distill.objective.objective import make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.resources.auto import resolve
-from compress.distill.resources.flops import PeakFlops, peak_flops, training_flops_per_token
-from compress.distill.resources.schedule import Budget, budget
+from compress.distill.resources.flops import (
+    PeakFlops,
+    measuring_flops_per_token,
+    peak_flops,
+    training_flops_per_token,
+)
+from compress.distill.resources.schedule import Budget, budget, heldout_steps
 from compress.distill.rows.batch import Batch
 from compress.distill.rows.source import RowSource, StoreRows
 from compress.distill.students.student import Student, load_student
@@ -46,6 +51,8 @@ class Session:
     rows: RowSource
     heldout: Batch
     """Held-out rows to measure on."""
+    measured: frozenset[int]
+    """The steps after which that is done, beside the start."""
     budget: Budget
     flops_per_token: float
     peak: PeakFlops
@@ -99,6 +106,10 @@ def open_session(
         seq_len=store.seq_len,
         flops=per_token * extent.rows * store.seq_len,
     )
+    once = len(heldout) * measuring_flops_per_token(*pair, store.seq_len) / (per_token * extent.rows)
+    measured = heldout_steps(config, extent.steps, once)
+    if len(heldout):
+        say(_when_measured(len(measured), extent.steps, once))
     objective = make_objective(config, pair)
     learner, guide = load_student(config, student, here), OpenedTeacher()
     if teacher is not None:
@@ -127,6 +138,7 @@ def open_session(
         losses=Losses(accelerator, model, objective, guide.source, here.micro_batch_rows),
         rows=rows,
         heldout=heldout,
+        measured=measured,
         budget=extent,
         flops_per_token=per_token,
         peak=peak_flops(accelerator.device, here.precision),
@@ -140,6 +152,16 @@ def open_session(
             "attention": learner.model.config._attn_implementation,
             "teacher_kl": guide.kl,
         },
+    )
+
+
+def _when_measured(count: int, steps: int, once: float) -> str:
+    """How often held-out rows are measured, in words, and what share of the training's FLOPs that adds."""
+    share = (count + 1) * once
+    fewer = "; fewer distill.heldout_sequences take less" if share > 0.1 else ""
+    return (
+        f"Held-out text is measured at the start and after {count} of {steps} steps, which adds {share:.1%} to the "
+        f"FLOPs of the training (distill.heldout_every{fewer})."
     )
 
 

@@ -50,9 +50,9 @@ class Calibration:
         }
 
 
-def calibration_fingerprint(source: str | None) -> dict[str, Any] | None:
+def calibration_fingerprint(source: str | None, column: str = "text") -> dict[str, Any] | None:
     """What identifies the text before it is read: the input of a manifest. None without a source."""
-    return None if source is None else text_fingerprint(source)
+    return None if source is None else text_fingerprint(source, column)
 
 
 def require_source(source: str | None) -> str:
@@ -95,4 +95,4 @@ def load_calibration(config: CalibrationConfig, folder: Path, amount: Amount) ->
         framing = framing_for(source, column, folder)
         rows = read_rows(source, tokenizer, count, length, column, framing=framing).ids.astype(np.int64)
     check_ids(rows, model.get_text_config().vocab_size, tokenizer, str(folder))
-    return Calibration(rows, source, text_fingerprint(source))
+    return Calibration(rows, source, text_fingerprint(source, config.calibration_column))

@@ -165,8 +165,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the gradients of some 0-based steps NaN."""
     backward, done = Losses.backward, iter(range(10**6))
 
-    def poisoned(self: Losses, batch: Any) -> Any:
-        out = backward(self, batch)
+    def poisoned(self: Losses, batch: Any, *told: object) -> Any:
+        out = backward(self, batch, *told)
         if next(done) in steps:
             next(iter(self._model.parameters())).grad[0] = math.nan
         return out
