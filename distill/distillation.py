@@ -161,6 +161,7 @@ def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
         "tokens": s.tokens,
         "steps": run.step,
         **run.heldout(),
+        "heldout_documents": s.rows.heldout_documents(),
         "skipped_steps": run.skipped_steps,
         **s.notes,
         "tokens_per_s": round(rate, 1),

@@ -22,7 +22,7 @@ from compress.model.load import load_tokenizer
 from compress.model.tokenizer import tokenizer_spec
 
 
-def read_rows(
+def text_rows(
     name: str,
     tokenizer: Any,
     num_rows: int,

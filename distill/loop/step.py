@@ -19,6 +19,9 @@ from compress.distill.teachers.source import TeacherSource
 Advance = Callable[[int], None]
 """Is told of each so many tokens of the whole batch that are done."""
 
+_ENOUGH = 8
+"""Micro-batches that a standard error is worth something from."""
+
 
 class StudentWithLoss(nn.Module):
     """The student and its objective as one module.
@@ -82,7 +85,11 @@ class Losses:
 
     @torch.no_grad()
     def measure(self, batch: Share, advance: Advance = lambda _: None) -> dict[str, float]:
-        """Means of a batch by name, as `Objective.measured` has them, without gradients and without dropout."""
+        """Means of a batch by name, as `Objective.measured` has them, without gradients and without dropout.
+
+        Of what runs are compared by also `NAME_stderr`, over micro-batches, of which a document's rows are rarely in
+        two; not where those are too few to say.
+        """
         self._model.eval()
         values: list[Tensor] = []
         for piece in batch.pieces:
@@ -90,7 +97,16 @@ class Losses:
             advance(self._tokens(piece))
         self._model.train()
         free_gathered(self._model)
-        return self._objective.measured(self._mean_over_processes(values).tolist())
+        squares = torch.stack([value.square() for value in values]).sum(dim=0)
+        means, squares = self._mean_over_processes(values), self._accelerator.reduce(squares, reduction="mean")
+        found = self._objective.measured(means.tolist())
+        processes = self._accelerator.num_processes
+        if (count := processes * len(values)) < _ENOUGH:
+            return found
+        # the parts of the mean are values / processes, `count` of them
+        variances = count / (count - 1) * (squares / processes - means.square() / count)
+        names, errors = self._objective.yardstick.names, variances.clamp(min=0).sqrt().tolist()
+        return found | {f"{name}_stderr": error for name, error in zip(names, errors[-len(names) :], strict=True)}
 
     def _forward(self, piece: MicroBatch, divisor: float) -> Outcome:
         piece = piece.to(self._accelerator.device)

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from compress.base import progress
 from compress.base.errors import CompressError, InputError
 from compress.base.signals import StopRequest
-from compress.data import find_source, prepare, read_start, text_fingerprint
+from compress.data import find_source, prepare, text_fingerprint, text_rows
 from compress.data.preflight import check_source
 from compress.data.sources import json_files, readers
 from compress.data.sources.readers import Layout, Row, read_rows
 from compress.data.sources.stream import Position, Retry, read_items
+from compress.model.framing import Framing
 
 ROWS = [{"id": i, "text": text} for i, text in enumerate([*documents(30), 'brackets ]}[{ and "quotes\\" , \n'])]
 PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
@@ -225,12 +226,12 @@ def test_what_is_not_read_is_said_once_in_a_command(
     progress.say_once.cache_clear()
     check_source(config)
     prepare(config, tokenizer_folder, tmp_path / "store")
-    read_start(str(tmp_path / "text"), byte_tokenizer(), 100)
+    text_rows(str(tmp_path / "text"), byte_tokenizer(), 1, 100, framing=Framing())
     assert capsys.readouterr().err.count(told) == 1
     progress.say_once.cache_clear()
     prepare(config, tokenizer_folder, tmp_path / "store")
     assert told not in capsys.readouterr().err  # nothing was read
-    read_start(str(tmp_path / "text"), byte_tokenizer(), 100)
+    text_rows(str(tmp_path / "text"), byte_tokenizer(), 1, 100, framing=Framing())
     assert capsys.readouterr().err.count(told) == 1
 
 
