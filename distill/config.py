@@ -106,8 +106,9 @@ class DistillConfig:
     heldout_every: Annotated[EveryOrAuto, FREE] = "auto"
     """Steps between held-out losses, or a share of all steps (`5%` or 0.05); 0 only at the start and the end. auto: 5%,
     or as much less as keeps the FLOPs of all of them to a twentieth of the training's."""
-    heldout_sequences: Annotated[int, Field(ge=0)] = 100
-    """Held-out sequences to measure on, of those the token store has; 0 measures nothing."""
+    heldout_sequences: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Meaning("auto", 100)] = "auto"
+    """Held-out sequences to measure on, of those the token store has; 0 measures nothing. auto: 100, or as many fewer,
+    down to 16, as keep the FLOPs of measuring them at the start and at the end to a twentieth of the training's."""
     checkpoint_every: Annotated[Every, FREE] = 0.1
     """Steps between checkpoints, or a share of all steps (`10%` or 0.1); 0 only at the end. Held-out loss is measured
     before each, for the best to be known, unless `heldout_every: auto` finds that too much."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         store_inputs,
         store_outputs,
     )
-    from compress.data.sample import framing_for, text_rows, text_fingerprint
+    from compress.data.sample import framing_for, text_fingerprint, text_rows
     from compress.data.sources.hub import HubSource
     from compress.data.sources.sources import LocalSource, Source, find_source
     from compress.data.store.framing import check_framing
@@ -51,11 +51,11 @@ __all__ = [
     "framing_for",
     "options_unlike",
     "prepare",
-    "text_rows",
     "require_apart",
     "store_inputs",
     "store_outputs",
     "text_fingerprint",
+    "text_rows",
 ]
 
 _HOMES = {

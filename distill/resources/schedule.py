@@ -69,6 +69,22 @@ HELDOUT_SHARE = 0.05
 _HELDOUT_EVERY = 0.05
 
 
+HELDOUT_ROWS, LEAST_HELDOUT_ROWS = 100, 16
+
+
+def most_heldout_rows(config: DistillConfig) -> int:
+    """How many held-out rows are measured on at most."""
+    return HELDOUT_ROWS if config.heldout_sequences == "auto" else config.heldout_sequences
+
+
+def heldout_rows(config: DistillConfig, available: int, cost: float) -> int:
+    """How many of the `available` held-out rows are measured on; `cost` is one's, as a share of what all steps do."""
+    most = most_heldout_rows(config)
+    if config.heldout_sequences == "auto":
+        most = min(most, max(int(HELDOUT_SHARE / (2 * cost)), LEAST_HELDOUT_ROWS))
+    return min(most, available)
+
+
 def heldout_steps(config: DistillConfig, steps: int, cost: float) -> frozenset[int]:
     """After which of the steps held-out rows are measured: the last, those before a checkpoint, and as often as asked.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.base.errors import UsageError
-from compress.data import INDEX, TokenStore, check_framing, framing_for, text_rows, text_fingerprint
+from compress.data import INDEX, TokenStore, check_framing, framing_for, text_fingerprint, text_rows
 from compress.model.lengths import context_tokens, fit
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import check_ids, check_store

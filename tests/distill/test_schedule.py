@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from compress.base.config import build_from
 from compress.base.errors import UsageError
 from compress.distill import DistillConfig
-from compress.distill.resources.schedule import HELDOUT_SHARE, budget, heldout_steps, is_due, learning_rate
+from compress.distill.resources.schedule import (
+    HELDOUT_SHARE,
+    budget,
+    heldout_rows,
+    heldout_steps,
+    is_due,
+    learning_rate,
+)
 
 
 def options(**changes: Any) -> DistillConfig:
@@ -144,3 +151,12 @@ def test_counts_lists_and_numbers_as_recipes_write_them() -> None:
     config = build_from(DistillConfig, values)
     assert (config.tokens, config.batch_tokens, config.lr) == (2_200_000_000, 512_000, 1.0)
     assert (config.betas, config.trackers) == ((0.9, 0.99), ("tensorboard",))
+
+
+@given(cost=st.floats(1e-7, 1), available=st.integers(0, 300))
+def test_heldout_rows_cost_a_twentieth_at_the_start_and_the_end(cost: float, available: int) -> None:
+    rows = heldout_rows(options(), available, cost)
+    assert rows <= min(available, 100)
+    assert 2 * rows * cost <= HELDOUT_SHARE or rows <= 16
+    assert rows == min(available, 100) or rows <= 16 or 2 * (rows + 1) * cost > HELDOUT_SHARE  # and no fewer than that
+    assert heldout_rows(options(heldout_sequences=40), available, cost) == min(40, available)  # what is asked for
