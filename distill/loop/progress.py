@@ -72,8 +72,8 @@ class Progress:
             setattr(self, name, now[name])
             if better:
                 setattr(self, f"best_{name}", now[name])
-        for name in STDERRS:
-            setattr(self, name, found.get(name.removeprefix("heldout_")))
+        for error in STDERRS:
+            setattr(self, error, found.get(error.removeprefix("heldout_")))
 
     def heldout(self) -> dict[str, Any]:
         """All held-out measures, last and best, for a record."""
