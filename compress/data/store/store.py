@@ -182,8 +182,7 @@ class TokenStore:
             return found
         places, documents = np.array(parts, dtype=np.int64).reshape(-1, 2).T
         lengths = np.diff(places, append=self.num_heldout * self.seq_len)
-        found = np.repeat(documents, lengths)[: n * self.seq_len].reshape(n, self.seq_len)
-        return found
+        return np.repeat(documents, lengths)[: n * self.seq_len].reshape(n, self.seq_len)
 
     def heldout_bytes(self, n: int | None = None) -> int:
         """UTF-8 bytes of the text that tokens 1..seq_len-1 of the first `n` held-out rows stand for.
