@@ -1,7 +1,7 @@
 """Real pretrained teachers read their text as they were trained to: `REAL_TEACHERS` names a folder with theirs.
 
-    python ../shared/tools/real_teacher.py gemma DIR/gemma       # and smollm2 DIR/smollm2
-    REAL_TEACHERS=DIR pytest -m slow tests/data/test_real_framing.py
+python ../shared/tools/real_teacher.py gemma DIR/gemma       # and smollm2 DIR/smollm2
+REAL_TEACHERS=DIR pytest -m slow tests/data/test_real_framing.py
 """
 
 import os
