@@ -52,12 +52,12 @@ class CalibrationConfig:
 
 
 Method = Literal[
-    "block-influence", "angular", "perplexity", "perplexity-greedy", "taylor", "magnitude", "random"
+    "block-influence", "angular", "perplexity", "perplexity-greedy", "kl-greedy", "taylor", "magnitude", "random"
 ]  # fmt: skip
 METHODS: tuple[Method, ...] = get_args(Method)
 """How layers can be measured; `compress.prune.choose.ranking` says what each is."""
 WITHOUT_TEXT: tuple[Method, ...] = ("magnitude", "random")
-BY_TRIAL: tuple[Method, ...] = ("perplexity", "perplexity-greedy")
+BY_TRIAL: tuple[Method, ...] = ("perplexity", "perplexity-greedy", "kl-greedy")
 """Those that run the model with blocks skipped."""
 
 

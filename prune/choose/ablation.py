@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.base.progress import Bar
-from compress.inference.likelihood import token_losses
+from compress.inference.likelihood import Likely, likely_tokens, token_divergences, token_losses
 from compress.inference.readout import Readout
 from compress.model.blocks import Forward, given, replaced
 from compress.model.parts import decoder_layers
@@ -23,10 +23,14 @@ _CHECKED_TOKENS = 32
 
 
 class Ablation:
-    """A model that can be run with blocks skipped. Within `installed()` its blocks' forwards are ours."""
+    """A model that can be run with blocks skipped. Within `installed()` its blocks' forwards are ours.
 
-    def __init__(self, readout: Readout) -> None:
-        self._readout = readout
+    It is measured by its loss or, with `to_whole`, by its KL from the whole model.
+    """
+
+    def __init__(self, readout: Readout, *, to_whole: bool = False) -> None:
+        self._readout, self._to_whole = readout, to_whole
+        self._whole: dict[bytes, Likely] = {}
         self._layers = decoder_layers(readout.model)[1]
         self._inputs: list[Tensor | None] = [None] * len(self._layers)
         self._extras: list[tuple[Any, ...] | None] = [None] * len(self._layers)
@@ -46,23 +50,32 @@ class Ablation:
     def leave_one_out(
         self, batches: Iterable[Tensor], candidates: Sequence[int], dropped: Collection[int], bar: Bar
     ) -> tuple[Tensor, list[Tensor]]:
-        """Loss of each predicted token, nats, float64 [T], without the `dropped` blocks, and without each of
+        """Loss (or KL) at each predicted token, nats, float64 [T], without the `dropped` blocks, and without each of
         `candidates` besides."""
-        self._dropped = set(dropped)
         base: list[Tensor] = []
         losses: list[list[Tensor]] = [[] for _ in candidates]
         for batch in batches:
             ids = batch.to(self._readout.device)
-            base.append(self._run(ids, None))
+            whole = self._of_whole(ids) if self._to_whole else None
+            self._dropped = set(dropped)
+            base.append(self._run(ids, None, whole))
             for found, candidate in zip(losses, candidates, strict=True):
-                found.append(self._run(ids, candidate))
+                found.append(self._run(ids, candidate, whole))
                 bar.advance(ids.numel())
         self._inputs = [None] * len(self._layers)
         return torch.cat(base), [torch.cat(found) for found in losses]
 
-    def _run(self, ids: Tensor, start: int | None) -> Tensor:
+    def _run(self, ids: Tensor, start: int | None, whole: Likely | None) -> Tensor:
         self._start = start
-        return token_losses(self._readout, ids)
+        return token_losses(self._readout, ids) if whole is None else token_divergences(self._readout, ids, whole)
+
+    def _of_whole(self, ids: Tensor) -> Likely:
+        """What the whole model expects, found once for each batch."""
+        key = ids.cpu().numpy().tobytes()
+        if key not in self._whole:
+            self._dropped, self._start = set(), None
+            self._whole[key] = likely_tokens(self._readout, ids)
+        return self._whole[key]
 
     @torch.inference_mode()
     def _find_out(self, ids: Tensor) -> None:

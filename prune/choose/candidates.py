@@ -19,6 +19,8 @@ from compress.prune.parts import METHODS, WITHOUT_TEXT, AtLeastOne, CalibrationC
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
 
+_PROPOSING = tuple(method for method in METHODS if method != "kl-greedy")
+"""METHODs that propose a cut where nobody names any: two searches name the same one, as a rule."""
 RANDOM_DRAWS = 3
 """Cuts that the candidate `random` stands for."""
 
@@ -34,8 +36,8 @@ class RankAfterConfig(CalibrationConfig):
     by: Method | None = None
     """A METHOD whose cut is to be compared with the controls."""
     candidates: tuple[str, ...] | None = None
-    """METHODs and SPECs that name a cut each, `random` three; None is every METHOD (or `by` alone) and the controls:
-    alternate, uniform:N, contiguous:N, random."""
+    """METHODs and SPECs that name a cut each, `random` three; None is every METHOD but kl-greedy (or `by` alone) and
+    the controls: alternate, uniform:N, contiguous:N, random."""
     seed: Count = 0
     """Of the first random draw."""
     data: str | None = None
@@ -69,7 +71,7 @@ class RankAfterConfig(CalibrationConfig):
         return found
 
     def _names(self, num_layers: int) -> tuple[str, ...]:
-        measures = METHODS if self.by is None else (self.by, "random")
+        measures = _PROPOSING if self.by is None else (self.by, "random")
         if self.candidates is not None:
             return tuple(dict.fromkeys([*([self.by] if self.by else []), *self.candidates]))
         controls = [f"contiguous:{self.layers}"]

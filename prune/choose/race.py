@@ -74,8 +74,10 @@ class Race:
 class Search:
     """A greedy search for `count` layers to drop, never the last. Of equal losses the deeper layer goes."""
 
-    def __init__(self, ablation: Ablation, text: Calibration, batch_tokens: int, count: int, num_layers: int) -> None:
-        self._ablation, self._text, self._batch_tokens = ablation, text, batch_tokens
+    def __init__(
+        self, by: str, ablation: Ablation, text: Calibration, batch_tokens: int, count: int, num_layers: int
+    ) -> None:
+        self._by, self._ablation, self._text, self._batch_tokens = by, ablation, text, batch_tokens
         self._count, self._last = count, num_layers - 1
         self.trials = num_layers + sum(self._last - done for done in range(1, count))
         """Layers that enter its races. The last one enters the first, to be measured."""
@@ -113,7 +115,7 @@ class Search:
     def _tell(self, first_heat_s: float) -> None:
         """Say about how long the whole takes: a race costs 2.5 first heats where each heat halves it."""
         seconds = first_heat_s * 2.5 * self.trials / (self._last + 1)
-        tell_time("Measuring perplexity-greedy", self._text, seconds, "--calibration-tokens")
+        tell_time(f"Measuring {self._by}", self._text, seconds, "--calibration-tokens")
 
 
 def _plainly_worse(differences: Tensor) -> bool:

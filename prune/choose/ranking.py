@@ -4,6 +4,7 @@
     angular           angle over a span of blocks; the flattest span goes    one pass over the text
     perplexity        loss on the text with one block skipped                about (L - 1) / 2 passes
     perplexity-greedy the same, measured again after each dropped block      less than that for each dropped block
+    kl-greedy         the same by the KL from the whole model                about as much
     taylor            sum of |w dL/dw| over the block's matrices             one pass, forward and backward
     magnitude         sum of |w| over the block's matrices                   no text
     random            a seeded draw, the control                             no text
@@ -126,19 +127,23 @@ def _by_perplexity(config: RankingConfig, teacher: RankedModel) -> _Scored:
     return scores, least(scores, teacher.num_layers - config.layers), {**curve, **run.details}
 
 
-def _by_greedy_perplexity(config: RankingConfig, teacher: RankedModel) -> _Scored:
+def _greedily(config: RankingConfig, teacher: RankedModel) -> _Scored:
     total = teacher.num_layers
     count = total - config.layers
-    with _measuring(config, teacher) as run, run.ablation() as ablation:
-        search = Search(ablation, run.text, config.batch_tokens, count, total)
+    what = "kl_nats" if config.by == "kl-greedy" else "loss_nats"
+    with _measuring(config, teacher) as run, run.ablation(to_whole=what == "kl_nats") as ablation:
+        search = Search(config.by, ablation, run.text, config.batch_tokens, count, total)
         with run.bar(search.trials) as bar:
             first, steps = search.run(bar)
     curve = {
-        "steps": [dataclasses.asdict(step) for step in steps],
-        "loss_nats": float(first.base.mean()),
-        "loss_nats_tokens": len(first.base),
-        "loss_nats_without": [float(losses.mean()) for losses in first.without.values()],
-        "loss_nats_without_tokens": [len(losses) for losses in first.without.values()],
+        "steps": [
+            {"dropped": step.dropped, what: step.loss_nats, "tokens": step.tokens, "heats": step.heats}
+            for step in steps
+        ],
+        what: float(first.base.mean()),
+        f"{what}_tokens": len(first.base),
+        f"{what}_without": [float(losses.mean()) for losses in first.without.values()],
+        f"{what}_without_tokens": [len(losses) for losses in first.without.values()],
         "reuses_prefix": ablation.reuses_prefix,
     }
     return [first.increase(layer) for layer in range(total)], {step.dropped for step in steps}, {**curve, **run.details}
@@ -168,7 +173,8 @@ _SCORERS: Mapping[Method, Callable[[RankingConfig, RankedModel], _Scored]] = {
     "block-influence": _by_influence,
     "angular": _by_influence,
     "perplexity": _by_perplexity,
-    "perplexity-greedy": _by_greedy_perplexity,
+    "perplexity-greedy": _greedily,
+    "kl-greedy": _greedily,
     "taylor": _by_taylor,
     "magnitude": _by_magnitude,
     "random": _by_chance,
@@ -195,9 +201,9 @@ class _Run:
             yield bar
 
     @contextmanager
-    def ablation(self) -> Iterator[Ablation]:
+    def ablation(self, *, to_whole: bool = False) -> Iterator[Ablation]:
         """The model with blocks that can be skipped, its head in the model's own dtype."""
-        ablation = Ablation(read_out(self.model, self.name, self.model.dtype))
+        ablation = Ablation(read_out(self.model, self.name, self.model.dtype), to_whole=to_whole)
         with ablation.installed(torch.from_numpy(self.text.rows)):
             yield ablation
 

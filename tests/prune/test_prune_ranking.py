@@ -5,6 +5,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -18,6 +19,7 @@ from compress.base.currency import changes
 from compress.base.errors import InputError, UsageError
 from compress.base.machine import Memory
 from compress.data import DataConfig, prepare
+from compress.inference.likelihood import likely_tokens, token_divergences
 from compress.model.files import model_fingerprint
 from compress.prune import (
     PruneConfig,
@@ -39,7 +41,7 @@ from compress.prune.student import _rank
 LAYERS = 6
 PLANTED = (1, 4)
 TOKENS, ROW = 512, 64
-MEASURED = ("block-influence", "angular", "perplexity", "perplexity-greedy", "taylor", "magnitude")
+MEASURED = ("block-influence", "angular", "perplexity", "perplexity-greedy", "kl-greedy", "taylor", "magnitude")
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +211,61 @@ def test_greedy_on_no_more_text_than_it_takes_drops_what_losses_in_float64_on_al
     for step, without in zip(details["steps"], (dropped[:1], dropped[:2], dropped), strict=True):
         if step["tokens"] == rows.numel() - len(rows):
             assert step["loss_nats"] == pytest.approx(loss(without), abs=1e-5)
+
+
+def test_kl_greedy_drops_what_is_least_missed_by_a_float64_kl(place: Path) -> None:
+    """On a teacher whose losses are far apart, and with fewer words than are kept apart: the KL is the whole one's."""
+    rows = text_rows(place)
+    model: Any = AutoModelForCausalLM.from_pretrained(place / "planted").double()
+    layers, dropped = list(model.model.layers), list[int]()
+
+    def log_p(without: list[int]) -> Tensor:
+        model.model.layers = torch.nn.ModuleList(layer for i, layer in enumerate(layers) if i not in without)
+        with torch.no_grad():
+            return model(rows, use_cache=False).logits[:, :-1].log_softmax(dim=-1)
+
+    whole = log_p([])
+
+    def divergence(without: list[int], count: int | None = None) -> float:
+        kl = (whole.exp() * (whole - log_p(without))).sum(dim=-1)
+        return float(kl.flatten()[:count].mean())
+
+    while len(dropped) < 3:
+        rest = [i for i in range(LAYERS - 1) if i not in dropped]
+        dropped.append(min(rest, key=lambda i: (round(divergence([*dropped, i]), 9), -i)))
+    details = rank(place / "planted", "kl-greedy", LAYERS - 3).details
+    assert {step["dropped"] for step in details["steps"][:2]} == set(PLANTED)
+    assert [step["dropped"] for step in details["steps"]][2] == dropped[2]
+    assert [step["kl_nats"] for step in details["steps"]][:2] == pytest.approx([0, 0], abs=1e-5)
+    if details["steps"][2]["tokens"] == rows.numel() - len(rows):
+        assert details["steps"][2]["kl_nats"] == pytest.approx(divergence(dropped), rel=0.02)
+
+
+def test_the_divergence_with_a_rest_is_that_of_the_merged_words() -> None:
+    """By its definition in float64, and never above that of all words; equal where all are told apart."""
+    generator = torch.Generator().manual_seed(0)
+    logits = [3 * torch.randn(5, 40, generator=generator) for _ in range(2)]
+    p, q = (each.double().softmax(dim=-1) for each in logits)
+    kl = (p * (p / q).log()).sum(dim=-1)
+    for count in (1, 7, 39, 40):
+        found = divergence_of(*logits, count)
+        top = p.topk(count, dim=-1).indices
+        merged = [torch.cat([each.gather(-1, top), 1 - each.gather(-1, top).sum(-1, True)], -1) for each in (p, q)]
+        merged = [each.clamp(min=math.exp(-50)) for each in merged]
+        assert torch.allclose(found, (merged[0] * (merged[0] / merged[1]).log()).sum(dim=-1), atol=1e-6)
+        assert (found <= kl + 1e-5).all()
+    assert torch.allclose(found, kl, atol=1e-4)
+
+
+def divergence_of(reference: Tensor, logits: Tensor, count: int) -> Tensor:
+    """`token_divergences` of a model whose states are its logits, on one row."""
+    ids = torch.zeros(1, len(logits) + 1, dtype=torch.long)
+
+    def readout(table: Tensor) -> Any:
+        padded = torch.cat([table, table[:1]])[None]
+        return SimpleNamespace(vocab_size=table.shape[1], states=lambda _: padded, logits=lambda states: states)
+
+    return token_divergences(readout(logits), ids, likely_tokens(readout(reference), ids, count))
 
 
 def test_only_what_is_plainly_worse_than_the_best_is_given_up() -> None:

@@ -7,6 +7,7 @@ _UNITS = {
     "angular": "mean angle between a layer's input and output, share of 180°",
     "perplexity": "rise of the loss without the layer, nats a token",
     "perplexity-greedy": "rise of the loss without the layer alone, nats a token",
+    "kl-greedy": "KL from the whole model without the layer alone, nats a token",
     "taylor": "sum of |w · dL/dw| over the layer's matrices",
     "magnitude": "sum of |w| over the layer's matrices",
     "random": "a random draw",
