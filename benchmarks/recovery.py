@@ -79,6 +79,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--heldout", type=int, default=128, help="held-out rows of each text, one a document")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16"), help="of evaluations")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of training")
     parser.add_argument("--tasks", nargs="*", default=[])
     parser.add_argument("--limit", type=int, help="items a task")
     parser.add_argument("--datasets-root")
@@ -161,7 +163,8 @@ def _write_continuations(options: argparse.Namespace, store: Path) -> None:
 
 def _cut(options: argparse.Namespace, layers: int, cut: str, repaired: bool) -> tuple[Path | None, dict[str, Any]]:
     """The cut student, repaired or not, and what is known of it; no folder where the SPEC keeps another number."""
-    from compress.prune import METHODS, RankingConfig, RepairConfig, prune
+    from compress.prune import RankingConfig, RepairConfig, prune
+    from compress.prune.parts import METHODS
 
     ranked = cut in METHODS
     source = {"calibration": options.text}
@@ -196,6 +199,7 @@ def _heal(
         tokens=options.tokens,
         batch_tokens=options.batch_tokens,
         seed=seed,
+        precision=options.precision,
         heldout_every=0.25,
         checkpoint_every=0,
         log_every=1,
@@ -228,6 +232,7 @@ def _case(
         config = EvalConfig(
             tasks=list(scored),
             limit=options.limit,
+            dtype=options.dtype,
             datasets_root=options.datasets_root,
             task_folder=options.task_folder,
             heldout_sequences=options.heldout,

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from compress.base.config import config
 from compress.base.currency import FREE, Before, Meaning
-from compress.base.units import Count, Every
+from compress.base.units import Count, Every, EveryOrAuto
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -103,13 +103,15 @@ class DistillConfig:
 
     log_every: Annotated[AtLeastOne, FREE] = 10
     """Steps between rows of metrics.jsonl."""
-    heldout_every: Annotated[Every, FREE] = 0.05
-    """Steps between held-out losses, or a share of all steps (`5%` or 0.05); 0 only at the start and the end."""
-    heldout_sequences: Annotated[int, Field(ge=0)] = 100
-    """Held-out sequences to measure on, of those the token store has; 0 measures nothing."""
+    heldout_every: Annotated[EveryOrAuto, FREE] = "auto"
+    """Steps between held-out losses, or a share of all steps (`5%` or 0.05); 0 only at the start and the end. auto: 5%,
+    or as much less as keeps the FLOPs of all of them to a twentieth of the training's."""
+    heldout_sequences: Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], Meaning("auto", 100)] = "auto"
+    """Held-out sequences to measure on, of those the token store has; 0 measures nothing. auto: 100, or as many fewer,
+    down to 16, as keep the FLOPs of measuring them at the start and at the end to a twentieth of the training's."""
     checkpoint_every: Annotated[Every, FREE] = 0.1
     """Steps between checkpoints, or a share of all steps (`10%` or 0.1); 0 only at the end. Held-out loss is measured
-    before each, for the best to be known."""
+    before each, for the best to be known, unless `heldout_every: auto` finds that too much."""
     keep_checkpoints: Annotated[AtLeastOne, FREE] = 2
     """How many of the latest checkpoints stay on disk, besides the best, by held-out KL (without a teacher, loss)."""
     async_checkpoints: Annotated[bool, FREE] = False

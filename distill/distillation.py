@@ -14,7 +14,7 @@ from compress.base.disk import owned
 from compress.base.errors import UsageError, reason_of
 from compress.base.machine import default_device, fast_fp32_products, keep_freed_memory
 from compress.base.processes import count, join, on_main
-from compress.base.progress import say
+from compress.base.progress import say, working
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_fit
 from compress.distill.loop.meters import MemoryMeter
@@ -68,8 +68,10 @@ def distill(
             on_main(lambda: check_framing(store, source))
         resources.enter_context(_tuned(config))
         resources.enter_context(_in_one_order(config))
-        plan, meter = _plan(config, start, source, store)
-        session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
+        with working("planning the memory"):
+            plan, meter = _plan(config, start, source, store)
+        with working("opening the models"):
+            session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
         meter.restart()
         train(session, work)
         facts = _facts(session, str(student), None if teacher is None else str(teacher))
@@ -159,6 +161,7 @@ def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
         "tokens": s.tokens,
         "steps": run.step,
         **run.heldout(),
+        "heldout_documents": s.rows.heldout_documents(),
         "skipped_steps": run.skipped_steps,
         **s.notes,
         "tokens_per_s": round(rate, 1),
@@ -171,4 +174,5 @@ def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
 
 def _publish(s: Session, facts: dict[str, Any], out: Path, start: Path) -> DistillResult:
     student = s.student.finished(saved_dtype(s.config, start))
-    return on_main(lambda: publish(out, student, start, s.config, s.inputs, facts))
+    with working(f"writing {out}"):
+        return on_main(lambda: publish(out, student, start, s.config, s.inputs, facts))

@@ -22,7 +22,7 @@ from compress.distill.loop.accelerator import check_launcher, check_trackers
 from compress.distill.plan import held_bytes
 from compress.distill.publish import student_output
 from compress.distill.resources.auto import resolve_attention, resolve_precision, resolve_sharding
-from compress.distill.resources.schedule import budget
+from compress.distill.resources.schedule import budget, most_heldout_rows
 from compress.distill.teachers.quantization import check_quantization, require_torchao
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
@@ -79,7 +79,7 @@ def check_distill(
     if config.optimizer == "adamw8bit":
         faults.of(lambda: require_torchao("optimizer: adamw8bit"))
     if teacher is not None:
-        rows = config.heldout_sequences if text is None else min(config.heldout_sequences, text.num_heldout)
+        rows = most_heldout_rows(config) if text is None else min(most_heldout_rows(config), text.num_heldout)
         faults.of(lambda: check_quantization(config, device, num_heldout=rows))
     if text is not None:
         faults.of(lambda: _check_extent(config, text))

@@ -88,6 +88,11 @@ class DistillResult:
     one teacher are compared by. None without a teacher, as in a record of before it was measured."""
     heldout_hard: float | None = None
     """Cross-entropy of the next token on held-out rows, nats a token: the held-out loss of any language model."""
+    heldout_kl_stderr: float | None = None
+    """Its standard error; None where micro-batches were too few to say, as that of `heldout_hard`."""
+    heldout_hard_stderr: float | None = None
+    heldout_documents: int | None = None
+    """Documents that the held-out rows are from. None in a record that does not say."""
     best_heldout_kl: float | None = None
     best_heldout_hard: float | None = None
     best_by: str = "heldout_loss"
@@ -132,11 +137,17 @@ class DistillResult:
         names = {"KL from the teacher": "heldout_kl", "loss": "heldout_hard"}
         if self.heldout_hard is None:
             names = {"loss": "heldout_loss"}
-        found = {title: (getattr(self, name), getattr(self, f"best_{name}")) for title, name in names.items()}
         told = [
-            f"held-out {name} {now:.4f} (best {best:.4f})" for name, (now, best) in found.items() if now is not None
+            f"held-out {title} {now:.4f}{self._error(name)} (best {getattr(self, f'best_{name}'):.4f})"
+            for title, name in names.items()
+            if (now := getattr(self, name)) is not None
         ]
-        return ", ".join(told)
+        over = f", over {self.heldout_documents} documents" if told and self.heldout_documents else ""
+        return ", ".join(told) + over
+
+    def _error(self, name: str) -> str:
+        stderr = getattr(self, f"{name}_stderr", None)
+        return "" if stderr is None else f" ± {stderr:.4f}"
 
 
 def finished(out: Path, config: DistillConfig, inputs: Mapping[str, Any]) -> DistillResult | None:

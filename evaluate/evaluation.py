@@ -134,14 +134,14 @@ def evaluation_inputs(
 
     def other_text(source: str) -> dict[str, Any]:
         try:
-            return text_fingerprint(source)
+            return text_fingerprint(source, config.text_column)
         except CompressError as error:
             raise Missing(str(error)) from error
 
     inputs: dict[str, Callable[[], Any]] = {
         "model": lambda: model_fingerprint(model()),
         "teacher": lambda: None if teacher is None else model_fingerprint(teacher()),
-        "text": lambda: None if text is None else text_fingerprint(text()),
+        "text": lambda: None if text is None else text_fingerprint(text(), config.text_column),
         "benchmarks": benchmarks,
     }
     if config.other_text is not None:
@@ -166,9 +166,11 @@ def _fingerprints(
     found = {
         "model": model_fingerprint(resolve_model(str(model))),
         "teacher": None if teacher is None else model_fingerprint(resolve_model(str(teacher))),
-        "text": None if text is None else text_fingerprint(text),
+        "text": None if text is None else text_fingerprint(text, config.text_column),
     }
-    return found if config.other_text is None else {**found, "other_text": text_fingerprint(config.other_text)}
+    if config.other_text is not None:
+        found["other_text"] = text_fingerprint(config.other_text, config.text_column)
+    return found
 
 
 def _open_benchmarks(config: EvalConfig) -> "contextlib.AbstractContextManager[OpenBenchmarks]":

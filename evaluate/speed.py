@@ -71,7 +71,7 @@ def measure_speed(checkpoints: Mapping[str, Checkpoint], config: EvalConfig) -> 
     order = [(name, batch) for batch in batches for name in checkpoints]
     rounds = {shape: _Rounds() for shape in order}
     shapes: dict[str, list[dict[str, Any]]] = {name: [] for name in checkpoints}
-    with progress_bar("Speed", (_WARM_UP + config.speed_repeats + 1) * len(order)) as bar:
+    with progress_bar("Speed", (_WARM_UP + config.speed_repeats + 1) * len(order), unit="rounds") as bar:
         for number in range(_WARM_UP + config.speed_repeats):
             for shape in order:
                 check_interrupt()

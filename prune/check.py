@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compress.base.errors import CompressError, InputError, reason_of
 from compress.base.machine import host_memory
+from compress.base.progress import progress_bar, working
 from compress.base.units import format_bytes
 from compress.model.lengths import context_tokens
 from compress.model.load import load_config, load_model
@@ -167,7 +168,8 @@ def _long_windows(config: Any) -> list[str]:
 def _run(model: Any, folder: Path, ids: Tensor) -> Tensor:
     """Logits [B, S, V] for `ids` [B, S], without a cache."""
     try:
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        with working(f"checking {folder}"):
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits
     except Exception as error:
         raise InputError(
             f"{folder} loads but does not run on {ids.shape[1]} tokens ({type(error).__name__}: "
@@ -204,7 +206,7 @@ def _make_identity(layer: nn.Module) -> None:
 
 def _generate(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Continue `ids` [B, S] greedily with a cache, to [B, 2 S]; and the logits [B, S, V] of the new tokens."""
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     model.generation_config = GenerationConfig()
     settings = GenerationConfig(
@@ -215,7 +217,18 @@ def _generate(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
         return_dict_in_generate=True,
     )
     try:
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        with progress_bar("checking what it generates", ids.shape[1], unit="tokens") as bar:
+
+            def no_end(written: Tensor, *_: Any, **__: Any) -> Tensor:
+                bar.advance()
+                return torch.zeros(len(written), dtype=torch.bool)
+
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([no_end]),
+            )
     except Exception as error:
         raise InputError(
             f"{type(model).__name__} does not generate from token ids alone ({type(error).__name__}: "

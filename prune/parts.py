@@ -32,7 +32,7 @@ class CalibrationConfig:
     """Which text the model is measured on, and how it is run on it."""
 
     calibration: Annotated[str | None, PLACE] = None
-    """SOURCE: `hub:ORG/NAME[:CONFIG]`, a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst) or txt, or a
+    """SOURCE: `hub:ORG/NAME[:CONFIG]`, a local file, folder or glob as for `data.dataset`, or a
     token store (its training rows). In a recipe None is the run's own training rows."""
     calibration_tokens: Annotated[AtLeastOne | Literal["auto"], Meaning("auto", 256_000)] = "auto"
     """Tokens to measure layers on, in whole rows; all there are where the text is shorter. `auto`: by perplexity

@@ -90,15 +90,15 @@ def prune_inputs(
     """
     inputs: dict[str, Callable[[], Any]] = {"teacher": teacher}
     if not isinstance(keep, str) and keep.reads_text:
-        inputs["calibration"] = partial(_text_fingerprint, keep.calibration)
+        inputs["calibration"] = partial(_text_fingerprint, keep.calibration, keep.calibration_column)
     if isinstance(keep, RankAfterConfig):
         inputs["data"] = partial(_text_fingerprint, keep.data)
     if repair is not None:
-        inputs["repair"] = partial(_text_fingerprint, repair.calibration)
+        inputs["repair"] = partial(_text_fingerprint, repair.calibration, repair.calibration_column)
     return inputs
 
 
-def _text_fingerprint(source: str | None) -> dict[str, Any] | None:
+def _text_fingerprint(source: str | None, column: str = "text") -> dict[str, Any] | None:
     from compress.prune.choose.calibration import calibration_fingerprint
 
-    return calibration_fingerprint(source)
+    return calibration_fingerprint(source, column)

@@ -19,8 +19,10 @@ from typing import Any, Literal
 
 from compress.base.errors import InputError, UsageError
 from compress.base.outputs import Output, beside, require_outputs
+from compress.base.progress import progress_bar
 
 _CHUNK_BYTES = 1 << 20
+_BAR_FROM_BYTES = 1 << 30
 _CLOCK_TICK_S = 0.1  # file systems note times of change in ticks of up to some 10 ms
 _hashes: dict[tuple[int, ...], str] = {}
 """SHA-256 by device, inode, size and times of change, for as long as the process lives."""
@@ -51,11 +53,16 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 def _read_hash(path: Path, stop: threading.Event | None) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))  # one for all: a fresh one each time costs as much as the hash
-    with path.open("rb", buffering=0) as file:
+    size = path.stat().st_size
+    with (
+        path.open("rb", buffering=0) as file,
+        progress_bar(f"SHA-256 of {path}", size, unit="bytes", visible=size >= _BAR_FROM_BYTES) as bar,
+    ):
         while count := file.readinto(buffer):
             if stop is not None and stop.is_set():
                 raise CancelledError
             digest.update(buffer[:count])
+            bar.advance(count)
     return digest.hexdigest()
 
 

@@ -69,7 +69,7 @@ class Journal:
         own = left[rank() :: count()]
         done = sum(batch.size for batch in batches) - sum(batches[i].size for i in left)
         total = done + sum(batches[i].size for i in own)
-        with progress_bar(stage, total, done=done, visible=visible) as bar:
+        with progress_bar(stage, total, unit="items", done=done, visible=visible) as bar:
             for i in own:
                 self._measure(stage, i, keys[i], compute)
                 bar.advance(batches[i].size)

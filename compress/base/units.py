@@ -2,7 +2,7 @@
 
 import re
 from decimal import Decimal, InvalidOperation
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -71,6 +71,19 @@ Every = Annotated[int | float, BeforeValidator(_every), Field(ge=0)]
 """How often: a whole number of steps, or a share of all steps, `5%` or 0.05; 0, as `100%`, is once, at the end."""
 
 
+def _every_or_auto(value: object) -> object:
+    if value == "auto":
+        return value
+    every = _every(value)
+    if isinstance(every, int | float) and every < 0:
+        raise ValueError("write a number of steps from 0 on, a share of the run, or auto")
+    return every
+
+
+EveryOrAuto = Annotated[int | float | Literal["auto"], BeforeValidator(_every_or_auto)]
+"""`Every`, or `auto`."""
+
+
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 
 
@@ -122,3 +135,14 @@ def format_seconds(value: float) -> str:
         return f"{minutes} min {seconds:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def format_about(value: float) -> str:
+    """A duration as one would estimate it: `42 s`, `4 min`, `2 h 05 min`, `3 days`."""
+    if value < 100:
+        return f"{round(value)} s"
+    minutes = round(value / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 72 else f"{round(value / 86400)} days"

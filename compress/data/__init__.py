@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         store_inputs,
         store_outputs,
     )
-    from compress.data.sample import framing_for, read_rows, text_fingerprint
+    from compress.data.sample import framing_for, text_fingerprint, text_rows
     from compress.data.sources.hub import HubSource
     from compress.data.sources.sources import LocalSource, Source, find_source
     from compress.data.store.framing import check_framing
@@ -51,11 +51,11 @@ __all__ = [
     "framing_for",
     "options_unlike",
     "prepare",
-    "read_rows",
     "require_apart",
     "store_inputs",
     "store_outputs",
     "text_fingerprint",
+    "text_rows",
 ]
 
 _HOMES = {
@@ -77,7 +77,7 @@ _HOMES = {
     "options_unlike": "preparing",
     "prepare": "preparing",
     "framing_for": "sample",
-    "read_rows": "sample",
+    "text_rows": "sample",
     "require_apart": "preflight",
     "store_inputs": "preparing",
     "store_outputs": "preparing",

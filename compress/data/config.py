@@ -16,8 +16,9 @@ class DataConfig:
     """The text of a run and the shape of its token store."""
 
     dataset: Annotated[str, PLACE]
-    """SOURCE: `hub:ORG/NAME[:CONFIG]`, `ORG/NAME`, or a local file, folder or glob of parquet, arrow, jsonl(.gz, .zst)
-    or txt. A line of txt is a document. A folder is read as a whole, in the order of its file names."""
+    """SOURCE: `hub:ORG/NAME[:CONFIG]`, `ORG/NAME`, or a local file, folder or glob of parquet, arrow, jsonl, json
+    (lines, or an array of objects) or txt, the last three also as .gz and .zst. A line of txt is a document. A folder
+    is read as a whole, in the order of its file names; a .json whose first object has no text is metadata there."""
     config: Annotated[str | None, FREE] = None
     """Configuration of a hub dataset, `sample-10BT` for one. With `split` it is part of the source's identity."""
     split: Annotated[str, FREE] = "train"

@@ -97,6 +97,7 @@ def check_source(config: DataConfig) -> None:
     source = find_source(config)
     try:
         source.connect()
+        source.unread.tell(config.dataset)
         for index in range(1 if isinstance(source, HubSource) else len(source.files)):
             _first_row(source, index, config.text_column)
     except CompressError as error:

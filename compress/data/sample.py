@@ -22,7 +22,7 @@ from compress.model.load import load_tokenizer
 from compress.model.tokenizer import tokenizer_spec
 
 
-def read_rows(
+def text_rows(
     name: str,
     tokenizer: Any,
     num_rows: int,
@@ -43,7 +43,7 @@ def read_rows(
     encoder, layout = Encoder(tokenizer_spec(tokenizer), framing.documents), Layout(seq_len, framing.rows)
     lengths: dict[str, int] = {}
     skipped = tokens = 0
-    with _items(name, text_column) as items:
+    with _items(name, text_column, tell=True) as items:
         for item in items:
             skipped += item.row.fault is not None
             if item.is_document and (text := item.row.text or "") not in lengths:
@@ -70,10 +70,12 @@ def framing_for(name: str, text_column: str, reader: Path) -> Framing:
 
 
 @contextmanager
-def _items(name: str, text_column: str) -> Iterator[Iterator[Item]]:
-    source = find_source(DataConfig(dataset=name, tokens=1))
+def _items(name: str, text_column: str, *, tell: bool = False) -> Iterator[Iterator[Item]]:
+    source = find_source(DataConfig(dataset=name, text_column=text_column, tokens=1))
     retry = Retry(StopRequest())
     retry.call(name, source.connect)
+    if tell:
+        source.unread.tell(name)
     items = read_items(source, text_column, Position(0, 0), retry)
     try:
         yield items
@@ -81,11 +83,11 @@ def _items(name: str, text_column: str) -> Iterator[Iterator[Item]]:
         items.close()
 
 
-def text_fingerprint(text: str | Path) -> dict[str, Any]:
+def text_fingerprint(text: str | Path, text_column: str = "text") -> dict[str, Any]:
     """What identifies the text: a store's content, that of local files, or the name of a hub dataset."""
     if (Path(text) / INDEX).is_file():
         return {"store": TokenStore.open(text).fingerprint}
-    source = find_source(DataConfig(dataset=str(text), tokens=1))
+    source = find_source(DataConfig(dataset=str(text), text_column=text_column, tokens=1))
     listing = source.listing()
     if listing["kind"] != "local":
         return listing

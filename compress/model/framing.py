@@ -32,7 +32,8 @@ def row_starts(ids: NDArray[Any], filled: int, seq_len: int, start: tuple[int, .
 
     `filled` tokens of the first row are there already. A row that begins with it by itself gets no second one.
     """
-    places, place = [], 0
+    places: list[int] = []
+    place = 0
     if not start:
         return places
     while place < len(ids):

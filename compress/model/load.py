@@ -18,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 from compress.base.disk import read_json, sha256_file, write_json
 from compress.base.errors import InputError, reason_of
 from compress.base.machine import computes_in_bf16
+from compress.base.progress import working
+from compress.base.units import format_bytes
 from compress.model.files import check_weight_files, code_files
 from compress.model.gguf import GGUF_RECORD
 from compress.model.remote_code import trusted
@@ -92,9 +94,11 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
         InputError: a shard is missing, truncated or corrupt, escapes the folder or differs from what one of our steps
             recorded, or a key is missing, unexpected or of another shape; the message names the file or the keys.
     """
-    _check_recorded(folder, check_weight_files(folder))
+    shards = check_weight_files(folder)
+    _check_recorded(folder, shards)
+    size = format_bytes(sum(shard.stat().st_size for shard in shards))
     try:
-        with no_transformers_bars():
+        with no_transformers_bars(), working(f"loading {folder}, {size}"):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,

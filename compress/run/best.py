@@ -57,9 +57,6 @@ ON_GPU = BestWay(
 ON_CPU = BestWay(
     choices=(
         *_EVERYWHERE,
-        Choice("distill.precision", "fp32", "bf16 is for GPUs"),
-        Choice("distill.heldout_sequences", 16, "rows to measure progress on: as few as the healing is short"),
-        Choice("distill.heldout_every", "50%", "of the steps, from one such measurement to the next"),
         Choice("distill.checkpoint_every", "50%", "of the steps, from one checkpoint to the next"),
         Choice("eval.limit", 500, "questions a task; all of them without this line, which takes long on a CPU"),
         Choice("eval.heldout_sequences", 32, "rows for held-out loss and fidelity, for the same reason"),
@@ -68,7 +65,7 @@ ON_CPU = BestWay(
     hours=0.5,
     steps=250,
     least_step=1024,
-    share_of_peak=0.4,
+    share_of_peak=0.5,
 )
 
 SPEEDUP = 1.5

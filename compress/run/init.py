@@ -14,7 +14,7 @@ import torch
 
 from compress.base.disk import write_text
 from compress.base.errors import Faults
-from compress.base.machine import default_device, fast_fp32_products, memory_of
+from compress.base.machine import computes_in_bf16, default_device, fast_fp32_products, memory_of
 from compress.base.outputs import Output, require_outputs
 from compress.base.units import format_bytes, format_count, format_seconds
 from compress.data import DataConfig, LocalSource, find_source
@@ -43,6 +43,7 @@ class _Here(NamedTuple):
 
     device: torch.device
     way: BestWay
+    precision: Choice
     flops_per_s: float
     """What training is expected to reach."""
 
@@ -77,7 +78,7 @@ def write_draft(teacher: str, asked: InitConfig, out: Path) -> Draft:
     require_outputs(Output(out, "a recipe", ours=None))
     cut, here = _cut(teacher, asked), _here()
     text = _text(cut, asked, here)
-    choices = in_order([*_reckoned(cut, asked, text, here.way), *_known(cut, here.way)])
+    choices = in_order([*_reckoned(cut, asked, text, here.way), *_known(cut, here.way), here.precision])
     saving, plan = _fit(recipe_of(choices).distill, cut, text, here)
     choices = in_order([*choices, *saving])
     figures = _figures(cut, plan, here)
@@ -87,10 +88,14 @@ def write_draft(teacher: str, asked: InitConfig, out: Path) -> Draft:
 
 def _here() -> _Here:
     device = default_device()
-    way = ON_CPU if device.type == "cpu" else ON_GPU
+    way, precision = ON_CPU if device.type == "cpu" else ON_GPU, resolve_precision(DistillConfig(), device)
+    chosen = Choice("distill.precision", "auto", f"which is {precision} here")
+    if device.type == "cpu":
+        precision = "bf16" if computes_in_bf16() else "fp32"
+        chosen = Choice("distill.precision", precision, "what this processor multiplies faster in")
     with fast_fp32_products():
-        peak = peak_flops(device, resolve_precision(DistillConfig(), device))
-    return _Here(device, way, way.share_of_peak * peak.flops_per_s)
+        peak = peak_flops(device, precision)
+    return _Here(device, way, chosen, way.share_of_peak * peak.flops_per_s)
 
 
 def _cut(teacher: str, asked: InitConfig) -> _Cut:

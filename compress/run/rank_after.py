@@ -33,6 +33,7 @@ from compress.data import (
 )
 from compress.distill import DistillConfig, distill
 from compress.distill.preflight import check_distill
+from compress.distill.resources.schedule import most_heldout_rows
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.files import model_fingerprint, resolve_model
 from compress.prune import (
@@ -70,7 +71,13 @@ def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> Ra
 def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
     """How a candidate is healed: as the student will be, on fewer tokens, and measured and saved at its end only."""
     return dataclasses.replace(
-        healing, tokens=tokens, heldout_every=0, checkpoint_every=0, keep_checkpoints=1, trackers=()
+        healing,
+        tokens=tokens,
+        heldout_every=0,
+        heldout_sequences=most_heldout_rows(healing),
+        checkpoint_every=0,
+        keep_checkpoints=1,
+        trackers=(),
     )
 
 
@@ -245,7 +252,7 @@ def _check_heal(healing: DistillConfig, num_heldout: int, data: str) -> None:
     Raises:
         UsageError: no held-out rows are to be read of the `num_heldout` there are.
     """
-    if not min(healing.heldout_sequences, num_heldout):
+    if not min(most_heldout_rows(healing), num_heldout):
         raise UsageError(
             f"Candidates are compared on held-out rows, and of {data} none are to be read: set data.heldout_sequences "
             "and distill.heldout_sequences above 0."

@@ -92,12 +92,12 @@ class Copying:
 
     def finish(self) -> list[dict[str, str]]:
         """Wait until all weights are on the disk; SHA-256 by file name, for each student."""
-        total = sum(span.num_bytes for span in self._spans) >> 20
-        with progress_bar("copying weights, MiB", total) as bar:
+        total = sum(span.num_bytes for span in self._spans)
+        with progress_bar("copying weights", total, unit="bytes") as bar:
             shown = 0
             while not self._running.done():
                 wait([self._running], timeout=0.1)
-                copied = self._copied >> 20
+                copied = self._copied
                 bar.advance(copied - shown)
                 shown = copied
         self._running.result()

@@ -16,6 +16,7 @@ from compress.data.store import order
 
 Measure = Literal["heldout_kl", "heldout_hard", "heldout_loss"]
 MEASURES: tuple[Measure, ...] = ("heldout_kl", "heldout_hard", "heldout_loss")
+STDERRS = ("heldout_kl_stderr", "heldout_hard_stderr")
 
 
 @dataclasses.dataclass
@@ -46,6 +47,8 @@ class Progress:
     """KL(teacher || student) at temperature 1; None without a teacher."""
     heldout_hard: float | None = None
     """Cross-entropy of the next token."""
+    heldout_kl_stderr: float | None = None
+    heldout_hard_stderr: float | None = None
     best_heldout_kl: float | None = None
     best_heldout_hard: float | None = None
     best_by: Measure = "heldout_loss"
@@ -56,7 +59,7 @@ class Progress:
         """Count one step, which read these rows."""
         self.step, self.position = self.step + 1, self.position + len(row_ids)
         self.rows_sha256 = order.extend(self.rows_sha256, row_ids)
-        for name in MEASURES:
+        for name in (*MEASURES, *STDERRS):
             setattr(self, name, None)
 
     def note_heldout(self, found: Mapping[str, float]) -> None:
@@ -69,17 +72,19 @@ class Progress:
             setattr(self, name, now[name])
             if better:
                 setattr(self, f"best_{name}", now[name])
+        for error in STDERRS:
+            setattr(self, error, found.get(error.removeprefix("heldout_")))
 
     def heldout(self) -> dict[str, Any]:
         """All held-out measures, last and best, for a record."""
         return {
-            **{name: getattr(self, name) for name in MEASURES},
+            **{name: getattr(self, name) for name in (*MEASURES, *STDERRS)},
             **{f"best_{name}": getattr(self, f"best_{name}") for name in MEASURES},
             "best_by": self.best_by,
         }
 
 
-_LATER = ("heldout_kl", "heldout_hard", "best_heldout_kl", "best_heldout_hard", "best_by")
+_LATER = (*STDERRS, "heldout_kl", "heldout_hard", "best_heldout_kl", "best_heldout_hard", "best_by")
 """Fields that a state of an earlier version lacks; their defaults mean that all goes on as it began."""
 
 

@@ -19,8 +19,13 @@ from compress.distill.loop.step import Losses, StudentWithLoss
 from compress.distill.objective.objective import make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.resources.auto import resolve
-from compress.distill.resources.flops import PeakFlops, peak_flops, training_flops_per_token
-from compress.distill.resources.schedule import Budget, budget
+from compress.distill.resources.flops import (
+    PeakFlops,
+    measuring_flops_per_token,
+    peak_flops,
+    training_flops_per_token,
+)
+from compress.distill.resources.schedule import Budget, budget, heldout_rows, heldout_steps
 from compress.distill.rows.batch import Batch
 from compress.distill.rows.source import RowSource, StoreRows
 from compress.distill.students.student import Student, load_student
@@ -46,6 +51,8 @@ class Session:
     rows: RowSource
     heldout: Batch
     """Held-out rows to measure on."""
+    measured: frozenset[int]
+    """The steps after which that is done, beside the start."""
     budget: Budget
     flops_per_token: float
     peak: PeakFlops
@@ -82,8 +89,6 @@ def open_session(
     extent = budget(config, num_rows=store.num_rows, seq_len=store.seq_len)
     vocabulary = shared_ids(student, teacher)
     check_data(store, student, vocabulary)
-    rows = _rows(config, store)
-    heldout = rows.heldout()
     accelerator = make_accelerator(config, work)
     found = on_main(lambda: checkpoint.latest(work / "checkpoints"))
     if found is not None:
@@ -99,6 +104,12 @@ def open_session(
         seq_len=store.seq_len,
         flops=per_token * extent.rows * store.seq_len,
     )
+    of_row = measuring_flops_per_token(*pair, store.seq_len) / (per_token * extent.rows)
+    rows = _rows(config if found is None else _as_begun(config, found[1]), store, of_row)
+    heldout, once = rows.heldout(), rows.num_heldout * of_row
+    measured = heldout_steps(config, extent.steps, once)
+    if len(heldout):
+        say(_when_measured(len(heldout), len(measured), extent.steps, once))
     objective = make_objective(config, pair)
     learner, guide = load_student(config, student, here), OpenedTeacher()
     if teacher is not None:
@@ -127,6 +138,7 @@ def open_session(
         losses=Losses(accelerator, model, objective, guide.source, here.micro_batch_rows),
         rows=rows,
         heldout=heldout,
+        measured=measured,
         budget=extent,
         flops_per_token=per_token,
         peak=peak_flops(accelerator.device, here.precision),
@@ -143,12 +155,27 @@ def open_session(
     )
 
 
-def _rows(config: DistillConfig, store: Any) -> StoreRows:
+def _when_measured(rows: int, count: int, steps: int, once: float) -> str:
+    """How often held-out rows are measured, in words, and what share of the training's FLOPs that adds."""
+    share = (count + 1) * once
+    fewer = "; fewer distill.heldout_sequences take less" if share > 0.1 else ""
+    return (
+        f"{rows} held-out rows are measured at the start and after {count} of {steps} steps, which adds {share:.1%} to "
+        f"the FLOPs of the training (distill.heldout_every{fewer})."
+    )
+
+
+def _as_begun(config: DistillConfig, state: dict[str, Any]) -> DistillConfig:
+    """The same, with the held-out rows that a checkpoint's run was begun with: its measures are compared."""
+    return dataclasses.replace(config, heldout_sequences=state["config"]["heldout_sequences"])
+
+
+def _rows(config: DistillConfig, store: Any, cost: float) -> StoreRows:
     return StoreRows(
         store=store,
         seed=config.seed,
         epochs=config.epochs,
-        num_heldout=min(config.heldout_sequences, store.num_heldout),
+        num_heldout=heldout_rows(config, store.num_heldout, cost),
         eos_id=store.eos_id if config.document_mask else None,
     )
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from compress.distill.objective.signals import Signals, read_signals
 from compress.distill.rows.batch import Batch, MicroBatch, Share, share
 from compress.distill.students.sharding import free_gathered, is_sharded
 from compress.distill.teachers.source import TeacherSource
+
+Advance = Callable[[int], None]
+"""Is told of each so many tokens of the whole batch that are done."""
+
+_ENOUGH = 8
+"""Micro-batches that a standard error is worth something from."""
 
 
 class StudentWithLoss(nn.Module):
@@ -60,7 +67,7 @@ class Losses:
             return found
         return found._replace(pieces=[piece.pinned() for piece in found.pieces])
 
-    def backward(self, batch: Share) -> dict[str, Term]:
+    def backward(self, batch: Share, advance: Advance = lambda _: None) -> dict[str, Term]:
         """Add the gradient of a whole batch's mean loss to the parameters; returns its terms, scalars on the device.
 
         Sums over micro-batches and processes are divided once, by the batch's number of valid labels. Processes add
@@ -73,16 +80,33 @@ class Losses:
                 out = self._forward(piece, batch.divisor)
                 self._accelerator.backward(out.loss)
             values.append(out.raw)
+            advance(self._tokens(piece))
         return self._objective.terms(self._mean_over_processes(values))
 
     @torch.no_grad()
-    def measure(self, batch: Share) -> dict[str, float]:
-        """Means of a batch by name, as `Objective.measured` has them, without gradients and without dropout."""
+    def measure(self, batch: Share, advance: Advance = lambda _: None) -> dict[str, float]:
+        """Means of a batch by name, as `Objective.measured` has them, without gradients and without dropout.
+
+        Of what runs are compared by also `NAME_stderr`, over micro-batches, of which a document's rows are rarely in
+        two; not where those are too few to say.
+        """
         self._model.eval()
-        values = [self._forward(piece, batch.divisor).raw for piece in batch.pieces]
+        values: list[Tensor] = []
+        for piece in batch.pieces:
+            values.append(self._forward(piece, batch.divisor).raw)
+            advance(self._tokens(piece))
         self._model.train()
         free_gathered(self._model)
-        return self._objective.measured(self._mean_over_processes(values).tolist())
+        squares = torch.stack([value.square() for value in values]).sum(dim=0)
+        means, squares = self._mean_over_processes(values), self._accelerator.reduce(squares, reduction="mean")
+        found = self._objective.measured(means.tolist())
+        processes = self._accelerator.num_processes
+        if (count := processes * len(values)) < _ENOUGH:
+            return found
+        # the parts of the mean are values / processes, `count` of them
+        variances = count / (count - 1) * (squares / processes - means.square() / count)
+        names, errors = self._objective.yardstick.names, variances.clamp(min=0).sqrt().tolist()
+        return found | {f"{name}_stderr": error for name, error in zip(names, errors[-len(names) :], strict=True)}
 
     def _forward(self, piece: MicroBatch, divisor: float) -> Outcome:
         piece = piece.to(self._accelerator.device)
@@ -92,6 +116,10 @@ class Losses:
                 teacher = self._teacher(piece)
         out: Outcome = self._model(piece, teacher, divisor)
         return out
+
+    def _tokens(self, piece: MicroBatch) -> int:
+        """Tokens of a micro-batch and of those that the other processes have meanwhile."""
+        return piece.ids.numel() * int(self._accelerator.num_processes)
 
     def _mean_over_processes(self, values: list[Tensor]) -> Tensor:
         """The micro-batches' values [K] added up, and the mean of that over processes."""

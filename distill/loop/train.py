@@ -13,9 +13,8 @@ from torch import Tensor
 from compress.base.config import to_dict
 from compress.base.errors import InterruptedRun
 from compress.base.machine import peak_memory_gib
-from compress.base.progress import progress_bar, say
+from compress.base.progress import progress_bar, say, working
 from compress.base.signals import stop_on_signal
-from compress.distill.config import DistillConfig
 from compress.distill.loop.checkpoint import Checkpointer
 from compress.distill.loop.guard import StepGuard, tell_skips
 from compress.distill.loop.meters import Clock, step_seed
@@ -47,7 +46,7 @@ def train(session: Session, work: Path) -> None:
     )
     clock, vote = Clock(run.seconds, s.tokens), StopVote(s.accelerator)
     # of a run that was stopped: now, what it had no time for
-    unmeasured = run.step == 0 or (run.heldout_loss is None and _measured_after(config, run.step, steps))
+    unmeasured = run.step == 0 or (run.heldout_loss is None and run.step in s.measured)
     with (
         stop_on_signal() as stop,
         contextlib.closing(read_ahead(_reads(s))) as batches,
@@ -55,14 +54,14 @@ def train(session: Session, work: Path) -> None:
         Checkpointer(
             work / "checkpoints", keep=config.keep_checkpoints, background=config.async_checkpoints, done=run.step
         ) as checkpoints,
-        progress_bar("distill", steps, done=run.step) as bar,
+        progress_bar("distill", s.budget.rows * s.rows.seq_len, unit="tokens", done=s.tokens) as bar,
     ):
         if unmeasured:
             with clock.paused(s.accelerator.device):
                 _measure_heldout(s, metrics)
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
-            terms = s.losses.backward(batch)
+            terms = s.losses.backward(batch, bar.advance)
             grad_norm = clip_gradients(s.accelerator, s.model, config.clip_norm)
 
             s.optimizer.step(learning_rate(config, step, steps), skip=guard.note(step, terms, grad_norm))
@@ -72,15 +71,15 @@ def train(session: Session, work: Path) -> None:
             note = None
             if run.step % config.log_every == 0 or run.step == steps:
                 note = _log(s, metrics, clock, terms, grad_norm, _count_skips(s, guard))
-            bar.advance(1, note)
+            bar.advance(s.tokens - bar.done, note)
 
             stopping = vote.agreed(stop) and run.step < steps
             save = stopping or is_due(config.checkpoint_every, run.step, steps)
-            if not stopping and _measured_after(config, run.step, steps):
+            if not stopping and run.step in s.measured:
                 with clock.paused(s.accelerator.device):
                     _measure_heldout(s, metrics)
             if save:
-                with clock.paused(s.accelerator.device):
+                with clock.paused(s.accelerator.device), working("writing a checkpoint"):
                     _count_skips(s, guard)
                     run.recent_losses, run.seconds = guard.recent(), clock.seconds()
                     metrics.sync()
@@ -142,19 +141,15 @@ def _log(s: Session, metrics: Metrics, clock: Clock, terms: Terms, grad_norm: Te
             "rows_sha256": s.progress.rows_sha256,
         }
     )
-    return f"loss {columns['loss']:.3f}, {rate:,.0f} tokens/s"
-
-
-def _measured_after(config: DistillConfig, step: int, steps: int) -> bool:
-    """Whether held-out rows are measured after a step: before each regular save, and in between."""
-    return is_due(config.checkpoint_every, step, steps) or is_due(config.heldout_every, step, steps)
+    return f"step {s.progress.step} of {s.budget.steps}, loss {columns['loss']:.3f}, {rate:,.0f} tokens/s"
 
 
 def _measure_heldout(s: Session, metrics: Metrics) -> None:
     """Measure and log the student as it is on the held-out rows; what is not finite counts as none."""
     if not len(s.heldout):
         return
-    found = s.losses.measure(s.losses.share(s.heldout))
+    with progress_bar("held-out text", s.heldout.ids.size, unit="tokens") as bar:
+        found = s.losses.measure(s.losses.share(s.heldout), bar.advance)
     s.progress.note_heldout(found)
     if not math.isfinite(found["loss"]):
         say(f"The held-out loss after step {s.progress.step} is {found['loss']}.")

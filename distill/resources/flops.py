@@ -40,6 +40,11 @@ def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int) ->
     return flops if teacher is None else flops + model_costs(teacher).prefill_flops(seq_len)
 
 
+def measuring_flops_per_token(student: Any, teacher: Any | None, seq_len: int) -> float:
+    """FLOPs a held-out token costs: a forward pass of each model. See `training_flops_per_token`."""
+    return sum(model_costs(model).prefill_flops(seq_len) for model in (student, teacher) if model is not None)
+
+
 class PeakFlops(NamedTuple):
     """The most FLOP/s a device can do."""
 

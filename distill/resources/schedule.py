@@ -64,6 +64,43 @@ def learning_rate(config: DistillConfig, step: int, steps: int) -> float:
     return config.lr * (config.min_lr_fraction + (1 - config.min_lr_fraction) * remaining)
 
 
+HELDOUT_SHARE = 0.05
+"""Of what training costs: the most that held-out measures may by default, but for those at the start and the end."""
+_HELDOUT_EVERY = 0.05
+
+
+HELDOUT_ROWS, LEAST_HELDOUT_ROWS = 100, 16
+
+
+def most_heldout_rows(config: DistillConfig) -> int:
+    """How many held-out rows are measured on at most."""
+    return HELDOUT_ROWS if config.heldout_sequences == "auto" else config.heldout_sequences
+
+
+def heldout_rows(config: DistillConfig, available: int, cost: float) -> int:
+    """How many of the `available` held-out rows are measured on; `cost` is one's, as a share of what all steps do."""
+    most = most_heldout_rows(config)
+    if config.heldout_sequences == "auto":
+        most = min(most, max(int(HELDOUT_SHARE / (2 * cost)), LEAST_HELDOUT_ROWS))
+    return min(most, available)
+
+
+def heldout_steps(config: DistillConfig, steps: int, cost: float) -> frozenset[int]:
+    """After which of the steps held-out rows are measured: the last, those before a checkpoint, and as often as asked.
+
+    By default every 5% of the steps or, where that costs more than `HELDOUT_SHARE`, fewer of those that a checkpoint
+    follows. `cost` is what measuring once costs, the first time before step 1, as a share of what all steps do.
+    """
+    saved = [step for step in range(1, steps + 1) if is_due(config.checkpoint_every, step, steps)]
+    every = _HELDOUT_EVERY if config.heldout_every == "auto" else config.heldout_every
+    usual = sorted({*saved, *(step for step in range(1, steps + 1) if is_due(every, step, steps))})
+    if config.heldout_every != "auto" or (len(usual) + 1) * cost <= HELDOUT_SHARE:
+        return frozenset(usual)
+    chosen = saved if len(saved) > 1 else usual
+    affordable = max(int(HELDOUT_SHARE / cost) - 1, 1)
+    return frozenset(chosen[:: -math.ceil(len(chosen) / affordable)])
+
+
 def is_due(every: float, done: int, steps: int) -> bool:
     """Whether something due `every` so many steps (or that fraction of all) falls on `done` finished steps.
 

@@ -26,6 +26,9 @@ class RowSource(Protocol):
     def heldout(self) -> Batch:
         """The rows to measure on; none where nothing is measured."""
 
+    def heldout_documents(self) -> int:
+        """How many documents these are from."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StoreRows:
@@ -57,6 +60,10 @@ class StoreRows:
         """The first `num_heldout` held-out rows."""
         rows = self.store.heldout(self.num_heldout)
         return packed(rows, np.arange(len(rows)), self.eos_id)
+
+    def heldout_documents(self) -> int:
+        """How many documents these are from."""
+        return len(np.unique(self.store.heldout_documents(self.num_heldout)))
 
 
 def packed(ids: Ids, row_ids: Ids, eos_id: int | None) -> Batch:

@@ -14,6 +14,7 @@ from compress.base.disk import sha256_json
 from compress.base.journal import Journal
 from compress.base.machine import seed_everything
 from compress.base.processes import main_first
+from compress.base.progress import working
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.harness.catalog import build_tasks
 from compress.evaluate.harness.local_data import local_datasets
@@ -71,7 +72,9 @@ def open_benchmarks(config: EvalConfig) -> Iterator[OpenBenchmarks]:
     root = None if config.datasets_root is None else Path(config.datasets_root)
     _seed(config)
     with quiet_harness(), cached_templates(), local_datasets(root) as datasets:
-        yield OpenBenchmarks(config, main_first(lambda: build_tasks(config)), datasets)
+        with working("reading tasks and their data"):
+            built = main_first(lambda: build_tasks(config))
+        yield OpenBenchmarks(config, built, datasets)
 
 
 def _benchmarks(loaded: dict[str, Any], results: Any, datasets: set[str]) -> Benchmarks:

@@ -70,7 +70,7 @@ def quiet_harness() -> Iterator[None]:
 
 def _preparation_bar(documents: Iterable[Any], total: int = 0, **_: Any) -> Iterator[Any]:
     """Stands in for tqdm where lm-eval builds a task's prompts."""
-    with progress_bar("Preparing prompts", total, visible=total >= _BAR_FROM_ITEMS) as bar:
+    with progress_bar("Preparing prompts", total, unit="items", visible=total >= _BAR_FROM_ITEMS) as bar:
         for document in documents:
             check_interrupt()
             yield document

@@ -46,7 +46,7 @@ def encode_pairs(lm: Any, pairs: Sequence[tuple[str, str]], prefix: tuple[int, .
     context comes `prefix`, unless it begins with it.
     """
     encoded: list[tuple[Ids, Ids]] = []
-    with progress_bar("Tokenizing", len(pairs), visible=len(pairs) >= _BAR_FROM_PAIRS) as bar:
+    with progress_bar("Tokenizing", len(pairs), unit="texts", visible=len(pairs) >= _BAR_FROM_PAIRS) as bar:
         for start in range(0, len(pairs), _BLOCK):
             check_interrupt()
             block = pairs[start : start + _BLOCK]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.data import INDEX, TokenStore, framing_for, read_rows
+from compress.data import INDEX, TokenStore, framing_for, text_rows
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint
 from compress.model.framing import Framing
@@ -44,7 +44,7 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig, f
     if not (Path(text) / INDEX).is_file():
         length, _ = fit("Held-out rows", config.heldout_seq_len, 0, checkpoint.context)
         count, column = config.heldout_sequences, config.text_column
-        found = read_rows(str(text), checkpoint.tokenizer, count, length, column, framing=framing)
+        found = text_rows(str(text), checkpoint.tokenizer, count, length, column, framing=framing)
         return Heldout(found.ids.astype(np.int64), sum(found.text_bytes), found.documents)
     store = TokenStore.open(Path(text))
     check_store(store, checkpoint.tokenizer, checkpoint.name, context=checkpoint.context)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.base.errors import UsageError
-from compress.data import INDEX, TokenStore, check_framing, framing_for, read_rows, text_fingerprint
+from compress.data import INDEX, TokenStore, check_framing, framing_for, text_fingerprint, text_rows
 from compress.model.lengths import context_tokens, fit
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import check_ids, check_store
@@ -50,9 +50,9 @@ class Calibration:
         }
 
 
-def calibration_fingerprint(source: str | None) -> dict[str, Any] | None:
+def calibration_fingerprint(source: str | None, column: str = "text") -> dict[str, Any] | None:
     """What identifies the text before it is read: the input of a manifest. None without a source."""
-    return None if source is None else text_fingerprint(source)
+    return None if source is None else text_fingerprint(source, column)
 
 
 def require_source(source: str | None) -> str:
@@ -93,6 +93,6 @@ def load_calibration(config: CalibrationConfig, folder: Path, amount: Amount) ->
         length = fit("Calibration rows", amount.seq_len, 0, limit)[0]
         count, column = max(1, amount.tokens // length), config.calibration_column
         framing = framing_for(source, column, folder)
-        rows = read_rows(source, tokenizer, count, length, column, framing=framing).ids.astype(np.int64)
+        rows = text_rows(source, tokenizer, count, length, column, framing=framing).ids.astype(np.int64)
     check_ids(rows, model.get_text_config().vocab_size, tokenizer, str(folder))
-    return Calibration(rows, source, text_fingerprint(source))
+    return Calibration(rows, source, text_fingerprint(source, config.calibration_column))

@@ -231,7 +231,7 @@ def test_sources_that_are_not_there_or_unclear(tmp_path: Path, tokenizer_folder:
 def test_a_line_beyond_the_limit_is_passed_over(
     tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 2**20)
     path = write_source(tmp_path / "a.txt", ["one", "x" * (2**20 + 5), "y" * (2**20 - 1), "two"])
     store = make(tmp_path, tokenizer_folder, path)
     assert store.index["documents"] == 3

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from compress.base.errors import InputError, UsageError
-from compress.data import TokenStore, check_framing, prepare, read_rows
+from compress.data import TokenStore, check_framing, prepare, text_rows
 from compress.distill import DistillConfig, distill
 from compress.evaluate import EvalConfig, evaluate_model
 from compress.inference.framing import own_framing
@@ -232,9 +232,9 @@ def test_a_store_of_an_earlier_version_has_no_frame(place: Path, tmp_path: Path)
 
 def test_a_sample_has_a_row_a_document(place: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(place / "plain")
-    found = read_rows(str(place / "text.jsonl"), tokenizer, 20, 64, framing=Framing())
+    found = text_rows(str(place / "text.jsonl"), tokenizer, 20, 64, framing=Framing())
     assert len(np.unique(found.documents)) == 20
     assert (found.documents == found.documents[:, :1]).all()
-    found = read_rows(str(place / "text.jsonl"), tokenizer, 100, 64, framing=Framing())  # more rows than documents
+    found = text_rows(str(place / "text.jsonl"), tokenizer, 100, 64, framing=Framing())  # more rows than documents
     assert len(found.ids) == 100
     assert np.bincount(found.documents[:, 0]).max() == 2

@@ -74,8 +74,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
     """Multiply the losses of some 0-based steps, and their gradients."""
     backward, done = Losses.backward, iter(range(10**6))
 
-    def spoilt(self: Losses, batch: Share) -> dict[str, Term]:
-        out, factor = backward(self, batch), factors.get(next(done), 1.0)
+    def spoilt(self: Losses, batch: Share, *told: object) -> dict[str, Term]:
+        out, factor = backward(self, batch, *told), factors.get(next(done), 1.0)
         for parameter in self._model.parameters():
             parameter.grad.mul_(factor)
         return {name: term._replace(raw=term.raw * factor) for name, term in out.items()}

@@ -143,13 +143,13 @@ def test_measuring_and_saving_count_as_no_time_of_training(
     now = [0.0]
     backward, measure = Losses.backward, Losses.measure
 
-    def step(self: Losses, batch: Any) -> Any:
+    def step(self: Losses, batch: Any, *told: object) -> Any:
         now[0] += 1
-        return backward(self, batch)
+        return backward(self, batch, *told)
 
-    def measurement(self: Losses, batch: Any) -> dict[str, float]:
+    def measurement(self: Losses, batch: Any, *told: object) -> dict[str, float]:
         now[0] += 100
-        return measure(self, batch)
+        return measure(self, batch, *told)
 
     monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(Losses, "backward", step)
@@ -169,7 +169,7 @@ def test_a_heldout_loss_that_is_not_finite_counts_as_none(
 ) -> None:
     measured = iter([3.0, math.nan, 2.0, math.inf, math.nan])
     monkeypatch.setattr(
-        Losses, "measure", lambda self, batch: dict.fromkeys(("loss", "soft", "hard", "kl"), next(measured))
+        Losses, "measure", lambda self, batch, *told: dict.fromkeys(("loss", "soft", "hard", "kl"), next(measured))
     )
     result = world.run("run", options(keep_checkpoints=1))
     assert (result.heldout_loss, result.best_heldout_loss) == (None, 2.0)

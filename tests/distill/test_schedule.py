@@ -4,11 +4,20 @@ import dataclasses
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from compress.base.config import build_from
 from compress.base.errors import UsageError
 from compress.distill import DistillConfig
-from compress.distill.resources.schedule import budget, is_due, learning_rate
+from compress.distill.resources.schedule import (
+    HELDOUT_SHARE,
+    budget,
+    heldout_rows,
+    heldout_steps,
+    is_due,
+    learning_rate,
+)
 
 
 def options(**changes: Any) -> DistillConfig:
@@ -87,6 +96,42 @@ def test_what_is_due_when(every: float, due: list[int]) -> None:
     assert [done for done in range(1, 11) if is_due(every, done, 10)] == due
 
 
+@given(
+    st.integers(1, 300),
+    st.floats(1e-6, 3.0),
+    st.sampled_from([0, 1, 7, 0.1, 0.5]),
+)
+def test_held_out_text_costs_a_small_part_unless_its_user_says_how_often(
+    steps: int, cost: float, checkpoint_every: float
+) -> None:
+    def found(every: Any, cost: float = cost) -> frozenset[int]:
+        return heldout_steps(options(heldout_every=every, checkpoint_every=checkpoint_every), steps, cost)
+
+    usual, chosen = found(0.05), found("auto")
+    assert usual == found(0.05, 1e9) == {
+        step for step in range(1, steps + 1)
+        if is_due(0.05, step, steps) or is_due(checkpoint_every, step, steps)
+    }  # fmt: skip
+    assert steps in chosen <= usual
+    assert chosen == usual or (len(usual) + 1) * cost > HELDOUT_SHARE
+    assert len(chosen) == 1 or (len(chosen) + 1) * cost <= HELDOUT_SHARE * (1 + 1e-9)
+    saved = {step for step in range(1, steps + 1) if is_due(checkpoint_every, step, steps)}
+    assert chosen == usual or len(saved) == 1 or chosen <= saved
+    assert found("auto", 0.0) == usual
+
+
+@pytest.mark.parametrize(
+    ("steps", "cost", "expected"),
+    [
+        (12, 1.0, [12]), (12, 0.05, [12]), (12, 0.01, [3, 6, 9, 12]), (12, 0.001, list(range(1, 13))),
+        (400, 0.01, [40, 160, 280, 400]), (400, 0.001, list(range(20, 401, 20))),
+    ],
+)  # fmt: skip
+def test_when_held_out_text_is_measured_by_default(steps: int, cost: float, expected: list[int]) -> None:
+    config = options(heldout_every="auto", checkpoint_every=0.1 if steps == 400 else 1)
+    assert sorted(heldout_steps(config, steps, cost)) == expected
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -106,3 +151,12 @@ def test_counts_lists_and_numbers_as_recipes_write_them() -> None:
     config = build_from(DistillConfig, values)
     assert (config.tokens, config.batch_tokens, config.lr) == (2_200_000_000, 512_000, 1.0)
     assert (config.betas, config.trackers) == ((0.9, 0.99), ("tensorboard",))
+
+
+@given(cost=st.floats(1e-7, 1), available=st.integers(0, 300))
+def test_heldout_rows_cost_a_twentieth_at_the_start_and_the_end(cost: float, available: int) -> None:
+    rows = heldout_rows(options(), available, cost)
+    assert rows <= min(available, 100)
+    assert 2 * rows * cost <= HELDOUT_SHARE or rows <= 16
+    assert rows == min(available, 100) or rows <= 16 or 2 * (rows + 1) * cost > HELDOUT_SHARE  # and no fewer than that
+    assert heldout_rows(options(heldout_sequences=40), available, cost) == min(40, available)  # what is asked for

@@ -165,8 +165,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the gradients of some 0-based steps NaN."""
     backward, done = Losses.backward, iter(range(10**6))
 
-    def poisoned(self: Losses, batch: Any) -> Any:
-        out = backward(self, batch)
+    def poisoned(self: Losses, batch: Any, *told: object) -> Any:
+        out = backward(self, batch, *told)
         if next(done) in steps:
             next(iter(self._model.parameters())).grad[0] = math.nan
         return out
@@ -225,3 +225,15 @@ def test_trackers_write_into_the_trainings_folder(
         monkeypatch.setenv(name, "elsewhere")
     assert tracker_places(config, tmp_path) == {}
     assert len(told) == 1, "what the user says stays"
+
+
+def test_how_often_held_out_text_is_measured_does_not_touch_the_student(world: World, options: Options) -> None:
+    written = {}
+    for every in ("auto", 1, 0):
+        world.run(str(every), options(heldout_every=every, checkpoint_every=2))
+        measured = [row["step"] for row in world.metrics(str(every)) if "heldout_loss" in row]
+        steps = world.metrics(str(every))[-1]["step"]
+        expected = {"auto": [0, steps], 1: list(range(steps + 1)), 0: [0, *range(2, steps, 2), steps]}[every]
+        assert measured == expected
+        written[every] = (world.root / str(every) / "student" / "model.safetensors").read_bytes()
+    assert written["auto"] == written[1] == written[0]

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO, cast
 
 from compress.base.errors import InputError, UsageError, reason_of
 from compress.data.sources.readers import FORMATS, DataFile, Layout, layout_of
+from compress.data.sources.unread import Unread
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 BLOCK_BYTES = 8 * 2**20
@@ -23,6 +24,7 @@ class HubSource:
         self.repository, self.config, self.split = repository, config, split
         self._commit = commit
         self._urls: list[str] = []
+        self.unread = Unread({})
         self._opening: Exception | None = None
 
     def connect(self) -> None:
@@ -64,9 +66,13 @@ class HubSource:
             raise UsageError(
                 f"{self.repository} has no split {self.split!r}; it has {', '.join(map(str, data_files))}."
             )
-        self._urls = [str(url) for url in data_files[self.split] if layout_of(str(url))]
+        urls = [str(url) for url in data_files[self.split]]
+        self._urls = [url for url in urls if layout_of(url)]
+        self.unread = Unread({self._path(url): "" for url in urls if not layout_of(url)})
         if not self._urls:
-            raise InputError(f"{self.repository} has no data files of a known format: {FORMATS}.")
+            raise InputError(
+                f"{self.repository} has no data files of a known format: {FORMATS}.{self.unread.sentence(' ')}"
+            )
         self._commit = str(builder.hash)
 
     @property

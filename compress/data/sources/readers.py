@@ -1,8 +1,8 @@
-"""Rows out of one data file: parquet, Arrow IPC, JSON lines, text lines; plain, gzip or zstd.
+"""Rows out of one data file: parquet, Arrow IPC, JSON lines or an array, text lines; plain, gzip or zstd.
 
-A reader never holds more than a batch of rows, or one line of at most `MAX_LINE_BYTES`. What is wrong with one row
-(null, not a string, bad UTF-8, broken JSON) becomes that row's `fault`; what ends the file early (truncation, a
-corrupt block) is raised as it is, after the rows before it.
+A reader never holds more than a batch of rows, or one line or element of at most `MAX_ROW_BYTES`. What is wrong with
+one row (null, not a string, bad UTF-8, a broken line of JSON) becomes that row's `fault`; what ends the file early
+(truncation, a corrupt block, a broken element of an array) is raised as it is, after the rows before it.
 """
 
 import json
@@ -11,10 +11,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from compress.base.errors import InputError
 from compress.data.sources.decompress import decompressed
+from compress.data.sources.json_files import MAX_ROW_BYTES, begins_as_array, elements
 
-FORMATS = "parquet, arrow, jsonl (.jsonl, .ndjson, .json; also .gz and .zst) or txt"
-MAX_LINE_BYTES = 64 * 2**20
-_LINE_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "txt"}
+FORMATS = (
+    "parquet, arrow, jsonl (.jsonl, .ndjson, .json; a .json may be an array of objects) or txt, the last two also .gz "
+    "and .zst"
+)
+_LINE_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "txt"}
 _TABLE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _TABLE_BATCH_ROWS = 256
@@ -25,7 +28,7 @@ class Layout(NamedTuple):
     """What a file's name says about its content."""
 
     format: str
-    """parquet, arrow, jsonl or txt."""
+    """parquet, arrow, jsonl, json (lines or an array, as its content says) or txt."""
     compression: str | None
     """gzip or zstd."""
 
@@ -44,7 +47,7 @@ class Row(NamedTuple):
     """One row of a data file: its text, or what is wrong with it."""
 
     number: int
-    """0-based among the rows of a table, or among the lines of a file."""
+    """0-based among the rows of a table or an array, or among the lines of a file."""
     text: str | None
     fault: str | None = None
     progress: float = 0.0
@@ -74,8 +77,10 @@ def read_rows(file: BinaryIO, name: str, layout: Layout, column: str, *, start: 
         return _parquet_rows(file, name, column, start)
     if layout.format == "arrow":
         return _arrow_rows(file, name, column, start, size)
+    if layout.format == "json" and begins_as_array(file, layout.compression):
+        return _json_rows(_elements(file, layout.compression, start, max(size, 1)), name, column, of_array=True)
     lines = _lines(file, layout.compression, start, max(size, 1))
-    return _json_rows(lines, name, column) if layout.format == "jsonl" else lines
+    return lines if layout.format == "txt" else _json_rows(lines, name, column)
 
 
 def _parquet_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterator[Row]:
@@ -185,19 +190,19 @@ def _decode(raw: bytes) -> tuple[str | None, str | None]:
 
 
 def _lines(file: BinaryIO, compression: str | None, start: int, size: int) -> Iterator[Row]:
-    """Non-blank lines from line `start` on, decoded; one longer than `MAX_LINE_BYTES` is read past, not held."""
+    """Non-blank lines from line `start` on, decoded; one longer than `MAX_ROW_BYTES` is read past, not held."""
     stream = decompressed(file, compression)
     index = -1
-    while raw := stream.readline(MAX_LINE_BYTES + 1):
+    while raw := stream.readline(MAX_ROW_BYTES + 1):
         index += 1
-        too_long = len(raw) > MAX_LINE_BYTES
+        too_long = len(raw) > MAX_ROW_BYTES
         while too_long and raw and not raw.endswith(b"\n"):
             raw = stream.readline(2**20)
         if index < start:
             continue
         progress = min(file.tell() / size, 1.0)
         if too_long:
-            yield Row(index, None, f"is longer than {MAX_LINE_BYTES // 2**20} MiB", progress)
+            yield Row(index, None, _too_long(), progress)
             continue
         text, fault = _decode(raw)
         text = text and (text.removeprefix("\ufeff") if index == 0 else text).rstrip("\r\n")
@@ -205,7 +210,20 @@ def _lines(file: BinaryIO, compression: str | None, start: int, size: int) -> It
             yield Row(index, text, fault, progress)
 
 
-def _json_rows(lines: Iterator[Row], name: str, column: str) -> Iterator[Row]:
+def _elements(file: BinaryIO, compression: str | None, start: int, size: int) -> Iterator[Row]:
+    """The elements of an array from element `start` on, decoded; one longer than `MAX_ROW_BYTES` is not held."""
+    for index, raw in enumerate(elements(file, compression)):
+        if index >= start:
+            text, fault = (None, _too_long()) if raw is None else _decode(raw)
+            yield Row(index, text, fault, min(file.tell() / size, 1.0))
+
+
+def _too_long() -> str:
+    return f"is longer than {MAX_ROW_BYTES // 2**20} MiB"
+
+
+def _json_rows(lines: Iterator[Row], name: str, column: str, *, of_array: bool = False) -> Iterator[Row]:
+    """The texts of rows of JSON. What is no JSON is a bad line, but in an array nobody knows where it ends."""
     seen: dict[str, None] = {}
     without = 0
     found = False
@@ -213,7 +231,10 @@ def _json_rows(lines: Iterator[Row], name: str, column: str) -> Iterator[Row]:
         if line.text is None:
             yield line
             continue
-        text, fault, keys = _json_text(line.text, column)
+        value, broken = _parsed(line.text)
+        if broken and of_array:
+            raise ValueError(broken)
+        text, fault, keys = (None, f"is not a whole JSON object ({broken})", []) if broken else _text_in(value, column)
         found = found or column in keys
         if keys and not found:
             seen.update(dict.fromkeys(keys))
@@ -228,13 +249,16 @@ def _json_rows(lines: Iterator[Row], name: str, column: str) -> Iterator[Row]:
         )
 
 
-def _json_text(line: str, column: str) -> tuple[str | None, str | None, list[str]]:
-    """The text of one JSON line, or what is wrong with it, and the keys it has."""
+def _parsed(line: str) -> tuple[Any, str | None]:
+    """The value of some JSON, or why it is none."""
     try:
-        value = json.loads(line)
+        return json.loads(line), None
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        return None, f"is not a whole JSON object ({reason})", []
+        return None, error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _text_in(value: Any, column: str) -> tuple[str | None, str | None, list[str]]:
+    """The text of a row of JSON, or what is wrong with it, and the keys it has."""
     if not isinstance(value, dict):
         return None, f"is a JSON {type(value).__name__}, not an object", []
     keys = list(value)

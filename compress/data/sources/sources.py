@@ -11,10 +11,14 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from compress.base.disk import sha256_file
 from compress.base.errors import InputError, UsageError
+from compress.base.progress import progress_bar
 from compress.data.config import DataConfig
 from compress.data.sources.hub import HubSource
+from compress.data.sources.json_files import Beginning, beginning
 from compress.data.sources.readers import FORMATS, DataFile, Layout, layout_of
+from compress.data.sources.unread import Unread
 
+_BAR_FROM_BYTES = 1 << 30
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -27,6 +31,10 @@ class Source(Protocol):
 
     def connect(self) -> None:
         """Find out what the files are; comes before everything but `matches` and may raise what the network raises."""
+
+    @property
+    def unread(self) -> Unread:
+        """What lies beside the data files, or was named with them, and is not read."""
 
     def open(self, index: int) -> BinaryIO:
         """Open a file for reading from its start."""
@@ -85,42 +93,88 @@ def _local(config: DataConfig, path: Path) -> "LocalSource":
     for field, given in (("config", config.config is not None), ("split", config.split != "train")):
         if given:
             raise UsageError(f"data.{field} applies to hub datasets; {config.dataset} is local. Leave it out.")
+    if path.is_file():
+        _require_rows(path)
+        return LocalSource(path.parent, [path], {})
     if path.is_dir():
-        base = path
-        found = [p for p in sorted(path.rglob("*")) if p.is_file() and _belongs(p.relative_to(path))]
-    elif path.is_file():
-        base, found = path.parent, [path]
-        if layout_of(path.name) is None:
-            raise InputError(f"{path} has none of the known endings: {FORMATS}.")
+        base, met = path, [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
     elif path.exists():
         raise InputError(f"{path} is neither a file nor a folder: give text in files of {FORMATS}.")
     else:
-        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-        found = [p for p in matches if p.is_file() and layout_of(p.name)]
-        base = Path(str(path)[: re.search(r"[*?[]", str(path)).start()]).parent  # type: ignore[union-attr]
-        base = base if all(p.is_relative_to(base) for p in found) else Path()
+        base, met = _matches(path)
+    why_not = {p: _why_not(p, config.text_column) for p in met}
+    found = [p for p, why in why_not.items() if why is None]
+    unread = {p.relative_to(base).as_posix(): why for p, why in why_not.items() if why is not None}
     if not found:
-        raise InputError(f"{config.dataset} has no data files: {FORMATS}.")
-    formats = sorted({cast(Layout, layout_of(p.name)).format for p in found})
+        raise InputError(f"{config.dataset} has no data files: {FORMATS}.{Unread(unread).sentence(' ')}")
+    formats = sorted({_written_as(p) for p in found})
     if len(formats) > 1:
         raise UsageError(
             f"{config.dataset} has files of several formats ({', '.join(formats)}); name the ones you mean with a glob "
             f"like {path if path.is_dir() else base}/*.{formats[0]}."
         )
-    return LocalSource(base, found)
+    return LocalSource(base, found, unread)
 
 
-def _belongs(path: Path) -> bool:
-    """Whether a file in a data folder is data: not hidden, and no plain .json, which there is metadata."""
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() != ".json" and layout_of(path.name) is not None
+def _matches(pattern: Path) -> tuple[Path, list[Path]]:
+    """What a glob names, and the folder all of it lies in."""
+    recursive = "**" in pattern.parts
+    found = [Path(p) for p in sorted(glob.glob(str(pattern), recursive=True))]
+    met = [p for p in found if p.is_file() or (p.is_dir() and not recursive)]
+    base = Path(str(pattern)[: re.search(r"[*?[]", str(pattern)).start()]).parent  # type: ignore[union-attr]
+    return base if all(p.is_relative_to(base) for p in met) else Path(), met
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _why_not(path: Path, column: str) -> str | None:
+    """Why a path that was met in a folder or by a glob is no data file; None where it is one."""
+    layout = layout_of(path.name)
+    if path.is_dir():
+        return "a folder"
+    if layout is None:
+        return ""
+    found = _beginning(path, layout) if layout.format == "json" else None
+    return found.lacks(column) if found else None
+
+
+def _require_rows(path: Path) -> None:
+    """Refuse a file that its user named and that cannot hold rows of text.
+
+    Raises:
+        InputError: its name has none of the known endings, or it is JSON of another kind.
+    """
+    layout = layout_of(path.name)
+    if layout is None:
+        raise InputError(f"{path} has none of the known endings: {FORMATS}.")
+    found = _beginning(path, layout) if layout.format == "json" else None
+    if found and (fault := found.fault()):
+        raise InputError(f"{path} {fault}: write one object with the text a line, or an array of such objects.")
+
+
+def _beginning(path: Path, layout: Layout) -> Beginning | None:
+    """What a .json file begins with; None where that cannot be read, which is said when it is read for its rows."""
+    try:
+        with path.open("rb") as file:
+            return beginning(file, layout.compression)
+    except Exception:  # whatever the system, or the decoder of a damaged file, raises
+        return None
+
+
+def _written_as(path: Path) -> str:
+    """The format of a data file, as which files can be read together."""
+    name = cast(Layout, layout_of(path.name)).format
+    return "jsonl" if name == "json" else name
 
 
 class LocalSource:
     """Files on this machine, identified by SHA-256, which is trusted while size and change time stay the same."""
 
-    def __init__(self, base: Path, paths: list[Path]) -> None:
+    def __init__(self, base: Path, paths: list[Path], unread: Mapping[str, str]) -> None:
         self._paths = paths
+        self.unread = Unread(unread)
         self._stats = [path.stat() for path in paths]
         self.files = [
             DataFile(path.relative_to(base).as_posix(), cast(Layout, layout_of(path.name)), stat.st_size)
@@ -144,8 +198,11 @@ class LocalSource:
 
     def fingerprint(self, num_read: int) -> dict[str, Any]:
         entries = [self._entry(i) for i in range(len(self.files))]
-        for entry, path in zip(entries[:num_read], self._paths, strict=False):
-            entry["sha256"] = sha256_file(path)
+        size = sum(file.size for file in self.files[:num_read])
+        with progress_bar("SHA-256 of the text", size, unit="bytes", visible=size >= _BAR_FROM_BYTES) as bar:
+            for entry, path in zip(entries[:num_read], self._paths, strict=False):
+                entry["sha256"] = sha256_file(path)
+                bar.advance(entry["size"])
         return {"kind": "local", "files": entries}
 
     def matches(self, recorded: Mapping[str, Any]) -> bool:

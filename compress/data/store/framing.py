@@ -51,7 +51,9 @@ def decide_framing(items: Iterable[Item], spec: TokenizerSpec, reader: Path) -> 
     framing, found = framing_in(reader, spec, documents)
     if found is not None or framing.rows:
         say(describe(framing, found, load_tokenizer(reader)))
-    return framing, found and {"reader": model_digest(reader), **dataclasses.asdict(found)}
+    if found is None:
+        return framing, None
+    return framing, {"reader": model_digest(reader), **dataclasses.asdict(found)}
 
 
 def model_digest(folder: Path) -> str:

@@ -92,6 +92,7 @@ class Preparation:
         state = partial.load_state(self._folder)
         self._source: Source = find_source(self._config, state["commit"] if state else None)
         self._retry.call(self._config.dataset, self._source.connect)
+        self._source.unread.tell(self._config.dataset)
         return state
 
     def _restore(self, state: dict[str, Any] | None) -> ShardWriter:
@@ -156,9 +157,9 @@ class Preparation:
         if self._enough():
             return
         items = read_items(self._source, self._config.text_column, self._position, self._retry)
-        label, total, done = self._extent()
+        unit, total, done = self._extent()
         with (
-            progress_bar(label, total, done=done, visible=visible) as bar,
+            progress_bar(f"Preparing {self._out}", total, unit=unit, done=done, visible=visible) as bar,
             encoding(self._encoder) as submit,
         ):
             first = self._writer.tokens
@@ -204,11 +205,11 @@ class Preparation:
         return self._wanted is not None and self._writer.tokens >= self._wanted
 
     def _extent(self) -> tuple[str, int, int]:
-        """Label, total and done of the progress bar: tokens wanted, or else bytes of the files."""
+        """Unit, total and done of the progress bar: tokens wanted, or else bytes of the files."""
         if self._wanted is not None:
-            return "Preparing tokens", self._wanted, self._writer.tokens
+            return "tokens", self._wanted, self._writer.tokens
         sizes = [file.size for file in self._source.files]
-        return "Preparing, bytes", sum(sizes), sum(sizes[: self._position.file])
+        return "bytes", sum(sizes), sum(sizes[: self._position.file])
 
     def _show(self, bar: Bar, last: Item, done: int, new_tokens: int) -> int:
         now = self._writer.tokens

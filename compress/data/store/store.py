@@ -178,7 +178,8 @@ class TokenStore:
         parts = self.index["heldout"].get("parts")
         if parts is None:  # the documents follow each other, EOS after each
             ends = self.heldout(n).ravel() == self.eos_id
-            return (np.cumsum(ends) - ends).reshape(n, self.seq_len)
+            found: NDArray[np.int64] = (np.cumsum(ends) - ends).reshape(n, self.seq_len)
+            return found
         places, documents = np.array(parts, dtype=np.int64).reshape(-1, 2).T
         lengths = np.diff(places, append=self.num_heldout * self.seq_len)
         return np.repeat(documents, lengths)[: n * self.seq_len].reshape(n, self.seq_len)

@@ -161,7 +161,7 @@ def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
 def _terms(heldout_rows: Sequence[Record]) -> list[str]:
     """Names of the columns of losses, but for the total: those that held-out rows have."""
     logged = (key.removeprefix("heldout_") for row in heldout_rows for key in row if key.startswith("heldout_"))
-    return [name for name in dict.fromkeys((*_TITLES, *logged)) if name != "loss"]
+    return [name for name in dict.fromkeys((*_TITLES, *logged)) if name != "loss" and not name.endswith("_stderr")]
 
 
 def _curve(rows: Sequence[Record], key: str) -> Points:
