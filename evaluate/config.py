@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from compress.base.config import config
-from compress.base.currency import PLACE
+from compress.base.currency import PLACE, Before
 from compress.base.units import Count
 from compress.evaluate.presets import expand
 
@@ -33,12 +33,15 @@ class EvalConfig:
     """Folder of benchmark data sets, ORG/NAME inside it as `hf download --local-dir` lays them out."""
     task_folder: Annotated[str | None, PLACE] = None
     """Folder of further lm-eval task YAMLs; a task of a name already known replaces it."""
+    other_text: Annotated[str | None, PLACE, Before(None)] = None
+    """SOURCE: Text of another kind, on which loss and fidelity are measured too, as on the held-out text: a SOURCE as
+    in `distill --data`, or a token store."""
     heldout_sequences: AtLeastOne = 100
-    """Rows of held-out text for loss, perplexity and fidelity."""
+    """Rows of held-out text, and of other text, for loss, perplexity and fidelity."""
     heldout_seq_len: Annotated[Count, Field(ge=2)] = 1024
     """Tokens a row when the text is a raw source; a token store has its own row length."""
     text_column: str = "text"
-    """Column (or JSON key) of raw held-out text."""
+    """Column (or JSON key) of raw held-out text, and of other text."""
     batch_tokens: AtLeastOne = 8192
     """Tokens a forward pass, padding included; at least one sequence always runs. A matter of memory and speed, and no
     optimizer step, as `distill.batch_tokens` is."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compress.base.config import to_dict
 from compress.base.currency import Inputs, Missing, decisive
 from compress.base.disk import read_json, sha256_file, write_json, write_rows
-from compress.base.errors import Faults, UsageError
+from compress.base.errors import CompressError, Faults, UsageError
 from compress.base.journal import Header, Journal, journal_output, open_journal
 from compress.base.machine import find_device, git_commit, versions
 from compress.base.outputs import MADE_BY, Output, beside, check_outputs, has_manifest, has_rows
@@ -50,9 +51,10 @@ def evaluate_model(
     With a teacher the speed of both is measured in one run, in turns (`speed.teacher` is the teacher's).
 
     `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a source of
-    raw text (a local file, folder or glob, or a hub data set). `prompts` are continued greedily; without them, starts
-    of held-out rows are. With `out`, the result is written there as JSON, and each benchmark item to
-    `<stem>.items.jsonl` beside it (task, groups, and what `compress.evaluate.scores.items` lists), the JSON last.
+    raw text (a local file, folder or glob, or a hub data set); `config.other_text` is another, and is scored as `text`
+    is. `prompts` are continued greedily; without them, starts of held-out rows are. With `out`, the result is written
+    there as JSON, and each benchmark item to `<stem>.items.jsonl` beside it (task, groups, and what
+    `compress.evaluate.scores.items` lists), the JSON last.
 
     With `out`, finished batches are kept beside it (see `compress.base.journal`): stopped in any way and called
     again, it goes on, and the numbers are bit for bit those of a call that nothing stopped, on the same device with the
@@ -60,8 +62,9 @@ def evaluate_model(
     get the same result; the main one alone measures speed and writes.
 
     Returns:
-        The eval JSON: model, params, bytes (of the weight files), tasks, heldout, fidelity, speed, samples, versions,
-        seconds (of this call), manifest. Parts not asked for are empty or null.
+        The eval JSON: model, params, bytes (of the weight files), tasks, heldout, fidelity, other_text (source, and its
+        own heldout and fidelity), speed, samples, versions, seconds (of this call), manifest. Parts not asked for are
+        empty or null.
 
     Raises:
         UsageError: an unknown task, a teacher without text, an output that cannot be written.
@@ -75,11 +78,12 @@ def evaluate_model(
     with contextlib.ExitStack() as opened:
         benchmarks = opened.enter_context(_open_benchmarks(config)) if config.tasks else None
         journal = opened.enter_context(open_journal(out, _header(config, inputs)))
-        framing = Framing() if text is None else on_main(lambda: _framing(text, config, model, reference))
+        framing, other_framing = (_framing(each, config, model, reference) for each in (text, config.other_text))
         checkpoint = load_checkpoint(model, dtype=config.dtype, device=config.device, framing=framing)
-        heldout = None if text is None else on_main(lambda: load_heldout(text, checkpoint, config, framing))
+        heldout = _heldout(text, checkpoint, config, framing)
+        other = _heldout(config.other_text, checkpoint, config, other_framing)
         scored = None if benchmarks is None else benchmarks.score(checkpoint, journal)
-        result = _measure(checkpoint, config, scored, heldout, reference, prompts, journal, framing)
+        result = _measure(checkpoint, config, scored, heldout, other, reference, prompts, journal, framing)
         items, datasets = ([], set()) if scored is None else (scored.items, scored.datasets)
 
         def publish() -> dict[str, Any]:
@@ -105,7 +109,7 @@ def evaluation_inputs(
     earlier: Path,
 ) -> Inputs:
     """How to find the `inputs` that the manifest of the eval JSON `earlier` would have now: fingerprints of the model,
-    the teacher, the text, and the files of the benchmarks that it was made from.
+    the teacher, the text, the other text if there is to be one, and the files of the benchmarks that it was made from.
 
     Benchmark files that are not there now (a disk that is not mounted) cannot be compared: nothing could be scored anew
     without them.
@@ -128,12 +132,21 @@ def evaluation_inputs(
             raise Missing(f"not there: {', '.join(absent)}")
         return merged
 
-    return {
+    def other_text(source: str) -> dict[str, Any]:
+        try:
+            return text_fingerprint(source, config.text_column)
+        except CompressError as error:
+            raise Missing(str(error)) from error
+
+    inputs: dict[str, Callable[[], Any]] = {
         "model": lambda: model_fingerprint(model()),
         "teacher": lambda: None if teacher is None else model_fingerprint(teacher()),
         "text": lambda: None if text is None else text_fingerprint(text(), config.text_column),
         "benchmarks": benchmarks,
     }
+    if config.other_text is not None:
+        inputs["other_text"] = functools.partial(other_text, config.other_text)
+    return inputs
 
 
 def benchmark_inputs(config: EvalConfig, datasets: Iterable[str]) -> dict[str, Any] | None:
@@ -150,11 +163,14 @@ def benchmark_inputs(config: EvalConfig, datasets: Iterable[str]) -> dict[str, A
 def _fingerprints(
     config: EvalConfig, model: str | Path, teacher: str | Path | None, text: str | Path | None
 ) -> dict[str, Any]:
-    return {
+    found = {
         "model": model_fingerprint(resolve_model(str(model))),
         "teacher": None if teacher is None else model_fingerprint(resolve_model(str(teacher))),
         "text": None if text is None else text_fingerprint(text, config.text_column),
     }
+    if config.other_text is not None:
+        found["other_text"] = text_fingerprint(config.other_text, config.text_column)
+    return found
 
 
 def _open_benchmarks(config: EvalConfig) -> "contextlib.AbstractContextManager[OpenBenchmarks]":
@@ -170,8 +186,9 @@ def _check(
     faults = Faults()
     if out is not None:
         check_outputs(evaluation_outputs(out), faults)
-    if out is not None and text is not None:
-        faults.of(lambda: require_apart(str(text), out))
+    for source in (text, config.other_text):
+        if out is not None and source is not None:
+            faults.of(functools.partial(require_apart, str(source), out))
     measured = look_at_model(str(model), faults)
     reference = None if teacher is None else look_at_model(str(teacher), faults)
     if teacher is not None and text is None:
@@ -196,9 +213,15 @@ def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:
     return {"config": options, "inputs": inputs, "environment": place}
 
 
-def _framing(text: str | Path, config: EvalConfig, model: str | Path, teacher: Path | None) -> Framing:
-    """How the text is framed, for the teacher where there is one: both read the same rows."""
-    return framing_of_text(text, config, teacher or resolve_model(str(model)))
+def _framing(text: str | Path | None, config: EvalConfig, model: str | Path, teacher: Path | None) -> Framing:
+    """How a text is framed, for the teacher where there is one: both read the same rows."""
+    if text is None:
+        return Framing()
+    return on_main(lambda: framing_of_text(text, config, teacher or resolve_model(str(model))))
+
+
+def _heldout(text: str | Path | None, checkpoint: Checkpoint, config: EvalConfig, framing: Framing) -> Heldout | None:
+    return None if text is None else on_main(lambda: load_heldout(text, checkpoint, config, framing))
 
 
 def _measure(
@@ -206,6 +229,7 @@ def _measure(
     config: EvalConfig,
     scored: "Benchmarks | None",
     heldout: Heldout | None,
+    other: Heldout | None,
     teacher: Path | None,
     prompts: Sequence[str],
     journal: Journal,
@@ -220,21 +244,30 @@ def _measure(
         "tasks": {} if scored is None else scored.tasks,
         "heldout": None,
         "fidelity": None,
+        "other_text": None,
         "speed": None,
     }
     reference = None
     if teacher is not None:
         reference = load_checkpoint(teacher, dtype=config.dtype, device=config.device, framing=framing)
-    if heldout is not None:
-        result["heldout"], result["fidelity"] = heldout_scores(
+
+    def scores(text: Heldout, stage: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        return heldout_scores(
             checkpoint,
-            heldout.rows,
-            heldout.text_bytes,
-            documents=heldout.documents,
+            text.rows,
+            text.text_bytes,
+            documents=text.documents,
             teacher=reference,
             batch_tokens=config.batch_tokens,
             journal=journal,
+            stage=stage,
         )
+
+    if heldout is not None:
+        result["heldout"], result["fidelity"] = scores(heldout, "Held-out text")
+    if other is not None:
+        loss, near = scores(other, "Other text")
+        result["other_text"] = {"source": config.other_text, "heldout": loss, "fidelity": near}
     config = _fitting(config, [checkpoint] if reference is None else [checkpoint, reference])
     if reference is not None:
         asked = _prompts(checkpoint, heldout, prompts, config.responses, config)

@@ -1,8 +1,9 @@
 """What can be said of an evaluation before a model is loaded, or made."""
 
+import functools
 from pathlib import Path
 
-from compress.base.errors import Faults, UsageError
+from compress.base.errors import Faults, InputError, UsageError
 from compress.base.machine import find_device, memory_of
 from compress.base.units import format_bytes
 from compress.data import INDEX, TokenStore, check_text
@@ -18,13 +19,13 @@ from compress.model.vocabulary import check_store
 def check_evaluation(
     config: EvalConfig, *, model: ModelFacts | None, teacher: ModelFacts | None, text: str | None, faults: Faults
 ) -> None:
-    """Find what would refuse to measure a model on `text` (a token store or a SOURCE; None: not now), but for the
-    tasks: see `compress.evaluate.harness.catalog.check_tasks`."""
+    """Find what would refuse to measure a model on `text` (a token store or a SOURCE; None: not now) and on other text,
+    but for the tasks: see `compress.evaluate.harness.catalog.check_tasks`."""
     faults.of(lambda: find_device(config.device))
-    if text is not None:
-        check_text(text, config.text_column, faults)
-    if model is not None and text is not None and (Path(text) / INDEX).is_file():
-        faults.of(lambda: _check_store(text, model))
+    for source in filter(None, (text, config.other_text)):
+        check_text(source, config.text_column, faults)
+        if model is not None and (Path(source) / INDEX).is_file():
+            faults.of(functools.partial(_check_store, source, model))
     if model is not None and teacher is not None:
         faults.of(lambda: check_same_tokenizer(model, teacher))
     if model is not None and config.speed:
@@ -57,4 +58,12 @@ def _check_speed(config: EvalConfig, model: ModelFacts) -> None:
 
 
 def _check_store(text: str, model: ModelFacts) -> None:
-    check_store(TokenStore.open(text), model.tokenizer, model.name, context=context_tokens(model.config))
+    """Refuse a token store that the model cannot read, or that holds nothing to measure on.
+
+    Raises:
+        InputError: it was made with another tokenizer, its rows exceed the model's context, or none is held out.
+    """
+    store = TokenStore.open(text)
+    check_store(store, model.tokenizer, model.name, context=context_tokens(model.config))
+    if not store.num_heldout:
+        raise InputError(f"{text} has no held-out rows to measure on: prepare it with data.heldout_sequences.")

@@ -146,6 +146,14 @@ EARLY: dict[str, Early] = {
         ("eval.task_folder=/nowhere", "/nowhere does not exist"),
         ("eval.task_folder={broken}", "Definitions that cannot be read"),
     ),
+    "eval.other_text": early(
+        "there is such text, or a token store that the model reads, with held-out rows; the run does not lie in it",
+        ("eval.other_text=/nowhere.txt", "/nowhere.txt does not exist"),
+        ("eval.other_text=hub:org/name", "HF_HUB_OFFLINE=1 keeps this process off the network"),
+    ),
+    "eval.text_column": early(
+        "is in the other text", ("eval.other_text={text} eval.text_column=body", "no 'body' in any")
+    ),
     "eval.speed_batch": early(
         "weights and key-value cache fit all memory", ("eval.speed_batch=1G", "Speed with 1000000000 sequences of")
     ),

@@ -20,6 +20,7 @@ _CONFIG = "compress.evaluate:EvalConfig"
 @flags(_CONFIG, "tasks", "num_fewshot", "limit")
 @flag(_CONFIG, "datasets_root", metavar="DIR", more="No network is needed then.")
 @click.option("--text", metavar="SOURCE", help="Held-out text: a run's data/, or a SOURCE as in `distill --data`.")
+@flag(_CONFIG, "other_text")
 @flag(_CONFIG, "speed_price_per_hour", "--price-per-hour", metavar="PRICE")
 @trust_option
 @set_option

@@ -50,6 +50,14 @@ class Fidelity(_Shape):
     responses: Object | None = None
 
 
+class OtherText(_Shape):
+    """What was measured on text of another kind, and which that was."""
+
+    source: str
+    heldout: Object
+    fidelity: Fidelity | None = None
+
+
 class Rates(_Shape):
     """Speed at one shape."""
 
@@ -76,6 +84,7 @@ class Evaluation(_Shape):
     tasks: dict[str, Task]
     heldout: Object | None = None
     fidelity: Fidelity | None = None
+    other_text: OtherText | None = None
     speed: Speed | None = None
     samples: list[Sample] | None = None
     manifest: Manifest | None = None

@@ -6,6 +6,7 @@ world, a teacher from scratch) is known as far as the recipe says it, and asked 
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,7 +102,8 @@ def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faul
     left = [output for step in steps for output in step.outputs if not step.only_reads(output)]
     check_outputs([*own, *ranking, *left, *report_outputs(layout.run)], faults)
     faults.of(lambda: _check_name(recipe, layout))
-    faults.of(lambda: require_apart(recipe.data.dataset, layout.run))
+    for text in filter(None, (recipe.data.dataset, recipe.eval.other_text)):
+        faults.of(functools.partial(require_apart, text, layout.run))
 
 
 def run_output(folder: Path) -> Output:
@@ -163,7 +165,8 @@ def _text(recipe: Recipe, layout: Layout, left: Left, teacher: ModelFacts | None
 def _check_evaluations(
     config: EvalConfig, teacher: ModelFacts | None, left: Left, faults: Faults, *, download: bool
 ) -> None:
-    check_evaluation(config, model=teacher, teacher=None, text=None, faults=faults)
+    known = dataclasses.replace(config, other_text=None) if left.will_make(config.other_text) else config
+    check_evaluation(known, model=teacher, teacher=None, text=None, faults=faults)
     if config.tasks and not left.will_make(config.datasets_root) and not left.will_make(config.task_folder):
         from compress.evaluate.harness.catalog import check_tasks
 

@@ -46,7 +46,7 @@ def _same_input(role: str, recorded: Mapping[str, Any], inputs: Inputs) -> str:
     if role not in recorded:
         raise InputError(f"the manifest does not name {role!r}.")
     if role not in inputs:
-        raise Missing("this version does not know such an input")
+        raise Missing("nothing here says where it lies")
     if recorded[role] is None:
         return "none was used"
     found = inputs[role]()

@@ -42,9 +42,11 @@ def heldout_scores(
     teacher: Checkpoint | None = None,
     batch_tokens: int = 8192,
     journal: Journal | None = None,
+    stage: str = "Held-out text",
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Score `rows` [n, S] of token ids; each row's tokens 1..S-1 are predicted from those before them in the row.
-    `documents` [n, S] says which document each token is from; None means one a row.
+    `documents` [n, S] says which document each token is from; None means one a row. Each text of an evaluation has a
+    `stage` of its journal to itself.
 
     Returns (heldout, fidelity), over the N = n (S - 1) predicted tokens, with p the teacher's and q the model's
     next-token distribution:
@@ -83,7 +85,7 @@ def heldout_scores(
         return _join(halving.run(part, compute, lambda numbers: len(numbers) * rows.shape[1]))
 
     found = (journal or Journal()).measure(
-        "Held-out text",
+        stage,
         [Batch(rows[part].tolist(), len(part)) for part in parts],
         lambda number: sums_of(parts[number]),
     )

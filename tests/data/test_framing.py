@@ -1,5 +1,6 @@
 """Text is framed as its tokenizer frames it, and rows begin as the teacher reads them better, everywhere alike."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -174,6 +175,18 @@ def test_a_model_that_needs_bos_gets_it_everywhere(place: Path, tmp_path: Path, 
     checkpoint = load_checkpoint(needs, framing=store.framing)
     assert checkpoint.prompt_ids("cat")[0] == BOS
     assert load_checkpoint(needs, framing=Framing()).prompt_ids("cat")[0] != BOS
+
+
+def test_other_text_is_framed_by_itself(place: Path, tmp_path: Path) -> None:
+    source, needs = place / "text.jsonl", place / "needs"
+    options = data_config(source, seq_len=64, heldout_sequences=8, bos="never")
+    store = prepare(options, needs, tmp_path / "store", visible=False)
+    config = EvalConfig(speed=False, device="cpu", samples=0, heldout_sequences=8, heldout_seq_len=64)
+    alone = {text: evaluate_model(needs, config, text=text)["heldout"] for text in (store.path, source)}
+    assert alone[source]["loss_nats"] < alone[store.path]["loss_nats"] - 1
+    for text, other in ((store.path, source), (source, store.path)):
+        beside = evaluate_model(needs, dataclasses.replace(config, other_text=str(other)), text=text)
+        assert (beside["heldout"], beside["other_text"]["heldout"]) == (alone[text], alone[other])
 
 
 def test_a_store_framed_for_another_model_is_refused(place: Path, tmp_path: Path) -> None:

@@ -96,6 +96,75 @@ def test_inputs_change_with_the_content_of_the_text_and_the_model(place: dict[st
     assert inputs[0] != found(place["text"])
 
 
+@pytest.fixture(scope="module")
+def other(place: dict[str, Path]) -> dict[str, Path]:
+    """Text of another kind: raw, and as a token store."""
+    raw = place["folder"] / "other.jsonl"
+    raw.write_text(
+        "".join(json.dumps({"text": f"{i} {i * i} {i**3}; {i % 7}! " * (2 + i % 5)}) + "\n" for i in range(40))
+    )
+    prepare(DataConfig(dataset=str(raw), seq_len=48, heldout_sequences=9), place["model"], place["folder"] / "others")
+    return {"raw": raw, "store": place["folder"] / "others"}
+
+
+def scored(fidelity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What is measured on the text itself, and not on what is written after its beginnings."""
+    return fidelity and {name: value for name, value in fidelity.items() if name != "responses"}
+
+
+@pytest.mark.parametrize("kind", ["raw", "store"])
+def test_other_text_is_scored_as_the_text_is(kind: str, place: dict[str, Path], other: dict[str, Path]) -> None:
+    teacher = save_tiny_model(place["folder"] / "guide", seed=3)
+    options: dict[str, Any] = {"heldout_sequences": 7, "heldout_seq_len": 40, "batch_tokens": 100}
+    alone = evaluate_model(place["model"], config(**options), teacher=teacher, text=other[kind])
+    without = evaluate_model(place["model"], config(**options), teacher=teacher, text=place["store"])
+    both = config(**options, other_text=str(other[kind]))
+    beside = evaluate_model(place["model"], both, teacher=teacher, text=place["store"])
+    fidelity = scored(alone["fidelity"])
+    assert beside["other_text"] == {"source": str(other[kind]), "heldout": alone["heldout"], "fidelity": fidelity}
+    assert alone["heldout"]["loss_nats_stderr"] > 0 < alone["fidelity"]["kl_nats_stderr"]
+    assert without["other_text"] is None
+    parts = ("heldout", "fidelity", "samples")
+    assert {part: beside[part] for part in parts} == {part: without[part] for part in parts}
+    only = evaluate_model(place["model"], both)
+    assert only["heldout"] is only["fidelity"] is None
+    assert only["other_text"] == {"source": str(other[kind]), "heldout": alone["heldout"], "fidelity": None}
+
+
+def test_other_text_is_an_input_where_there_is_one(place: dict[str, Path], other: dict[str, Path]) -> None:
+    def found(source: Path | None) -> dict[str, Any]:
+        asked = config(other_text=None if source is None else str(source))
+        return inputs_now(evaluation_inputs(lambda: place["model"], asked, earlier=place["folder"] / "none.json"))
+
+    assert "other_text" not in found(None)
+    note = place["folder"] / "other.txt"
+    note.write_text("a b\n")
+    first = found(note)
+    (place["folder"] / "moved").mkdir()
+    moved = note.rename(place["folder"] / "moved" / "other.txt")
+    assert found(moved) == first
+    moved.write_text("a c\n")
+    assert found(moved) != first
+    assert "other_text" not in found(note)  # it is not there, which is no evidence of a change
+    out = place["folder"] / "with-other.json"
+    result = evaluate_model(place["model"], config(other_text=str(other["store"])), out=out)
+    assert result["manifest"]["inputs"] == found(other["store"])
+
+
+def test_other_text_that_cannot_be_used_is_refused(place: dict[str, Path], other: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="nothing-here"):
+        evaluate_model(place["model"], config(other_text="nothing-here"), text=place["text"])
+    with pytest.raises(UsageError, match="--text"):
+        evaluate_model(place["model"], config(other_text=str(other["raw"])), teacher=place["model"])
+    asked = config(other_text=str(place["folder"]))
+    with pytest.raises(UsageError, match="all of which is read as text"):
+        evaluate_model(place["model"], asked, text=place["text"], out=place["folder"] / "inside.json")
+    bare = DataConfig(dataset=str(other["raw"]), seq_len=32, heldout_sequences=0)
+    prepare(bare, place["model"], place["folder"] / "bare", visible=False)
+    with pytest.raises(InputError, match="no held-out rows"):
+        evaluate_model(place["model"], config(other_text=str(place["folder"] / "bare")))
+
+
 def test_given_prompts_are_continued(place: dict[str, Path]) -> None:
     result = evaluate_model(place["model"], config(), prompts=["One", "Two", "Three"])
     assert [sample["prompt"] for sample in result["samples"]] == ["One", "Two"]

@@ -22,9 +22,9 @@ Measure = Callable[..., dict[str, Any]]
 @pytest.fixture
 def measure(world: dict[str, Path], teacher: Path) -> Measure:
     """Everything but the speed, in many small batches."""
-    text = world["root"] / "acme" / "spans" / "validation.jsonl"
+    spans = world["root"] / "acme" / "spans" / "validation.jsonl"
 
-    def run(out: Path, **options: Any) -> dict[str, Any]:
+    def run(out: Path, text: Path = spans, **options: Any) -> dict[str, Any]:
         fields = {"speed": False, "device": "cpu", "batch_tokens": 250, "heldout_seq_len": 50, "sample_tokens": 3}
         places = {"datasets_root": str(world["root"]), "task_folder": str(world["tasks"])}
         config = EvalConfig(**{**fields, **places, "tasks": TASKS, "heldout_sequences": 12, **options})
@@ -114,6 +114,32 @@ def test_other_settings_start_anew_and_are_named(
     measure(fresh, **options, seed=2)
     assert numbers(out) == numbers(fresh)
     assert counted[0] > 4
+
+
+def test_two_texts_that_begin_alike_are_not_mixed(
+    measure: Measure, cut: Callable[[int | None], list[int]], world: dict[str, Path], tmp_path: Path
+) -> None:
+    """Their first batches are the same rows; which tokens of them are frequent, all the rows of a text say."""
+    lines = (world["root"] / "acme" / "spans" / "validation.jsonl").read_text().splitlines()
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join([*lines[:12], *(json.dumps({"text": f"{i} zz " * 40}) for i in range(30))]))
+    options: dict[str, Any] = {"tasks": [], "samples": 0, "responses": 0, "heldout_sequences": 30}
+    cut(None)
+    alone = measure(tmp_path / "alone.json", **options, text=other)
+    counted = cut(None)
+    whole = measure(tmp_path / "whole.json", **options, other_text=str(other))
+    total, out = counted[0], tmp_path / "cut.json"
+    assert whole["other_text"]["heldout"] == alone["heldout"]
+    assert whole["other_text"]["fidelity"] == {k: v for k, v in alone["fidelity"].items() if k != "responses"}
+    for before in (total // 3, total // 3):
+        cut(before)
+        with pytest.raises(KeyboardInterrupt):
+            measure(out, **options, other_text=str(other))
+    rows = [json.loads(line) for line in (tmp_path / "cut.json.journal" / "0.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"Held-out text", "Other text"}
+    counted = cut(None)
+    assert measure(out, **options, other_text=str(other))["other_text"] == whole["other_text"]
+    assert counted[0] == total - 2 * (total // 3)
 
 
 def test_another_process_on_the_same_output_is_refused(measure: Measure, tmp_path: Path) -> None:

@@ -179,6 +179,35 @@ def test_summary_fits_a_terminal_and_marks_chance(fake_run: Callable[..., Path])
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_other_text_stands_beside_the_text_where_a_model_has_it(fake_run: Callable[..., Path]) -> None:
+    run = fake_run()
+    path = run / "eval" / "student.json"
+
+    def shown() -> tuple[str, str, str, dict[str, Any]]:
+        _, parser = parse(run)
+        console, report = Console(file=io.StringIO(), width=80), json.loads((run / "report.json").read_text())
+        console.print(summary(report))
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue(), (run / "report.md").read_text(), parser.text, report
+
+    assert not any("other text" in text.lower() for text in shown()[:3])
+    record = json.loads(path.read_text())
+    record["other_text"] = {
+        "source": HOSTILE,
+        "heldout": {"loss_nats": 3.1234, "loss_nats_stderr": 0.0261, "tokens": 77, "documents": 9},
+        "fidelity": {"kl_nats": 0.70123, "kl_nats_stderr": 0.0321, "top1_agreement": 0.625},
+    }
+    path.write_text(json.dumps(record))
+    terminal, markdown, page, report = shown()
+    assert report["student"]["other_text"] == record["other_text"]
+    assert re.search(r"loss, other text +– +– +3\.123 ± 0\.026 *\n", terminal)
+    assert re.search(r"KL, other text +– +– +0\.7012 ± 0\.0321 *\n", terminal)
+    assert "| healed, other text | 3.123 ± 0.026 | – | – | 77 | 9 |" in markdown
+    assert "| healed, other text | 0.7012 ± 0.0321 | – | 62.5 | – | – | – | – | – |" in markdown
+    assert "The other text is \\<script\\>" in markdown
+    assert page.count(f"The other text is {HOSTILE}.") == 2
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert svg.Scale(0.0, 1.0, 0, 1).ticks(5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert svg.Scale(0.7, 23.0, 0, 1, log=True).ticks() == pytest.approx([1, 2, 5, 10, 20])

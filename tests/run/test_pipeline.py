@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from commands import warm
+from commands import Outcome, warm
 from helpers import byte_tokenizer, run_cli
 from recipe_world import RECIPE, SIDE_FILES, make_run_world, make_steps
 from safetensors.torch import load_file
@@ -25,6 +25,7 @@ from compress.run.pipeline import resolve_paths
 from compress.run.recipe import ScratchTeacher, load_recipe
 from compress.run.recipe_steps import measures_data, steps_of
 from compress.run.scratch import initialise
+from compress.verify import verify_run
 
 STEPS = (
     "student-init/prune.json",
@@ -111,6 +112,41 @@ def test_what_changed_is_done_again_when_asked_and_nothing_else(world: Path, run
     assert done.returncode == 0, done.stderr
     changed = {name for name in STEPS if (run / name).stat().st_mtime_ns != before[name]}
     assert changed == {"student/distill.json", "eval/student.items.jsonl"}
+
+
+def test_other_text_is_measured_of_all_models_and_known_by_its_content(world: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "other.txt").write_text("".join(f"A cat counts {i} dogs, and {i % 7} slept.\n" for i in range(50)))
+
+    def go(other: Path | None, *more: str) -> Outcome:
+        asked = [] if other is None else [f"--set=eval.other_text={other}"]
+        command = ["run", str(world / "recipe.yaml"), "--out", str(tmp_path / "run"), "--set=eval.speed=false"]
+        return run_cli(*command, "--set=eval.heldout_seq_len=50", *asked, *more)
+
+    refused = go(tmp_path / "other.txt")
+    assert refused.returncode == 2
+    assert f'other_text was null and is "{tmp_path}/other.txt"' in refused.stderr
+    done = go(tmp_path / "other.txt", "--redo", "eval")
+    assert done.returncode == 0, done.stderr
+    assert "loss, other text" in done.stdout
+    report = read_json(tmp_path / "run" / "report.json")
+    for key, name in (("teacher", "teacher"), ("student_init", "student-init"), ("student", "student")):
+        record = read_json(tmp_path / "run" / "eval" / f"{name}.json")
+        assert report[key]["other_text"] == record["other_text"]
+        assert record["heldout"] == read_json(run / "eval" / f"{name}.json")["heldout"]
+        assert (record["other_text"]["fidelity"] is None) == (key == "teacher")
+    assert [check.describe() for check in verify_run(tmp_path / "run") if check.status == "FAILED"] == []
+    (tmp_path / "other").mkdir()
+    moved = (tmp_path / "other.txt").rename(tmp_path / "other" / "other.txt")
+    done = go(moved)
+    assert done.returncode == 0, done.stderr
+    assert all(f"eval {name}: done, unchanged." in done.stderr for name in ("teacher", "student-init", "student"))
+    moved.write_text("Something else. " * 50)
+    refused = go(moved)
+    assert refused.returncode == 2
+    assert "the other_text is another" in refused.stderr
+    refused = go(None)
+    assert "and is null" in refused.stderr
 
 
 @pytest.mark.faults(1)

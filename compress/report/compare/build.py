@@ -51,7 +51,8 @@ def build_comparison(models: Sequence[Model]) -> Record:
 def _require_common(evals: dict[str, Record], labels: dict[str, str]) -> None:
     (first, base), *others = evals.items()
     for key, record in others:
-        if base["tasks"].keys() & record["tasks"].keys() or (base.get("heldout") and record.get("heldout")):
+        texts = any(base.get(part) and record.get(part) for part in ("heldout", "other_text"))
+        if base["tasks"].keys() & record["tasks"].keys() or texts:
             continue
         known, wanted = (", ".join(each["tasks"]) or "no task" for each in (base, record))
         raise InputError(

@@ -74,4 +74,5 @@ def _folder_name(path: Path) -> str:
 def _results(record: Record) -> tuple[object, ...]:
     """What makes two evaluations one: the same model, and the same numbers."""
     inputs = (record.get("manifest") or {}).get("inputs") or {}
-    return inputs.get("model"), record["tasks"], record.get("heldout"), record.get("fidelity")
+    measured = (record.get(part) for part in ("heldout", "fidelity", "other_text"))
+    return inputs.get("model"), record["tasks"], *measured

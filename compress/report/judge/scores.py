@@ -140,11 +140,12 @@ def mismatches(evals: Evals, scores: Mapping[str, Record], labels: Mapping[str, 
                 faults.append(f"other items than the {labels[first]}")
             if faults and entry["part_of"] is None:
                 said.append(f"{name}: the {labels[key]} was scored on {' and '.join(faults)}.")
-    texts = {key: ((evals[key].get("manifest") or {}).get("inputs") or {}).get("text") for key in labels}
-    known = {key: text for key, text in texts.items() if text is not None and evals[key].get("heldout")}
-    for key, text in known.items():
-        if text != next(iter(known.values())):
-            said.append(f"The held-out text of the {labels[key]} is another: their losses cannot be compared.")
+    for role, part, name in (("text", "heldout", "held-out text"), ("other_text", "other_text", "other text")):
+        texts = {key: ((evals[key].get("manifest") or {}).get("inputs") or {}).get(role) for key in labels}
+        known = {key: text for key, text in texts.items() if text is not None and evals[key].get(part)}
+        for key, text in known.items():
+            if text != next(iter(known.values())):
+                said.append(f"The {name} of the {labels[key]} is another: their losses cannot be compared.")
     return said
 
 

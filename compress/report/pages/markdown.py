@@ -51,7 +51,7 @@ def markdown_table(table: Table) -> str:
     rule = [":--" if words else "--:" for words in table.words]
     lines = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
     body = "\n".join("| " + " | ".join(row) + " |" for row in (lines[0], rule, *lines[1:]))
-    heading = f"## {table.title}\n\n{table.note}"
+    heading = f"## {table.title}\n\n{_escape(table.note)}"
     if table.folded:
         return f"{heading}\n\n<details><summary>{len(table.rows)} rows</summary>\n\n{body}\n\n</details>"
     return f"{heading}\n\n{body}"

@@ -15,17 +15,21 @@ from compress.report.tables.table import compared, labels, main_tasks
 
 _ALARMS = 4
 _MARKS = {"same": " ≈", "below": " ↓"}
-_FACTS: tuple[tuple[str, str | None, str, Callable[[float], str]], ...] = (
-    ("parameters", None, "params", format_count),
-    ("on disk", None, "bytes", format_bytes),
-    ("held-out loss", "heldout", "loss_nats", fixed(3)),
-    ("KL to teacher", "fidelity", "kl_nats", fixed(4)),
-    ("decode tokens/s", "speed", "decode_tokens_per_s", fixed(0)),
+_OTHER = "other_text"
+_FACTS: tuple[tuple[str, tuple[str, ...], str, Callable[[float], str]], ...] = (
+    ("parameters", (), "params", format_count),
+    ("on disk", (), "bytes", format_bytes),
+    ("held-out loss", ("heldout",), "loss_nats", fixed(3)),
+    ("loss, other text", (_OTHER, "heldout"), "loss_nats", fixed(3)),
+    ("KL to teacher", ("fidelity",), "kl_nats", fixed(4)),
+    ("KL, other text", (_OTHER, "fidelity"), "kl_nats", fixed(4)),
+    ("decode tokens/s", ("speed",), "decode_tokens_per_s", fixed(0)),
 )
 
 
 def summary(report: Record) -> Group:
-    """A column for each model; rows: scores in percent +- one standard error, size, held-out loss, KL, decode speed.
+    """A column for each model; rows: scores in percent +- one standard error, size, held-out loss and KL (and on other
+    text, where it was measured), decode speed.
 
     The last column is what the student keeps above chance. `report` is the content of report.json. `≈` marks a score
     that cannot be told from chance, `↓` one below it; under the table stand the scores that mislead, and why.
@@ -58,13 +62,21 @@ def summary(report: Record) -> Group:
         last = [share_kept(share.get("chance_corrected"))] if kept else []
         table.add_row(*map(Text, [name, *cells, *last]))
     table.add_section()
-    for label, part, field, show in _FACTS:
-        cells = [with_error(report[key].get(part) if part else report[key], field, show) for key in keys]
-        table.add_row(*map(Text, [label, *cells]))
+    for label, place, field, show in _FACTS:
+        parts = [_part(report[key], place) for key in keys]
+        if any(parts) or _OTHER not in place:
+            table.add_row(*map(Text, [label, *(with_error(part, field, show) for part in parts)]))
     alarms = alarm_lines(report)
     shown = [Text(f"! {line}") for line in alarms[:_ALARMS]]
     more = [Text(f"! and {len(alarms) - _ALARMS} more.")] if len(alarms) > _ALARMS else []
     return Group(table, *shown, *more)
+
+
+def _part(record: Record | None, place: tuple[str, ...]) -> Record | None:
+    """What lies in a record under these keys, one in the other."""
+    for key in place:
+        record = (record or {}).get(key)
+    return record
 
 
 def _difference(entry: Record | None) -> str:

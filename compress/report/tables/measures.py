@@ -1,5 +1,7 @@
 """Tables of what was measured beside the tasks: held-out text, nearness to the teacher, size and speed."""
 
+from collections.abc import Iterator
+
 from compress.base.units import format_bytes
 from compress.report.cells import NONE, cell, fixed, percent, with_error
 from compress.report.run_files import Record
@@ -11,31 +13,40 @@ _EXTENT = {"bits_per_byte": 3, "tokens": 0, "documents": 0}
 
 
 def text(report: Record) -> Table:
-    """Loss on held-out text."""
+    """Loss on held-out text, and on other text."""
     rows = []
-    for key, label in labels(report).items():
-        if held := report[key].get("heldout"):
-            cells = [with_error(held, "loss_nats", fixed(3)), cell(held, "perplexity", fixed(2))]
-            cells += [cell(held, name, fixed(digits)) for name, digits in _EXTENT.items()]
-            rows.append([label, *cells])
+    for name, held in _on_texts(report, "heldout"):
+        cells = [with_error(held, "loss_nats", fixed(3)), cell(held, "perplexity", fixed(2))]
+        rows.append([name, *cells, *(cell(held, extent, fixed(digits)) for extent, digits in _EXTENT.items())])
     columns = ["Model", "Loss, nats/token", "Perplexity", "Bits/byte", "Tokens", "Documents"]
-    note = "Loss ± one standard error over documents, whose tokens depend on each other."
+    note = "Loss ± one standard error over documents, whose tokens depend on each other." + _other(report)
     return Table(title="Held-out text", note=note, columns=columns, rows=rows)
 
 
-def nearness(report: Record) -> Table:
-    """Fidelity to the teacher on held-out text, response by response, and as its draft."""
-    rows = []
+def _on_texts(report: Record, part: str) -> Iterator[tuple[str, Record]]:
+    """What a row is called, and `part` of what was measured: of each model on held-out text, then on other text."""
     for key, label in labels(report).items():
-        near = report[key].get("fidelity")
-        if not near:
-            continue
-        drafts, responses = (report.get("draft") or {}).get(key), near.get("responses")
-        sampled = (drafts or {}).get("sampled")
+        for name, measured in ((label, report[key]), (f"{label}, other text", report[key].get("other_text"))):
+            if found := (measured or {}).get(part):
+                yield name, found
+
+
+def _other(report: Record) -> str:
+    """What the other text is, where there is one."""
+    sources = dict.fromkeys(other["source"] for key in labels(report) if (other := report[key].get("other_text")))
+    return f" The other text is {', '.join(sources)}." if sources else ""
+
+
+def nearness(report: Record) -> Table:
+    """Fidelity to the teacher on held-out text, on other text, response by response, and as its draft."""
+    drafts = {label: (report.get("draft") or {}).get(key) for key, label in labels(report).items()}
+    rows = []
+    for name, near in _on_texts(report, "fidelity"):
+        responses, sampled = near.get("responses"), (drafts.get(name) or {}).get("sampled")
         gain = NONE if sampled is None else f"{sampled['speedup']:.2f}× at {sampled['draft_tokens']}"
         rows.append(
             [
-                label,
+                name,
                 with_error(near, "kl_nats", fixed(4)),
                 cell(near, "js_nats", fixed(4)),
                 cell(near, "top1_agreement", percent),
@@ -61,7 +72,7 @@ def nearness(report: Record) -> Table:
         "Divergence from the teacher's next-token distribution on held-out text ± one standard error over documents; "
         "how often the teacher would accept the model's token as a draft, and what drafting that many a step would "
         "gain it by theory; how much of greedy continuations of the same prompts is shared."
-    )
+    ) + _other(report)
     return Table(title="Nearness to the teacher", note=note, columns=columns, rows=rows)
 
 

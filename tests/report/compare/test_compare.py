@@ -71,6 +71,24 @@ def test_a_run_folder_is_its_models_and_a_teacher_of_two_runs_comes_once(runs: d
     assert list(named["labels"].values()) == ["a teacher", "a cut", "a healed", "second healed"]
 
 
+def test_other_text_alone_is_enough_in_common_and_must_be_the_same(runs: dict[str, Path], tmp_path: Path) -> None:
+    def written(name: str, loss: float, content: str) -> str:
+        record = json.loads(Path(eval_json(runs["first"])).read_text()) | {"tasks": {}, "heldout": None}
+        record["other_text"] = {"source": f"{name}.txt", "heldout": {"loss_nats": loss}, "fidelity": None}
+        record["manifest"]["inputs"]["other_text"] = {"files": content}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+        return str(tmp_path / f"{name}.json")
+
+    first, second, third = written("a", 3.0, "x"), written("b", 3.1, "x"), written("c", 3.2, "y")
+    report = compare_models([first, second], tmp_path / "out")
+    assert report["mismatches"] == []
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    assert "| a, other text | 3.000 |" in markdown
+    assert "| b, other text | 3.100 |" in markdown
+    said = ["The other text of the c is another: their losses cannot be compared."]
+    assert compare_models([first, third])["mismatches"] == said
+
+
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_pages_hold_every_model_and_ask_for_nothing(runs: dict[str, Path], tmp_path: Path, count: int) -> None:
     sources = []
