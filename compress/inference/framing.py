@@ -21,6 +21,7 @@ from compress.inference.likelihood import log_probabilities
 from compress.inference.readout import Readout, read_out
 from compress.model.files import check_weight_files
 from compress.model.framing import Framing
+from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype, load_config, load_model
 from compress.model.tokenizer import TokenizerSpec
 
@@ -68,9 +69,12 @@ def measure_start(readout: Readout, rows: NDArray[np.int64], prefix: tuple[int, 
     return StartLoss(float(after.mean()), float(without.mean()), stderr, tokens * len(rows))
 
 
-def sample_rows(documents: list[NDArray[Any]]) -> NDArray[np.int64] | None:
-    """Rows [n, S] of text to compare on, one from the middle of each document long enough; None of too short ones."""
-    length = min(ROW_TOKENS, sorted(map(len, documents), reverse=True)[: ROWS // 2][-1] if documents else 0)
+def sample_rows(documents: list[NDArray[Any]], most: int | None = None) -> NDArray[np.int64] | None:
+    """Rows [n, S] of text to compare on, one from the middle of each document long enough; None of too short ones. S is
+    at most `most`."""
+    length = min(
+        ROW_TOKENS, most or ROW_TOKENS, sorted(map(len, documents), reverse=True)[: ROWS // 2][-1] if documents else 0
+    )
     if length < _LEAST_TOKENS:
         return None
     chosen = [ids for ids in documents if len(ids) >= length][:ROWS]
@@ -95,8 +99,12 @@ def framing_of(
 ) -> tuple[Framing, StartLoss | None]:
     """How the model reads text best, and what that was measured by; None where there is nothing to choose or to measure
     on. `documents` are token ids without any frame."""
-    own, rows = own_framing(spec), sample_rows(documents)
-    if not spec.prefix or rows is None or max(spec.prefix) >= readout.model.get_input_embeddings().weight.shape[0]:
+    own, known = own_framing(spec), readout.model.get_input_embeddings().weight.shape[0]
+    limit = context_tokens(readout.model.config)
+    rows = sample_rows(
+        [ids for ids in documents if ids.max(initial=0) < known], None if limit is None else limit - len(spec.prefix)
+    )
+    if not spec.prefix or rows is None or max(spec.prefix) >= known:
         return own, None
     found = measure_start(readout, rows, spec.prefix)
     return own._replace(rows=spec.prefix if better_with(spec, found) else ()), found

@@ -125,9 +125,14 @@ def _read(path: Path) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "model.gguf").symlink_to(path.absolute())
         try:
-            tokenizer = AutoTokenizer.from_pretrained(home, gguf_file="model.gguf")
+            tokenizer = AutoTokenizer.from_pretrained(home, gguf_file="model.gguf", trust_remote_code=False)
             model, info = AutoModelForCausalLM.from_pretrained(
-                home, gguf_file="model.gguf", dtype=torch.float32, output_loading_info=True, **whole
+                home,
+                gguf_file="model.gguf",
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **whole,
             )
         except Exception as error:
             raise InputError(f"transformers cannot read {path} ({reason_of(error)}). {_ORIGINAL}.") from error

@@ -45,7 +45,8 @@ def shown(*arguments: str) -> str:
 
 
 def test_help_is_the_docstring_with_placeholder_choices_and_default() -> None:
-    assert f"--by METHOD Measure of how much a layer matters: {' | '.join(METHODS)}." in shown("prune")
+    assert "--by METHOD Measure of how much a layer matters" in shown("prune")
+    assert f": {' | '.join(METHODS)}." in shown("prune")
     assert "--check / --no-check" in shown("prune")
     assert "[default: check]" in shown("prune")
     docs = field_docs(DistillConfig)

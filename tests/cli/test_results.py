@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ def test_the_table_is_on_stdout_as_plain_text(name: str, said: tuple[str, str], 
     assert "\x1b" not in table
     (losses,) = [line for line in table.splitlines() if line.strip().startswith("held-out loss")]
     models = {"eval": 1, "compare": 2}.get(name, 3)
-    assert len([float(loss) for loss in losses.split()[2 : 2 + models]]) == models
+    figures = re.findall(r"([0-9.]+) ± ([0-9.]+)", losses)
+    assert len([float(loss) + float(stderr) for loss, stderr in figures]) == models
     assert "held-out loss" not in messages
     assert PLACES[name].format(world) in messages
     assert PLACES[name].format(world) not in table

@@ -21,7 +21,14 @@ class Training:
 
     def __init__(self, commands: Commands, student: Path, teacher: Path, store: Path, out: Path) -> None:
         self._commands, self.out, self.checkpoints = commands, out, out / "train" / "checkpoints"
-        options = ["batch_tokens=128", "tokens=768", "lr=3e-3", "log_every=1", "heldout_sequences=4"]
+        options = [
+            "batch_tokens=128",
+            "tokens=768",
+            "lr=3e-3",
+            "log_every=1",
+            "heldout_sequences=4",
+            "heldout_every=5%",
+        ]
         options += ["checkpoint_every=2", "keep_checkpoints=1"]
         self._arguments = ["distill", "--student", str(student), "--teacher", str(teacher), "--data", str(store)]
         self._arguments += ["--out", str(out), *(f"--set=distill.{option}" for option in options)]

@@ -141,7 +141,7 @@ def extended(place: Path) -> Path:
     tokenizer = byte_tokenizer()
     assert tokenizer.add_tokens(["<new>"]) == 1
     tokenizer.save_pretrained(folder)
-    (place / "with.txt").write_text("".join(f"line {i}\n" for i in range(60)) + "a <new> token\n" * 50)
+    (place / "with.txt").write_text("a <new> token\n" + "".join(f"line {i} and another\n" for i in range(60)))
     (place / "without.txt").write_text("".join(f"line {i} and another\n" for i in range(60)))
     return folder
 

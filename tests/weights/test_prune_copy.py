@@ -161,7 +161,7 @@ def test_a_number_too_large_for_a_cast_is_named(tmp_path: Path) -> None:
 def test_a_file_that_stays_as_it_is_can_be_linked_and_is_never_written_through(tmp_path: Path) -> None:
     """Layer 0 stays layer 0, so its file is the student's too; the repair then changes that very layer."""
     teacher = in_files(tmp_path / "teacher", ".0.", num_hidden_layers=4)
-    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n\n" * 40)
+    (tmp_path / "text.txt").write_text("".join(f"the quick brown fox jumps {i} times\n" for i in range(60)))
     before = sha256_tree(teacher)
     copied = prune(teacher, tmp_path / "copied", "0,2")
     linked = prune(teacher, tmp_path / "linked", "0,2", storage=StorageConfig(link=True))

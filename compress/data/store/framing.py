@@ -40,15 +40,15 @@ def asked_framing(bos: Literal["auto", "always", "never"], spec: TokenizerSpec) 
 def decide_framing(items: Iterable[Item], spec: TokenizerSpec, reader: Path) -> tuple[Framing, dict[str, Any] | None]:
     """How the model in the folder `reader` reads the first of these documents best, which is said, and what an index
     tells of that; see `framing_in`."""
-    documents: list[NDArray[Any]] = []
+    documents: dict[str, NDArray[Any]] = {}
     if spec.prefix:
         encoder = Encoder(spec)
         for item in islice(items, _LOOK_AT_ROWS):
-            if item.is_document:
-                documents.append(encoder.bare(item.row.text or "")[:_LOOK_AT_TOKENS])
-            if sum(len(ids) >= ROW_TOKENS for ids in documents) >= ROWS:
+            if item.is_document and (text := item.row.text or "") not in documents:
+                documents[text] = encoder.bare(text)[:_LOOK_AT_TOKENS]
+            if sum(len(ids) >= ROW_TOKENS for ids in documents.values()) >= ROWS:
                 break
-    framing, found = framing_in(reader, spec, documents)
+    framing, found = framing_in(reader, spec, list(documents.values()))
     if found is not None or framing.rows:
         say(describe(framing, found, load_tokenizer(reader)))
     if found is None:
