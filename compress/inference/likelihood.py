@@ -68,8 +68,9 @@ def likely_tokens(readout: Readout, ids: Tensor, count: int = 64) -> Likely:
     """The `count` likeliest tokens after each token of `ids` [B, S] but the last of each row."""
     states = readout.states(ids)[:, :-1].flatten(0, 1)
     found: list[tuple[Tensor, Tensor]] = []
-    for chunk in states.split(max(1, _LOSS_CHUNK_LOGITS // readout.vocab_size)):
-        logits = readout.logits(chunk)
+    step = max(1, _LOSS_CHUNK_LOGITS // readout.vocab_size)
+    for start in range(0, len(states), step):
+        logits = readout.logits(states[start : start + step])
         top = logits.topk(min(count, logits.shape[-1])).indices
         found.append((top, _with_rest(logits, top)))
     chosen, log_p = (torch.cat(column) for column in zip(*found, strict=True))

@@ -31,8 +31,8 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
 
 @pytest.mark.faults(7, 16)
 def test_every_loader_of_transformers_is_told_about_remote_code() -> None:
-    """Written out at each call: unset, transformers asks on stdin. Weights are loaded in one place, as safetensors, and a
-    GGUF file's, which holds no code, in another."""
+    """Written out at each call: unset, transformers asks on stdin. Weights are loaded in one place, as safetensors, and
+    those of a GGUF file, which holds no code, in another."""
     loaders = [(path, node, name) for path, node, name in calls() if name.startswith("Auto") and name.endswith(LOADERS)]
     assert len(loaders) >= 7
     for path, node, name in loaders:
