@@ -420,7 +420,7 @@ def recovery(scale: Scale, work: Path) -> dict[str, Any]:
     store, found = TokenStore.open(place / "data"), {}
     text = {"calibration": str(place / "data")}
     # as the study of this model found best: greedy by loss for a light cut, equally spaced for a deep one
-    cuts: dict[int, Any] = {24: RankingConfig(by="perplexity-greedy", layers=24, **text), 15: "uniform:15"}
+    cuts: dict[int, Any] = {24: RankingConfig(by="kl-greedy", layers=24, **text), 15: "uniform:15"}
     for layers, choice in ({3: "0,1,3", 2: "0,3"} if scale.smoke else cuts).items():
         started, cut, run = time.perf_counter(), work / f"cut-{layers}", work / f"healed-{layers}"
         prune(teacher, cut, choice, repair=RepairConfig(**text, repair_tokens=2000 if scale.smoke else 131072))

@@ -33,7 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "kl-muon": {"alpha": 1.0, "optimizer": "muon"},
 }
 """Options of training beside tokens, batch and seed; `paper` is the seed paper's alpha under AdamW and a cosine."""
-CUTS = ("alternate", "block-influence", "perplexity-greedy")
+CUTS = ("alternate", "block-influence", "kl-greedy")
 ROWS = 256
 _CUTS_AT = (0, 96, 120, 144, 168, 192)
 _TASK = """

@@ -35,7 +35,7 @@ class PruneConfig(RepairConfig, StorageConfig):
     layers: AtLeastOne | None = None
     """How many layers stay, those that matter most `by` a measure."""
     by: Method | None = None
-    """METHOD: Measure of how much a layer matters; perplexity-greedy where nothing speaks for another."""
+    """METHOD: Measure of how much a layer matters; kl-greedy where nothing speaks for another."""
     rank_after: AtLeastOne | None = None
     """Heal each candidate cut of `layers` layers on so many tokens first, and keep the one that is best then."""
     candidates: tuple[str, ...] | None = None

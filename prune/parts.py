@@ -35,11 +35,13 @@ class CalibrationConfig:
     """SOURCE: `hub:ORG/NAME[:CONFIG]`, a local file, folder or glob as for `data.dataset`, or a
     token store (its training rows). In a recipe None is the run's own training rows."""
     calibration_tokens: Annotated[AtLeastOne | Literal["auto"], Meaning("auto", 256_000)] = "auto"
-    """Tokens to measure layers on, in whole rows; all there are where the text is shorter. `auto`: by perplexity
-    and perplexity-greedy 4,096 on a CPU and 32,768 on an accelerator, by what one pass measures 32,768 and 256,000."""
+    """Tokens to measure layers on, in whole rows; all there are where the text is shorter. `auto`: by kl-greedy,
+    perplexity-greedy and perplexity 4,096 on a CPU and 32,768 on an accelerator, by what one pass measures 32,768 and
+    256,000."""
     calibration_seq_len: Annotated[Annotated[Count, Field(ge=2)] | Literal["auto"], Meaning("auto", 2048)] = "auto"
-    """Tokens a row, at most the model's context; a token store has rows of its own. `auto`: 512 for
-    the repair, perplexity and perplexity-greedy (256 on a CPU), so that little text has many rows; 2048 elsewhere."""
+    """Tokens a row, at most the model's context; a token store has rows of its own. `auto`: 512
+    for the repair, kl-greedy, perplexity-greedy and perplexity (256 on a CPU), so that little text has many rows; 2048
+    elsewhere."""
     calibration_column: str = "text"
     """Column (or JSON key) that holds the text."""
     batch_tokens: AtLeastOne = 8192
@@ -68,7 +70,7 @@ class RankingConfig(CalibrationConfig):
     layers: AtLeastOne
     """How many layers stay."""
     by: Method
-    """METHOD: Measure of how much a layer matters; perplexity-greedy where nothing speaks for another."""
+    """METHOD: Measure of how much a layer matters; kl-greedy where nothing speaks for another."""
     seed: Count = 0
     """Of the draw, for `by: random`."""
 

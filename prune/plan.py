@@ -97,7 +97,7 @@ class PrunePlan:
         if self.keep == "alternate" and 0 in self.dropped_layers:
             lines.append(
                 "`alternate` drops the first layer here, which costs most: KL 12.5 nats to SmolLM2-135M, cut so. "
-                f"Better: --layers {len(self.kept_layers)} --by perplexity-greedy --repair --calibration TEXT"
+                f"Better: --layers {len(self.kept_layers)} --by kl-greedy --repair --calibration TEXT"
             )
         return "\n".join([*lines, *self.notes])
 

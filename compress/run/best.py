@@ -41,7 +41,7 @@ class BestWay:
 
 
 _EVERYWHERE = (
-    Choice("prune.by", "perplexity-greedy", "drops, one after another, the layer that the loss misses least"),
+    Choice("prune.by", "kl-greedy", "drops, one after another, the layer that its predictions miss least"),
     Choice("prune.repair", True, "mends the cut by least squares before it is healed"),
     Choice("distill.alpha", 1.0, "learns from the teacher's probabilities alone"),
     Choice("eval.tasks", ["quick"], "three short benchmarks"),

@@ -54,9 +54,9 @@ def test_the_plan_for_llama_3_2_1b_needs_only_its_config(tmp_path: Path) -> None
 
 
 def test_alternate_says_what_it_costs_to_drop_the_first_layer_and_what_does_better(tmp_path: Path) -> None:
-    assert "--layers 8 --by perplexity-greedy --repair" in plan_of(tmp_path, **LLAMA_1B).describe()
-    assert "perplexity-greedy" not in plan_of(tmp_path, **LLAMA_1B | {"num_hidden_layers": 15}).describe()
-    assert "perplexity-greedy" not in plan_of(tmp_path, "uniform:8", **LLAMA_1B).describe()
+    assert "--layers 8 --by kl-greedy --repair" in plan_of(tmp_path, **LLAMA_1B).describe()
+    assert "kl-greedy" not in plan_of(tmp_path, **LLAMA_1B | {"num_hidden_layers": 15}).describe()
+    assert "kl-greedy" not in plan_of(tmp_path, "uniform:8", **LLAMA_1B).describe()
 
 
 def test_the_plan_says_when_gemma2_loses_its_sliding_layers(tmp_path: Path) -> None:
