@@ -101,7 +101,8 @@ def test_a_second_run_does_nothing_again(world: Path, run: Path) -> None:
         assert f"{step}: done, unchanged." in done.stderr
 
 
-def test_what_changed_is_done_again_when_asked_and_nothing_else(world: Path, run: Path) -> None:
+def test_what_changed_is_done_again_when_asked_and_nothing_else(world: Path, run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
     before = {name: (run / name).stat().st_mtime_ns for name in STEPS}
     command = ["run", str(world / "recipe.yaml"), "--out", str(run), "--set", "distill.lr=2e-3"]
     refused = run_cli(*command)
