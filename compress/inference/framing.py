@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from compress.base.errors import CompressError
-from compress.base.machine import find_device, host_memory
+from compress.base.machine import find_device, memory_of
 from compress.base.progress import say
 from compress.inference.likelihood import log_probabilities
 from compress.inference.readout import Readout, read_out
@@ -140,11 +140,11 @@ def _has_weights(folder: Path) -> bool:
 def _load(folder: Path) -> Readout | None:
     """The model in the precision that there is memory for: on the CPU float32, or as it is stored."""
     device = find_device(None)
-    size = sum(path.stat().st_size for path in check_weight_files(folder))
+    stored, free = sum(path.stat().st_size for path in check_weight_files(folder)), memory_of(device).free
     dtype = find_dtype("auto", folder, device)
-    if device.type == "cpu" and 2.2 * size > host_memory().free:
+    if device.type == "cpu" and 2.2 * stored > free:
         dtype = getattr(load_config(folder), "dtype", None) or torch.float32
-        if 1.1 * size > host_memory().free:
-            say(f"No memory to find out how {folder} reads text best: rows begin as its tokenizer begins texts.")
-            return None
+    if 1.2 * stored > free:
+        say(f"No memory to find out how {folder} reads text best: rows begin as its tokenizer begins texts (data.bos).")
+        return None
     return read_out(load_model(folder, dtype=dtype, device=device), str(folder))

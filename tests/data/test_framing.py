@@ -18,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from compress.base.errors import InputError, UsageError
+from compress.base.machine import Memory
 from compress.data import TokenStore, check_framing, prepare, text_rows
 from compress.distill import DistillConfig, distill
 from compress.evaluate import EvalConfig, evaluate_model
@@ -238,3 +239,15 @@ def test_a_sample_has_a_row_a_document(place: Path) -> None:
     found = text_rows(str(place / "text.jsonl"), tokenizer, 100, 64, framing=Framing())  # more rows than documents
     assert len(found.ids) == 100
     assert np.bincount(found.documents[:, 0]).max() == 2
+
+
+def test_a_model_that_no_memory_holds_is_not_loaded_for_it(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compress.inference.framing.memory_of", lambda device: Memory(free=1000, total=1000))
+    monkeypatch.setattr("compress.inference.framing.load_model", None)
+    config = data_config(place / "text.jsonl", seq_len=64, heldout_sequences=8)
+    store = prepare(config, place / "needs", tmp_path / "store", visible=False)
+    assert "No memory to find out how" in capsys.readouterr().err
+    assert store.framing == Framing()  # as its tokenizer begins a text
+    assert store.index["framing"]["decided"] is None
