@@ -227,31 +227,32 @@ def _case(
     say(f"== {name}")
     model, made = make()
     found: dict[str, Any] = {"name": name, **facts, **made}
-    for kind, store in stores.items():
-        scored = options.tasks if kind == "text" else []
-        config = EvalConfig(
-            tasks=list(scored),
-            limit=options.limit,
-            dtype=options.dtype,
-            datasets_root=options.datasets_root,
-            task_folder=options.task_folder,
-            heldout_sequences=options.heldout,
-            speed=False,
-            samples=0,
-            responses=0,
-        )
-        result = evaluate_model(model, config, teacher=teacher, text=store)
-        measured = {**(result["fidelity"] or {}), **{f"heldout_{k}": v for k, v in result["heldout"].items()}}
-        found[kind] = {k: v for k, v in measured.items() if isinstance(v, int | float)}
-        found["params"] = result["params"]
-        if scored:
-            found["tasks"] = _scores(result)
+    config = EvalConfig(
+        tasks=list(options.tasks),
+        limit=options.limit,
+        dtype=options.dtype,
+        datasets_root=options.datasets_root,
+        task_folder=options.task_folder,
+        other_text=str(stores["other"]) if "other" in stores else None,
+        heldout_sequences=options.heldout,
+        speed=False,
+        samples=0,
+        responses=0,
+    )
+    result = evaluate_model(model, config, teacher=teacher, text=stores["text"])
+    for kind, measured in (("text", result), ("other", result["other_text"])):
+        if measured is not None:
+            held = {f"heldout_{name}": value for name, value in measured["heldout"].items()}
+            figures = {**(measured["fidelity"] or {}), **held}
+            found[kind] = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    found["params"] = result["params"]
+    if options.tasks:
+        found["tasks"] = _scores(result)
     (place / "case.json").write_text(json.dumps(found, indent=1))
 
 
 def _scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The leading metric of each task that was asked for."""
-
     found = {}
     for task, entry in result["tasks"].items():
         if (name := entry.get("primary")) is not None:

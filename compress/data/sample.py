@@ -15,7 +15,7 @@ from compress.data.sources.sources import find_source
 from compress.data.sources.stream import Item, Position, Retry, read_items
 from compress.data.store.encode import Encoder
 from compress.data.store.framing import decide_framing
-from compress.data.store.layout import Layout, TextRows
+from compress.data.store.layout import RowLayout, TextRows
 from compress.data.store.store import INDEX, TokenStore
 from compress.model.framing import Framing
 from compress.model.load import load_tokenizer
@@ -32,7 +32,7 @@ def text_rows(
     framing: Framing,
 ) -> TextRows:
     """Rows [n, S] of the first documents of a SOURCE that give `num_rows` of `seq_len` tokens: one row a document while
-    there are enough, see `Layout`. Copies of a document count once.
+    there are enough, see `RowLayout`. Copies of a document count once.
 
     n is less only where the source is shorter, and S where it is shorter than a row. Rows without readable text are
     skipped and counted.
@@ -40,7 +40,7 @@ def text_rows(
     Raises:
         InputError: the source does not exist, has no text column, or holds no text.
     """
-    encoder, layout = Encoder(tokenizer_spec(tokenizer), framing.documents), Layout(seq_len, framing.rows)
+    encoder, layout = Encoder(tokenizer_spec(tokenizer), framing.documents), RowLayout(seq_len, framing.rows)
     lengths: dict[str, int] = {}
     skipped = tokens = 0
     with _items(name, text_column, tell=True) as items:

@@ -13,7 +13,7 @@ from compress.base.errors import CompressError, InputError
 from compress.base.machine import find_device
 from compress.base.progress import say
 from compress.model.files import resolve_model
-from compress.model.framing import Framing
+from compress.model.framing import Framing, begun
 from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype, load_model, load_tokenizer
 from compress.model.parts import OutputHead, check_output_head, hidden_states, output_head, why_not_finite
@@ -79,8 +79,7 @@ class Checkpoint(Readout):
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt: the tokenizer's own encoding, after `prefix` where it does not begin with it."""
-        ids: list[int] = self.tokenizer(text)["input_ids"]
-        return ids if tuple(ids[: len(self.prefix)]) == self.prefix else [*self.prefix, *ids]
+        return begun(self.tokenizer(text)["input_ids"], self.prefix)
 
     @property
     def context(self) -> int | None:

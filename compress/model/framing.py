@@ -27,6 +27,11 @@ def prefix_of(tokenizer: Any) -> tuple[tuple[int, ...], bool]:
     return (() if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)), False
 
 
+def begun(ids: list[int], prefix: tuple[int, ...]) -> list[int]:
+    """The ids after `prefix`, unless they begin with it."""
+    return ids if tuple(ids[: len(prefix)]) == prefix else [*prefix, *ids]
+
+
 def row_starts(ids: NDArray[Any], filled: int, seq_len: int, start: tuple[int, ...]) -> list[int]:
     """Places in a stream of ids [n] before which `start` belongs, so that each row of `seq_len` tokens begins with it.
 

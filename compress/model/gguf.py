@@ -5,7 +5,6 @@ under whatever name. What was made from the folder remembers the file's hash (se
 """
 
 import fcntl
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from compress.base.currency import Missing
 from compress.base.disk import read_json, sha256_file
 from compress.base.errors import InputError
 from compress.base.outputs import has_manifest, read_object
+from compress.base.progress import say_once
 
 GGUF_RECORD = "from_gguf.json"
 """In a converted folder: the file that it was made from, and the SHA-256 of what was made."""
@@ -41,7 +41,7 @@ def gguf_model(path: Path) -> Path:
         with _alone(out):
             if not (out / GGUF_RECORD).is_file():
                 convert(path, out)
-    _tell(f"{path.name}: {read_json(out / GGUF_RECORD)['weights']} ({out})")
+    say_once(f"{path.name}: {read_json(out / GGUF_RECORD)['weights']} ({out})")
     return out
 
 
@@ -69,14 +69,6 @@ def _place(path: Path) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "compress" / "gguf" / sha256_file(path)
-
-
-@functools.cache
-def _tell(notice: str) -> None:
-    """Say it once."""
-    from compress.base.progress import say
-
-    say(notice)
 
 
 @contextmanager

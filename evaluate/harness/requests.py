@@ -10,6 +10,7 @@ from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 from compress.base.progress import progress_bar
 from compress.base.signals import check_interrupt
 from compress.inference.tree import Ids
+from compress.model.framing import begun
 
 _BLOCK = 1024
 _BAR_FROM_PAIRS = 4096
@@ -85,9 +86,8 @@ def encode(
         chosen = [string for string, mark in zip(distinct, marked, strict=True) if mark is begins_with_bos]
         if chosen:
             rows = lm.tokenizer(chosen, return_attention_mask=False, return_token_type_ids=False, **options)
-            for string, row in zip(chosen, rows["input_ids"], strict=True):
-                begun = row if tuple(row[: len(prefix)]) == prefix else [*prefix, *row]
-                found[string] = np.asarray(begun, np.int64)
+            pairs = zip(chosen, rows["input_ids"], strict=True)
+            found |= {string: np.asarray(begun(row, prefix), np.int64) for string, row in pairs}
     return found
 
 

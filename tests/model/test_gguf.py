@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compress.base.currency import Missing
 from compress.base.disk import sha256_file
 from compress.base.errors import InputError, UsageError
+from compress.base.progress import say_once
 from compress.model import gguf
 from compress.model.files import local_model, model_fingerprint, resolve_model
 from compress.model.gguf_header import read_header
@@ -30,7 +31,7 @@ TEXT = "the other café 東 \n\t12"
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The place of conversions, empty, and nothing said yet."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "home"))
-    gguf._tell.cache_clear()
+    say_once.cache_clear()
     return tmp_path / "home"
 
 

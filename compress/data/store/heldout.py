@@ -19,7 +19,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from compress.data.store.encode import Encoder, Ids
-from compress.data.store.layout import Layout, TextRows
+from compress.data.store.layout import RowLayout, TextRows
 
 Alike = Literal["exact", "normalised"]
 """What makes two documents one text; preparations that an earlier version began compare exact texts to their end."""
@@ -61,7 +61,7 @@ class _Document:
 class HeldOutPool:
     """The held-out documents so far, which give at least `num_rows` rows of the layout once `full`."""
 
-    def __init__(self, num_rows: int, layout: Layout, seed: int, alike: Alike = "normalised") -> None:
+    def __init__(self, num_rows: int, layout: RowLayout, seed: int, alike: Alike = "normalised") -> None:
         self.alike, self.layout = alike, layout
         self._num_rows = num_rows
         self._seed = (seed % 2**64).to_bytes(8, "little")

@@ -29,7 +29,7 @@ class TextRows(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How documents become rows of `seq_len` tokens, each beginning with `row_start`."""
 
     seq_len: int
@@ -50,7 +50,7 @@ class Layout:
         """Tokens of rows that a document of that many tokens gives."""
         return length if self.share is None or self.is_whole(length) else self.share * self.seq_len
 
-    def wider(self) -> "Layout":
+    def wider(self) -> "RowLayout":
         """The same with twice the rows a document."""
         assert self.share is not None
         return dataclasses.replace(self, share=2 * self.share)

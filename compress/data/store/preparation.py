@@ -20,7 +20,7 @@ from compress.data.store import partial
 from compress.data.store.encode import Encoder, Ids, encoding, in_order
 from compress.data.store.framing import asked_framing, decide_framing
 from compress.data.store.heldout import Alike, HeldOutPool
-from compress.data.store.layout import Layout
+from compress.data.store.layout import RowLayout
 from compress.data.store.record import Counts, check_amounts, describe_rows, identity, make_index, wanted_tokens
 from compress.data.store.shards import ShardWriter, write_rows
 from compress.data.store.store import INDEX
@@ -120,7 +120,7 @@ class Preparation:
         """What takes in documents that are framed so."""
         config, self._framing = self._config, framing
         self._encoder = Encoder(self._spec, framing.documents)
-        layout = Layout(config.seq_len, framing.rows, share)
+        layout = RowLayout(config.seq_len, framing.rows, share)
         self._pool = HeldOutPool(config.heldout_sequences, layout, config.seed, alike)
         return ShardWriter(self._folder, self._spec.dtype, config.seq_len, writer, framing.rows)
 
