@@ -19,18 +19,86 @@ DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_sh
 
 
 @config
+class Schedule:
+    """A number that changes over the run: {from: 4, to: 1, shape: linear, over: 0.5}."""
+
+    from_: NonNegative
+    """At the first step; `from` in a recipe."""
+    to: NonNegative
+    """In the end."""
+    shape: Literal["linear", "cosine", "step"] = "linear"
+    """How it gets there; step stays and then jumps."""
+    over: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of all steps that it takes; after them it stays."""
+
+
+Scheduled = NonNegative | Schedule
+
+
+@config
+class Weights:
+    """What each term of the loss counts, by name; alpha says it of `soft` and `hard` where they are not named."""
+
+    soft: Scheduled | None = None
+    hard: Scheduled | None = None
+    hidden: Scheduled | None = None
+    """Of the distance between hidden states; None has no such term."""
+    similarity: Scheduled | None = None
+    """Of the distance between Gram matrices of hidden states; None has no such term."""
+
+
+BlockPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+Pairs = Literal["kept", "next", "uniform", "last"] | Annotated[tuple[BlockPair, ...], Field(min_length=1)]
+
+
+@config
+class HiddenConfig:
+    """The term `hidden`: outputs of the student's blocks against outputs of the teacher's."""
+
+    pairs: Pairs = "kept"
+    """kept: each block with the teacher's that it was; next: with the one before the next kept; uniform: at the same
+    share of the depth; last: the last blocks alone; or a list [[student's, teacher's], ...], 0-based."""
+    distance: Literal["cosine", "mse"] = "cosine"
+    """1 - cosine, or mean square of the difference."""
+    layer_norm: bool = True
+    """Take both states with mean 0 and variance 1 over their width."""
+    projection: Literal["auto", "identity", "linear"] = "auto"
+    """linear: a learned map of the student's states for each pair; auto: only where the widths differ."""
+    leave_out_last: Annotated[int, Field(ge=0)] = 0
+    """How many of the student's last blocks have no pair."""
+
+
+@config
+class SimilarityConfig:
+    """The term `similarity`: which tokens of a row are alike, in the student's blocks and in the teacher's."""
+
+    pairs: Pairs = "last"
+    """As of `hidden`."""
+    leave_out_last: Annotated[int, Field(ge=0)] = 0
+    """As of `hidden`."""
+
+
+@config
 class DistillConfig:
     """How the student learns from the teacher and from the data.
 
     A run may be resumed with other values of the options marked FREE: they do not touch the weights.
     """
 
-    alpha: Fraction = 0.8
+    alpha: Fraction | Schedule = 0.8
     """Weight of the soft loss (against the teacher); the hard loss (next token) has 1 - alpha. 0 needs no teacher."""
-    temperature: AboveZero = 1.0
+    temperature: AboveZero | Schedule = 1.0
     """Divides both models' logits in the soft loss, which is multiplied by its square."""
     divergence: DivergenceName = "forward_kl"
     """What the soft loss measures; cross-entropy is forward KL plus the teacher's entropy, with its gradient."""
+    weights: Annotated[Weights | None, Before(None)] = None
+    """What terms count beside, or instead of, what alpha says: {hidden: 0.2}."""
+    hidden: Annotated[HiddenConfig | None, Before(None)] = None
+    """How the term `hidden` is made, where `weights` gives it one."""
+    similarity: Annotated[SimilarityConfig | None, Before(None)] = None
+    """How the term `similarity` is made, where `weights` gives it one."""
+    balance: Annotated[Literal["fixed", "level"], Before("fixed")] = "fixed"
+    """level: each term is scaled, without gradient, to the size that the hard loss had at the step before."""
     tokens: PositiveCount | None = None
     """Tokens to train on; None is the whole store, `epochs` times."""
     epochs: AtLeastOne = 1
@@ -122,3 +190,10 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError("warmup_fraction and decay_fraction are more than all steps together; lower one")
+        if isinstance(self.alpha, Schedule) and max(self.alpha.from_, self.alpha.to) > 1:
+            raise ValueError("alpha goes from a number of 0 to 1 to another; `weights` takes larger ones")
+        if isinstance(self.temperature, Schedule) and min(self.temperature.from_, self.temperature.to) == 0:
+            raise ValueError("temperature goes from a number above 0 to another")
+        for term in ("hidden", "similarity"):
+            if getattr(self, term) is not None and (self.weights is None or getattr(self.weights, term) is None):
+                raise ValueError(f"`{term}` counts nothing without a weight: write weights: {{{term}: 0.1}} too")

@@ -9,7 +9,7 @@ from compress.base.units import format_bytes
 from compress.distill.config import DistillConfig
 from compress.distill.loop.optimizer import state_bytes
 from compress.distill.objective.chunks import default_chunk_tokens
-from compress.distill.objective.objective import make_objective
+from compress.distill.objective.objective import Objective, make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.resources.auto import (
     default_micro_batch_rows,
@@ -112,12 +112,15 @@ def _shape(
 def _memory(
     config: DistillConfig, student: Any, teacher: Any | None, shape: StepShape, processes: int
 ) -> dict[str, int]:
+    pair = _pair(student, teacher)
+    objective = make_objective(config, pair)
     activations, peak = _step_memory(student, teacher, shape)
     beside = max(0, peak - 4 * count_parameters(empty_model(student)))
     parts = {
         **held_bytes(config, student, teacher, bf16=shape.bf16, processes=processes),
         "activations": min(activations, beside),
-        "signals": _signal_bytes(config, Pair(student, teacher), shape, 2 if shape.bf16 else 4),
+        "signals": _signal_bytes(objective, pair, shape, 2 if shape.bf16 else 4),
+        "projections": (4 + 4 + 8) * sum(parameter.numel() for parameter in objective.learned.parameters()),
         "temporary": max(0, beside - activations),
         "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
     }
@@ -147,9 +150,15 @@ def held_bytes(
     return parts
 
 
-def _signal_bytes(config: DistillConfig, pair: Pair, shape: StepShape, value: int) -> int:
+def _pair(student: Any, teacher: Any | None) -> Pair:
+    """The two models; which layers were kept does not touch what it costs."""
+    depths = [model.get_text_config().num_hidden_layers for model in (student, teacher) if model is not None]
+    return Pair(student, teacher, tuple(range(depths[0])) if depths[0] <= depths[-1] else None)
+
+
+def _signal_bytes(objective: Objective, pair: Pair, shape: StepShape, value: int) -> int:
     """The outputs of blocks that the objective holds, of both models, beside last hidden states."""
-    needs = make_objective(config, pair).needs
+    needs = objective.needs
     held = ((needs.student_blocks, pair.student), (needs.teacher_blocks, pair.teacher))
     widths: int = sum(len(blocks) * model.get_text_config().hidden_size for blocks, model in held if model is not None)
     return shape.rows * shape.seq_len * widths * value

@@ -19,6 +19,9 @@ from compress.data import TextFacts
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_held
 from compress.distill.loop.accelerator import check_launcher, check_trackers
+from compress.distill.objective.objective import make_objective
+from compress.distill.objective.part import Pair
+from compress.distill.objective.schedules import format_value, most, weight_of
 from compress.distill.plan import held_bytes
 from compress.distill.publish import student_output
 from compress.distill.resources.auto import resolve_attention, resolve_precision, resolve_sharding
@@ -89,13 +92,25 @@ def check_distill(
     if student is not None:
         faults.of(lambda: check_generation_config(student))
         faults.of(lambda: _check_memory(config, student, teacher, device))
+        faults.of(lambda: _check_objective(config, student, teacher))
 
 
 def _require_teacher(config: DistillConfig, teacher: str | Path | None) -> None:
-    if teacher is None and config.alpha > 0:
+    if teacher is None and most(weight_of(config, "soft")) > 0:
         raise UsageError(
-            f"alpha = {config.alpha} needs a teacher; name one, or set alpha to 0 to train on the text alone."
+            f"alpha = {format_value(config.alpha)} needs a teacher; name one, or set alpha to 0 to train on the text "
+            "alone."
         )
+
+
+def _check_objective(config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None) -> None:
+    """Refuse terms that cannot be made of these models.
+
+    Raises:
+        UsageError: as `make_objective`.
+    """
+    guide = None if teacher is None else teacher.config
+    make_objective(config, Pair(student.config, guide, student.kept))
 
 
 def _check_extent(config: DistillConfig, text: TextFacts) -> None:

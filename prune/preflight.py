@@ -65,7 +65,9 @@ def check_prune(
 
 def student_facts(cut: Derivation | None, teacher: ModelFacts | None) -> ModelFacts | None:
     """What is known of the student of a cut before it is made."""
-    return None if cut is None or teacher is None else ModelFacts("the student", cut.student, teacher.side)
+    if cut is None or teacher is None:
+        return None
+    return ModelFacts("the student", cut.student, teacher.side, cut.plan.kept_layers)
 
 
 def reading(choice: Choice, repair: RepairConfig | None) -> list[CalibrationConfig]:

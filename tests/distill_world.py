@@ -17,6 +17,7 @@ from compress.distill.loop.accelerator import make_accelerator
 from compress.distill.loop.step import Losses, StudentWithLoss
 from compress.distill.objective.objective import make_objective
 from compress.distill.objective.part import Pair
+from compress.distill.objective.schedules import Setting, setting_at
 from compress.distill.teachers.source import LiveTeacher
 
 SEQ_LEN = 32
@@ -62,6 +63,11 @@ def losses_of(config: DistillConfig, student: Any, teacher: Any | None, work: Pa
     guide = None if teacher is None else LiveTeacher(teacher, objective.needs, vocabulary)
     model = StudentWithLoss(student, objective, vocabulary)
     return Losses(make_accelerator(config, work), model, objective, guide, config.micro_batch_rows)
+
+
+def setting_of(config: DistillConfig, *, teacher: bool = True) -> Setting:
+    """What the options say of the first step of a run whose terms are those of the logits."""
+    return setting_at(config, ("soft", "hard") if teacher else ("hard",), 0.0)
 
 
 @pytest.fixture(scope="session")

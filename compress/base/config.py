@@ -21,13 +21,19 @@ C = TypeVar("C")
 _EMPTY = "it is empty: is a variable unset? Leave it out, or write null for none."
 
 
+def key_of(field: str) -> str:
+    """What a field of a config is called outside Python."""
+    return field.removesuffix("_")
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[C]) -> type[C]:
     """Make a class a config: frozen, keyword-only; unknown keys and loose types are refused.
 
-    Without slots, so that one config may be made of several others.
+    Without slots, so that one config may be made of several others. A field whose name is a word of Python's ends in
+    an underscore here, and has none in YAML (`from_`, `from:`).
     """
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, alias_generator=key_of)  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -214,7 +220,7 @@ def from_flags(cls: type[C], values: dict[str, Any], overrides: Sequence[str]) -
 
 def to_dict(value: Any) -> dict[str, Any]:
     """A config as plain JSON data, with every default written out."""
-    return dataclasses.asdict(value)
+    return dataclasses.asdict(value, dict_factory=lambda items: {key_of(name): part for name, part in items})
 
 
 def dump_yaml(value: Any) -> str:
@@ -258,9 +264,9 @@ def _explain(fault: Any, cls: type, document: Document) -> str:
 def _fields_at(cls: Any, parts: Sequence[str]) -> list[str]:
     """Field names of the config found by walking `parts` from `cls` (through `X | None` unions)."""
     for part in parts:
-        hint = next((f.type for f in dataclasses.fields(cls) if f.name == part), None)
+        hint = next((f.type for f in dataclasses.fields(cls) if key_of(f.name) == part), None)
         candidates = [hint, *getattr(hint, "__args__", ())]
         cls = next((c for c in candidates if dataclasses.is_dataclass(c)), None)
         if cls is None:
             return []
-    return [f.name for f in dataclasses.fields(cls)]
+    return [key_of(f.name) for f in dataclasses.fields(cls)]

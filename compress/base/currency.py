@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 
+from compress.base.config import key_of, to_dict
 from compress.base.disk import sha256_file
 
 FREE: Final = "touches no result: may be another at any time"
@@ -62,7 +63,7 @@ def _rules(kind: type | None) -> dict[str, _Rule]:
     if kind is None:
         return {}
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: _rule(field, hints[field.name]) for field in dataclasses.fields(kind)}
+    return {key_of(field.name): _rule(field, hints[field.name]) for field in dataclasses.fields(kind)}
 
 
 def _rule(field: "dataclasses.Field[Any]", hint: Any) -> _Rule:
@@ -85,7 +86,7 @@ def _rule(field: "dataclasses.Field[Any]", hint: Any) -> _Rule:
 def plain(value: Any) -> Any:
     """A value as it reads back from JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
+        value = to_dict(value)
     return json.loads(json.dumps(value, default=str))
 
 

@@ -1,6 +1,6 @@
 """RUN/train/metrics.jsonl and the trackers: one row a logged step, continued without gaps or repeats at a resume.
 
-A step's row has the training loss and its terms, as they are defined; a row of held-out measures has the same of the
+A step's row has the training loss and its terms, as they are defined and as they count (`NAME_scaled`); a row of held-out measures has the same of the
 held-out rows, and what runs are compared by, whatever they minimise: `heldout_kl`, KL(teacher || student) at
 temperature 1 (null without a teacher), and `heldout_hard`, the cross-entropy of the next token; all in nats a token.
 """
@@ -62,7 +62,9 @@ class Metrics:
 
 def step_columns(terms: Terms) -> dict[str, Any]:
     """The loss and the terms of a step, by column; their values are numbers."""
-    return {**dict.fromkeys(_ALWAYS), "loss": loss_of(terms), **{name: term.raw for name, term in terms.items()}}
+    raw = {name: term.raw for name, term in terms.items()}
+    scaled = {f"{name}_scaled": term.value for name, term in terms.items()}
+    return {**dict.fromkeys(_ALWAYS), "loss": loss_of(terms), **raw, **scaled}
 
 
 def heldout_columns(found: Mapping[str, float]) -> dict[str, Any]:

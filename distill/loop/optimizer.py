@@ -1,6 +1,6 @@
 """The student's optimizer: AdamW, Muon with AdamW, or AdamW with 8-bit moments; each steps whole or not at all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,8 +79,9 @@ class StudentOptimizer:
                 state["step"] = state["step"].to(parameter.device).zero_()
 
 
-def make_optimizer(model: nn.Module, config: DistillConfig) -> StudentOptimizer:
-    """The optimizer `config.optimizer` names, over the trainable parameters of a Hugging Face model.
+def make_optimizer(model: nn.Module, config: DistillConfig, beside: Iterable[Tensor] = ()) -> StudentOptimizer:
+    """The optimizer `config.optimizer` names, over the trainable parameters of a Hugging Face model, and what is
+    learned `beside` it.
 
     Weight decay is on matrices only (not on norms and biases), decoupled, scaled by the learning rate.
 
@@ -95,7 +96,7 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> StudentOptimizer:
     Raises:
         UsageError: `adamw8bit` without torchao, or where its update cannot be compiled.
     """
-    owners = [p for p in model.parameters() if p.requires_grad]
+    owners = [*(p for p in model.parameters() if p.requires_grad), *beside]
     parameters = [local(p) for p in owners]
     shards = {part: owner for part, owner in zip(parameters, owners, strict=True) if part is not owner}
     if config.optimizer == "muon":

@@ -54,6 +54,8 @@ class Progress:
     best_by: Measure = "heldout_loss"
     """What the best step has least of: `heldout_kl`, or `heldout_hard` without a teacher, whatever is minimised.
     A run begun before these were measured goes on by its `heldout_loss`."""
+    levels: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The terms of the step before, where the next one's weights go by them (`balance: level`)."""
 
     def advance(self, row_ids: NDArray[np.int64]) -> None:
         """Count one step, which read these rows."""
@@ -84,7 +86,7 @@ class Progress:
         }
 
 
-_LATER = (*STDERRS, "heldout_kl", "heldout_hard", "best_heldout_kl", "best_heldout_hard", "best_by")
+_LATER = (*STDERRS, "heldout_kl", "heldout_hard", "best_heldout_kl", "best_heldout_hard", "best_by", "levels")
 """Fields that a state of an earlier version lacks; their defaults mean that all goes on as it began."""
 
 

@@ -16,8 +16,9 @@ from compress.distill.loop.accelerator import make_accelerator, prepare_model
 from compress.distill.loop.optimizer import StudentOptimizer, make_optimizer
 from compress.distill.loop.progress import Progress, other_version, read_progress
 from compress.distill.loop.step import Losses, StudentWithLoss
-from compress.distill.objective.objective import make_objective
+from compress.distill.objective.objective import Objective, make_objective
 from compress.distill.objective.part import Pair
+from compress.distill.objective.schedules import Setting
 from compress.distill.resources.auto import resolve
 from compress.distill.resources.flops import (
     PeakFlops,
@@ -28,8 +29,9 @@ from compress.distill.resources.flops import (
 from compress.distill.resources.schedule import Budget, budget, heldout_rows, heldout_steps
 from compress.distill.rows.batch import Batch
 from compress.distill.rows.source import RowSource, StoreRows
-from compress.distill.students.student import Student, load_student
+from compress.distill.students.student import Student, WithLearned, load_student
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
+from compress.model.facts import kept_layers
 from compress.model.files import model_fingerprint
 from compress.model.load import load_config
 from compress.model.vocabulary import check_data, shared_ids
@@ -47,6 +49,7 @@ class Session:
     model: Any
     """The student with its objective, as accelerate prepared it or split over the processes."""
     optimizer: StudentOptimizer
+    objective: Objective
     losses: Losses
     rows: RowSource
     heldout: Batch
@@ -65,6 +68,10 @@ class Session:
     def tokens(self) -> int:
         """Tokens trained on so far."""
         return self.progress.position * self.rows.seq_len
+
+    def setting(self) -> Setting:
+        """What the options say of the next step; after the last one, of that."""
+        return self.objective.at(self.progress.step / self.budget.steps, self.progress.levels)
 
 
 def fingerprints(student: Path, teacher: Path | None, store: Any) -> dict[str, Any]:
@@ -95,8 +102,8 @@ def open_session(
         _check_same_run(found[1], config, inputs, found[0])
 
     # Both models, as the objective needs them and as this machine can have them.
-    pair = Pair(load_config(student), None if teacher is None else load_config(teacher))
-    per_token = training_flops_per_token(*pair, store.seq_len)
+    pair = Pair(load_config(student), None if teacher is None else load_config(teacher), kept_layers(student))
+    per_token = training_flops_per_token(pair.student, pair.teacher, store.seq_len)
     here = resolve(
         config,
         accelerator.device,
@@ -104,14 +111,14 @@ def open_session(
         seq_len=store.seq_len,
         flops=per_token * extent.rows * store.seq_len,
     )
-    of_row = measuring_flops_per_token(*pair, store.seq_len) / (per_token * extent.rows)
+    of_row = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len) / (per_token * extent.rows)
     rows = _rows(config if found is None else _as_begun(config, found[1]), store, of_row)
     heldout, once = rows.heldout(), rows.num_heldout * of_row
     measured = heldout_steps(config, extent.steps, once)
     if len(heldout):
         say(_when_measured(len(heldout), len(measured), extent.steps, once))
     objective = make_objective(config, pair)
-    learner, guide = load_student(config, student, here), OpenedTeacher()
+    learner, guide = WithLearned(load_student(config, student, here), objective.learned), OpenedTeacher()
     if teacher is not None:
         guide = open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout.ids)
 
@@ -119,7 +126,7 @@ def open_session(
     model: Any = StudentWithLoss(learner.model, objective, vocabulary)
     if here.sharding != "none":
         learner.shard(model, here)
-    optimizer = make_optimizer(learner.model, config)
+    optimizer = make_optimizer(learner.model, config, objective.learned.parameters())
     progress = Progress(best_by="heldout_hard" if teacher is None else "heldout_kl")
     if found is not None:
         checkpoint.restore(found[0], learner, optimizer)
@@ -135,6 +142,7 @@ def open_session(
         student=learner,
         model=model,
         optimizer=optimizer,
+        objective=objective,
         losses=Losses(accelerator, model, objective, guide.source, here.micro_batch_rows),
         rows=rows,
         heldout=heldout,

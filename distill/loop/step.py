@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.distill.objective.objective import Objective, Term
 from compress.distill.objective.part import Outcome
+from compress.distill.objective.schedules import Setting
 from compress.distill.objective.signals import Signals, read_signals
 from compress.distill.rows.batch import Batch, MicroBatch, Share, share
 from compress.distill.students.sharding import free_gathered, is_sharded
@@ -32,14 +33,14 @@ class StudentWithLoss(nn.Module):
 
     def __init__(self, student: Any, objective: Objective, vocabulary: int) -> None:
         super().__init__()
-        self.student, self.objective = student, objective
+        self.student, self.objective, self.learned = student, objective, objective.learned
         self._vocabulary = vocabulary
 
-    def forward(self, batch: MicroBatch, teacher: Signals | None, num_tokens: float) -> Outcome:
+    def forward(self, batch: MicroBatch, teacher: Signals | None, num_tokens: float, setting: Setting) -> Outcome:
         """What the objective makes of a micro-batch; in evaluation mode, with what runs are compared by."""
         signals = read_signals(self.student, batch, self.objective.needs.student_blocks, self._vocabulary)
         loss = self.objective if self.training else self.objective.measure
-        return loss(signals, teacher, batch, num_tokens)
+        return loss(signals, teacher, batch, num_tokens, setting)
 
 
 class Losses:
@@ -67,7 +68,7 @@ class Losses:
             return found
         return found._replace(pieces=[piece.pinned() for piece in found.pieces])
 
-    def backward(self, batch: Share, advance: Advance = lambda _: None) -> dict[str, Term]:
+    def backward(self, batch: Share, setting: Setting, advance: Advance = lambda _: None) -> dict[str, Term]:
         """Add the gradient of a whole batch's mean loss to the parameters; returns its terms, scalars on the device.
 
         Sums over micro-batches and processes are divided once, by the batch's number of valid labels. Processes add
@@ -77,14 +78,14 @@ class Losses:
         for number, piece in enumerate(batch.pieces, 1):
             adds = self._sharded or number == len(batch.pieces)
             with contextlib.nullcontext() if adds else self._accelerator.no_sync(self._model):
-                out = self._forward(piece, batch.divisor)
+                out = self._forward(piece, batch.divisor, setting)
                 self._accelerator.backward(out.loss)
             values.append(out.raw)
             advance(self._tokens(piece))
-        return self._objective.terms(self._mean_over_processes(values))
+        return self._objective.terms(self._mean_over_processes(values), setting)
 
     @torch.no_grad()
-    def measure(self, batch: Share, advance: Advance = lambda _: None) -> dict[str, float]:
+    def measure(self, batch: Share, setting: Setting, advance: Advance = lambda _: None) -> dict[str, float]:
         """Means of a batch by name, as `Objective.measured` has them, without gradients and without dropout.
 
         Of what runs are compared by also `NAME_stderr`, over micro-batches, of which a document's rows are rarely in
@@ -93,13 +94,13 @@ class Losses:
         self._model.eval()
         values: list[Tensor] = []
         for piece in batch.pieces:
-            values.append(self._forward(piece, batch.divisor).raw)
+            values.append(self._forward(piece, batch.divisor, setting).raw)
             advance(self._tokens(piece))
         self._model.train()
         free_gathered(self._model)
         squares = torch.stack([value.square() for value in values]).sum(dim=0)
         means, squares = self._mean_over_processes(values), self._accelerator.reduce(squares, reduction="mean")
-        found = self._objective.measured(means.tolist())
+        found = self._objective.measured(means.tolist(), setting)
         processes = self._accelerator.num_processes
         if (count := processes * len(values)) < _ENOUGH:
             return found
@@ -108,13 +109,13 @@ class Losses:
         names, errors = self._objective.yardstick.names, variances.clamp(min=0).sqrt().tolist()
         return found | {f"{name}_stderr": error for name, error in zip(names, errors[-len(names) :], strict=True)}
 
-    def _forward(self, piece: MicroBatch, divisor: float) -> Outcome:
+    def _forward(self, piece: MicroBatch, divisor: float, setting: Setting) -> Outcome:
         piece = piece.to(self._accelerator.device)
         teacher = None
         if self._teacher is not None:
             with self._without_gradient():
                 teacher = self._teacher(piece)
-        out: Outcome = self._model(piece, teacher, divisor)
+        out: Outcome = self._model(piece, teacher, divisor, setting)
         return out
 
     def _tokens(self, piece: MicroBatch) -> int:

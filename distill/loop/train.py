@@ -19,6 +19,7 @@ from compress.distill.loop.checkpoint import Checkpointer
 from compress.distill.loop.guard import StepGuard, tell_skips
 from compress.distill.loop.meters import Clock, step_seed
 from compress.distill.loop.metrics import Metrics, heldout_columns, step_columns
+from compress.distill.loop.progress import Progress
 from compress.distill.loop.session import Session
 from compress.distill.loop.stop_vote import StopVote
 from compress.distill.objective.objective import Term, Terms
@@ -61,12 +62,16 @@ def train(session: Session, work: Path) -> None:
                 _measure_heldout(s, metrics)
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
-            terms = s.losses.backward(batch, bar.advance)
+            if config.balance == "level" and not run.levels:
+                run.levels = _levels(s, batch)
+            terms = s.losses.backward(batch, s.setting(), bar.advance)
             grad_norm = clip_gradients(s.accelerator, s.model, config.clip_norm)
 
             s.optimizer.step(learning_rate(config, step, steps), skip=guard.note(step, terms, grad_norm))
             s.optimizer.zero_grad()
             run.advance(row_ids)
+            if config.balance == "level":
+                _note_levels(run, terms)
 
             note = None
             if run.step % config.log_every == 0 or run.step == steps:
@@ -122,6 +127,19 @@ def _count_skips(s: Session, guard: StepGuard) -> int:
     return skips.total
 
 
+def _levels(s: Session, batch: Share) -> dict[str, float]:
+    """The terms of the first step, before it: without gradients."""
+    found = s.losses.measure(batch, s.setting())
+    return {name: found[name] for name in s.objective.names}
+
+
+def _note_levels(run: Progress, terms: Terms) -> None:
+    """Keep the terms of this step for the next one's weights, unless one is not finite; waits for the device."""
+    values = torch.stack([term.raw for term in terms.values()]).tolist()
+    if all(map(math.isfinite, values)):
+        run.levels = dict(zip(terms, values, strict=True))
+
+
 def _log(s: Session, metrics: Metrics, clock: Clock, terms: Terms, grad_norm: Tensor, skipped: int) -> str:
     """Write the step's row of metrics; returns the note for the progress bar."""
     *raw, norm = torch.stack([*(term.raw for term in terms.values()), grad_norm.to(torch.float64)]).tolist()
@@ -149,7 +167,7 @@ def _measure_heldout(s: Session, metrics: Metrics) -> None:
     if not len(s.heldout):
         return
     with progress_bar("held-out text", s.heldout.ids.size, unit="tokens") as bar:
-        found = s.losses.measure(s.losses.share(s.heldout), bar.advance)
+        found = s.losses.measure(s.losses.share(s.heldout), s.setting(), bar.advance)
     s.progress.note_heldout(found)
     if not math.isfinite(found["loss"]):
         say(f"The held-out loss after step {s.progress.step} is {found['loss']}.")

@@ -76,6 +76,8 @@ class MicroBatch:
     """[M] token ids, one for each place that predicts."""
     weights: Tensor | None
     """[M] what each label counts; None where each counts 1."""
+    row_lengths: tuple[int, ...]
+    """[B] how many of the M places are each row's; stays on the host."""
     row_ids: Ids
     """[B] numbers of the rows in their source; stays on the host."""
     sources: tuple[str, ...] | None
@@ -113,7 +115,8 @@ def document_boundaries(positions: Ids) -> npt.NDArray[np.int32]:
 
 def micro_batch(piece: Batch) -> MicroBatch:
     """A piece of a batch as tensors."""
-    valid = (piece.labels != IGNORE_INDEX).ravel()
+    of_row = piece.labels != IGNORE_INDEX
+    valid = of_row.ravel()
     predicting = None
     if not valid.all():
         places = np.arange(piece.ids.size).reshape(piece.ids.shape)[:, :-1]
@@ -125,6 +128,7 @@ def micro_batch(piece: Batch) -> MicroBatch:
         predicting=predicting,
         labels=torch.from_numpy(piece.labels.ravel()[valid]),
         weights=None if piece.weights is None else torch.from_numpy(piece.weights.ravel()[valid]),
+        row_lengths=tuple(of_row.sum(1).tolist()),
         row_ids=piece.row_ids,
         sources=piece.sources,
     )

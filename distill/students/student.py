@@ -68,6 +68,39 @@ class WholeStudent:
         return whole_model(self.model, dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class WithLearned:
+    """A student, and what is learned beside it: trained and kept with it, and no part of it in the end."""
+
+    student: Student
+    learned: nn.ModuleDict
+
+    @property
+    def model(self) -> Any:
+        """See `Student`."""
+        return self.student.model
+
+    def trained(self) -> dict[str, Tensor]:
+        """See `Student`; what is beside it by names that begin with `objective.`."""
+        return {**self.student.trained(), **self._beside()}
+
+    def kept(self) -> dict[str, Stored]:
+        """See `Student`."""
+        beside = {name: Stored(local(value.detach()), value) for name, value in self._beside().items()}
+        return {**self.student.kept(), **beside}
+
+    def shard(self, module: nn.Module, here: Here) -> None:
+        """See `Student`."""
+        self.student.shard(module, here)
+
+    def finished(self, dtype: torch.dtype) -> Any | None:
+        """See `Student`."""
+        return self.student.finished(dtype)
+
+    def _beside(self) -> dict[str, Tensor]:
+        return {f"objective.{name}": parameter for name, parameter in self.learned.named_parameters()}
+
+
 def load_student(config: DistillConfig, folder: Path, here: Here) -> Student:
     """The student with fp32 weights; what will be split over processes stays in the host's memory until then.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill_world import SEQ_LEN, World, losses_of
+from distill_world import SEQ_LEN, World, losses_of, setting_of
 from helpers import save_tiny_model, tiny_config
 from transformers import AutoModelForCausalLM
 
@@ -76,7 +76,7 @@ def test_packed_documents_equal_each_alone(
     teacher = exact_model(model_type, attention, seed=1, **fields).requires_grad_(False)
     student = exact_model(model_type, attention, seed=2, **fields)
     losses = losses_of(config, student, teacher, tmp_path)
-    terms = losses.backward(losses.share(packed(ROWS, np.arange(2), EOS)))
+    terms = losses.backward(losses.share(packed(ROWS, np.arange(2), EOS)), setting_of(config))
     found = torch.stack([terms["soft"].raw, terms["hard"].raw])
     gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
 

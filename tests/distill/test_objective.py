@@ -4,91 +4,174 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from distill_world import SEQ_LEN, World, losses_of
+from helpers import save_tiny_model, tiny_config
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from compress.base.errors import UsageError
 from compress.data import TokenStore
 from compress.distill import DistillConfig, plan_distill
+from compress.distill.config import HiddenConfig, Schedule, SimilarityConfig, Weights
 from compress.distill.loop.guard import StepGuard
 from compress.distill.loop.progress import Progress
 from compress.distill.objective import objective
-from compress.distill.objective.part import Outcome, Pair
+from compress.distill.objective.pairs import block_pairs
+from compress.distill.objective.part import Pair
 from compress.distill.objective.signals import Needs, Signals
-from compress.distill.rows.batch import MicroBatch
+from compress.distill.resources.loading import recompute_activations
+from compress.distill.rows.batch import Batch, MicroBatch
 from compress.distill.rows.source import StoreRows
 from compress.distill.teachers.source import LiveTeacher
 from compress.model.load import load_config, load_model
 
 Options = Callable[..., DistillConfig]
-WEIGHT = 0.25
+MEAN_SQUARES = HiddenConfig(pairs=((0, 0),), distance="mse", layer_norm=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Nearness:
-    """A third term: how far the student's first block is from the teacher's, a mean of squares."""
+def dense_terms(
+    world: World, config: DistillConfig, batch: Batch, projections: Any = None
+) -> tuple[dict[str, torch.Tensor], list[torch.nn.Parameter]]:
+    """Each term by its definition in float64, from whole logits and stored outputs of all blocks; the student's
+    parameters, for gradients."""
+    student, teacher = (load_model(path, dtype=torch.float64) for path in (world.student, world.teacher))
+    ids = torch.from_numpy(batch.ids)
+    states: list[list[torch.Tensor]] = [[], []]
+    for model, seen in zip((student, teacher), states, strict=True):
+        for block in model.transformer.h:
+            block.register_forward_hook(lambda m, a, out, seen=seen: seen.append(_first(out)[:, :-1]))
+    log_q, log_p = (model(ids, use_cache=False).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in (student, teacher))
+    found = {
+        "soft": torch.nn.functional.kl_div(log_q, log_p.detach(), log_target=True, reduction="batchmean"),
+        "hard": torch.nn.functional.nll_loss(log_q, ids[:, 1:].flatten()),
+    }
+    if config.hidden is not None:
+        assert not isinstance(config.hidden.pairs, str)
+        values = []
+        for number, (own, theirs) in enumerate(config.hidden.pairs):
+            h, t = states[0][own], states[1][theirs].detach()
+            if projections is not None:
+                h = h @ projections[number].weight.double().T
+            if config.hidden.layer_norm:
+                h, t = ((x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() for x in (h, t))
+            if config.hidden.distance == "mse":
+                values.append(((h - t) ** 2).mean())
+            else:
+                values.append((1 - (h * t).sum(-1) / (h.norm(dim=-1) * t.norm(dim=-1))).mean())
+        found["hidden"] = torch.stack(values).mean()
+    if config.similarity is not None:
+        assert not isinstance(config.similarity.pairs, str)
+        grams = [
+            [x / x.norm(dim=-1, keepdim=True) @ (x / x.norm(dim=-1, keepdim=True)).mT for x in (states[0][own], states[1][theirs].detach())]
+            for own, theirs in config.similarity.pairs
+        ]
+        found["similarity"] = torch.stack([((a - b) ** 2).mean() for a, b in grams]).mean()
+    return found, list(student.parameters())
 
-    weights = {"near": WEIGHT}  # noqa: RUF012
-    needs = Needs(student_blocks=(0,), teacher_blocks=(0,), autograd=True)
 
-    def __call__(self, student: Signals, teacher: Signals | None, batch: MicroBatch, num_tokens: float) -> Outcome:
-        assert teacher is not None
-        raw = (student.blocks[0] - teacher.blocks[0]).square().mean(-1).sum(dtype=torch.float64) / num_tokens
-        return Outcome(WEIGHT * raw, raw.detach()[None])
+TERMS: dict[str, dict[str, Any]] = {
+    "mean squares": {"weights": Weights(hidden=0.25), "hidden": MEAN_SQUARES},
+    "cosine after a norm": {"weights": Weights(hidden=0.5), "hidden": HiddenConfig(pairs=((0, 1),))},
+    "mean squares after a norm": {
+        "weights": Weights(hidden=0.5, soft=0.3, hard=0.4), "hidden": HiddenConfig(pairs=((0, 1),), distance="mse"),
+    },
+    "a learned projection": {
+        "weights": Weights(hidden=2.0), "hidden": HiddenConfig(pairs=((0, 0),), projection="linear"),
+    },
+    "similarity": {"weights": Weights(similarity=3.0), "similarity": SimilarityConfig(pairs=((0, 1),))},
+    "all, at half the depth of the run": {
+        "weights": Weights(hidden=Schedule(from_=1, to=0), similarity=1.0),
+        "hidden": HiddenConfig(pairs=((0, 0),)), "similarity": SimilarityConfig(pairs=((0, 0),)),
+        "alpha": Schedule(from_=0.9, to=0.5, shape="cosine"),
+    },
+}  # fmt: skip
 
 
-@pytest.fixture
-def near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All it takes: its name, and what makes it."""
-    monkeypatch.setitem(objective.PARTS, "near", lambda config, pair: Nearness())
-
-
-@pytest.mark.usefixtures("near")
-def test_a_new_term_is_in_the_loss_and_its_gradient(world: World, options: Options) -> None:
-    """Against the sum of three dense losses by autograd, in micro-batches of one row."""
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recomputed"])
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_and_their_gradients_equal_their_definitions(
+    world: World, options: Options, name: str, recompute: bool
+) -> None:
+    """In float64, from whole logits and the stored outputs of blocks; in micro-batches of one row."""
+    config = options(micro_batch_rows=1, **TERMS[name])
     student, teacher = (load_model(path, dtype=torch.float32) for path in (world.student, world.teacher))
-    losses = losses_of(options(micro_batch_rows=1), student, teacher, world.root)
+    if recompute:
+        recompute_activations(student)
+    losses = losses_of(config, student, teacher, world.root)
+    made = losses._objective
     rows = _rows(world)
     batch = rows.read(rows.row_ids(0, 3))
-    terms = losses.backward(losses.share(batch))
-    gradients = [p.grad.clone() for p in student.parameters() if p.grad is not None]
-    assert list(terms) == ["soft", "hard", "near"]
+    setting = made.at(0.5)
+    terms = losses.backward(losses.share(batch), setting)
 
-    student.eval().zero_grad()
-    ids = torch.from_numpy(batch.ids)
-    outs = [model(ids, output_hidden_states=True, use_cache=False) for model in (student, teacher)]
-    log_q, log_p = (out.logits[:, :-1].flatten(0, 1).log_softmax(-1) for out in outs)
-    soft = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
-    hard = torch.nn.functional.nll_loss(log_q, ids[:, 1:].flatten())
-    # a student of one block: transformers' last hidden state is after the norm, so the block is asked by a hook
-    seen: list[torch.Tensor] = []
-    handle = student.transformer.h[0].register_forward_hook(lambda m, a, out: seen.append(_first(out)))
-    student(ids, use_cache=False)
-    handle.remove()
-    distance = (seen[0] - outs[1].hidden_states[1])[:, :-1].square().mean()
-    loss = 0.8 * soft + 0.2 * hard + WEIGHT * distance
-    loss.backward()
-    for name, expected in (("soft", soft), ("hard", hard), ("near", distance)):
-        assert float(terms[name].raw) == pytest.approx(expected.item(), rel=1e-5)
-    assert objective.loss_of(terms).item() == pytest.approx(loss.item(), rel=1e-5)
-    expected_gradients = [p.grad for p in student.parameters() if p.grad is not None]
-    torch.testing.assert_close(gradients, expected_gradients, rtol=2e-4, atol=1e-6)
+    projections = made.learned["hidden"] if "hidden" in made.learned else None
+    expected, parameters = dense_terms(world, config, batch, projections)
+    assert list(terms) == list(expected)
+    weights = {"soft": 0.8, "hard": 0.2}
+    if name.startswith("all"):
+        weights = {"soft": 0.7, "hard": 0.3, "hidden": 0.5, "similarity": 1.0}
+    assert config.weights is not None
+    fixed = {term: value for term, value in vars(config.weights).items() if isinstance(value, float)}
+    weights |= fixed
+    assert setting.weights == pytest.approx(weights)
+    loss = sum(weights[term] * value for term, value in expected.items())
+    assert isinstance(loss, torch.Tensor)
+    gradients = torch.autograd.grad(loss, parameters)
+    for term, value in expected.items():
+        assert float(terms[term].raw) == pytest.approx(value.item(), rel=1e-5)
+    assert float(objective.loss_of(terms)) == pytest.approx(loss.item(), rel=1e-5)
+    for parameter, gradient in zip(student.parameters(), gradients, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.double(), gradient, rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.usefixtures("near")
-def test_a_new_term_is_logged_measured_watched_and_planned(world: World, options: Options) -> None:
-    config = options(gradient_checkpointing=True, spike_sigma=6.0)
+def test_projections_between_widths_learn_and_are_no_part_of_the_student(
+    world: World, options: Options, tmp_path: Path
+) -> None:
+    """Their gradient is checked by finite differences; a run that is stopped goes on with them, bit for bit."""
+    narrow = save_tiny_model(tmp_path / "narrow", "gpt2", seed=5, scale=0.1, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)
+    config = options(weights=Weights(hidden=1.0), hidden=HiddenConfig(pairs="last"), micro_batch_rows=2)
+    student, teacher = (load_model(path, dtype=torch.float64) for path in (narrow, world.teacher))
+    losses = losses_of(config, student, teacher, world.root)
+    (projection,) = losses._objective.learned["hidden"]
+    projection.double()
+    rows = _rows(world)
+    share = losses.share(rows.read(rows.row_ids(0, 4)))
+    losses.backward(share, losses._objective.at(0))
+    place = (3, 5)
+    slopes = []
+    for step in (1e-3, -1e-3):
+        with torch.no_grad():
+            projection.weight[place] += step
+            slopes.append(losses.measure(share, losses._objective.at(0))["hidden"])
+            projection.weight[place] -= step
+    assert float(projection.weight.grad[place]) == pytest.approx((slopes[0] - slopes[1]) / 2e-3, rel=1e-2)
+
+    world.run("whole", config, student=narrow)
+    kept = load_file(tmp_path / "whole/train/checkpoints/step-8/model.safetensors")
+    assert kept["objective.hidden.0.weight"].shape == (teacher.config.hidden_size, 16)
+    finished = load_file(tmp_path / "whole/student/model.safetensors")
+    assert set(finished) == set(load_file(narrow / "model.safetensors"))
+
+
+def test_terms_are_logged_measured_watched_and_planned(world: World, options: Options) -> None:
+    config = options(spike_sigma=6.0, weights=Weights(hidden=0.25), hidden=MEAN_SQUARES)
     world.run("run", config)
+    weights = {"soft": 0.8, "hard": 0.2, "hidden": 0.25}
     steps = [row for row in world.metrics("run") if "loss" in row]
     for row in steps:
-        assert row["loss"] == pytest.approx(0.8 * row["soft"] + 0.2 * row["hard"] + WEIGHT * row["near"], rel=1e-12)
+        for term, weight in weights.items():
+            assert row[f"{term}_scaled"] == pytest.approx(weight * row[term], rel=1e-12)
+        assert row["loss"] == pytest.approx(sum(row[f"{term}_scaled"] for term in weights), rel=1e-12)
     held = [row for row in world.metrics("run") if "heldout_loss" in row]
-    assert held[-1]["heldout_near"] < held[0]["heldout_near"]
-    parts = (0.8 * held[0]["heldout_soft"], 0.2 * held[0]["heldout_hard"], WEIGHT * held[0]["heldout_near"])
+    assert held[-1]["heldout_hidden"] < held[0]["heldout_hidden"]
+    parts = [weight * held[0][f"heldout_{term}"] for term, weight in weights.items()]
     assert held[0]["heldout_loss"] == pytest.approx(sum(parts), rel=1e-12)
     state = json.loads((world.root / "run/train/checkpoints/step-8/state.json").read_text())
     assert state["recent_losses"] == pytest.approx([row["loss"] for row in steps], rel=1e-12)
@@ -96,7 +179,7 @@ def test_a_new_term_is_logged_measured_watched_and_planned(world: World, options
     guard = StepGuard(config, torch.device("cpu"), total=0, in_a_row=0, recent=[])
     for value, bad in ((1.0, 0.0), (math.nan, 1.0)):
         terms = {name: objective.Term(torch.tensor(1.0, dtype=torch.float64), 0.5) for name in ("soft", "hard")}
-        terms["near"] = objective.Term(torch.tensor(value, dtype=torch.float64), WEIGHT)
+        terms["hidden"] = objective.Term(torch.tensor(value, dtype=torch.float64), 0.25)
         assert float(guard.note(0, terms, torch.tensor(1.0))) == bad
 
     models = {name: load_config(getattr(world, name)) for name in ("student", "teacher")}
@@ -104,15 +187,54 @@ def test_a_new_term_is_logged_measured_watched_and_planned(world: World, options
     assert plan.memory_bytes["signals"] == 4 * SEQ_LEN * 2 * models["student"].hidden_size * 4
 
 
-def test_without_it_there_are_two_terms_and_no_signals(world: World, options: Options) -> None:
+def test_without_them_there_are_two_terms_and_no_signals(world: World, options: Options) -> None:
     pair = Pair(load_config(world.student), load_config(world.teacher))
     made = objective.make_objective(options(alpha=0.3), pair)
-    assert made.weights == {"soft": 0.3, "hard": 0.7}
+    assert made.at(0.0).weights == {"soft": 0.3, "hard": 0.7}
     assert made.needs == Needs()
     alone = objective.make_objective(options(alpha=0.0), pair._replace(teacher=None))
-    assert alone.weights == {"hard": 1.0}
+    assert alone.at(0.0).weights == {"hard": 1.0}
     plan = plan_distill(options(), student=pair.student, teacher=pair.teacher, num_rows=100, seq_len=SEQ_LEN)
     assert "signals" not in plan.memory_bytes
+
+
+PAIRS = {
+    "kept": ((0, 0), (1, 3), (2, 5)), "next": ((0, 2), (1, 4), (2, 5)), "uniform": ((0, 1), (1, 3), (2, 5)),
+    "last": ((2, 5),), ((2, 4), (0, 1)): ((0, 1), (2, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", PAIRS, ids=str)
+def test_pairs_of_blocks(asked: Any) -> None:
+    """Of a student of three blocks, which were layers 0, 3 and 5 of six."""
+    pair = Pair(tiny_config(num_hidden_layers=3), tiny_config(num_hidden_layers=6), (0, 3, 5))
+    assert block_pairs("hidden", HiddenConfig(pairs=asked), pair) == PAIRS[asked]
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "outside": ({"weights": Weights(hidden=1.0), "hidden": HiddenConfig(pairs=((0, 9),))}, r"has \[0, 9\].*0 to 1"),
+    "twice": ({"weights": Weights(hidden=1.0), "hidden": HiddenConfig(pairs=((0, 0), (0, 1)))}, "twice"),
+    "no cut": ({"weights": Weights(similarity=1.0), "similarity": SimilarityConfig(pairs="kept")}, "prune.json"),
+    "all left out": ({"weights": Weights(hidden=1.0), "hidden": HiddenConfig(pairs="last", leave_out_last=1)}, "no pair"),
+    "all 0": ({"weights": Weights(soft=0.0, hard=0.0)}, "All weights are 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_terms_that_cannot_be_are_refused_before_the_models_are_read(world: World, options: Options, name: str) -> None:
+    changes, message = WRONG[name]
+    with pytest.raises(UsageError, match=message):
+        world.run("run", options(**changes))
+    assert not (world.root / "run").exists()
+
+
+def test_widths_that_differ_need_a_projection_and_hidden_states_a_teacher() -> None:
+    pair = Pair(tiny_config(hidden_size=32), tiny_config(hidden_size=64))
+    config = DistillConfig(weights=Weights(hidden=1.0), hidden=HiddenConfig(pairs="last", projection="identity"))
+    with pytest.raises(UsageError, match="student's is 32, the teacher's 64: use linear"):
+        objective.make_objective(config, pair)
+    with pytest.raises(UsageError, match="there is none: name one"):
+        objective.make_objective(dataclasses.replace(config, alpha=0.0), pair._replace(teacher=None))
 
 
 OBJECTIVES: list[dict[str, Any]] = [
@@ -189,7 +311,7 @@ def test_a_teacher_that_is_known_by_row_trains_as_one_that_is_run(world: World, 
                     states = live(losses.share(rows.read(np.array([row]))).pieces[0]).hidden
                     hidden[int(row)] = torch.cat([states, states[:1]])  # the last place has no label
                 losses._teacher = KnownTeacher(hidden, live(losses.share(batch).pieces[0]).head)
-        terms = losses.backward(losses.share(batch))
+        terms = losses.backward(losses.share(batch), losses._objective.at(0.0))
         found.append(([float(t.raw) for t in terms.values()], [p.grad for p in student.parameters()]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-7)

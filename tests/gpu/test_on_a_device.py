@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from distill_world import SEQ_LEN, World, losses_of
+from distill_world import SEQ_LEN, World, losses_of, setting_of
 from helpers import byte_tokenizer, save_tiny_model, tiny_config
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -117,9 +117,10 @@ def test_a_models_gradients_against_float64(tied: bool, world: World, options: O
         for seed in (1, 2)
     ]
     student, teacher = (load_model(folder, dtype=torch.float32, device=device) for folder in folders)
-    losses = losses_of(options(micro_batch_rows=2, precision="fp32"), student, teacher, world.root)
+    config = options(micro_batch_rows=2, precision="fp32")
+    losses = losses_of(config, student, teacher, world.root)
     rows = TokenStore.open(world.data).heldout(5)
-    losses.backward(losses.share(packed(rows, torch.arange(5).numpy(), None)))
+    losses.backward(losses.share(packed(rows, torch.arange(5).numpy(), None)), setting_of(config))
     wide, guide = (AutoModelForCausalLM.from_pretrained(folder).double() for folder in folders)
     ids = torch.from_numpy(rows)
     log_q, log_p = (model(ids).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in (wide, guide))
