@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.base.config import config
+from compress.base.config import config, key_of
 from compress.base.currency import FREE, Before, Meaning
 from compress.base.units import Count, Every, EveryOrAuto
 
@@ -14,8 +14,26 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 PositiveCount = Annotated[Count, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-DivergenceName = Literal["forward_kl", "cross_entropy", "reverse_kl", "jensen_shannon", "symmetric_kl"]
-"""Functions of these names in `compress.distill.objective.divergences`, which needs torch and this does not."""
+DivergenceName = Literal[
+    "forward_kl",
+    "cross_entropy",
+    "reverse_kl",
+    "symmetric_kl",
+    "jensen_shannon",
+    "generalised_js",
+    "total_variation",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "logit_mse",
+    "uld",
+]
+"""Defined in `compress.distill.objective.divergences`, which needs torch, where this does not."""
+_PARAMETERS = {
+    "symmetric_kl": ("lambda", 0.5),
+    "generalised_js": ("beta", 0.5),
+    "skew_forward_kl": ("s", 0.1),
+    "skew_reverse_kl": ("s", 0.1),
+}
 
 
 @config
@@ -45,6 +63,47 @@ class Weights:
     """Of the distance between hidden states; None has no such term."""
     similarity: Scheduled | None = None
     """Of the distance between Gram matrices of hidden states; None has no such term."""
+
+
+@config
+class DivergenceConfig:
+    """A divergence with its parameter: {name: skew_forward_kl, s: 0.2}."""
+
+    name: DivergenceName
+    lambda_: Fraction | None = None
+    """Of symmetric_kl: lambda KL(p || q) + (1 - lambda) KL(q || p); 0.5 where it is not written."""
+    beta: Fraction | None = None
+    """Of generalised_js: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q; its limits, 0 and 1,
+    are forward and reverse KL. 0.5 where it is not written."""
+    s: Beta | None = None
+    """Of skew_forward_kl, KL(p || s p + (1 - s) q), and skew_reverse_kl, KL(q || (1 - s) p + s q); 0.1 where it is not
+    written."""
+
+    def __post_init__(self) -> None:
+        own, default = _PARAMETERS.get(self.name, ("", 0.0))
+        given = {key_of(name): value for name, value in vars(self).items() if name != "name" and value is not None}
+        if other := [name for name in given if name != own]:
+            has = f"has {own} (by default {default:g})" if own else "has no parameter"
+            raise ValueError(f"{self.name} {has}, and not {other[0]}")
+
+    @property
+    def parameter(self) -> float:
+        """Its parameter; 0 where it has none."""
+        own, default = _PARAMETERS.get(self.name, ("", 0.0))
+        given = {key_of(name): value for name, value in vars(self).items()}.get(own)
+        return default if given is None else float(given)
+
+
+def divergence_of(asked: DivergenceName | DivergenceConfig) -> DivergenceConfig:
+    """A divergence as it is computed: named alone it has its default, and special cases are what they are cases of."""
+    found = asked if isinstance(asked, DivergenceConfig) else DivergenceConfig(name=asked)
+    if found.name == "jensen_shannon":
+        return DivergenceConfig(name="generalised_js", beta=0.5)
+    if found.name == "generalised_js" and found.parameter in (0, 1):
+        return DivergenceConfig(name="reverse_kl" if found.parameter else "forward_kl")
+    if found.name.startswith("skew_") and found.parameter == 0:
+        return DivergenceConfig(name="reverse_kl" if found.name == "skew_reverse_kl" else "forward_kl")
+    return found
 
 
 BlockPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -89,8 +148,11 @@ class DistillConfig:
     """Weight of the soft loss (against the teacher); the hard loss (next token) has 1 - alpha. 0 needs no teacher."""
     temperature: AboveZero | Schedule = 1.0
     """Divides both models' logits in the soft loss, which is multiplied by its square."""
-    divergence: DivergenceName = "forward_kl"
-    """What the soft loss measures; cross-entropy is forward KL plus the teacher's entropy, with its gradient."""
+    divergence: DivergenceName | DivergenceConfig = "forward_kl"
+    """What the soft loss measures, by name, or with its parameter: {name: skew_forward_kl, s: 0.1}."""
+    self_correct: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Before(None)] = None
+    """tau: where the teacher's first choice is not the label, give the label the more of its probability, to tau above
+    the first choice; where it is, tau more. For small, clean sets of data."""
     weights: Annotated[Weights | None, Before(None)] = None
     """What terms count beside, or instead of, what alpha says: {hidden: 0.2}."""
     hidden: Annotated[HiddenConfig | None, Before(None)] = None
@@ -190,6 +252,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError("warmup_fraction and decay_fraction are more than all steps together; lower one")
+        if self.self_correct is not None and divergence_of(self.divergence).name == "logit_mse":
+            raise ValueError("self_correct changes the teacher's probabilities, and logit_mse has none; leave one out")
         if isinstance(self.alpha, Schedule) and max(self.alpha.from_, self.alpha.to) > 1:
             raise ValueError("alpha goes from a number of 0 to 1 to another; `weights` takes larger ones")
         if isinstance(self.temperature, Schedule) and min(self.temperature.from_, self.temperature.to) == 0:

@@ -13,6 +13,7 @@ from helpers import save_tiny_model
 from compress.base.config import to_dict
 from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, DistillResult, distill
+from compress.distill.config import HiddenConfig, Schedule, SimilarityConfig, Weights
 from compress.distill.loop.accelerator import make_accelerator
 from compress.distill.loop.step import Losses, StudentWithLoss
 from compress.distill.objective.objective import make_objective
@@ -21,6 +22,15 @@ from compress.distill.objective.schedules import Setting, setting_at
 from compress.distill.teachers.source import LiveTeacher
 
 SEQ_LEN = 32
+MANY_TERMS: dict[str, Any] = {
+    "weights": Weights(hidden=Schedule(from_=0.5, to=0.1, shape="cosine", over=0.75), similarity=1.0),
+    "hidden": HiddenConfig(pairs=((0, 1),), projection="linear"),
+    "similarity": SimilarityConfig(pairs=((0, 1),)),
+    "alpha": Schedule(from_=0.9, to=0.5),
+    "temperature": Schedule(from_=3.0, to=1.0, shape="step", over=0.5),
+    "balance": "level",
+}
+"""Options of a run with all that a checkpoint has to keep for its objective."""
 HELDOUT = 6
 
 

@@ -3,10 +3,12 @@
 `python tests/early_checks.py` writes the page.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from compress.base.config import key_of
 from compress.run.recipe import Recipe
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe_checks.md"
@@ -114,6 +116,19 @@ EARLY: dict[str, Early] = {
     ),
     "data.seq_len": early(ROWS, ("data.seq_len=512", "Rows of 512 tokens are longer than")),
     "data.heldout_sequences": early("the disk has room", ("data.heldout_sequences=100T", "the disk has")),
+    "distill.weights.soft": early("one of the terms counts", ("distill.weights={soft:0,hard:0}", "All weights are 0")),
+    "distill.hidden.pairs": early(
+        "blocks that there are, each of the student's once; the cut is known where it goes by that",
+        ("distill.weights={hidden:1} distill.hidden={pairs:[[0,99]]}", "the teacher's 0 to"),
+        ("distill.weights={hidden:1} distill.hidden={pairs:[[0,0],[0,1]]}", "twice"),
+    ),
+    "distill.hidden.leave_out_last": early(
+        "a pair is left", ("distill.weights={hidden:1} distill.hidden={leave_out_last:99}", "leaves no pair")
+    ),
+    "distill.hidden.projection": early("identity: widths agree"),
+    "distill.similarity.pairs": early(
+        "as of hidden", ("distill.weights={similarity:1} distill.similarity={pairs:[[99,0]]}", "the student's blocks")
+    ),
     "distill.tokens": early(
         "no more than data.tokens and epochs give", ("distill.tokens=9k data.tokens=2k", "needs 141 sequences")
     ),
@@ -190,13 +205,14 @@ LATER = {
 def keys(config: type = Recipe, at: str = "") -> Iterator[tuple[str, Any]]:
     """Each key of a recipe, dotted, with its annotation; a scratch teacher's training has those of `distill`."""
     for name, hint in get_type_hints(config, include_extras=True).items():
-        parts = [part for part in (hint, *get_args(hint)) if hasattr(part, "__pydantic_config__")]
+        plain = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+        kinds = [kind for kind in (get_args(plain) or (plain,)) if kind is not type(None)]
         if f"{at}{name}" == "teacher.scratch.train":
             continue
-        if parts:
-            yield from keys(parts[0], f"{at}{name}.")
+        if len(kinds) == 1 and hasattr(kinds[0], "__pydantic_config__"):
+            yield from keys(kinds[0], f"{at}{key_of(name)}.")
         else:
-            yield f"{at}{name}", hint
+            yield f"{at}{key_of(name)}", hint
 
 
 def kind_of(hint: Any) -> str:
@@ -215,6 +231,8 @@ def kind_of(hint: Any) -> str:
         return f"list of {kind_of(inner)}"
     if get_origin(hint) is dict:
         return "mapping"
+    if hasattr(hint, "__pydantic_config__"):
+        return f"`{{{', '.join(key_of(field.name) for field in dataclasses.fields(hint))}}}`"
     return " or ".join(kind_of(part) for part in get_args(hint)) or "value"
 
 

@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from compress.base.errors import UsageError
 
@@ -188,7 +189,7 @@ def build(cls: type[C], document: Document) -> C:
     try:
         return adapter.validate_json(json.dumps(document.data))
     except ValidationError as error:
-        faults = [_explain(fault, cls, document) for fault in error.errors()]
+        faults = [_explain(path, fault, cls, document) for path, fault in _faults(error, document)]
         raise UsageError("\n".join(dict.fromkeys(faults))) from None
 
 
@@ -245,9 +246,33 @@ def _empty_texts(value: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def _explain(fault: Any, cls: type, document: Document) -> str:
-    parts = [str(part) for part in fault["loc"]]
-    path = ".".join(parts)
+def _faults(error: ValidationError, document: Document) -> list[tuple[str, ErrorDetails]]:
+    """Each fault with its dotted path; of the kinds that a value may have, only those that it seems meant to be."""
+    found = [(".".join(_place(fault, document.data)), fault) for fault in error.errors()]
+    paths = [path for path, _ in found]
+    return [
+        (path, fault)
+        for path, fault in found
+        if not any(other.startswith(f"{path}.") for other in paths)
+        and not (fault["type"] in ("dataclass_type", "tuple_type") and paths.count(path) > 1)
+    ]
+
+
+def _place(fault: ErrorDetails, data: Any) -> Iterator[str]:
+    """Where a fault is, without the names that pydantic gives to the kinds of a value that may be of several."""
+    *parts, last = fault["loc"] or ("",)
+    for part in parts:
+        inside = isinstance(data, dict) and part in data
+        if inside or (isinstance(data, list) and isinstance(part, int)):
+            data = data[part]
+            yield str(part)
+    absent = "missing" in fault["type"] or fault["type"] in ("unexpected_keyword_argument", "extra_forbidden")
+    if absent or isinstance(last, int) or (isinstance(data, dict) and last in data):
+        yield str(last)
+
+
+def _explain(path: str, fault: ErrorDetails, cls: type, document: Document) -> str:
+    parts = path.split(".")
     where = document.where(path)
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _fields_at(cls, parts[:-1])
@@ -262,11 +287,16 @@ def _explain(fault: Any, cls: type, document: Document) -> str:
 
 
 def _fields_at(cls: Any, parts: Sequence[str]) -> list[str]:
-    """Field names of the config found by walking `parts` from `cls` (through `X | None` unions)."""
+    """Field names of the config found by walking `parts` from `cls`, through what may be of several kinds."""
     for part in parts:
         hint = next((f.type for f in dataclasses.fields(cls) if key_of(f.name) == part), None)
-        candidates = [hint, *getattr(hint, "__args__", ())]
-        cls = next((c for c in candidates if dataclasses.is_dataclass(c)), None)
+        cls = next((kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)), None)
         if cls is None:
             return []
     return [key_of(f.name) for f in dataclasses.fields(cls)]
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    yield hint
+    for part in get_args(hint):
+        yield from _kinds(part)

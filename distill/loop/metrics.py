@@ -1,8 +1,9 @@
 """RUN/train/metrics.jsonl and the trackers: one row a logged step, continued without gaps or repeats at a resume.
 
-A step's row has the training loss and its terms, as they are defined and as they count (`NAME_scaled`); a row of held-out measures has the same of the
-held-out rows, and what runs are compared by, whatever they minimise: `heldout_kl`, KL(teacher || student) at
-temperature 1 (null without a teacher), and `heldout_hard`, the cross-entropy of the next token; all in nats a token.
+A step's row has the training loss and its terms, as they are defined and as they count (`NAME_scaled`); a row of
+held-out measures has the terms of the held-out rows as they are defined, and what runs are compared by, whatever they
+minimise: `heldout_kl`, KL(teacher || student) at temperature 1 (null without a teacher), and `heldout_hard`, the
+cross-entropy of the next token; all in nats a token.
 """
 
 import json

@@ -159,7 +159,9 @@ def _log(s: Session, metrics: Metrics, clock: Clock, terms: Terms, grad_norm: Te
             "rows_sha256": s.progress.rows_sha256,
         }
     )
-    return f"step {s.progress.step} of {s.budget.steps}, loss {columns['loss']:.3f}, {rate:,.0f} tokens/s"
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in zip(terms, raw, strict=True)) if len(terms) > 1 else ""
+    loss = f"loss {columns['loss']:.3f}{parts and f' ({parts})'}"
+    return f"step {s.progress.step} of {s.budget.steps}, {loss}, {rate:,.0f} tokens/s"
 
 
 def _measure_heldout(s: Session, metrics: Metrics) -> None:

@@ -2,9 +2,8 @@
 
 L = mean over pairs (i, j) and labels of d(P_i h_i, t_j), with h_i the output of the student's block i and t_j of the
 teacher's block j, before the final norm where they are the last. d is 1 - cos(a, b) or mean((a - b)^2) over the width,
-of a = LN(P h) and b = LN(t): LayerNorm without gain and bias. Mapped intermediate layers with cosine: Raman et al.,
-arXiv:2402.08806 (llama-distillation-torchtune); mean squares through a learned projection: FitNets, arXiv:1412.6550, and
-TinyBERT, arXiv:1909.10351.
+of a = LN(P h) and b = LN(t), LayerNorm without gain and bias: the first as in llama-distillation-torchtune, the second,
+with a learned P, after FitNets (arXiv:1412.6550) and TinyBERT (arXiv:1909.10351).
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from compress.base.errors import UsageError
 from compress.distill.config import DistillConfig, HiddenConfig
@@ -86,9 +85,9 @@ def distances(hidden: Tensor, wanted: Tensor, config: HiddenConfig) -> Tensor:
     """d of each place [M], fp32, between states [M, D] of any floating dtype."""
     hidden, wanted = hidden.to(torch.float32), wanted.to(torch.float32)
     if config.layer_norm:
-        hidden, wanted = (F.layer_norm(states, states.shape[-1:], eps=_EPSILON) for states in (hidden, wanted))
+        hidden, wanted = (functional.layer_norm(states, states.shape[-1:], eps=_EPSILON) for states in (hidden, wanted))
     if config.distance == "cosine":
-        return 1 - F.cosine_similarity(hidden, wanted, dim=-1)
+        return 1 - functional.cosine_similarity(hidden, wanted, dim=-1)
     return (hidden - wanted).square().mean(-1)
 
 
@@ -100,10 +99,10 @@ def hidden_states(config: DistillConfig, pair: Pair) -> HiddenStates | None:
     """
     if config.weights is None or config.weights.hidden is None:
         return None
-    require_teacher("hidden", pair)
+    teacher = require_teacher("hidden", pair)
     asked = config.hidden or HiddenConfig()
     pairs = block_pairs("hidden", asked, pair)
-    own, theirs = (model.get_text_config().hidden_size for model in (pair.student, pair.teacher))
+    own, theirs = (model.get_text_config().hidden_size for model in (pair.student, teacher))
     if asked.projection == "identity" and own != theirs:
         raise UsageError(
             f"hidden.projection: identity needs models of one width, and the student's is {own}, the teacher's "
@@ -115,10 +114,11 @@ def hidden_states(config: DistillConfig, pair: Pair) -> HiddenStates | None:
     return HiddenStates(pairs, asked, learned)
 
 
-def require_teacher(term: str, pair: Pair) -> None:
-    """Raises UsageError where a term compares with a teacher that there is not."""
+def require_teacher(term: str, pair: Pair) -> Any:
+    """The teacher's config; raises UsageError where a term compares with a teacher that there is not."""
     if pair.teacher is None:
         raise UsageError(f"weights.{term} compares with a teacher, and there is none: name one, or leave it out.")
+    return pair.teacher
 
 
 def _projection(own: int, theirs: int, seed: int) -> nn.Linear:

@@ -1,15 +1,15 @@
 """The distillation loss from last hidden states and output heads: what it is, and what it is given."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from compress.base.errors import UsageError
-from compress.distill.config import DivergenceName
+from compress.distill.config import DivergenceConfig, DivergenceName, divergence_of
 from compress.distill.objective.chunks import ChunkedLoss, Task
-from compress.distill.objective.divergences import DIVERGENCES, TileLoss
+from compress.distill.objective.divergences import TileLoss
 from compress.model.parts import OutputHead
 
 IGNORE_INDEX = -100
@@ -34,7 +34,8 @@ class LossOptions:
 
     alpha: float
     temperature: float
-    divergence: DivergenceName
+    divergence: DivergenceName | DivergenceConfig
+    self_correct: float | None = None
     chunk_tokens: int | None = None
     fused: bool = True
 
@@ -48,7 +49,8 @@ def distillation_loss(
     *,
     alpha: float = 0.8,
     temperature: float = 1.0,
-    divergence: DivergenceName = "forward_kl",
+    divergence: DivergenceName | DivergenceConfig = "forward_kl",
+    self_correct: float | None = None,
     ignore_index: int | None = IGNORE_INDEX,
     chunk_tokens: int | None = None,
     num_tokens: float | None = None,
@@ -68,14 +70,15 @@ def distillation_loss(
         alpha: weight of the soft term, 0 to 1.
         temperature: T > 0, of the soft term.
         divergence: what `soft` is in place of KL(p || q), of both models tempered: a function of
-            `compress.distill.objective.divergences`, by name.
+            `compress.distill.objective.divergences`, by name, or with its parameter.
+        self_correct: tau of `compress.distill.objective.divergences.corrected`; None leaves the teacher as it is.
         ignore_index: labels with this value are left out and never reach a head. None promises that there are none,
             and saves the device a synchronisation.
         chunk_tokens: tokens whose logits exist at once; by default `default_chunk_tokens`.
         num_tokens: divisor of the sums; by default the number of valid labels. Micro-batches of one step pass the
             step's global number of valid labels, so that their gradients add up to the whole batch's.
-        fused: take the compiled pass over the logits where there is one: C++ on CPUs, Triton on CUDA devices, for the
-            first two divergences. False takes torch's operations, which differ from it by rounding.
+        fused: take the compiled pass over the logits where there is one: C++ on CPUs, Triton on CUDA devices. False
+            takes torch's operations, which differ from it by rounding.
 
     Under autocast the products run in its dtype; else in the promotion of the hidden states' and the head's. Softmax
     is taken in at least fp32, losses are summed in float64, the head's gradient is accumulated in at least fp32.
@@ -87,7 +90,12 @@ def distillation_loss(
     student = student_head if isinstance(student_head, OutputHead) else OutputHead(student_head)
     teacher = teacher_head if isinstance(teacher_head, OutputHead | None) else OutputHead(teacher_head)
     options = LossOptions(
-        alpha=alpha, temperature=temperature, divergence=divergence, chunk_tokens=chunk_tokens, fused=fused
+        alpha=alpha,
+        temperature=temperature,
+        divergence=divergence,
+        self_correct=self_correct,
+        chunk_tokens=chunk_tokens,
+        fused=fused,
     )
     _check_options(options, with_teacher=teacher is not None)
     _check_shapes(student_hidden, student, teacher_hidden, teacher, labels)
@@ -121,10 +129,11 @@ def loss_of_valid(
         tile=TileLoss(
             alpha=options.alpha,
             temperature=options.temperature,
-            divergence=options.divergence,
+            divergence=divergence_of(options.divergence),
             student_cap=student.softcap,
             teacher_cap=None if teacher is None else teacher.softcap,
             gradient=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
+            self_correct=options.self_correct,
         ),
         divisor=float(max(len(labels), 1) if num_tokens is None else num_tokens),
         chunk_tokens=options.chunk_tokens,
@@ -143,8 +152,9 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 def _check_options(options: LossOptions, *, with_teacher: bool) -> None:
     alpha, temperature = options.alpha, options.temperature
-    if options.divergence not in DIVERGENCES:
-        raise UsageError(f"divergence = {options.divergence!r}; choose one of {', '.join(DIVERGENCES)}.")
+    names = get_args(DivergenceName)
+    if not isinstance(options.divergence, DivergenceConfig) and options.divergence not in names:
+        raise UsageError(f"divergence = {options.divergence!r}; choose one of {', '.join(names)}.")
     if not 0 <= alpha <= 1 or not 0 < temperature < float("inf"):
         raise UsageError(f"alpha = {alpha}, temperature = {temperature}: alpha is 0 to 1, the temperature above 0.")
     if not with_teacher and alpha > 0:

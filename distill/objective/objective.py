@@ -102,9 +102,7 @@ class Objective:
 
     def terms(self, raw: Tensor, setting: Setting) -> dict[str, Term]:
         """Terms [K] by name."""
-        return {
-            name: Term(value, setting.weights[name]) for name, value in zip(self.names, raw.unbind(), strict=True)
-        }
+        return {name: Term(value, setting.weights[name]) for name, value in zip(self.names, raw.unbind(), strict=True)}
 
     def measured(self, values: list[float], setting: Setting) -> dict[str, float]:
         """What `measure` gave, by name: `loss`, the terms, `kl` where there is a teacher, and `hard`.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from compress.distill.config import DistillConfig, SimilarityConfig
 from compress.distill.objective.hidden import needs_of, require_teacher, times
@@ -66,7 +66,7 @@ class _GramDistance(torch.autograd.Function):
                 if not length:
                     continue
                 norms = torch.linalg.vector_norm(hidden[place].float(), dim=-1, keepdim=True).clamp(min=1e-12)
-                unit, other = hidden[place].float() / norms, F.normalize(wanted[place].float(), dim=-1)
+                unit, other = hidden[place].float() / norms, functional.normalize(wanted[place].float(), dim=-1)
                 gap = torch.addmm(other @ other.T, unit, unit.T, beta=-1)
                 total += gap.square().sum(dtype=torch.float64) / length
                 if gradient is not None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from compress.distill.config import DistillConfig
+from compress.distill.config import DistillConfig, DivergenceConfig, divergence_of
 from compress.distill.objective.loss import LossOptions, loss_of_valid
 from compress.distill.objective.part import Outcome, Pair, Part
 from compress.distill.objective.schedules import Setting
@@ -84,14 +84,18 @@ def soft_and_hard(config: DistillConfig, pair: Pair) -> Part:
 def yardstick(config: DistillConfig, pair: Pair) -> Yardstick:
     """What runs are compared by, in the same chunks as what they minimise."""
     names = ("hard",) if pair.teacher is None else ("kl", "hard")
-    return Yardstick(SoftAndHard(dataclasses.replace(_options(config), divergence="forward_kl"), names), names)
+    forward = DivergenceConfig(name="forward_kl")
+    return Yardstick(
+        SoftAndHard(dataclasses.replace(_options(config), divergence=forward, self_correct=None), names), names
+    )
 
 
 def _options(config: DistillConfig) -> LossOptions:
     return LossOptions(
         alpha=0.0,
         temperature=1.0,
-        divergence=config.divergence,
+        divergence=divergence_of(config.divergence),
+        self_correct=config.self_correct,
         chunk_tokens=config.chunk_tokens,
         fused=config.fused_loss,
     )

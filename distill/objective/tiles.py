@@ -1,7 +1,7 @@
 """From a chunk of logits to its losses and the gradient written over the student's.
 
-Three routes do the same: a C++ pass on CPUs and a Triton kernel on CUDA devices for forward KL and cross-entropy, and
-torch's own operations for everything else, in float64 where there is little of it.
+Three routes do the same: a C++ pass on CPUs, a Triton kernel on CUDA devices, and torch's own operations for what they
+do not have (KERNELS names what they do), in float64 where there is little of it.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from compress.distill.objective.divergences import DIVERGENCES, TileLoss, sum_dtype, tempered
-from compress.distill.objective.kernels import cpu
+from compress.distill.objective.divergences import TileLoss, corrected, divergence, sum_dtype, tempered
+from compress.distill.objective.kernels import KERNELS, cpu
 
 TilePass = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(student [C, V], teacher [C, V] or None, labels [C]) -> [soft, hard] sums; overwrites `student` with d(sum of
@@ -31,7 +31,7 @@ def tile_pass(terms: TileLoss, student: Tensor, *, fused: bool) -> TilePass:
     if student.numel() <= _EXACT_VALUES:
         exact = sum_dtype(student.device)
         return lambda z, z_teacher, labels: _with_torch(z, z_teacher, labels, terms, exact)
-    special = fused and terms.divergence in ("forward_kl", "cross_entropy")
+    special = fused and terms.divergence.name in KERNELS and terms.self_correct is None
     if special and device == "cuda" and find_spec("triton") is not None:
         from compress.distill.objective.kernels import cuda
 
@@ -76,7 +76,10 @@ def _tile(
     else:
         z_teacher, _ = _softcap(teacher.to(dtype), terms.teacher_cap)
         soft_student = plain if temperature == 1.0 else tempered(z, temperature)
-        row_losses, gradient = DIVERGENCES[terms.divergence](soft_student, tempered(z_teacher, temperature))
+        soft_teacher = tempered(z_teacher, temperature)
+        if terms.self_correct is not None:
+            soft_teacher = corrected(soft_teacher, labels, terms.self_correct)
+        row_losses, gradient = divergence(terms.divergence)(soft_student, soft_teacher)
         soft = row_losses.sum() * temperature**2
         gradient.mul_(alpha * temperature).add_(plain.probabilities, alpha=1 - alpha)
     if not terms.gradient:

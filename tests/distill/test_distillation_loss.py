@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from divergence_definitions import ALL, divergence_by_definition, name_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
@@ -16,6 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from compress.base.errors import UsageError
 from compress.distill import distillation_loss
+from compress.distill.config import DivergenceConfig, divergence_of
+from compress.distill.objective.divergences import divergence as divergence_function
+from compress.distill.objective.divergences import tempered
 from compress.model.parts import OutputHead
 
 IGNORED = -100
@@ -140,8 +144,7 @@ def test_chunked_equals_dense_float64(
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jensen_shannon"])
-def test_other_divergences_equal_their_definitions(divergence: Any, temperature: float) -> None:
-    """Expected values from scipy, gradients by finite differences (float64)."""
+def test_divergences_equal_scipys(divergence: Any, temperature: float) -> None:
     case = make_case(11, 12, 40, 6)
     found = chunked(case, alpha=1.0, temperature=temperature, divergence=divergence, chunk_tokens=5)
     p = softmax((case.teacher @ case.teacher_head.weight.T / temperature).numpy(), axis=1)
@@ -149,35 +152,99 @@ def test_other_divergences_equal_their_definitions(divergence: Any, temperature:
     expected = rel_entr(q, p).sum(1) if divergence == "reverse_kl" else jensenshannon(p, q, axis=1) ** 2
     assert float(found[1]) == pytest.approx(temperature**2 * expected.mean(), rel=1e-12)
 
-    def loss(hidden: Tensor, weight: Tensor) -> Tensor:
-        options: Any = {"alpha": 0.7, "temperature": temperature, "divergence": divergence}
-        return distillation_loss(hidden, weight, case.teacher, case.teacher_head, case.labels, **options).loss
-
-    small = case.student.requires_grad_(), case.student_head.weight.requires_grad_()
-    assert torch.autograd.gradcheck(loss, small)
-
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_symmetric_kl_is_its_formula_symmetric_and_zero_where_both_agree(temperature: float) -> None:
-    """Value and gradients against autograd of the plain formula, float64."""
+@pytest.mark.parametrize("divergence", ALL, ids=name_of)
+def test_divergences_and_their_gradients_equal_their_definitions(
+    divergence: DivergenceConfig, temperature: float
+) -> None:
+    """Against autograd of the plain formula in float64, whole; with the hard term beside."""
     case = make_case(12, 12, 40, 6)
-    options: Any = {"alpha": 1.0, "temperature": temperature, "divergence": "symmetric_kl", "chunk_tokens": 5}
+    found = chunked(case, alpha=0.7, temperature=temperature, divergence=divergence, chunk_tokens=5)
     leaves = [leaf.clone().requires_grad_() for leaf in case.leaves()]
-    log_q = (leaves[0] @ leaves[1].T / temperature).log_softmax(-1)
-    log_p = (case.teacher @ case.teacher_head.weight.T / temperature).log_softmax(-1)
-    both = 0.5 * log_p.exp() * (log_p - log_q) + 0.5 * log_q.exp() * (log_q - log_p)
-    loss = temperature**2 * both.sum(-1).mean()
-    expected = [loss.detach(), *torch.autograd.grad(loss, leaves)]
-    found = chunked(case, **options)
-    errors = [relative(a, b) for a, b in zip((found[1], *found[3:]), expected, strict=True)]
+    z_q, z_p = leaves[0] @ leaves[1].T, case.teacher @ case.teacher_head.weight.T
+    soft = temperature**2 * divergence_by_definition(divergence, z_p / temperature, z_q / temperature).mean()
+    loss = 0.7 * soft + 0.3 * torch.nn.functional.cross_entropy(z_q, case.labels)
+    expected = [loss.detach(), soft.detach(), *torch.autograd.grad(loss, leaves)]
+    errors = [relative(a, b) for a, b in zip((found[0], found[1], *found[3:]), expected, strict=True)]
     assert max(errors) < 1e-10, errors
 
-    turned = Case(case.teacher, case.teacher_head, case.student, case.student_head, case.labels)
-    assert chunked(turned, **options)[1].item() == pytest.approx(found[1].item(), rel=1e-12)
-    alike = Case(case.student, case.student_head, case.student, case.student_head, case.labels)
-    zero = chunked(alike, **options)
-    assert zero[1] == 0
-    assert all((gradient == 0).all() for gradient in zero[3:])
+
+_SLACK = 1e-8  # of logits of 1e4 in float64
+SYMMETRIC = ("jensen_shannon", "total_variation", "logit_mse", "uld")
+MOST = {"generalised_js": math.log(2), "total_variation": 1.0, "uld": 2.0}
+
+
+@pytest.mark.parametrize("divergence", ALL, ids=name_of)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**16), scale=st.sampled_from([1e-3, 1.0, 30.0, 1e4]))
+def test_what_a_divergence_is(divergence: DivergenceConfig, seed: int, scale: float) -> None:
+    """Never negative, nothing where both agree, finite for logits of any size and supports that are disjoint, within
+    its bound; the symmetric ones are, also symmetric KL at 1/2 and, turned around, at lambda and 1 - lambda."""
+    g = torch.Generator().manual_seed(seed)
+    z_p, z_q = (scale * torch.randn(4, 30, generator=g, dtype=torch.float64) for _ in range(2))
+    z_p[0, :15], z_q[0, 15:] = -1e4, -1e4
+    function = divergence_function(divergence_of(divergence))
+    rows, gradient = function(tempered(z_q, 1.0), tempered(z_p, 1.0))
+    assert rows.isfinite().all()
+    assert gradient.isfinite().all()
+    assert (rows > -_SLACK).all()
+    assert (gradient.sum(-1).abs() < _SLACK).all()  # the loss does not see what all logits share
+    if divergence_of(divergence).name in MOST:
+        assert (rows <= MOST[divergence_of(divergence).name] + 1e-12).all()
+    same, zero = function(tempered(z_p, 1.0), tempered(z_p, 1.0))
+    if divergence.name != "cross_entropy":
+        assert (same.abs() < _SLACK).all()
+    assert (zero.abs() < _SLACK).all()
+    turned = divergence
+    if divergence.name == "symmetric_kl":
+        turned = DivergenceConfig(name="symmetric_kl", lambda_=1 - divergence.parameter)
+    if divergence.name in (*SYMMETRIC, "symmetric_kl"):
+        other, _ = divergence_function(divergence_of(turned))(tempered(z_p, 1.0), tempered(z_q, 1.0))
+        torch.testing.assert_close(other, rows, rtol=1e-10, atol=_SLACK)
+
+
+@pytest.mark.parametrize("name", ["generalised_js", "skew_forward_kl", "skew_reverse_kl"])
+def test_near_their_limits_divergences_are_the_limits(name: Any) -> None:
+    """beta towards 0 or 1, over beta or 1 - beta: forward or reverse KL (GKD, section 3); s towards 0: unskewed."""
+    g = torch.Generator().manual_seed(5)
+    tiles = [tempered(torch.randn(6, 20, generator=g, dtype=torch.float64), 1.0) for _ in range(2)]
+    forward = divergence_function(DivergenceConfig(name="forward_kl"))(*tiles)[0]
+    reverse = divergence_function(DivergenceConfig(name="reverse_kl"))(*tiles)[0]
+    small = 1e-7
+    if name == "generalised_js":
+        near = [divergence_function(DivergenceConfig(name=name, beta=x))(*tiles)[0] / small for x in (small, 1 - small)]
+        torch.testing.assert_close(near, [forward, reverse], rtol=1e-5, atol=0)
+    else:
+        found = divergence_function(DivergenceConfig(name=name, s=small))(*tiles)[0]
+        torch.testing.assert_close(found, forward if name == "skew_forward_kl" else reverse, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "generalised_js", "uld"])
+@pytest.mark.parametrize("tau", [0.2, 0.9])
+def test_a_corrected_teacher_prefers_the_label_by_tau(divergence: Any, tau: float) -> None:
+    """Against p' = (1 - m) p + m [y] in float64, and autograd; labels that the teacher has right, wrong and surely."""
+    case = make_case(13, 30, 20, 6)
+    z_p = case.teacher @ case.teacher_head.weight.T
+    p = z_p.softmax(-1)
+    case.labels[:10] = p[:10].argmax(-1)
+    y = torch.nn.functional.one_hot(case.labels, 20).double()
+    p_y, p_max = (p * y).sum(-1, keepdim=True), p.max(-1, keepdim=True).values
+    m = torch.where(p_y == p_max, ((p_y + tau).clamp(max=1) - p_y) / (1 - p_y), (p_max - p_y + tau) / (1 + p_max - p_y))
+    better = (1 - m) * p + m * y
+    gap = (better * y).sum(-1) - (better - y * 2).max(-1).values
+    wrong = (p_y != p_max).squeeze(1)
+    torch.testing.assert_close(gap[wrong], torch.full_like(gap[wrong], tau))
+    leaves = [leaf.clone().requires_grad_() for leaf in case.leaves()]
+    config = DivergenceConfig(name=divergence)
+    sure = (m < 1 - 1e-6).squeeze(1)
+    loss = divergence_by_definition(config, better.clamp(min=1e-300).log(), leaves[0] @ leaves[1].T)
+    assert sure.sum() > 15
+    case.labels[~sure] = IGNORED
+    expected = [loss[sure].mean().detach(), *torch.autograd.grad(loss[sure].mean(), leaves)]
+    found = chunked(case, alpha=1.0, divergence=config, self_correct=tau, chunk_tokens=7)
+    errors = [relative(a, b) for a, b in zip((found[1], *found[3:]), expected, strict=True)]
+    assert max(errors) < 1e-9, errors
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -150,13 +150,14 @@ from triton.compiler import ASTSource
 from compress.distill.objective.kernels.cuda import _row
 
 signature = dict(labels="*i64", soft="*fp64", hard="*fp64", width="i32")
-signature |= dict.fromkeys(("alpha", "temperature", "student_cap", "teacher_cap"), "fp32")
-flags = ("HAS_TEACHER", "UNIT_TEMPERATURE", "ENTROPY", "GRADIENT", "STUDENT_CAPPED", "TEACHER_CAPPED", "BLOCK")
+signature |= dict.fromkeys(("alpha", "temperature", "student_cap", "teacher_cap", "parameter"), "fp32")
+flags = ("HAS_TEACHER", "UNIT_TEMPERATURE", "DIVERGENCE", "GRADIENT", "STUDENT_CAPPED", "TEACHER_CAPPED", "BLOCK")
 variants = ((1, 1, 1, 1, 0, 0), (1, 0, 1, 1, 0, 0), (1, 0, 1, 1, 1, 1), (0, 1, 1, 1, 0, 0), (1, 1, 1, 0, 0, 0))
+variants += tuple((1, 1, divergence, 1, 0, 0) for divergence in range(2, 7))
 found = []
 for logits, variant in itertools.product(("*bf16", "*fp32"), variants):
     whole = dict(student=logits, teacher=logits, **signature, **dict.fromkeys(flags, "constexpr"))
-    constants = dict(zip(flags, (*map(bool, variant), 4096)))
+    constants = dict(zip(flags, (*map(bool, variant), 4096))) | {"DIVERGENCE": variant[2]}
     source = ASTSource(fn=_row, signature=whole, constexprs=constants)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     found.append([len(made.asm["cubin"]), "st.local" in made.asm["ptx"]])
@@ -177,7 +178,7 @@ def test_the_kernel_compiles_for_an_h100(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 10
+    assert len(found) == 20
     assert all(size > 1000 and not spills for size, spills in found)
 
 

@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from commands import warm
-from distill_world import SEQ_LEN, World
+from distill_world import MANY_TERMS, SEQ_LEN, World
 from helpers import ROOT, assert_close, run_cli, save_tiny_model
 from launch import TORCHRUN, launch, start
 from safetensors.torch import load_file
@@ -41,18 +42,22 @@ def checkpoints(world: World, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("shard", "tied"),
+    ("shard", "tied", "objective"),
     [
-        ("none", True),
-        ("both", True),
-        pytest.param("none", False, marks=pytest.mark.slow),
-        pytest.param("student", False, marks=pytest.mark.slow),
+        ("none", True, {}),
+        ("both", True, {}),
+        ("none", True, MANY_TERMS),
+        ("both", True, MANY_TERMS),
+        pytest.param("none", False, {}, marks=pytest.mark.slow),
+        pytest.param("student", False, {}, marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_equal_one(world: World, options: Options, shard: str, tied: bool) -> None:
+def test_two_processes_equal_one(
+    world: World, options: Options, shard: str, tied: bool, objective: dict[str, Any]
+) -> None:
     """Five rows a step over two processes: an odd row is filled up, micro-batches differ, the result does not."""
     student = save_tiny_model(world.root / "student", scale=0.1, num_hidden_layers=2, tie_word_embeddings=tied)
-    config = options(batch_tokens=5 * SEQ_LEN, tokens=28 * SEQ_LEN, micro_batch_rows=2)
+    config = options(batch_tokens=5 * SEQ_LEN, tokens=28 * SEQ_LEN, micro_batch_rows=2, **objective)
     world = dataclasses.replace(world, student=student)
     world.run("one", config)
     split = dataclasses.replace(config, shard=shard, gradient_checkpointing=shard != "none")

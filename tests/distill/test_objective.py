@@ -46,7 +46,9 @@ def dense_terms(
     for model, seen in zip((student, teacher), states, strict=True):
         for block in model.transformer.h:
             block.register_forward_hook(lambda m, a, out, seen=seen: seen.append(_first(out)[:, :-1]))
-    log_q, log_p = (model(ids, use_cache=False).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in (student, teacher))
+    log_q, log_p = (
+        model(ids, use_cache=False).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in (student, teacher)
+    )
     found = {
         "soft": torch.nn.functional.kl_div(log_q, log_p.detach(), log_target=True, reduction="batchmean"),
         "hard": torch.nn.functional.nll_loss(log_q, ids[:, 1:].flatten()),
@@ -59,7 +61,10 @@ def dense_terms(
             if projections is not None:
                 h = h @ projections[number].weight.double().T
             if config.hidden.layer_norm:
-                h, t = ((x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() for x in (h, t))
+                h, t = (
+                    (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+                    for x in (h, t)
+                )
             if config.hidden.distance == "mse":
                 values.append(((h - t) ** 2).mean())
             else:
@@ -68,7 +73,10 @@ def dense_terms(
     if config.similarity is not None:
         assert not isinstance(config.similarity.pairs, str)
         grams = [
-            [x / x.norm(dim=-1, keepdim=True) @ (x / x.norm(dim=-1, keepdim=True)).mT for x in (states[0][own], states[1][theirs].detach())]
+            [
+                x / x.norm(dim=-1, keepdim=True) @ (x / x.norm(dim=-1, keepdim=True)).mT
+                for x in (states[0][own], states[1][theirs].detach())
+            ]
             for own, theirs in config.similarity.pairs
         ]
         found["similarity"] = torch.stack([((a - b) ** 2).mean() for a, b in grams]).mean()
@@ -110,7 +118,7 @@ def test_terms_and_their_gradients_equal_their_definitions(
     setting = made.at(0.5)
     terms = losses.backward(losses.share(batch), setting)
 
-    projections = made.learned["hidden"] if "hidden" in made.learned else None
+    projections = dict(made.learned.items()).get("hidden")
     expected, parameters = dense_terms(world, config, batch, projections)
     assert list(terms) == list(expected)
     weights = {"soft": 0.8, "hard": 0.2}
@@ -135,7 +143,9 @@ def test_projections_between_widths_learn_and_are_no_part_of_the_student(
     world: World, options: Options, tmp_path: Path
 ) -> None:
     """Their gradient is checked by finite differences; a run that is stopped goes on with them, bit for bit."""
-    narrow = save_tiny_model(tmp_path / "narrow", "gpt2", seed=5, scale=0.1, num_hidden_layers=1, hidden_size=16, num_attention_heads=2)
+    narrow = save_tiny_model(
+        tmp_path / "narrow", "gpt2", seed=5, scale=0.1, num_hidden_layers=1, hidden_size=16, num_attention_heads=2
+    )
     config = options(weights=Weights(hidden=1.0), hidden=HiddenConfig(pairs="last"), micro_batch_rows=2)
     student, teacher = (load_model(path, dtype=torch.float64) for path in (narrow, world.teacher))
     losses = losses_of(config, student, teacher, world.root)
@@ -215,7 +225,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "outside": ({"weights": Weights(hidden=1.0), "hidden": HiddenConfig(pairs=((0, 9),))}, r"has \[0, 9\].*0 to 1"),
     "twice": ({"weights": Weights(hidden=1.0), "hidden": HiddenConfig(pairs=((0, 0), (0, 1)))}, "twice"),
     "no cut": ({"weights": Weights(similarity=1.0), "similarity": SimilarityConfig(pairs="kept")}, "prune.json"),
-    "all left out": ({"weights": Weights(hidden=1.0), "hidden": HiddenConfig(pairs="last", leave_out_last=1)}, "no pair"),
+    "all left out": (
+        {"weights": Weights(hidden=1.0), "hidden": HiddenConfig(pairs="last", leave_out_last=1)},
+        "no pair",
+    ),
     "all 0": ({"weights": Weights(soft=0.0, hard=0.0)}, "All weights are 0"),
 }
 

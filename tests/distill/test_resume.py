@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from commands import warm
-from distill_world import SEQ_LEN, World
+from distill_world import MANY_TERMS, SEQ_LEN, World
 from fault_injection import Signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,11 +62,12 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.faults(1, 3)
+@pytest.mark.parametrize("objective", [{}, MANY_TERMS], ids=["plain", "many terms"])
 def test_a_run_killed_in_a_step_and_in_two_phases_of_a_save_ends_bitwise_equal(
-    world: World, options: Options, capfd: pytest.CaptureFixture[str]
+    world: World, options: Options, capfd: pytest.CaptureFixture[str], objective: dict[str, Any]
 ) -> None:
-    """The student has dropout, so random numbers must be the same too."""
-    config = options(epochs=2, tokens=None, heldout_every=3, checkpoint_every=2)
+    """The student has dropout, so random numbers must be the same; so must learned projections, schedules, levels."""
+    config = options(epochs=2, tokens=None, heldout_every=3, checkpoint_every=2, **objective)
     world.run("whole", config)
     killed(world, "cut", config, "compress.distill.loop.train:learning_rate", 4)
     assert sorted(p.name for p in (world.root / "cut/train/checkpoints").iterdir()) == ["step-2"]

@@ -100,7 +100,9 @@ def test_heldout_losses_are_those_of_whole_logits(world: World, options: Options
 def gradients(world: World, config: DistillConfig, rows: Any, labels: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
     student, teacher = (load_model(path, dtype=torch.float32) for path in (world.student, world.teacher))
     losses = losses_of(config, student, teacher, world.root)
-    terms = losses.backward(losses.share(Batch(ids=rows, labels=labels, row_ids=np.arange(len(rows)))), setting_of(config))
+    terms = losses.backward(
+        losses.share(Batch(ids=rows, labels=labels, row_ids=np.arange(len(rows)))), setting_of(config)
+    )
     values = torch.stack([terms["soft"].raw, terms["hard"].raw])
     return [p.grad for p in student.parameters() if p.grad is not None], values
 

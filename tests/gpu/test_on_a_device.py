@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from distill_world import SEQ_LEN, World, losses_of, setting_of
+from divergence_definitions import ALL, divergence_by_definition, name_of
 from helpers import byte_tokenizer, save_tiny_model, tiny_config
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -24,8 +25,8 @@ from transformers import AutoModelForCausalLM
 
 from compress.data import TokenStore
 from compress.distill import DistillConfig, distillation_loss
+from compress.distill.config import DivergenceConfig
 from compress.distill.loop.optimizer import make_optimizer
-from compress.distill.objective.divergences import DIVERGENCES
 from compress.distill.resources.attention import DOCUMENTS, ROWS, choose
 from compress.distill.rows.batch import document_boundaries
 from compress.distill.rows.documents import document_positions, packed_hidden_states
@@ -52,27 +53,11 @@ CLOSE = {torch.float32: (1e-5, 3e-5), torch.bfloat16: (2e-2, 3e-2)}
 """Relative errors of losses and of gradients: some units in the last place of the logits' dtype."""
 
 
-def divergence_of(name: str, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The mean over rows by its definition; p is the teacher."""
-    p, q = log_p.exp(), log_q.exp()
-    forward, reverse = (p * (log_p - log_q)).sum(-1), (q * (log_q - log_p)).sum(-1)
-    log_m = ((p + q) / 2).log()
-    halves = ((p * (log_p - log_m)).sum(-1) + (q * (log_q - log_m)).sum(-1)) / 2
-    found = {
-        "forward_kl": forward,
-        "reverse_kl": reverse,
-        "cross_entropy": -(p * log_q).sum(-1),
-        "jensen_shannon": halves,
-        "symmetric_kl": (forward + reverse) / 2,
-    }
-    return found[name].mean()
-
-
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", ALL, ids=name_of)
 def test_loss_and_gradients_against_float64(
-    divergence: str, head: str, dtype: torch.dtype, device: torch.device
+    divergence: DivergenceConfig, head: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     states, teacher_states = (torch.randn(N, D, generator=draw) for _ in range(2))
@@ -90,8 +75,7 @@ def test_loss_and_gradients_against_float64(
         return z if cap is None else cap * torch.tanh(z / cap)
 
     z, z_teacher = logits(*wide[:3]), logits(wide[3], wide[4], None)
-    soft = divergence_of(divergence, (z_teacher / temperature).log_softmax(-1), (z / temperature).log_softmax(-1))
-    soft = soft * temperature**2
+    soft = temperature**2 * divergence_by_definition(divergence, z_teacher / temperature, z / temperature).mean()
     hard = torch.nn.functional.cross_entropy(z, labels)
     (alpha * soft + (1 - alpha) * hard).backward()
 
@@ -99,7 +83,7 @@ def test_loss_and_gradients_against_float64(
     heads = OutputHead(here[1], here[2], scale, cap), OutputHead(here[4], None, scale, cap)  # type: ignore[arg-type]
     out = distillation_loss(
         here[0], heads[0], here[3], heads[1], labels.to(device), alpha=alpha, temperature=temperature,  # type: ignore[arg-type]
-        divergence=divergence, chunk_tokens=32,  # type: ignore[arg-type]
+        divergence=divergence, chunk_tokens=32,
     )  # fmt: skip
     out.loss.backward()
     assert out.soft.item() == pytest.approx(soft.item(), rel=CLOSE[dtype][0])
@@ -125,7 +109,7 @@ def test_a_models_gradients_against_float64(tied: bool, world: World, options: O
     ids = torch.from_numpy(rows)
     log_q, log_p = (model(ids).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in (wide, guide))
     soft, hard = (
-        divergence_of("forward_kl", log_p.detach(), log_q),
+        torch.nn.functional.kl_div(log_q, log_p.detach(), log_target=True, reduction="batchmean"),
         torch.nn.functional.nll_loss(log_q, ids[:, 1:].flatten()),
     )
     (0.8 * soft + 0.2 * hard).backward()

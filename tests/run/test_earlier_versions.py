@@ -75,7 +75,9 @@ def known_then(found: dict[str, Any]) -> dict[str, Any]:
     record = {
         k: v for k, v in found["distill.json"].items() if k in ("steps", "tokens", "heldout_loss", "skipped_steps")
     }
-    rows = [{k: v for k, v in row.items() if k != "heldout_kl"} for row in found["metrics"]]
+    rows = [
+        {k: v for k, v in row.items() if k != "heldout_kl" and not k.endswith("_scaled")} for row in found["metrics"]
+    ]
     evals = {name: _measured_then(value) for name, value in found.items() if name.startswith("eval of ")}
     index = {k: v for k, v in found["data/index"].items() if k != "framing"}
     index["manifest"] = {**index["manifest"], "config": dict(index["manifest"]["config"])}

@@ -22,6 +22,8 @@ _TITLES = {
     "soft": "Soft loss: divergence from the teacher",
     "hard": "Hard loss: next-token cross-entropy",
     "kl": "KL from the teacher at temperature 1",
+    "hidden": "Hidden states: distance from the teacher's",
+    "similarity": "Similarity of tokens: distance from the teacher's",
 }
 _LOG_RATIO = 5.0
 _SAME_ROWS_NATS = 0.02

@@ -5,9 +5,9 @@
 // same order, so the result does not depend on their number.
 //
 // With p = softmax(zt / T), q = softmax(zs / T), q1 = softmax(zs) and the label y of a row:
-//   soft = T^2 sum p (log p - log q), or without the teacher's entropy T^2 sum -p log q
+//   soft = T^2 D(p, q), D one of the divergences below
 //   hard = -log q1[y]
-//   zs <- alpha T (q - p) + (1 - alpha) (q1 - onehot(y))
+//   zs <- alpha T (w - q sum(w)) + (1 - alpha) (q1 - onehot(y)), w = q dD/dq; for forward KL w is -p
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -63,6 +63,29 @@ inline float exp_of_negative(float x) {
     return y * power;
 }
 
+// log(x) of a normal x > 0 within 2 units in the last place of log(x), or of 1 near there: x = 2^n m, m within a factor
+// of sqrt(2) of 1. Coefficients: Cephes' logf (S. Moshier).
+inline float log_of(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    int32_t n = (bits - 0x3f3504f3) >> 23;
+    bits -= n << 23;
+    float m;
+    std::memcpy(&m, &bits, sizeof m);
+    float f = m - 1.0f, e = float(n), z = f * f;
+    float y = 7.0376836292e-2f;
+    y = __builtin_fmaf(y, f, -1.1514610310e-1f);
+    y = __builtin_fmaf(y, f, 1.1676998740e-1f);
+    y = __builtin_fmaf(y, f, -1.2420140846e-1f);
+    y = __builtin_fmaf(y, f, 1.4249322787e-1f);
+    y = __builtin_fmaf(y, f, -1.6668057665e-1f);
+    y = __builtin_fmaf(y, f, 2.0000714765e-1f);
+    y = __builtin_fmaf(y, f, -2.4999993993e-1f);
+    y = __builtin_fmaf(y, f, 3.3333331174e-1f);
+    y = y * f * z + e * -2.12194440e-4f - 0.5f * z;
+    return f + y + e * 0.693359375f + (x - x);  // of a NaN one
+}
+
 template <class T>
 float maximum(const T *z, int64_t width) {
     float top = -INFINITY;
@@ -105,7 +128,68 @@ double expected(const T *zt, const T *zs, float top_t, float top, const float *w
 
 struct Options {
     float alpha, temperature;
-    bool entropy, gradient;
+    int divergence;
+    float parameter;
+    bool gradient;
+};
+
+// What an element adds to D, and w = q dD/dq. p and q are at least kSmallest, d is log q - log p.
+struct Element {
+    float loss, w;
+};
+
+constexpr float kSmallest = 1e-37f, kLargest = 1e37f;
+
+inline float ratio(float a, float b) {
+    float r = a / b;
+    return r > kLargest ? kLargest : r;
+}
+
+// lambda KL(p || q) + (1 - lambda) KL(q || p)
+struct SymmetricKL {
+    float lambda;
+    Element operator()(float p, float q, float d) const {
+        float reverse = (1.0f - lambda) * q * d;
+        return {reverse - lambda * p * d, reverse - lambda * p};
+    }
+};
+
+// beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q
+struct GeneralisedJS {
+    float beta;
+    Element operator()(float p, float q, float) const {
+        float rest = 1.0f - beta;
+        float of_q = rest * q * -log_of(beta * ratio(p, q) + rest);
+        return {of_q - beta * p * log_of(beta + rest * ratio(q, p)), of_q};
+    }
+};
+
+// sum |p - q| / 2
+struct TotalVariation {
+    float unused;
+    Element operator()(float p, float q, float) const {
+        float difference = q - p, size = difference < 0 ? -difference : difference;
+        return {0.5f * size, size > 0 ? 0.5f * q * difference / size : difference};
+    }
+};
+
+// KL(p || m), m = s p + (1 - s) q
+struct SkewForwardKL {
+    float s;
+    Element operator()(float p, float q, float) const {
+        float m = s + (1.0f - s) * ratio(q, p);  // in parts of p
+        return {-p * log_of(m), (s - 1.0f) * q / m};
+    }
+};
+
+// KL(q || m), m = (1 - s) p + s q
+struct SkewReverseKL {
+    float s;
+    Element operator()(float p, float q, float) const {
+        float m = (1.0f - s) * ratio(p, q) + s;  // in parts of q
+        float loss = -q * log_of(m);
+        return {loss, loss - q * s / m};
+    }
 };
 
 template <class T>
@@ -120,6 +204,49 @@ void hard_row(T *zs, int64_t label, int64_t width, Options o, float *es, double 
     store(zs + label, load(zs + label) - (1.0f - o.alpha));
 }
 
+// What the logits of a row have in common: maxima, 1 / T, 1 over the sums of exponentials, and log of their ratio.
+struct Row {
+    float top, top_t, inverse, q, p, shift;
+};
+
+// D of a row, and sum(w); w over `et`. `es` and `et` have the exponentials.
+template <class Divergence, class T>
+double divergence(const T *zs, const T *zt, Row at, int64_t width, const float *es, float *et, Divergence of,
+                  double *total_w) {
+    double total = 0, ws = 0;
+    for (int64_t start = 0; start < width; start += kBlock) {
+        int64_t end = start + kBlock < width ? start + kBlock : width;
+        float sum = 0, sum_w = 0;
+#pragma omp simd reduction(+ : sum, sum_w)
+        for (int64_t k = start; k < end; k++) {
+            float p = et[k] * at.p, q = es[k] * at.q;
+            p = p < kSmallest ? kSmallest : p;  // a NaN stays one
+            q = q < kSmallest ? kSmallest : q;
+            Element one = of(p, q, ((load(zs + k) - at.top) - (load(zt + k) - at.top_t)) * at.inverse + at.shift);
+            sum += one.loss;
+            sum_w += one.w;
+            et[k] = one.w;
+        }
+        total += sum;
+        ws += sum_w;
+    }
+    *total_w = ws;
+    return total;
+}
+
+template <class T>
+double divergence(const T *zs, const T *zt, Row at, int64_t width, const float *es, float *et, Options o,
+                  double *total_w) {
+    auto with = [&](auto of) { return divergence(zs, zt, at, width, es, et, of, total_w); };
+    switch (o.divergence) {
+        case 2: return with(SymmetricKL{o.parameter});
+        case 3: return with(GeneralisedJS{o.parameter});
+        case 4: return with(TotalVariation{o.parameter});
+        case 5: return with(SkewForwardKL{o.parameter});
+        default: return with(SkewReverseKL{o.parameter});
+    }
+}
+
 template <class T>
 void row(T *zs, const T *zt, int64_t label, int64_t width, Options o, float *es, float *et, double *soft,
          double *hard) {
@@ -128,21 +255,30 @@ void row(T *zs, const T *zt, int64_t label, int64_t width, Options o, float *es,
     const bool plain = o.temperature == 1.0f;
     const double sum1 = plain ? 0 : exponentials(zs, top, 1.0f, width, es);
     const double sum = exponentials(zs, top, inverse, width, es), sum_t = exponentials(zt, top_t, inverse, width, et);
-    const double cross = expected(zt, zs, top_t, top, et, o.entropy ? 1.0f : 0.0f, width) / sum_t;
-    const double log_p = o.entropy ? std::log(sum_t) : 0;
-    *soft = (cross * inverse - log_p + std::log(sum)) / (double(inverse) * inverse);
+    float q = float(1.0 / sum), p = float(1.0 / sum_t);
+    if (o.divergence < 2) {  // cross-entropy, forward KL: w is -p, its sum -1
+        const double entropy = o.divergence, log_p = o.divergence ? std::log(sum_t) : 0;
+        const double cross = expected(zt, zs, top_t, top, et, float(entropy), width) / sum_t;
+        *soft = (cross * inverse - log_p + std::log(sum)) / (double(inverse) * inverse);
+        p = -p;
+    } else {
+        const Row at{top, top_t, inverse, q, p, float(std::log(sum_t) - std::log(sum))};
+        double w = 0;
+        *soft = divergence(zs, zt, at, width, es, et, o, &w) / (double(inverse) * inverse);
+        q *= -float(w);
+        p = 1;
+    }
     *hard = (top - label_logit) + std::log(plain ? sum : sum1);
     if (!o.gradient) return;
-    const float q = float(1.0 / sum), p = float(1.0 / sum_t), weight = o.alpha * o.temperature;
-    const float q1 = float((1.0 - o.alpha) / (plain ? sum : sum1));
+    const float weight = o.alpha * o.temperature, q1 = float((1.0 - o.alpha) / (plain ? sum : sum1));
     if (plain) {
 #pragma omp simd
-        for (int64_t k = 0; k < width; k++) store(zs + k, weight * (q * es[k] - p * et[k]) + q1 * es[k]);
+        for (int64_t k = 0; k < width; k++) store(zs + k, weight * (q * es[k] + p * et[k]) + q1 * es[k]);
     } else {
 #pragma omp simd
         for (int64_t k = 0; k < width; k++) {
             float e1 = exp_of_negative(load(zs + k) - top);
-            store(zs + k, weight * (q * es[k] - p * et[k]) + q1 * e1);
+            store(zs + k, weight * (q * es[k] + p * et[k]) + q1 * e1);
         }
     }
     store(zs + label, load(zs + label) - (1.0f - o.alpha));
@@ -167,10 +303,10 @@ void rows(T *zs, const T *zt, const int64_t *labels, int64_t count, int64_t widt
 // zs, zt: [count, width], zt may be null. labels, soft, hard: [count]. scratch: [threads, 2, width].
 #define EXPORT(NAME, T)                                                                                              \
     extern "C" void NAME(T *zs, const T *zt, const int64_t *labels, int64_t count, int64_t width, float alpha,       \
-                         float temperature, int entropy, int gradient, int threads, float *scratch, double *soft,    \
-                         double *hard) {                                                                             \
-        rows(zs, zt, labels, count, width, {alpha, temperature, entropy != 0, gradient != 0}, threads, scratch,      \
-             soft, hard);                                                                                            \
+                         float temperature, int divergence, float parameter, int gradient, int threads,              \
+                         float *scratch, double *soft, double *hard) {                                               \
+        rows(zs, zt, labels, count, width, {alpha, temperature, divergence, parameter, gradient != 0}, threads,      \
+             scratch, soft, hard);                                                                                   \
     }
 
 EXPORT(losses_then_gradient_float32, float)

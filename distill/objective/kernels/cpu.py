@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from compress.distill.objective.divergences import TileLoss
+from compress.distill.objective.kernels import KERNELS
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Dtypes of logits the pass can take, and what it calls them."""
@@ -40,7 +41,7 @@ def losses_then_gradient_(
     """[soft, hard] sums of a chunk, float64 [2]; overwrites `student` [C, V] with the gradient where one is wanted.
 
     `student` and `teacher` are contiguous logits of one of `DTYPES`, without soft-capping, `labels` int64 [C], and
-    `scratch` what `scratch` gives. The divergence is `forward_kl` or `cross_entropy`.
+    `scratch` what `scratch` gives. The divergence is one of `KERNELS`.
     """
     library = _library()
     assert library is not None
@@ -51,7 +52,7 @@ def losses_then_gradient_(
     function(
         _pointer(student), None if teacher is None else _pointer(teacher), _pointer(labels),
         ctypes.c_int64(count), ctypes.c_int64(width), ctypes.c_float(terms.alpha), ctypes.c_float(terms.temperature),
-        int(terms.divergence == "forward_kl"), int(terms.gradient), len(scratch),
+        KERNELS[terms.divergence.name], ctypes.c_float(terms.divergence.parameter), int(terms.gradient), len(scratch),
         _pointer(scratch), _pointer(losses[0]), _pointer(losses[1]),
     )  # fmt: skip
     return losses.sum(1)
