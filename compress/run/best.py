@@ -34,7 +34,7 @@ class BestWay:
     most_step: int = 524288
     lr: float = 3e-4
     small_step: int = 4096
-    lr_of_small_steps: float = 2e-4
+    lr_of_small_steps: float = 1e-4
     """For steps of fewer tokens than `small_step`."""
     share_of_peak: float
     """Of the rate of the device's matrix products, what training reaches."""
@@ -64,7 +64,7 @@ ON_CPU = BestWay(
     seq_len=512,
     hours=0.5,
     steps=250,
-    least_step=1024,
+    least_step=512,
     share_of_peak=0.5,
 )
 
