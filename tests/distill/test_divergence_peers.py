@@ -19,7 +19,9 @@ IGNORED = -100
 def inputs() -> tuple[list[Tensor], Tensor]:
     """Hidden states and heads of both models in float64, the student's two with gradients, and labels."""
     g = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((24, 8), (50, 8), (24, 12), (50, 12))]
+    tensors = [
+        torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((24, 8), (50, 8), (24, 12), (50, 12))
+    ]
     labels = torch.randint(0, 50, (24,), generator=g)
     labels[::5] = IGNORED
     return [t.requires_grad_(i < 2) for i, t in enumerate(tensors)], labels

@@ -170,6 +170,34 @@ def test_projections_between_widths_learn_and_are_no_part_of_the_student(
     assert set(finished) == set(load_file(narrow / "model.safetensors"))
 
 
+class Kept:
+    """A tensor that a forward pass keeps, for as long as its graph is alive."""
+
+    def __init__(self, tensor: torch.Tensor, alive: dict[int, int]) -> None:
+        self.tensor, self._alive = tensor, alive
+        alive[id(self)] = tensor.untyped_storage().nbytes()
+
+    def __del__(self) -> None:
+        del self._alive[id(self)]
+
+
+@pytest.mark.parametrize("name", ["cosine after a norm", "similarity"])
+def test_a_pair_keeps_for_the_backward_pass_no_more_than_its_blocks_output(
+    world: World, options: Options, name: str
+) -> None:
+    kept = []
+    for changes in ({}, TERMS[name]):
+        student, teacher = (load_model(path, dtype=torch.float32) for path in (world.student, world.teacher))
+        losses = losses_of(options(micro_batch_rows=4, **changes), student, teacher, world.root)
+        rows, alive = _rows(world), dict[int, int]()
+        (piece,) = losses.share(rows.read(rows.row_ids(0, 4))).pieces
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, alive=alive: Kept(t, alive), lambda kept: kept.tensor):  # type: ignore[misc]
+            out = losses._forward(piece, 1.0, losses._objective.at(0.0))
+            kept.append(sum(alive.values()))
+        out.loss.backward()
+    assert 0 < kept[1] - kept[0] <= 4 * SEQ_LEN * student.config.hidden_size * 4
+
+
 def test_terms_are_logged_measured_watched_and_planned(world: World, options: Options) -> None:
     config = options(spike_sigma=6.0, weights=Weights(hidden=0.25), hidden=MEAN_SQUARES)
     world.run("run", config)
