@@ -162,12 +162,12 @@ def uld(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor]:
 def corrected(teacher: Tempered, labels: Tensor, tau: float) -> Tempered:
     """The teacher's tile with p' = (1 - m) p + m [y], so that it prefers the label by tau (`self_correct`; Model
     Optimizer's MFT): m = (p_max - p_y + tau) / (1 + p_max - p_y) where its first choice is another, else
-    (min(1, p_y + tau) - p_y) / (1 - p_y). m is kept below 1, for log p' to be finite."""
+    (min(1, p_y + tau) - p_y) / (1 - p_y) = min(1, tau / (1 - p_y)). m is kept below 1, for log p' to be finite."""
     p_max, first = teacher.probabilities.max(-1, keepdim=True)
     place = labels[:, None]
     p_y = teacher.probabilities.gather(-1, place)
     wrong = (p_max - p_y + tau) / (1 + p_max - p_y)
-    right = ((p_y + tau).clamp(max=1) - p_y) / (1 - p_y).clamp(min=_SMALLEST)
+    right = tau / (1 - p_y)
     m = torch.where(first == place, right, wrong).clamp(max=1 - _SMALLEST)
     probabilities = (teacher.probabilities * (1 - m)).scatter_add(-1, place, m)
     of_label = probabilities.gather(-1, place).log() + teacher.log_normaliser.to(m.dtype)[:, None]

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from compress.base.errors import UsageError
 from compress.distill import distillation_loss
 from compress.distill.config import DivergenceConfig, divergence_of
+from compress.distill.objective.divergences import corrected, tempered
 from compress.distill.objective.divergences import divergence as divergence_function
-from compress.distill.objective.divergences import tempered
 from compress.model.parts import OutputHead
 
 IGNORED = -100
@@ -218,6 +218,18 @@ def test_near_their_limits_divergences_are_the_limits(name: Any) -> None:
     else:
         found = divergence_function(DivergenceConfig(name=name, s=small))(*tiles)[0]
         torch.testing.assert_close(found, forward if name == "skew_forward_kl" else reverse, rtol=1e-5, atol=0)
+
+
+def test_a_teacher_that_is_sure_of_the_label_stays_so_and_finite() -> None:
+    """Where p_y + tau is more than 1, p' is the label alone, but for the millionth that keeps logarithms finite."""
+    logits = torch.tensor([[0.0, 40.0, 1.0], [0.0, 1e4, -1e4], [0.0, 3.0, 1.0]])
+    labels = torch.tensor([1, 1, 1])
+    found = corrected(tempered(logits, 1.0), labels, 0.9)
+    plain = tempered(logits, 1.0)
+    torch.testing.assert_close(found.probabilities[:, 1], torch.ones(3), rtol=0, atol=1e-6)
+    gap = plain.log_probabilities() - found.log_probabilities()
+    torch.testing.assert_close(gap[:, 0], torch.full((3,), 20 * math.log(2)), rtol=1e-3, atol=0)
+    assert found.log_probabilities().isfinite().all()
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "generalised_js", "uld"])
