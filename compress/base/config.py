@@ -250,11 +250,13 @@ def _faults(error: ValidationError, document: Document) -> list[tuple[str, Error
     """Each fault with its dotted path; of the kinds that a value may have, only those that it seems meant to be."""
     found = [(".".join(_place(fault, document.data)), fault) for fault in error.errors()]
     paths = [path for path, _ in found]
+    fitting = {path for path, fault in found if fault["type"] == "value_error"}  # of that kind, and refused by it
     return [
         (path, fault)
         for path, fault in found
         if not any(other.startswith(f"{path}.") for other in paths)
         and not (fault["type"] in ("dataclass_type", "tuple_type") and paths.count(path) > 1)
+        and not (path in fitting and fault["type"] != "value_error")
     ]
 
 
