@@ -17,23 +17,26 @@ if __name__ == "evaluate":
     sys.modules["evaluate"] = _module = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_module)
 else:
+    import importlib
+
     from compress.evaluate.config import EvalConfig as EvalConfig
 
     if TYPE_CHECKING:
         from compress.evaluate.evaluation import evaluate_model as evaluate_model
-        from compress.evaluate.evaluation import evaluation_inputs as evaluation_inputs
         from compress.evaluate.evaluation import evaluation_outputs as evaluation_outputs
+        from compress.evaluate.inputs import evaluation_inputs as evaluation_inputs
         from compress.evaluate.speed import compare_speed as compare_speed
 
     __all__ = ["EvalConfig", "compare_speed", "evaluate_model", "evaluation_inputs", "evaluation_outputs"]
 
+    _PLACES = {
+        "compare_speed": "speed",
+        "evaluate_model": "evaluation",
+        "evaluation_inputs": "inputs",
+        "evaluation_outputs": "evaluation",
+    }
+
     def __getattr__(name: str) -> Any:
-        if name in ("evaluate_model", "evaluation_inputs", "evaluation_outputs"):
-            from compress.evaluate import evaluation
-
-            return getattr(evaluation, name)
-        if name == "compare_speed":
-            from compress.evaluate.speed import compare_speed
-
-            return compare_speed
+        if name in _PLACES:
+            return getattr(importlib.import_module(f"compress.evaluate.{_PLACES[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

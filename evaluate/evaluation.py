@@ -4,22 +4,22 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.base.config import to_dict
-from compress.base.currency import Inputs, Missing, decisive
-from compress.base.disk import read_json, sha256_file, write_json, write_rows
-from compress.base.errors import CompressError, Faults, UsageError
+from compress.base.currency import decisive
+from compress.base.disk import sha256_file, write_json, write_rows
+from compress.base.errors import Faults, UsageError
 from compress.base.journal import Header, Journal, journal_output, open_journal
 from compress.base.machine import find_device, git_commit, versions
 from compress.base.outputs import MADE_BY, Output, beside, check_outputs, has_manifest, has_rows
 from compress.base.processes import join, on_main
 from compress.base.records import manifest
-from compress.data import require_apart, text_fingerprint
+from compress.data import require_apart
 from compress.evaluate.config import EvalConfig
-from compress.evaluate.harness.local_data import data_fingerprint, folder_fingerprint
+from compress.evaluate.inputs import benchmark_inputs, fingerprints
 from compress.evaluate.preflight import check_evaluation
 from compress.evaluate.speed import device_name, measure_speed
 from compress.evaluate.text.heldout import Heldout, framing_of_text, load_heldout
@@ -27,7 +27,7 @@ from compress.evaluate.text.language import heldout_scores
 from compress.evaluate.text.samples import continuations, prompts_from_rows, response_similarity
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
-from compress.model.files import model_fingerprint, resolve_model
+from compress.model.files import resolve_model
 from compress.model.framing import Framing
 from compress.model.lengths import fit, shortest_context
 from compress.model.parts import count_parameters
@@ -78,12 +78,18 @@ def evaluate_model(
     with contextlib.ExitStack() as opened:
         benchmarks = opened.enter_context(_open_benchmarks(config)) if config.tasks else None
         journal = opened.enter_context(open_journal(out, _header(config, inputs)))
-        framing, other_framing = (_framing(each, config, model, reference) for each in (text, config.other_text))
+        framing, other = (_framing(each, config, model, reference) for each in (text, config.other_text))
         checkpoint = load_checkpoint(model, dtype=config.dtype, device=config.device, framing=framing)
-        heldout = _heldout(text, checkpoint, config, framing)
-        other = _heldout(config.other_text, checkpoint, config, other_framing)
+        texts = _Texts(
+            heldout=_heldout(text, checkpoint, config, framing),
+            other=_heldout(config.other_text, checkpoint, config, other),
+            prompts=prompts,
+        )
         scored = None if benchmarks is None else benchmarks.score(checkpoint, journal)
-        result = _measure(checkpoint, config, scored, heldout, other, reference, prompts, journal, framing)
+        guide = None
+        if reference is not None:
+            guide = load_checkpoint(reference, dtype=config.dtype, device=config.device, framing=framing)
+        result = _measure(checkpoint, guide, config, scored, texts, journal)
         items, datasets = ([], set()) if scored is None else (scored.items, scored.datasets)
 
         def publish() -> dict[str, Any]:
@@ -98,79 +104,6 @@ def evaluate_model(
             return result | made
 
         return on_main(publish)
-
-
-def evaluation_inputs(
-    model: Callable[[], Path],
-    config: EvalConfig,
-    *,
-    teacher: Callable[[], Path] | None = None,
-    text: Callable[[], Path] | None = None,
-    earlier: Path,
-) -> Inputs:
-    """How to find the `inputs` that the manifest of the eval JSON `earlier` would have now: fingerprints of the model,
-    the teacher, the text, the other text if there is to be one, and the files of the benchmarks that it was made from.
-
-    Benchmark files that are not there now (a disk that is not mounted) cannot be compared: nothing could be scored anew
-    without them.
-    """
-
-    def benchmarks() -> dict[str, Any] | None:
-        inputs = read_json(earlier)["manifest"]["inputs"] if earlier.is_file() else {}
-        made = inputs.get("benchmarks") or {"task_folder": None, "datasets": {}}
-        found = benchmark_inputs(config, made["datasets"])
-        if found is None:
-            return None
-        absent = [name for name, content in found["datasets"].items() if content is None]
-        known = {name: content or made["datasets"][name] for name, content in found["datasets"].items()}
-        tasks = found["task_folder"]
-        if config.task_folder is not None and tasks is None and made["task_folder"] is not None:
-            tasks = made["task_folder"]
-            absent.append("the task folder")
-        merged = {"task_folder": tasks, "datasets": known}
-        if absent and merged == made:
-            raise Missing(f"not there: {', '.join(absent)}")
-        return merged
-
-    def other_text(source: str) -> dict[str, Any]:
-        try:
-            return text_fingerprint(source, config.text_column)
-        except CompressError as error:
-            raise Missing(str(error)) from error
-
-    inputs: dict[str, Callable[[], Any]] = {
-        "model": lambda: model_fingerprint(model()),
-        "teacher": lambda: None if teacher is None else model_fingerprint(teacher()),
-        "text": lambda: None if text is None else text_fingerprint(text(), config.text_column),
-        "benchmarks": benchmarks,
-    }
-    if config.other_text is not None:
-        inputs["other_text"] = functools.partial(other_text, config.other_text)
-    return inputs
-
-
-def benchmark_inputs(config: EvalConfig, datasets: Iterable[str]) -> dict[str, Any] | None:
-    """Fingerprints of the user's task definitions and of those `datasets` that are read from a folder, null for what is
-    not there; None without tasks."""
-    if not config.tasks:
-        return None
-    return {
-        "task_folder": (config.task_folder and folder_fingerprint(Path(config.task_folder))) or None,
-        "datasets": {} if config.datasets_root is None else data_fingerprint(Path(config.datasets_root), datasets),
-    }
-
-
-def _fingerprints(
-    config: EvalConfig, model: str | Path, teacher: str | Path | None, text: str | Path | None
-) -> dict[str, Any]:
-    found = {
-        "model": model_fingerprint(resolve_model(str(model))),
-        "teacher": None if teacher is None else model_fingerprint(resolve_model(str(teacher))),
-        "text": None if text is None else text_fingerprint(text, config.text_column),
-    }
-    if config.other_text is not None:
-        found["other_text"] = text_fingerprint(config.other_text, config.text_column)
-    return found
 
 
 def _open_benchmarks(config: EvalConfig) -> "contextlib.AbstractContextManager[OpenBenchmarks]":
@@ -201,7 +134,7 @@ def _check(
 
         faults.of(lambda: check_tasks(config, download=False))
     faults.refuse()
-    return _fingerprints(config, model, teacher, text)
+    return fingerprints(config, model, teacher, text)
 
 
 def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:
@@ -224,16 +157,29 @@ def _heldout(text: str | Path | None, checkpoint: Checkpoint, config: EvalConfig
     return None if text is None else on_main(lambda: load_heldout(text, checkpoint, config, framing))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    """What a model is measured on beside benchmarks."""
+
+    heldout: Heldout | None
+    other: Heldout | None
+    prompts: Sequence[str]
+    """Those that were given."""
+
+    def chosen(self, checkpoint: Checkpoint, count: int, config: EvalConfig) -> list[str]:
+        """The first `count` prompts that were given, else starts of held-out rows."""
+        if self.prompts or self.heldout is None or not count:
+            return list(self.prompts)[:count]
+        return prompts_from_rows(checkpoint, self.heldout.rows, count, config.sample_prompt_tokens)
+
+
 def _measure(
     checkpoint: Checkpoint,
+    teacher: Checkpoint | None,
     config: EvalConfig,
     scored: "Benchmarks | None",
-    heldout: Heldout | None,
-    other: Heldout | None,
-    teacher: Path | None,
-    prompts: Sequence[str],
+    texts: _Texts,
     journal: Journal,
-    framing: Framing,
 ) -> dict[str, Any]:
     """The measured part of the eval JSON."""
     result: dict[str, Any] = {
@@ -247,9 +193,6 @@ def _measure(
         "other_text": None,
         "speed": None,
     }
-    reference = None
-    if teacher is not None:
-        reference = load_checkpoint(teacher, dtype=config.dtype, device=config.device, framing=framing)
 
     def scores(text: Heldout, stage: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
         return heldout_scores(
@@ -257,27 +200,27 @@ def _measure(
             text.rows,
             text.text_bytes,
             documents=text.documents,
-            teacher=reference,
+            teacher=teacher,
             batch_tokens=config.batch_tokens,
             journal=journal,
             stage=stage,
         )
 
-    if heldout is not None:
-        result["heldout"], result["fidelity"] = scores(heldout, "Held-out text")
-    if other is not None:
-        loss, near = scores(other, "Other text")
+    if texts.heldout is not None:
+        result["heldout"], result["fidelity"] = scores(texts.heldout, "Held-out text")
+    if texts.other is not None:
+        loss, near = scores(texts.other, "Other text")
         result["other_text"] = {"source": config.other_text, "heldout": loss, "fidelity": near}
-    config = _fitting(config, [checkpoint] if reference is None else [checkpoint, reference])
-    if reference is not None:
-        asked = _prompts(checkpoint, heldout, prompts, config.responses, config)
-        alike = response_similarity(checkpoint, reference, asked, config.sample_tokens, journal)
+    config = _fitting(config, [checkpoint] if teacher is None else [checkpoint, teacher])
+    if teacher is not None:
+        asked = texts.chosen(checkpoint, config.responses, config)
+        alike = response_similarity(checkpoint, teacher, asked, config.sample_tokens, journal)
         result["fidelity"]["responses"] = alike
     if config.speed:
-        result["speed"] = on_main(lambda: _speed(checkpoint, reference, config))
-        if reference is not None:
+        result["speed"] = on_main(lambda: _speed(checkpoint, teacher, config))
+        if teacher is not None:
             result["fidelity"]["draft"] = draft_figures(result)
-    chosen = _prompts(checkpoint, heldout, prompts, config.samples, config)
+    chosen = texts.chosen(checkpoint, config.samples, config)
     samples = continuations(checkpoint, chosen, config.sample_tokens, journal)
     return {**result, "samples": samples}
 
@@ -296,15 +239,6 @@ def _speed(checkpoint: Checkpoint, teacher: Checkpoint | None, config: EvalConfi
     models = {"model": checkpoint} if teacher is None else {"model": checkpoint, "teacher": teacher}
     found = measure_speed(models, config)
     return found["model"] if teacher is None else {**found["model"], "teacher": found["teacher"]}
-
-
-def _prompts(
-    checkpoint: Checkpoint, heldout: Heldout | None, given: Sequence[str], count: int, config: EvalConfig
-) -> list[str]:
-    """The first `count` prompts that were given, else starts of held-out rows."""
-    if given or heldout is None or not count:
-        return list(given)[:count]
-    return prompts_from_rows(checkpoint, heldout.rows, count, config.sample_prompt_tokens)
 
 
 def evaluation_outputs(out: Path) -> list[Output]:
