@@ -38,6 +38,7 @@ from compress.model.load import find_dtype, load_model
 from compress.model.parts import decoder_layers, hidden_states
 from compress.prune.choose.calibration import Calibration, load_calibration
 from compress.prune.forecast import tell_time
+from compress.prune.least_squares import Sums, best_ridge
 from compress.prune.parts import RepairConfig
 from compress.prune.streams import Stream
 from compress.weights.headers import read_header, replace_tensor
@@ -46,8 +47,6 @@ _LAST_MAPS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "fc
 _HELD_OUT_SHARE = 10
 _TOLERANCE = 1e-3
 _SMALLEST = 1e-6
-RIDGES = tuple(10 ** (half / 2) for half in range(-10, 1))
-"""Those that are tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,55 +209,6 @@ def _observe(model: Any, layer: nn.Module, linear: nn.Linear, ids: Tensor) -> tu
     return seen["input"], seen["output"]
 
 
-class _Sums:
-    """Sums over tokens that least squares is solved from, in float64: a^T a, a^T (h - g), |h - g|^2 and |h|^2."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        size, device = linear.in_features, linear.weight.device
-        self.gram = torch.zeros(size, size, dtype=torch.float64, device=device)
-        self.moment = torch.zeros(size, linear.out_features, dtype=torch.float64, device=device)
-        self.gap = self.scale = 0.0
-
-    def add(self, inputs: Tensor, found: Tensor, wanted: Tensor) -> None:
-        """Take in a [tokens, F], g and h [tokens, D], float32, as their products are."""
-        difference = wanted - found
-        self.gram += inputs.T @ inputs
-        self.moment += inputs.T @ difference
-        self.gap += float(difference.double().square().sum())
-        self.scale += float(wanted.double().square().sum())
-
-    def take_in(self, other: "_Sums") -> None:
-        """Add the sums over other tokens."""
-        self.gram += other.gram
-        self.moment += other.moment
-        self.gap += other.gap
-        self.scale += other.scale
-
-    def solve(self, ridge: float) -> Tensor:
-        """C^T [F, D]."""
-        pull = ridge * self.gram.diagonal().mean() * torch.eye(len(self.gram), dtype=self.gram.dtype).to(self.gram)
-        solved: Tensor = torch.linalg.solve(self.gram + pull, self.moment)
-        return solved
-
-    def left(self, change: Tensor) -> float:
-        """|h - g - a C^T|^2."""
-        return self.gap + float((change * (self.gram @ change - 2 * self.moment)).sum())
-
-
-def best_ridge(fitted: _Sums, heldout: _Sums) -> float:
-    """Of RIDGES the one whose map, solved from some tokens, errs least on others.
-
-    With a^T a = V diag(s) V^T, each map is V (diag(s) + ridge m I)^-1 V^T a^T (h - g).
-    """
-    values, vectors = torch.linalg.eigh(fitted.gram)
-    moment, mean = vectors.T @ fitted.moment, values.mean()
-
-    def error(ridge: float) -> float:
-        return heldout.left(vectors @ (moment / (values + ridge * mean)[:, None]))
-
-    return min(RIDGES, key=error)
-
-
 def _mend(
     whole: Any, cut: Any, maps: Mapping[Seam, nn.Linear], split: _Split, config: RepairConfig
 ) -> list[dict[str, Any]]:
@@ -282,7 +232,7 @@ def _fit(
     bar: Bar,
 ) -> dict[str, Any]:
     """Change `linear` for one seam; of the streams' batches, those after the first `num_fitted` choose the ridge."""
-    fitted, chosen, judged = _Sums(linear), _Sums(linear), _Sums(linear)
+    fitted, chosen, judged = Sums(linear), Sums(linear), Sums(linear)
     inputs: list[Tensor] = []
     with watched(Watch(linear, "input", inputs.append)):
         states = zip(found.outputs(seam.block, again=True), wanted.outputs(seam.dropped[-1]), strict=True)

@@ -16,7 +16,8 @@ from compress.base.disk import sha256_file
 from compress.base.errors import InputError
 from compress.model.blocks import block_outputs
 from compress.prune import RepairConfig, prune
-from compress.prune.repair import RIDGES, Seam, seams
+from compress.prune.least_squares import RIDGES
+from compress.prune.repair import Seam, seams
 from compress.prune.streams import Stream
 
 ROW = 32
