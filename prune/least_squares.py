@@ -1,7 +1,4 @@
-"""Least squares with a ridge from sums over tokens: the change C of a map whose input is a, for a gap h - g.
-
-min_C ||h - g - a C^T||^2 + ridge * mean(diag(a^T a)) * ||C||^2     =>     C^T = (a^T a + ridge m I)^-1 a^T (h - g)
-"""
+"""Least squares with a ridge, from sums over tokens; `compress.prune.repair` has the formula."""
 
 import torch
 from torch import Tensor, nn
