@@ -6,7 +6,6 @@ of a = LN(P h) and b = LN(t), LayerNorm without gain and bias: the first as in l
 with a learned P, after FitNets (arXiv:1412.6550) and TinyBERT (arXiv:1909.10351).
 """
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -15,42 +14,12 @@ from torch.nn import functional
 
 from compress.base.errors import UsageError
 from compress.distill.config import DistillConfig, HiddenConfig
-from compress.distill.objective.pairs import BlockPairs, block_pairs
-from compress.distill.objective.part import Outcome, Pair
-from compress.distill.objective.schedules import Setting
-from compress.distill.objective.signals import Needs, Signals
-from compress.distill.rows.batch import MicroBatch
+from compress.distill.objective.between_blocks import BetweenBlocks, require_teacher, times
+from compress.distill.objective.divergences import sum_dtype
+from compress.distill.objective.pairs import block_pairs
+from compress.distill.objective.part import Pair
 
 _EPSILON = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class HiddenStates:
-    """The term for some pairs of blocks; with `learned`, a projection for each of them."""
-
-    pairs: BlockPairs
-    config: HiddenConfig
-    learned: nn.ModuleList | None
-    names: tuple[str, ...] = ("hidden",)
-
-    @property
-    def needs(self) -> Needs:
-        """The outputs of the blocks in the pairs."""
-        return needs_of(self.pairs)
-
-    def __call__(
-        self, student: Signals, teacher: Signals | None, batch: MicroBatch, num_tokens: float, setting: Setting
-    ) -> Outcome:
-        """See `Part`."""
-        assert teacher is not None
-        sums = []
-        for number, (own, theirs) in enumerate(self.pairs):
-            hidden = student.blocks[own]
-            if self.learned is not None:
-                hidden = self.learned[number](hidden)
-            sums.append(_Distance.apply(hidden, teacher.blocks[theirs], self.config))  # type: ignore[no-untyped-call]
-        raw = torch.stack(sums).sum() / (len(self.pairs) * num_tokens)
-        return Outcome(setting.weights["hidden"] * raw, raw.detach()[None])
 
 
 class _Distance(torch.autograd.Function):
@@ -61,24 +30,13 @@ class _Distance(torch.autograd.Function):
         wanted_gradient = ctx.needs_input_grad[0]
         with torch.set_grad_enabled(wanted_gradient), torch.autocast(hidden.device.type, enabled=False):
             states = hidden.detach().requires_grad_(wanted_gradient)
-            total = distances(states, wanted, config).sum(dtype=torch.float64)
+            total = distances(states, wanted, config).sum(dtype=sum_dtype(hidden.device))
         ctx.save_for_backward(torch.autograd.grad(total, states)[0] if wanted_gradient else None)
         return total.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, None, None]:
         return times(ctx.saved_tensors[0], upstream[0]), None, None
-
-
-def times(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:
-    """A gradient that was made at once, by what comes from above it."""
-    return None if gradient is None else gradient * upstream.to(gradient.dtype)
-
-
-def needs_of(pairs: BlockPairs) -> Needs:
-    """What a part needs that leaves the gradient of these blocks' outputs to autograd."""
-    own, theirs = (tuple(sorted(set(blocks))) for blocks in zip(*pairs, strict=True))
-    return Needs(student_blocks=own, teacher_blocks=theirs, autograd=True)
 
 
 def distances(hidden: Tensor, wanted: Tensor, config: HiddenConfig) -> Tensor:
@@ -91,7 +49,7 @@ def distances(hidden: Tensor, wanted: Tensor, config: HiddenConfig) -> Tensor:
     return (hidden - wanted).square().mean(-1)
 
 
-def hidden_states(config: DistillConfig, pair: Pair) -> HiddenStates | None:
+def hidden_states(config: DistillConfig, pair: Pair) -> BetweenBlocks | None:
     """The term as the options ask; None where it counts nothing.
 
     Raises:
@@ -111,14 +69,12 @@ def hidden_states(config: DistillConfig, pair: Pair) -> HiddenStates | None:
     learned = None
     if asked.projection == "linear" or own != theirs:
         learned = nn.ModuleList(_projection(own, theirs, config.seed + number) for number in range(len(pairs)))
-    return HiddenStates(pairs, asked, learned)
-
-
-def require_teacher(term: str, pair: Pair) -> Any:
-    """The teacher's config; raises UsageError where a term compares with a teacher that there is not."""
-    if pair.teacher is None:
-        raise UsageError(f"weights.{term} compares with a teacher, and there is none: name one, or leave it out.")
-    return pair.teacher
+    return BetweenBlocks(
+        "hidden",
+        pairs,
+        lambda hidden, wanted, _: _Distance.apply(hidden, wanted, asked),  # type: ignore[no-untyped-call]
+        learned,
+    )
 
 
 def _projection(own: int, theirs: int, seed: int) -> nn.Linear:

@@ -5,47 +5,17 @@ is the mean over pairs of blocks and labels of mean((G_student - G_teacher)^2) o
 projection, whatever the widths. Tung and Mori, arXiv:1907.09682, there between the pictures of a batch.
 """
 
-import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from compress.distill.config import DistillConfig, SimilarityConfig
-from compress.distill.objective.hidden import needs_of, require_teacher, times
-from compress.distill.objective.pairs import BlockPairs, block_pairs
-from compress.distill.objective.part import Outcome, Pair
-from compress.distill.objective.schedules import Setting
-from compress.distill.objective.signals import Needs, Signals
-from compress.distill.rows.batch import MicroBatch
-
-
-@dataclasses.dataclass(frozen=True)
-class Similarity:
-    """The term for some pairs of blocks."""
-
-    pairs: BlockPairs
-    names: tuple[str, ...] = ("similarity",)
-    learned: nn.Module | None = None
-
-    @property
-    def needs(self) -> Needs:
-        """The outputs of the blocks in the pairs."""
-        return needs_of(self.pairs)
-
-    def __call__(
-        self, student: Signals, teacher: Signals | None, batch: MicroBatch, num_tokens: float, setting: Setting
-    ) -> Outcome:
-        """See `Part`."""
-        assert teacher is not None
-        lengths = batch.row_lengths
-        sums = [
-            _GramDistance.apply(student.blocks[own], teacher.blocks[theirs], lengths)  # type: ignore[no-untyped-call]
-            for own, theirs in self.pairs
-        ]
-        raw = torch.stack(sums).sum() / (len(self.pairs) * num_tokens)
-        return Outcome(setting.weights["similarity"] * raw, raw.detach()[None])
+from compress.distill.objective.between_blocks import BetweenBlocks, require_teacher, times
+from compress.distill.objective.divergences import sum_dtype
+from compress.distill.objective.pairs import block_pairs
+from compress.distill.objective.part import Pair
 
 
 class _GramDistance(torch.autograd.Function):
@@ -56,7 +26,8 @@ class _GramDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, wanted: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        dtype = sum_dtype(hidden.device)
+        total = torch.zeros((), dtype=dtype, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         start = 0
         with torch.autocast(hidden.device.type, enabled=False):
@@ -68,7 +39,7 @@ class _GramDistance(torch.autograd.Function):
                 norms = torch.linalg.vector_norm(hidden[place].float(), dim=-1, keepdim=True).clamp(min=1e-12)
                 unit, other = hidden[place].float() / norms, functional.normalize(wanted[place].float(), dim=-1)
                 gap = torch.addmm(other @ other.T, unit, unit.T, beta=-1)
-                total += gap.square().sum(dtype=torch.float64) / length
+                total += gap.square().sum(dtype=dtype) / length
                 if gradient is not None:
                     slope = (gap @ unit).mul_(4 / length)
                     slope -= (slope * unit).sum(-1, keepdim=True) * unit
@@ -81,7 +52,7 @@ class _GramDistance(torch.autograd.Function):
         return times(ctx.saved_tensors[0], upstream[0]), None, None
 
 
-def similarity(config: DistillConfig, pair: Pair) -> Similarity | None:
+def similarity(config: DistillConfig, pair: Pair) -> BetweenBlocks | None:
     """The term as the options ask; None where it counts nothing.
 
     Raises:
@@ -90,4 +61,8 @@ def similarity(config: DistillConfig, pair: Pair) -> Similarity | None:
     if config.weights is None or config.weights.similarity is None:
         return None
     require_teacher("similarity", pair)
-    return Similarity(block_pairs("similarity", config.similarity or SimilarityConfig(), pair))
+    return BetweenBlocks(
+        "similarity",
+        block_pairs("similarity", config.similarity or SimilarityConfig(), pair),
+        lambda hidden, wanted, batch: _GramDistance.apply(hidden, wanted, batch.row_lengths),  # type: ignore[no-untyped-call]
+    )
