@@ -1,7 +1,8 @@
 """What is minimised: parts that ask for signals and give named terms, and one loss of them all.
 
 Whoever trains, skips steps, logs, plans memory or draws curves takes the terms by name. A new term is a `Part` in a
-file of its own and a line in `PARTS`. What runs are compared by is no term: `measure` adds it, whatever the options.
+file of its own, a line in `PARTS` and its name in `Weights`. What runs are compared by is no term: `measure` adds it,
+whatever the options.
 """
 
 import dataclasses
