@@ -34,11 +34,23 @@ def test_every_kind_of_case_and_a_rerun(tmp_path: Path) -> None:
         "block-influence",
         "alternate",
     ]
-    asked += ["--recipes", "paper", "kl", "--tokens", "2048", "--batch-tokens", "1024", "--heldout", "8"]
+    asked += [
+        "--recipes",
+        "paper",
+        "kl",
+        "--tokens",
+        "2048",
+        "--batch-tokens",
+        "1024",
+        "--heldout",
+        "8",
+        "--pool",
+        "8k",
+    ]
     shown = measure(tmp_path, *asked, "--continuations")
     cases = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/case.json")}
     starts = [f"{cut}-3{repaired}" for cut in ("block-influence", "alternate") for repaired in ("", "-repaired")]
-    healed = [f"{start}-{recipe}-2.05k-0" for start in starts for recipe in ("paper", "kl")]
+    healed = [f"{start}-{recipe}-2.05k-by-1.02k-0" for start in starts for recipe in ("paper", "kl")]
     assert set(cases) == {"teacher", *starts, *healed}
     for name in (*starts, *healed):
         case = cases[name]

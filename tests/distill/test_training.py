@@ -76,8 +76,8 @@ def test_a_distilled_student_is_a_plain_checkpoint_with_its_record(world: World,
     assert [row["step"] for row in heldout] == [0, 2, 4, 6, 8, 10, 12]
     assert heldout[-1]["heldout_loss"] == record["heldout_loss"] < 0.8 * heldout[0]["heldout_loss"]
     steps = [row for row in world.metrics("run") if "loss" in row]
-    keys = ["step", "tokens", "loss", "soft", "hard", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_gib",
-            "skipped", "rows_sha256"]  # fmt: skip
+    keys = ["step", "tokens", "loss", "soft", "hard", "soft_scaled", "hard_scaled", "lr", "grad_norm", "tokens_per_s",
+            "mfu", "peak_gib", "skipped", "rows_sha256"]  # fmt: skip
     assert [list(row) for row in steps] == [keys] * 12
     for row in steps:
         assert row["loss"] == pytest.approx(0.8 * row["soft"] + 0.2 * row["hard"], rel=1e-12)
