@@ -34,7 +34,8 @@ class LossOptions:
 
     alpha: float
     temperature: float
-    divergence: DivergenceName | DivergenceConfig
+    divergence: DivergenceConfig
+    """As `divergence_of` names it."""
     self_correct: float | None = None
     chunk_tokens: int | None = None
     fused: bool = True
@@ -89,10 +90,11 @@ def distillation_loss(
     """
     student = student_head if isinstance(student_head, OutputHead) else OutputHead(student_head)
     teacher = teacher_head if isinstance(teacher_head, OutputHead | None) else OutputHead(teacher_head)
+    _check_name(divergence)
     options = LossOptions(
         alpha=alpha,
         temperature=temperature,
-        divergence=divergence,
+        divergence=divergence_of(divergence),
         self_correct=self_correct,
         chunk_tokens=chunk_tokens,
         fused=fused,
@@ -129,7 +131,7 @@ def loss_of_valid(
         tile=TileLoss(
             alpha=options.alpha,
             temperature=options.temperature,
-            divergence=divergence_of(options.divergence),
+            divergence=options.divergence,
             student_cap=student.softcap,
             teacher_cap=None if teacher is None else teacher.softcap,
             gradient=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
@@ -150,11 +152,14 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
+def _check_name(divergence: DivergenceName | DivergenceConfig) -> None:
+    names = get_args(DivergenceName)
+    if not isinstance(divergence, DivergenceConfig) and divergence not in names:
+        raise UsageError(f"divergence = {divergence!r}; choose one of {', '.join(names)}.")
+
+
 def _check_options(options: LossOptions, *, with_teacher: bool) -> None:
     alpha, temperature = options.alpha, options.temperature
-    names = get_args(DivergenceName)
-    if not isinstance(options.divergence, DivergenceConfig) and options.divergence not in names:
-        raise UsageError(f"divergence = {options.divergence!r}; choose one of {', '.join(names)}.")
     if not 0 <= alpha <= 1 or not 0 < temperature < float("inf"):
         raise UsageError(f"alpha = {alpha}, temperature = {temperature}: alpha is 0 to 1, the temperature above 0.")
     if not with_teacher and alpha > 0:
