@@ -257,7 +257,7 @@ def step(scale: Scale, work: Path, steps: int = 8, **options: Any) -> dict[str, 
     started, ends, terms = time.perf_counter(), [], {}
     with _in_one_order(config), contextlib.closing(read_ahead(_reads(s))) as batches:
         for number, (_, batch) in enumerate(batches):
-            terms = s.losses.backward(batch)
+            terms = s.losses.backward(batch, s.setting())
             norm = clip_gradients(s.accelerator, s.model, config.clip_norm)
             s.optimizer.step(learning_rate(config, number, s.budget.steps), skip=guard.note(number, terms, norm))
             s.optimizer.zero_grad()
@@ -297,10 +297,10 @@ def profile(scale: Scale, work: Path) -> dict[str, Any]:
     rows = s.rows.read(s.rows.row_ids(0, s.config.micro_batch_rows))
     batch = s.losses.share(rows)
     for _ in range(2):
-        s.losses.backward(batch)
+        s.losses.backward(batch, s.setting())
     on_gpu = torch.cuda.is_available()
     with torch.profiler.profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as found:
-        s.losses.backward(batch)
+        s.losses.backward(batch, s.setting())
         if on_gpu:
             torch.cuda.synchronize()
     measure = "self_device_time_total" if on_gpu else "self_cpu_time_total"
