@@ -50,6 +50,10 @@ EARLY: dict[str, Early] = {
         ("teacher.model=/nowhere.gguf", "The model file /nowhere.gguf does not exist"),
     ),
     "teacher.trust_remote_code": early("a model that needs it is refused without it"),
+    "student.model": early(
+        "there is such a model, its weight files are whole, and it has the teacher's vocabulary",
+        ("student.model=/nowhere", "The model folder /nowhere does not exist"),
+    ),
     "teacher.scratch.architecture": early(
         "makes a causal LM",
         ("teacher.model=null teacher.scratch={architecture:{vocab_size:9},tokenizer:x,train:{alpha:0}}", "model_type"),
@@ -203,11 +207,11 @@ LATER = {
 
 
 def keys(config: type = Recipe, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Each key of a recipe, dotted, with its annotation; a scratch teacher's training has those of `distill`."""
+    """Each key of a recipe, dotted, with its annotation; a teacher's training has those of `distill`."""
     for name, hint in get_type_hints(config, include_extras=True).items():
         plain = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
         kinds = [kind for kind in (get_args(plain) or (plain,)) if kind is not type(None)]
-        if f"{at}{name}" == "teacher.scratch.train":
+        if f"{at}{name}" in ("teacher.scratch.train", "teacher.finetune"):
             continue
         if len(kinds) == 1 and hasattr(kinds[0], "__pydantic_config__"):
             yield from keys(kinds[0], f"{at}{key_of(name)}.")

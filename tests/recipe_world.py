@@ -66,7 +66,7 @@ def make_run_world(folder: Path) -> Path:
 def make_steps(recipe: Recipe, run: Path, teacher: Path, *groups: str) -> None:
     """Do those steps of a recipe that are of these groups and not done, in order, as a run with --redo does."""
     layout = Layout(run)
-    steps = [s for s in steps_of(resolve_paths(recipe, run), layout, lambda: teacher) if s.group in groups]
+    steps = [s for s in steps_of(resolve_paths(recipe, run), layout, lambda *_: teacher) if s.group in groups]
     for step in steps:
         state, _ = step.state()
         if state == "changed":

@@ -11,7 +11,7 @@ from compress.report.judge.flips import summarise_flips
 from compress.report.judge.scores import Comparison, build_scores, compare, mismatches
 from compress.report.judge.speeds import speed_pair
 from compress.report.judge.verdicts import judge_all
-from compress.report.run_files import LABELS, MODELS, STUDENTS, Record, RunFiles, number
+from compress.report.run_files import STUDENTS, Record, RunFiles, called, number
 
 
 def build_report(run: RunFiles) -> Record:
@@ -23,14 +23,14 @@ def build_report(run: RunFiles) -> Record:
     `draft` (the student as its teacher's draft), `prune`, `headline` and `left_out` (what this run lacks, in words).
     What is absent is null.
     """
-    labels = {key: LABELS[key] for key in run.evals}
+    labels = {key: run.labels[key] for key in run.evals}
     scores = build_scores(run.evals)
     compared = _comparisons(run, scores)
     report: Record = {
         MADE_BY: "compress report",
         "name": run.name,
         "labels": labels,
-        **{key: run.evals.get(key) for key in MODELS},
+        **{key: run.evals.get(key) for key in run.expected},
         "scores": scores,
         "verdicts": judge_all(run.evals, scores, {key: each.tasks for key, each in compared.items()}, labels),
         "mismatches": mismatches(run.evals, scores, labels),
@@ -93,8 +93,8 @@ def _compression(run: RunFiles) -> Record | None:
 
 
 def _left_out(run: RunFiles) -> list[str]:
-    missing = [f"No evaluation of the {LABELS[key]} model." for key in MODELS if key not in run.evals]
-    if run.prune is None:
+    missing = [f"No evaluation of the {run.labels[key]} model." for key in run.expected if key not in run.evals]
+    if run.prune is None and not run.given_student:
         missing.append("No prune.json: which layers were kept is not shown.")
     if run.distill is None:
         missing.append("No distill.json: the student has not been healed, or its training record is elsewhere.")
@@ -102,17 +102,17 @@ def _left_out(run: RunFiles) -> list[str]:
         missing.append("No train/metrics.jsonl: no loss curves.")
     for key, record in run.evals.items():
         if not run.items[key] and record["tasks"]:
-            missing.append(f"No per-item scores of the {LABELS[key]} model: no paired intervals with it.")
+            missing.append(f"No per-item scores of the {run.labels[key]} model: no paired intervals with it.")
         if not record.get("speed"):
-            missing.append(f"The speed of the {LABELS[key]} model was not measured.")
+            missing.append(f"The speed of the {run.labels[key]} model was not measured.")
     return missing
 
 
 def headline(report: Record) -> str:
     """One sentence: size, what is kept above chance, speed. Only what was measured is said."""
-    compression = report["compression"]
+    compression, labels = report["compression"], report["labels"]
     if compression is None:
-        return f"{report['name']}: scores of {_and([LABELS[key] for key in MODELS if report[key]])}."
+        return f"{report['name']}: scores of {_and(list(labels.values()))}."
     model = compression["model"]
     teacher, student = report["teacher"], report[model]
     facts = []
@@ -123,7 +123,7 @@ def headline(report: Record) -> str:
         facts.append(_kept(overall))
     if compression["speedup_decode"] is not None:
         facts.append(f"decodes {compression['speedup_decode']:.1f}× as fast")
-    return f"The {LABELS[model]} student {_and(facts)}." if facts else f"{report['name']}: a student and its teacher."
+    return f"The {called(labels[model])} {_and(facts)}." if facts else f"{report['name']}: a student and its teacher."
 
 
 def _kept(overall: Record) -> str:

@@ -12,11 +12,14 @@ from compress.report import shapes
 
 Record = dict[str, Any]
 
-MODELS = {"teacher": "teacher", "student_init": "student-init", "student": "student"}
+MODELS = {
+    "teacher": "teacher",
+    "teacher_before": "teacher-before",
+    "student_init": "student-init",
+    "student": "student",
+}
 """Key in report.json -> stem of the file in RUN/eval/."""
 STUDENTS = ("student_init", "student")
-LABELS = {"teacher": "teacher", "student_init": "cut", "student": "healed"}
-"""Model key -> the one word used for it on every page and in every figure."""
 _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss")
 
 
@@ -27,6 +30,7 @@ class RunFiles:
     Attributes:
         name: the recipe's name, else the folder's.
         recipe: text of recipe.yaml.
+        given_student: whether the student is no cut, but a model that the recipe names.
         prune, distill: the records of those steps.
         evals: eval record by model key (`teacher`, `student_init`, `student`), in that order.
         items: per-item scores by model key.
@@ -35,12 +39,23 @@ class RunFiles:
 
     name: str
     recipe: str | None
+    given_student: bool
     prune: Record | None
     distill: Record | None
     evals: dict[str, Record]
     items: dict[str, list[Record]]
     train_rows: list[Record]
     heldout_rows: list[Record]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Model key -> the one name used for it on every page and in every figure."""
+        return _labels(self.given_student)
+
+    @property
+    def expected(self) -> list[str]:
+        """Keys of the models that a run evaluates; of the teacher before its fine-tuning, where there was one."""
+        return [key for key in MODELS if key != "teacher_before" or key in self.evals]
 
 
 def read_run(run: Path) -> RunFiles:
@@ -60,11 +75,12 @@ def read_run(run: Path) -> RunFiles:
             f"`compress eval {run / 'student'} --out {run / 'eval' / 'student.json'}`."
         )
     recipe = run / "recipe.yaml"
-    name = load_yaml(recipe).data.get("name") if recipe.is_file() else None
+    name = _recipe(run).get("name")
     rows = _jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep)
     return RunFiles(
         name=str(name or run.resolve().name),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+        given_student=has_given_student(run),
         prune=_record(run / "student-init" / "prune.json", shapes.PruneRecord),
         distill=_record(run / "student" / "distill.json", shapes.TrainingRecord),
         evals=found,
@@ -72,6 +88,31 @@ def read_run(run: Path) -> RunFiles:
         train_rows=_by_step(rows, "loss"),
         heldout_rows=_by_step(rows, "heldout_loss"),
     )
+
+
+def has_given_student(run: Path) -> bool:
+    """Whether the recipe in a run folder names a student."""
+    return bool(_recipe(run).get("student"))
+
+
+def labels_of(run: Path) -> dict[str, str]:
+    """Model key -> its name in the report of a run folder."""
+    return _labels(has_given_student(run))
+
+
+def _labels(given_student: bool) -> dict[str, str]:
+    students = ("student before", "distilled") if given_student else ("cut", "healed")
+    return {"teacher": "teacher", "teacher_before": "teacher before", **dict(zip(STUDENTS, students, strict=True))}
+
+
+def called(label: str) -> str:
+    """A student's name in a sentence: the healed student, the student before."""
+    return label if label.startswith("student") else f"{label} student"
+
+
+def _recipe(run: Path) -> Record:
+    path = run / "recipe.yaml"
+    return load_yaml(path).data if path.is_file() else {}
 
 
 def read_evaluation(path: Path) -> Record:

@@ -1,4 +1,4 @@
-"""The last steps of a run: scores of teacher, cut and healed student, and the speed of all three."""
+"""The last steps of a run: scores of its models, and the speed of teacher, cut and healed student."""
 
 import functools
 import time
@@ -13,31 +13,37 @@ from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluat
 from compress.model.files import model_fingerprint
 from compress.run.finders import Folder, at, store_of
 from compress.run.layout import Layout
+from compress.run.models import Models
 from compress.run.recipe import Recipe
 from compress.run.steps import Step, groups_of
 
+TIMED = ("teacher", "student-init", "student")
+"""Models whose speed is measured, by the stem of their files in RUN/eval/."""
+_NOT_FROM = {"teacher-before": ("teacher", "prune"), "teacher": ("prune",)}
+"""Groups before the training that a model does not come from."""
 
-def evaluations(recipe: Recipe, layout: Layout, teacher: Folder, before: list[Step], healed: Step) -> list[Step]:
-    """Scores of teacher, cut and healed student, and the speed of all three, timed in turns."""
-    models: dict[str, Folder] = {
-        "teacher": teacher,
-        "student-init": at(layout.student_init),
-        "student": at(layout.student),
-    }
+
+def evaluations(recipe: Recipe, layout: Layout, models: Models, before: list[Step], healed: Step) -> list[Step]:
+    """Scores of teacher (before its fine-tuning too), cut and healed student; speed of these three, timed in turns."""
+    timed = dict(zip(TIMED, (models.teacher, models.student, at(layout.student)), strict=True))
+    scored = timed
+    if recipe.teacher.finetune is not None and models.given is not None:
+        scored = {"teacher-before": models.given, **timed}
     steps = []
-    for name, model in models.items():
-        made = [step for step in before if step.group != "prune" or name != "teacher"]
+    for name, model in scored.items():
+        made = [step for step in before if step.group not in _NOT_FROM.get(name, ())]
         after = groups_of([*made, healed] if name == "student" else made)
-        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, teacher, after))
+        reference = None if name in _NOT_FROM else models.teacher
+        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after))
     if recipe.eval.speed:
-        steps.append(_speed(recipe.eval.only_speed(), layout, models, groups_of([*before, healed])))
+        steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of([*before, healed])))
     return steps
 
 
 def _evaluation(
-    config: EvalConfig, layout: Layout, name: str, model: Folder, teacher: Folder, after: frozenset[str]
+    config: EvalConfig, layout: Layout, name: str, model: Folder, reference: Folder | None, after: frozenset[str]
 ) -> Step:
-    out, reference = layout.evaluation(name), None if name == "teacher" else teacher
+    out = layout.evaluation(name)
 
     def make() -> None:
         say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
@@ -91,7 +97,7 @@ def show_speeds(layout: Layout) -> None:
     if not layout.evaluation("speed").is_file():
         return
     speeds = read_json(layout.evaluation("speed"))
-    for name in ("teacher", "student-init", "student"):
+    for name in TIMED:
         scores = read_json(layout.evaluation(name))
         if scores["speed"] != speeds[name]:
             write_json(layout.evaluation(name), {**scores, "speed": speeds[name]})

@@ -17,7 +17,7 @@ class Layout:
         self.teacher_init = run / "teacher-init"
         """Random start of a teacher from scratch."""
         self.teacher = run / "teacher"
-        """That teacher, trained."""
+        """That teacher, trained, or the given one, fine-tuned."""
         self.student_init = run / "student-init"
         """The cut."""
         self.ranking = run / "ranking"
@@ -34,5 +34,5 @@ class Layout:
         return self.run / ("train" if out == self.student else f"{out.name}-train")
 
     def evaluation(self, name: str) -> Path:
-        """The eval JSON of a model of the run (teacher, student-init, student), or `speed` of all."""
+        """The eval JSON of a model of the run (teacher-before, teacher, student-init, student), or `speed` of all."""
         return self.run / "eval" / f"{name}.json"

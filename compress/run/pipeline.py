@@ -2,9 +2,9 @@
 
     world (demo only) -> prune -> data -> distill -> eval -> report
 
-A teacher to be trained from scratch needs the data, so there: data -> teacher -> prune -> distill. A given one is cut
-first: what is wrong with it shows before hours of preparing text; unless its layers are measured, or the cut
-repaired, on that text.
+A teacher that is trained here needs the data, so there: data -> teacher -> prune -> distill. Another is cut first: what
+is wrong with it shows before hours of preparing text; unless its layers are measured, or the cut repaired, on that
+text. A given student needs no cut.
 
 `compress.run` and `compress.verify` alone know the steps, which meet in the run folder. Under a launcher all processes
 train and evaluate together; the main one does the rest while others wait.
@@ -77,8 +77,8 @@ def _run(recipe: Recipe, layout: Layout, asked: Sequence[str]) -> None:
     resolved = on_main(lambda: fit_recipe(resolve_paths(recipe, layout.run)))
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
     on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
-    teacher = on_main(lambda: teacher_folder(resolved, layout))
-    steps = steps_of(resolved, layout, lambda: teacher)
+    found = on_main(lambda: download_models(resolved))
+    steps = steps_of(resolved, layout, lambda name, revision: found[name, revision])
     redo = on_main(lambda: _begin(recipe, steps, layout, asked))
     for step in steps:
         if on_main(lambda step=step: _is_left_to_make(step, steps, redo)):  # type: ignore[misc]
@@ -136,12 +136,7 @@ def look_ahead(recipe: Recipe, layout: Layout, redo: Collection[str], *, downloa
     Nothing is written. Of what lies on the hub only small files are fetched, and with `download` the benchmarks' data
     sets.
     """
-    scratch = recipe.teacher.scratch
-
-    def teacher() -> Path:
-        return layout.teacher if scratch else local_model(str(recipe.teacher.model), recipe.teacher.revision)
-
-    steps, faults = steps_of(recipe, layout, teacher), Faults()
+    steps, faults = steps_of(recipe, layout, local_model), Faults()
     check_run_folder(recipe, layout, steps, faults)
     found = states(steps)
     asked = faults.of(lambda: intended(steps, layout, list(redo), found))
@@ -172,11 +167,11 @@ def resolve_paths(recipe: Recipe, run: Path) -> Recipe:
     return build_from(Recipe, resolved(to_dict(recipe)), "the recipe")
 
 
-def teacher_folder(recipe: Recipe, layout: Layout) -> Path:
-    """Folder of the teacher: where it will be trained, or the given one, downloaded if it lies on the hub."""
-    if recipe.teacher.scratch is not None:
-        return layout.teacher
-    return resolve_model(str(recipe.teacher.model), recipe.teacher.revision)
+def download_models(recipe: Recipe) -> dict[tuple[str, str | None], Path]:
+    """Folders of the models that a recipe names, by name and revision, downloaded where they lie on the hub."""
+    named = [(recipe.teacher.model, recipe.teacher.revision)]
+    named += [(recipe.student.model, recipe.student.revision)] if recipe.student else []
+    return {(name, revision): resolve_model(name, revision) for name, revision in named if name is not None}
 
 
 def distill_text(

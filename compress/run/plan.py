@@ -11,6 +11,8 @@ from compress.base.machine import total_memory
 from compress.base.units import format_bytes, format_count
 from compress.data import TextFacts
 from compress.distill import DistillConfig, DistillPlan, plan_distill
+from compress.model.costs import model_costs
+from compress.model.facts import ModelFacts
 from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
 from compress.run.layout import Layout
@@ -25,11 +27,15 @@ _REMEDY = "does not fit; lower distill.micro_batch_rows or set distill.gradient_
 
 @dataclasses.dataclass(frozen=True)
 class RecipePlan:
-    """A recipe's cost. `teacher_training` is None unless the teacher is trained from scratch."""
+    """A recipe's cost."""
 
     name: str
-    prune: PrunePlan
+    prune: PrunePlan | None
+    """None where the student is no cut."""
+    parameters: tuple[int, int]
+    """Of the student, and of its teacher."""
     teacher_training: DistillPlan | None
+    """None where the teacher is used as it is."""
     distill: DistillPlan
     available_bytes: dict[str, int]
     """Memory of each device of this machine."""
@@ -47,6 +53,10 @@ class RecipePlan:
         if not self.counted:
             data["distill"] |= dict.fromkeys(("steps", "tokens", "flops"))
         return {**data, "hours": hours if self.counted else None}
+
+    def _given_student(self) -> str:
+        student, teacher = self.parameters
+        return f"a student of its own: {student:,} parameters, the teacher has {teacher:,}"
 
     def _ranking_hours(self) -> float:
         return self.ranking_tokens * self.distill.flops_per_token / self.flops_per_s / 3600
@@ -69,7 +79,7 @@ class RecipePlan:
 
     def describe(self) -> str:
         """The plan for people."""
-        lines = [f"{self.name}", self.prune.describe()]
+        lines = [self.name, self._given_student() if self.prune is None else self.prune.describe()]
         if self.ranking_tokens:
             tokens, hours = format_count(self.ranking_tokens), self._ranking_hours()
             lines.append(f"rank candidate cuts: at most {tokens} tokens, {hours:.2g} h")
@@ -109,24 +119,29 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
 
     `flops_per_s` is the rate that training is expected to reach, for the estimate of hours.
     """
-    teacher, cut, choice = known.teacher, known.cut, recipe.prune.choice
-    if teacher is None or cut is None:
+    teacher, student, cut, choice = known.teacher, known.student, known.cut, recipe.prune.choice
+    if teacher is None or student is None:
         return None
-    ranked = choice.rank_after * len(choice.proposals(cut.layer_types)) if isinstance(choice, RankAfterConfig) else 0
-    training = None
-    if recipe.teacher.scratch is not None:
-        training = _plan(recipe.teacher.scratch.train, known.text, teacher.config, None)
+    ranked = 0
+    if cut is not None and isinstance(choice, RankAfterConfig):
+        ranked = choice.rank_after * len(choice.proposals(cut.layer_types))
+    training = recipe.teacher.training
     return RecipePlan(
         name=recipe.name,
-        prune=cut.plan,
-        teacher_training=training,
-        distill=_plan(recipe.distill, known.text, cut.student, teacher.config),
+        prune=None if cut is None else cut.plan,
+        parameters=(_size(student), _size(teacher)),
+        teacher_training=None if training is None else _plan(training, known.text, teacher.config, None),
+        distill=_plan(recipe.distill, known.text, student.config, teacher.config),
         available_bytes=total_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
         counted=_rows(recipe.distill, known.text) is not None,
         ranking_tokens=ranked,
     )
+
+
+def _size(model: ModelFacts) -> int:
+    return sum(model_costs(model.config).parameters.values())
 
 
 def _rows(training: DistillConfig, text: TextFacts) -> int | None:

@@ -21,12 +21,13 @@ from compress.evaluate import EvalConfig
 from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
+from compress.model.vocabulary import common_ids
 from compress.prune import RankAfterConfig, check_prune, student_facts
 from compress.prune.plan import Derivation
 from compress.report import report_outputs
 from compress.run.layout import Layout
 from compress.run.rank_after import check_ranking, ranking_output
-from compress.run.recipe import Recipe, ScratchTeacher, is_resolved, recipe_output
+from compress.run.recipe import Recipe, ScratchTeacher, StudentConfig, is_resolved, recipe_output
 from compress.run.recipe_steps import measures_data
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Step, groups_of
@@ -37,6 +38,8 @@ class Known:
     """What is known of a run before it begins; None where something is wrong with it."""
 
     teacher: ModelFacts | None
+    student: ModelFacts | None
+    """What is trained: the cut, or a model that the recipe names."""
     cut: Derivation | None
     text: TextFacts
 
@@ -66,7 +69,8 @@ def fit_recipe(recipe: Recipe) -> Recipe:
     else:
         config = faults.of(lambda: scratch_config(scratch.architecture))
         teacher = None if config is None else ModelFacts("a teacher trained from scratch", config, Path())
-    return dataclasses.replace(recipe, data=fit_rows(recipe.data, [teacher]))
+    student = None if recipe.student is None else look_at_config(recipe.student.model, faults, recipe.student.revision)
+    return dataclasses.replace(recipe, data=fit_rows(recipe.data, [teacher, student]))
 
 
 def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, download: bool) -> Known:
@@ -75,23 +79,24 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
     Of what lies on the hub only small files are fetched, and with `download` the benchmarks' data sets.
     """
     with _teacher(recipe, layout, left, faults) as teacher:
-        text = _text(recipe, layout, left, teacher, faults)
+        given = _given_student(recipe.student, teacher, left, faults)
+        text = _text(recipe, layout, left, given or teacher, faults)
         cut = None
-        if teacher is not None:
+        if teacher is not None and recipe.student is None:
             own = measures_data(recipe.prune) or left.will_make(recipe.prune.calibration)
             found = faults if "prune" in left.groups else Faults()
             cut = check_prune(recipe.prune.choice, teacher, found, own_text=own, **recipe.prune.how)
-        student = student_facts(cut, teacher)
+        student = given or student_facts(cut, teacher)
         if "prune" in left.groups and isinstance(recipe.prune.choice, RankAfterConfig):
             models = (student, teacher)
             check_ranking(recipe.distill, recipe.prune.choice, recipe.data.dataset, models, text, faults)
-        if "teacher" in left.groups and recipe.teacher.scratch is not None:
-            check_distill(recipe.teacher.scratch.train, student=teacher, teacher=None, text=text, faults=faults)
+        if "teacher" in left.groups and (training := recipe.teacher.training) is not None:
+            check_distill(training, student=teacher, teacher=None, text=text, faults=faults)
         if "distill" in left.groups:
             check_distill(recipe.distill, student=student, teacher=teacher, text=text, faults=faults)
         if "eval" in left.groups:
             _check_evaluations(recipe.eval, teacher, left, faults, download=download)
-        return Known(teacher, cut, text)
+        return Known(teacher, student, cut, text)
 
 
 def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faults: Faults) -> None:
@@ -139,6 +144,18 @@ def _teacher(recipe: Recipe, layout: Layout, left: Left, faults: Faults) -> Iter
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield faults.of(lambda: _to_be_trained(scratch, left, Path(folder)))
+
+
+def _given_student(
+    config: StudentConfig | None, teacher: ModelFacts | None, left: Left, faults: Faults
+) -> ModelFacts | None:
+    """What is known of a student that is no cut, which has to share the teacher's vocabulary."""
+    if config is None:
+        return None
+    student = look_at_model(config.model, faults, config.revision)
+    if student is not None and teacher is not None and "distill" in left.groups:
+        faults.of(lambda: common_ids(student.side, teacher.side))
+    return student
 
 
 def _to_be_trained(scratch: ScratchTeacher, left: Left, folder: Path) -> ModelFacts:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from compress.base.config import build, config, dump_data, dump_yaml, load_yaml, parse_yaml, to_dict
-from compress.base.currency import as_before, is_complete
+from compress.base.currency import Before, as_before, is_complete
 from compress.base.disk import write_text
 from compress.base.errors import UsageError
 from compress.base.outputs import Output
@@ -48,6 +48,14 @@ class ScratchTeacher:
 
 
 @config
+class FinetuneConfig(DistillConfig):
+    """The options of `distill`, for a training without a teacher."""
+
+    alpha: Annotated[float, Field(ge=0, le=0)] = 0.0
+    """There is no soft loss."""
+
+
+@config
 class TeacherConfig:
     """Where the teacher comes from: exactly one of `model` and `scratch`."""
 
@@ -59,12 +67,32 @@ class TeacherConfig:
     """Let the model bring Python code of its own, which then runs here with all your rights: read it first."""
     scratch: ScratchTeacher | None = None
     """Train one here instead."""
+    finetune: Annotated[FinetuneConfig | None, Before(None)] = None
+    """Train the model on the run's text first, by cross-entropy: options of `distill`. What comes of it, RUN/teacher,
+    is the teacher of all that follows (teacher correction, Sreenivas et al. 2024, arXiv 2408.11796)."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.scratch is None):
             raise ValueError("write exactly one of `model` and `scratch`")
         if self.scratch is not None and self.scratch.train.alpha != 0:
             raise ValueError("a teacher from scratch has no teacher of its own: write `train: {alpha: 0}`")
+        if self.finetune is not None and self.scratch is not None:
+            raise ValueError("a teacher from scratch is trained on the run's text anyway: leave `finetune` out")
+
+    @property
+    def training(self) -> DistillConfig | None:
+        """How the run trains it; None where it is used as it is."""
+        return self.finetune if self.scratch is None else self.scratch.train
+
+
+@config
+class StudentConfig:
+    """A student that is trained as it is, rather than cut from the teacher."""
+
+    model: str
+    """Hub id or local folder: any model whose vocabulary is the teacher's, up to padding."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; the default branch when absent."""
 
 
 @config
@@ -77,6 +105,8 @@ class Recipe:
     """The model to make smaller."""
     world: WorldConfig | None = None
     """Generate the demo's world of text into RUN/world first."""
+    student: Annotated[StudentConfig | None, Before(None)] = None
+    """The model to train where it is no cut of the teacher."""
     prune: PruneConfig = PruneConfig()
     """Which layers stay."""
     data: DataConfig
@@ -85,6 +115,10 @@ class Recipe:
     """How to heal."""
     eval: EvalConfig = EvalConfig()
     """What to measure."""
+
+    def __post_init__(self) -> None:
+        if self.student is not None and self.prune != PruneConfig():
+            raise ValueError("a given `student` is trained as it is: leave `prune` out, or `student`")
 
 
 @config

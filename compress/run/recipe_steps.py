@@ -31,26 +31,27 @@ from compress.prune import (
 from compress.run.evaluations import evaluations
 from compress.run.finders import Folder, at, if_there, store_of
 from compress.run.layout import Layout
+from compress.run.models import Find, Models
 from compress.run.rank_after import prune_best, with_heal
-from compress.run.recipe import Recipe, ScratchTeacher
+from compress.run.recipe import Recipe, ScratchTeacher, TeacherConfig
 from compress.run.scratch import initialise
 from compress.run.steps import Step, groups_of
 
 
-def steps_of(recipe: Recipe, layout: Layout, teacher: Folder) -> list[Step]:
-    """The steps of a resolved recipe (see `resolve_paths`) in a run folder; `teacher` finds the teacher's folder."""
+def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
+    """The steps of a resolved recipe (see `resolve_paths`) in a run folder; `find` finds the models that it names."""
+    models = Models.of(recipe, layout, find)
     world = [_world(recipe.world, layout)] if recipe.world is not None else []
-    from_scratch = recipe.teacher.scratch
-    tokenizer = teacher if from_scratch is None else functools.partial(Path, from_scratch.tokenizer)
-    data = preparation(recipe.data, layout, tokenizer, after=groups_of(world))
-    scratch = [] if from_scratch is None else _scratch(from_scratch, layout, after=groups_of([*world, data]))
+    reader = None if recipe.student is None else models.given
+    data = preparation(recipe.data, layout, models.tokenizer, reader, after=groups_of(world))
+    taught = _teaching(recipe.teacher, layout, models, after=groups_of([*world, data]))
     measured = [*world, data] if needs_data(recipe.prune) else []
-    cut = _cut(recipe, layout, teacher, after=groups_of([*measured, *scratch]))
-    first = [data, *scratch, cut] if scratch or measured else [cut, data]
+    cut = [] if recipe.student else [_cut(recipe, layout, models.teacher, after=groups_of([*measured, *taught]))]
+    first = [data, *taught, *cut] if taught or measured else [*cut, data]
     made = [*world, *first]
-    start = at(layout.student_init)
-    healed = training("distill", recipe.distill, layout, layout.student, start, teacher, groups_of(made))
-    return [*world, *first, healed, *evaluations(recipe, layout, teacher, before=made, healed=healed)]
+    out, student, teacher = layout.student, models.student, models.teacher
+    healed = training("distill", recipe.distill, layout, out, student, teacher, groups_of(made))
+    return [*world, *first, healed, *evaluations(recipe, layout, models, before=made, healed=healed)]
 
 
 def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:
@@ -78,13 +79,20 @@ def _world(world: WorldConfig, layout: Layout) -> Step:
     )
 
 
-def preparation(config: DataConfig, layout: Layout, tokenizer: Folder, after: frozenset[str] = frozenset()) -> Step:
-    """The making of RUN/data; `tokenizer` finds the folder of the one to use."""
+def preparation(
+    config: DataConfig,
+    layout: Layout,
+    tokenizer: Folder,
+    reader: Folder | None = None,
+    after: frozenset[str] = frozenset(),
+) -> Step:
+    """The making of RUN/data; `tokenizer` finds the folder of the one to use, `reader` that of another model to read
+    the text (see `prepare`)."""
     out = layout.data
 
     def make() -> None:
         say(f"data: {config.dataset} -> {out}")
-        prepare(config, tokenizer(), out)
+        prepare(config, tokenizer(), out, reader=None if reader is None else reader())
 
     def intact(_: Mapping[str, Any]) -> list[str]:
         try:
@@ -108,12 +116,22 @@ def preparation(config: DataConfig, layout: Layout, tokenizer: Folder, after: fr
     )
 
 
-def _scratch(scratch: ScratchTeacher, layout: Layout, after: frozenset[str]) -> list[Step]:
-    """A teacher's random start, and its training by the distillation loop."""
+def _teaching(config: TeacherConfig, layout: Layout, models: Models, after: frozenset[str]) -> list[Step]:
+    """The training of the teacher: from a random start, or from the given model; none where it is used as it is."""
+    if config.scratch is not None:
+        start = at(layout.teacher_init)
+        trained = training("teacher", config.scratch.train, layout, layout.teacher, start, None, after)
+        return [_random_start(config.scratch, layout), trained]
+    if config.finetune is not None and models.given is not None:
+        return [training("teacher", config.finetune, layout, layout.teacher, models.given, None, after)]
+    return []
+
+
+def _random_start(scratch: ScratchTeacher, layout: Layout) -> Step:
     record = layout.teacher_init / "init.json"
     settings = {"architecture": scratch.architecture, "seed": scratch.train.seed}
     inputs = {"tokenizer": functools.partial(_tokenizer_files, Path(scratch.tokenizer))}
-    start = Step(
+    return Step(
         name="teacher-init",
         group="teacher",
         record=record,
@@ -123,7 +141,6 @@ def _scratch(scratch: ScratchTeacher, layout: Layout, after: frozenset[str]) -> 
         outputs=(Output(layout.teacher_init, "a random model", has_record(record.name), folder=True),),
         make=lambda: _written(record, settings, inputs, lambda out: initialise(scratch, out)),
     )
-    return [start, training("teacher", scratch.train, layout, layout.teacher, at(layout.teacher_init), None, after)]
 
 
 def _tokenizer_files(folder: Path) -> dict[str, str]:

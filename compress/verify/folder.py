@@ -56,7 +56,7 @@ class RunFolder:
 
     @property
     def trained_teacher(self) -> bool:
-        """Whether the teacher was trained here, from scratch."""
+        """Whether the teacher was trained here, from scratch or from a given one."""
         return (self.path / "teacher-init").is_dir() or (self.path / "teacher" / RECORD).is_file()
 
     def teacher(self) -> Path:
@@ -87,8 +87,10 @@ class RunFolder:
 
     def measured(self, stem: str) -> Path:
         """Folder of the model that eval/STEM.json is about; raises as `teacher`."""
-        if stem in MODELS.values():
-            return self.teacher() if stem == "teacher" else self._model(stem)
+        if stem == "teacher":
+            return self.teacher()
+        if stem in MODELS.values() and (self.path / stem).is_dir():
+            return self._model(stem)
         return local_model(str(read_record(self.path / "eval" / f"{stem}.json").data.get("model")), None)
 
     def _model(self, name: str) -> Path:

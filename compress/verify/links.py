@@ -1,14 +1,14 @@
 """The links of a run's chain: the very steps of its recipe or, where there is none, what the records themselves say."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.base.currency import Inputs, Missing
 from compress.data import text_fingerprint
 from compress.distill.publish import RECORD
-from compress.model.files import model_fingerprint
-from compress.report.run_files import MODELS
+from compress.model.files import local_model, model_fingerprint
+from compress.run.evaluations import TIMED
 from compress.run.layout import Layout
 from compress.run.recipe_steps import steps_of, training_inputs
 from compress.run.steps import Step
@@ -17,14 +17,16 @@ from compress.verify.checks import typed
 from compress.verify.folder import RunFolder
 from compress.verify.records import read_record
 
-_SECTIONS = {"teacher": "teacher.scratch.train", "teacher-init": "teacher.scratch", "speed": "eval"}
+_SECTIONS = {"teacher-init": "teacher.scratch", "speed": "eval"}
 
 
 def links_of(run: RunFolder) -> list[Link]:
     """All links of a run folder, in the order of its steps."""
     if run.resolved is not None:
         layout = Layout(run.path)
-        found = [_of_step(step, run) for step in steps_of(run.resolved, layout, run.teacher)]
+        taught = "teacher.finetune" if run.resolved.teacher.finetune else "teacher.scratch.train"
+        sections = {**_SECTIONS, "teacher": taught}
+        found = [_of_step(step, run, sections) for step in steps_of(run.resolved, layout, local_model)]
     else:
         found = list(_of_records(run))
     known = {link.record for link in found}
@@ -32,9 +34,9 @@ def links_of(run: RunFolder) -> list[Link]:
     return found + [_of_evaluation(run, path) for path in others]
 
 
-def _of_step(step: Step, run: RunFolder) -> Link:
+def _of_step(step: Step, run: RunFolder, sections: Mapping[str, str]) -> Link:
     place = step.places[-1].relative_to(run.path)
-    section = _SECTIONS.get(step.name, step.group)
+    section = sections.get(step.name, step.group)
     name = place.with_suffix("").as_posix()
     return Link(
         name=name, record=step.record, inputs=step.inputs, kind=step.kind, settings=step.settings, section=section
@@ -78,5 +80,5 @@ def _of_evaluation(run: RunFolder, path: Path) -> Link:
         "benchmarks": _unknown,
     }
     if path.stem == "speed":
-        inputs = {stem: lambda stem=stem: model_fingerprint(run.measured(stem)) for stem in MODELS.values()}  # type: ignore[misc]
+        inputs = {stem: lambda stem=stem: model_fingerprint(run.measured(stem)) for stem in TIMED}  # type: ignore[misc]
     return Link(name=f"eval/{path.stem}", record=path, inputs=inputs)

@@ -109,7 +109,7 @@ def test_all_that_an_earlier_version_left_is_ours(name: str, tmp_path: Path, mon
     monkeypatch.chdir(unpack(name, tmp_path))
     layout = Layout(Path("run"))
     assert (layout.run / "recipe.yaml").read_text() != Path("recipe.yaml").read_text()
-    steps = steps_of(resolve_paths(load_recipe("recipe.yaml"), layout.run), layout, lambda: Path("teacher"))
+    steps = steps_of(resolve_paths(load_recipe("recipe.yaml"), layout.run), layout, lambda *_: Path("teacher"))
     own = [output for step in steps for output in step.outputs]
     own += [recipe_output(layout.recipe), ranking_output(layout.ranking), *report_outputs(layout.run)]
     require_outputs(*own)

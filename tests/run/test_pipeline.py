@@ -59,7 +59,7 @@ def test_layers_are_measured_on_the_runs_own_text(world: Path, tmp_path: Path) -
     other = load_recipe(world / "recipe.yaml", [*changes, "data.seq_len=32"])
     shutil.rmtree(tmp_path / "data")
     make_steps(other, tmp_path, world / "teacher", "data")
-    (cut,) = (step for step in steps_of(other, Layout(tmp_path), lambda: world / "teacher") if step.group == "prune")
+    (cut,) = (step for step in steps_of(other, Layout(tmp_path), lambda *_: world / "teacher") if step.group == "prune")
     assert cut.state() == ("changed", ["the calibration is another", "the repair is another"])
     shutil.rmtree(tmp_path / "student-init")
     make_steps(other, tmp_path, world / "teacher", "prune")

@@ -168,7 +168,7 @@ def _set_aside(change: Recipe) -> None:
     from compress.run import pipeline, recipe_steps
 
     layout = redo.Layout(Path("run"))
-    steps = recipe_steps.steps_of(pipeline.resolve_paths(change, Path("run")), layout, lambda: Path("teacher"))
+    steps = recipe_steps.steps_of(pipeline.resolve_paths(change, Path("run")), layout, lambda *_: Path("teacher"))
     redo.begin(steps, layout, ASKED)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.base.errors import InputError
-from compress.report.run_files import LABELS, MODELS, Record, read_evaluation, read_items
+from compress.report.run_files import MODELS, Record, labels_of, read_evaluation, read_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,17 @@ def _evaluations(source: str) -> Iterator[tuple[str, Path]]:
     there = {key: each for key, each in paths.items() if each.is_file()}
     if not there:
         raise InputError(f"{path} has no evaluation in {path / 'eval'}: it is no run folder, or was not evaluated yet.")
+    labels = labels_of(path)
     for key, each in there.items():
-        yield f"{run} {LABELS[key]}", each
+        yield f"{run} {labels[key]}", each
 
 
 def _name_of(path: Path) -> str:
     """`runs/demo/eval/student.json` -> `demo healed`; elsewhere the file's stem."""
-    stems = {stem: LABELS[key] for key, stem in MODELS.items()}
-    if path.parent.name == "eval" and path.stem in stems:
-        return f"{_folder_name(path.parent.parent)} {stems[path.stem]}"
+    keys = {stem: key for key, stem in MODELS.items()}
+    if path.parent.name == "eval" and path.stem in keys:
+        run = path.parent.parent
+        return f"{_folder_name(run)} {labels_of(run)[keys[path.stem]]}"
     return path.stem
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from compress.report.run_files import LABELS, Record, RunFiles
+from compress.report.run_files import Record, RunFiles
 from compress.report.tables.table import labels
 
 _SAMPLES = 8
@@ -11,7 +11,7 @@ _SAMPLES = 8
 def manifest_blocks(run: RunFiles) -> list[tuple[str, str, str]]:
     """(title, text, language) of the recipe and of each step's manifest, in the order of the flow."""
     blocks = [("recipe.yaml", run.recipe.strip(), "yaml")] if run.recipe else []
-    records = {"prune": run.prune, "distill": run.distill} | {f"eval: {LABELS[k]}": r for k, r in run.evals.items()}
+    records = {"prune": run.prune, "distill": run.distill} | {f"eval: {run.labels[k]}": r for k, r in run.evals.items()}
     for title, record in records.items():
         if record and record.get("manifest"):
             blocks.append((title, json.dumps(record["manifest"], indent=2, ensure_ascii=False), "json"))

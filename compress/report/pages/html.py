@@ -12,13 +12,16 @@ from compress.report.pages.extracts import manifest_blocks, sample_rows
 from compress.report.pages.figures import layers_figure, loss_figure, loss_panels
 from compress.report.pages.importance import importance_figure
 from compress.report.pages.layout import alarms, chip, left_out, page, scores_section, section, tables
-from compress.report.run_files import LABELS, Record, RunFiles, number
+from compress.report.run_files import Record, RunFiles, called, number
 from compress.report.tables.table import labels
 
 _MEANING = {
     "teacher": "the full model",
-    "student_init": "layers dropped, not trained",
-    "student": "trained on its teacher",
+    "teacher before": "as it was given",
+    "cut": "layers dropped, not trained",
+    "student before": "as it was given",
+    "healed": "trained on its teacher",
+    "distilled": "trained on its teacher",
 }
 
 
@@ -32,7 +35,7 @@ def html_page(report: Record, run: RunFiles) -> str:
 
 def _header(report: Record) -> str:
     keys = "".join(
-        f'<li class="{key}">{chip(key)}<b>{label}</b> {_MEANING[key]}</li>' for key, label in labels(report).items()
+        f'<li class="{key}">{chip(key)}<b>{label}</b> {_MEANING[label]}</li>' for key, label in labels(report).items()
     )
     tiles = "".join(
         f"<li><strong>{a}</strong><span>{escape(b)}</span><small>{escape(c)}</small></li>" for a, b, c in _tiles(report)
@@ -93,7 +96,8 @@ def _classes(report: Record) -> str:
             cards.append(f"<div><h3>{title}</h3>{_bars(bars, lambda kl: f'{kl:.3f}')}</div>")
     if not cards:
         return ""
-    caption = f"KL divergence of the {LABELS[str(key)]} student from its teacher on held-out text, nats a token."
+    student = called(labels(report)[str(key)])
+    caption = f"KL divergence of the {student} from its teacher on held-out text, nats a token."
     return section("Where it differs from its teacher", caption, f'<div class="cards">{"".join(cards)}</div>')
 
 
@@ -120,7 +124,7 @@ def _sizes(report: Record) -> str:
         values = [number(record.get(field)) for record in records]
         pairs = [(key, value) for key, value in zip(keys, values, strict=True) if value is not None and value > 0]
         if len(pairs) == len(keys):
-            bars = [(key, LABELS[key], value) for key, value in pairs]
+            bars = [(key, labels(report)[key], value) for key, value in pairs]
             cards.append(f"<div><h3>{title}</h3>{_bars(bars, show)}</div>")
     if fast:
         caption = f"Speed and memory measured on {fast.get('device')}, {fast.get('dtype')}."

@@ -1,0 +1,44 @@
+"""Which models a run is about, and where each of them is."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from compress.run.finders import Folder, at
+from compress.run.layout import Layout
+from compress.run.recipe import Recipe, TeacherConfig
+
+Find = Callable[[str, str | None], Path]
+"""Finds the folder of a model by its name and revision, as `compress.model.files.local_model` does."""
+
+
+class Models(NamedTuple):
+    """The models of a run: each is looked for when a step needs it."""
+
+    given: Folder | None
+    """The teacher as the recipe names it; None where it is trained from scratch."""
+    teacher: Folder
+    """What the student is cut from or learns from: `given`, or what the run trains first."""
+    student: Folder
+    """What is trained: the cut, or the recipe's own student."""
+    tokenizer: Folder
+    """Where the text's tokenizer is: the student's, if it is no cut."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, layout: Layout, find: Find) -> "Models":
+        """The models of a resolved recipe."""
+        given, tokenizer = _given(recipe.teacher, find)
+        teacher = given if given is not None and recipe.teacher.training is None else at(layout.teacher)
+        if (student := recipe.student) is None:
+            return cls(given, teacher, at(layout.student_init), tokenizer)
+        learner = functools.partial(find, student.model, student.revision)
+        return cls(given, teacher, learner, learner)
+
+
+def _given(teacher: TeacherConfig, find: Find) -> tuple[Folder | None, Folder]:
+    """The given teacher, if there is one, and where its tokenizer is."""
+    if teacher.scratch is not None:
+        return None, functools.partial(Path, teacher.scratch.tokenizer)
+    given = functools.partial(find, str(teacher.model), teacher.revision)
+    return given, given
