@@ -86,7 +86,8 @@ def test_it_is_planned_and_known_by_its_content(world: Path, pair: Path) -> None
 
 def test_a_teacher_is_corrected_before_the_cut(world: Path, corrected: Path) -> None:
     config = load_recipe(corrected / "recipe.yaml").teacher.finetune
-    assert config is not None and config.alpha == 0
+    assert config is not None
+    assert config.alpha == 0
     student = world / "teacher"
     distill(config, student=student, teacher=None, data=corrected / "data", out=world / "tuned", work=world / "tuning")
     alone, found = (load_file(folder / "model.safetensors") for folder in (world / "tuned", corrected / "teacher"))
@@ -105,7 +106,8 @@ def test_a_correction_that_is_killed_goes_on_to_the_same_bytes(world: Path, corr
     command = ["run", str(world / "recipe.yaml"), "--out", str(tmp_path / "run"), "--set", FINETUNE]
     kill = Signal(at=("os:replace",), path="*/teacher-train/checkpoints/step-8")
     struck = warm().run((kill,), *command)
-    assert struck.struck and struck.returncode == -9
+    assert struck.struck
+    assert struck.returncode == -9
     done = run_cli(*command)
     assert "Continuing from" in done.stderr
     for folder in ("teacher", "student"):
@@ -137,11 +139,13 @@ def test_a_student_of_another_vocabulary_is_refused_before_anything_is_made(worl
     command = ["run", str(world / "pair.yaml"), "--out", str(tmp_path / "run"), "--set", f"student.model={other}"]
     refused = run_cli(*command)
     assert refused.returncode != 0
-    assert "token" in refused.stderr and "Traceback" not in refused.stderr
+    assert "token" in refused.stderr
+    assert "Traceback" not in refused.stderr
     assert not (tmp_path / "run" / "data").exists()
 
 
 def test_nothing_of_the_given_models_changes(world: Path, pair: Path, corrected: Path) -> None:
-    assert pair.is_dir() and corrected.is_dir()
+    assert pair.is_dir()
+    assert corrected.is_dir()
     fresh = save_tiny_model(world / "as-it-was", num_hidden_layers=4)
     assert sha256_tree(world / "teacher", "*.safetensors") == sha256_tree(fresh, "*.safetensors")
