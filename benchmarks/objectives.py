@@ -107,14 +107,13 @@ class World:
         from compress.distill.loop.accelerator import prepare_model
         from compress.distill.loop.step import Losses, StudentWithLoss
         from compress.distill.objective.objective import make_objective
+        from compress.distill.objective.pairs import uniform_pairs
         from compress.distill.objective.part import Pair
         from compress.distill.rows.batch import Batch
         from compress.distill.teachers.source import LiveTeacher
 
         config = self.config(precision=self.options.precision, **objective)
-        kept = tuple(
-            round((i + 1) * self.options.layers[1] / self.options.layers[0]) - 1 for i in range(self.options.layers[0])
-        )
+        kept = tuple(layer for _, layer in uniform_pairs(*self.options.layers))
         made = make_objective(config, Pair(self.student.config, self.teacher.config, kept))
         vocabulary = self.options.vocabulary
         guide = LiveTeacher(self.teacher, made.needs, vocabulary)

@@ -86,7 +86,7 @@ class TeacherConfig:
 
 
 @config
-class StudentConfig:
+class GivenStudent:
     """A student that is trained as it is, rather than cut from the teacher."""
 
     model: str
@@ -105,7 +105,7 @@ class Recipe:
     """The model to make smaller."""
     world: WorldConfig | None = None
     """Generate the demo's world of text into RUN/world first."""
-    student: Annotated[StudentConfig | None, Before(None)] = None
+    student: Annotated[GivenStudent | None, Before(None)] = None
     """The model to train where it is no cut of the teacher."""
     prune: PruneConfig = PruneConfig()
     """Which layers stay."""

@@ -28,6 +28,11 @@ def block_pairs(term: str, config: HiddenConfig | SimilarityConfig, pair: Pair) 
     return found
 
 
+def uniform_pairs(own: int, theirs: int) -> BlockPairs:
+    """Each of the student's `own` blocks with that of the teacher's `theirs` at the same share of the depth."""
+    return tuple((i, max(0, round((i + 1) * theirs / own) - 1)) for i in range(own))
+
+
 def _listed(term: str, asked: BlockPairs, own: int, theirs: int) -> BlockPairs:
     for student, teacher in asked:
         if student >= own or teacher >= theirs:
@@ -44,7 +49,7 @@ def _named(term: str, rule: str, own: int, theirs: int, kept: tuple[int, ...] | 
     if rule == "last":
         return ((own - 1, theirs - 1),)
     if rule == "uniform":
-        return tuple((i, max(0, round((i + 1) * theirs / own) - 1)) for i in range(own))
+        return uniform_pairs(own, theirs)
     if kept is None or len(kept) != own:
         raise UsageError(
             f"{term}.pairs: {rule} goes by the layers that were kept, and the student's folder has no prune.json that "
