@@ -27,7 +27,7 @@ from compress.prune.plan import Derivation
 from compress.report import report_outputs
 from compress.run.layout import Layout
 from compress.run.rank_after import check_ranking, ranking_output
-from compress.run.recipe import Recipe, ScratchTeacher, GivenStudent, is_resolved, recipe_output
+from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
 from compress.run.recipe_steps import measures_data
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Step, groups_of
