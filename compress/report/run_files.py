@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.base.config import load_yaml
 from compress.base.disk import read_json, read_rows
+from compress.base.documents import load_yaml
 from compress.base.errors import InputError
 from compress.report import shapes
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compress.base.config import build, parse_yaml
+from compress.base.config import build
+from compress.base.documents import parse_yaml
 from compress.base.units import format_count, parse_count
 from compress.data import DataConfig
 from compress.distill import DistillConfig

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.base.config import load_yaml
+from compress.base.documents import load_yaml
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
 from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart

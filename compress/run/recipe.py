@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from compress.base.config import build, config, dump_data, dump_yaml, load_yaml, parse_yaml, to_dict
+from compress.base.config import build, config, dump_yaml, to_dict
 from compress.base.currency import Before, as_before, is_complete
 from compress.base.disk import write_text
+from compress.base.documents import dump_data, load_yaml, parse_yaml
 from compress.base.errors import UsageError
 from compress.base.outputs import Output
 from compress.data import DataConfig

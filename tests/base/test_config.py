@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.base.config import build, config, parse_yaml, to_dict
+from compress.base.config import build, config, to_dict
+from compress.base.documents import parse_yaml
 from compress.base.errors import UsageError
 from compress.base.units import Count
 

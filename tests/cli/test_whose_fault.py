@@ -11,7 +11,8 @@ from helpers import run_cli
 from recipe_world import make_run_world
 from transformers import AutoModelForCausalLM
 
-from compress.base.config import build_from, dump_data, dump_yaml, parse_yaml, to_dict
+from compress.base.config import build_from, dump_yaml, to_dict
+from compress.base.documents import dump_data, parse_yaml
 from compress.base.errors import UsageError
 from compress.cli.exits import explain
 from compress.distill import DistillConfig

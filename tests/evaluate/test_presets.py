@@ -7,7 +7,8 @@ from typing import Any
 import lm_eval.tasks
 import pytest
 
-from compress.base.config import build, dump_yaml, parse_yaml
+from compress.base.config import build, dump_yaml
+from compress.base.documents import parse_yaml
 from compress.base.errors import InputError, UsageError
 from compress.evaluate import EvalConfig, evaluate_model
 from compress.evaluate.harness import names

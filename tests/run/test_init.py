@@ -13,7 +13,7 @@ from helpers import byte_tokenizer, run_cli, save_tiny_model, tiny_config
 from model_zoo import NUM_LAYERS, save_teacher
 from recipe_world import write_benchmark
 
-from compress.base.config import load_yaml
+from compress.base.documents import load_yaml
 from compress.base.errors import Faults, UsageError
 from compress.base.machine import Memory
 from compress.distill.resources.flops import PeakFlops
