@@ -48,7 +48,7 @@ def prompting_mismatches(evals: Mapping[str, Record], labels: Mapping[str, str])
         first, other = evals[scored[0]], evals[key]
         words = (f"The prompts of the {labels[key]} are {prompting_words(other)}", prompting_words(first))
         if asked(first) != asked(other):
-            said.append(f"{words[0]}; those of the {labels[scored[0]]} {words[1]}: their scores are not related.")
+            said.append(f"{words[0]}; those of the {labels[scored[0]]} are {words[1]}: their scores are not related.")
         elif asked(first)["chat"] and _short_hash(first) != _short_hash(other):
             said.append(f"{words[0]}; those of the {labels[scored[0]]} are in another, {_short_hash(first)}.")
     return said
