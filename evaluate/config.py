@@ -27,6 +27,16 @@ class EvalConfig:
 
     A task that fixes 0 keeps 0.
     """
+    chat_template: Annotated[bool, Before(False)] = False
+    """Write prompts as chats, in the template of the model's tokenizer: for models that were trained on chats.
+
+    Benchmark prompts, as by lm-eval's `apply_chat_template`, and those that are given for samples and responses.
+    """
+    system: Annotated[str | None, Before(None)] = None
+    """System message of each chat, before the task's own description; without a template, text before each prompt."""
+    fewshot_as_multiturn: Annotated[bool | None, Before(None)] = None
+    """Whether solved examples are turns of the chat before the question, or part of its one message; None: of a chat
+    they are turns."""
     limit: AtLeastOne | None = None
     """Items a task, from its first; None takes all."""
     datasets_root: Annotated[str | None, PLACE] = None
@@ -76,6 +86,13 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", expand(self.tasks))
+        if self.fewshot_as_multiturn and not self.chat_template:
+            raise ValueError("fewshot_as_multiturn needs a chat whose turns they are: write chat_template: true too")
+
+    @property
+    def multiturn(self) -> bool:
+        """Whether solved examples are turns of a chat."""
+        return self.chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
     def without_speed(self) -> "EvalConfig":
         """The same scores, and no speed: other options of the speed do not make scores stale."""

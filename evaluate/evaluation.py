@@ -18,13 +18,14 @@ from compress.base.outputs import MADE_BY, Output, beside, check_outputs, has_ma
 from compress.base.processes import join, on_main
 from compress.base.records import manifest
 from compress.data import require_apart
+from compress.evaluate.chat import chat_ids, prompting, tell_of_template
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.inputs import benchmark_inputs, fingerprints
 from compress.evaluate.preflight import check_evaluation
 from compress.evaluate.speed import device_name, measure_speed
 from compress.evaluate.text.heldout import Heldout, framing_of_text, load_heldout
 from compress.evaluate.text.language import heldout_scores
-from compress.evaluate.text.samples import continuations, prompts_from_rows, response_similarity
+from compress.evaluate.text.samples import Encode, continuations, prompts_from_rows, response_similarity
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import resolve_model
@@ -52,9 +53,9 @@ def evaluate_model(
 
     `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a source of
     raw text (a local file, folder or glob, or a hub data set); `config.other_text` is another, and is scored as `text`
-    is. `prompts` are continued greedily; without them, starts of held-out rows are. With `out`, the result is written
-    there as JSON, and each benchmark item to `<stem>.items.jsonl` beside it (task, groups, and what
-    `compress.evaluate.scores.items` lists), the JSON last.
+    is. `prompts` are continued greedily (answered, with `config.chat_template`); without them, starts of held-out rows
+    are. With `out`, the result is written there as JSON, and each benchmark item to `<stem>.items.jsonl` beside it
+    (task, groups, and what `compress.evaluate.scores.items` lists), the JSON last.
 
     With `out`, finished batches are kept beside it (see `compress.base.journal`): stopped in any way and called
     again, it goes on, and the numbers are bit for bit those of a call that nothing stopped, on the same device with the
@@ -62,9 +63,9 @@ def evaluate_model(
     get the same result; the main one alone measures speed and writes.
 
     Returns:
-        The eval JSON: model, params, bytes (of the weight files), tasks, heldout, fidelity, other_text (source, and its
-        own heldout and fidelity), speed, samples, versions, seconds (of this call), manifest. Parts not asked for are
-        empty or null.
+        The eval JSON: model, params, bytes (of the weight files), prompting (how prompts were written, see
+        `compress.evaluate.chat`), tasks, heldout, fidelity, other_text (source, and its own heldout and fidelity),
+        speed, samples, versions, seconds (of this call), manifest. Parts not asked for are empty or null.
 
     Raises:
         UsageError: an unknown task, a teacher without text, an output that cannot be written.
@@ -85,6 +86,7 @@ def evaluate_model(
             other=_heldout(config.other_text, checkpoint, config, other),
             prompts=prompts,
         )
+        tell_of_template(config, checkpoint.tokenizer)
         scored = None if benchmarks is None else benchmarks.score(checkpoint, journal)
         guide = None
         if reference is not None:
@@ -172,6 +174,12 @@ class _Texts:
             return list(self.prompts)[:count]
         return prompts_from_rows(checkpoint, self.heldout.rows, count, config.sample_prompt_tokens)
 
+    def encode(self, config: EvalConfig) -> Encode:
+        """How these prompts are read: a user's as a chat if so asked for, a piece of text as it stands."""
+        if self.prompts and config.chat_template:
+            return functools.partial(chat_ids, system=config.system)
+        return Checkpoint.prompt_ids
+
 
 def _measure(
     checkpoint: Checkpoint,
@@ -187,6 +195,7 @@ def _measure(
         "model": checkpoint.name,
         "params": count_parameters(checkpoint.model),
         "bytes": sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")),
+        "prompting": prompting(config, checkpoint.tokenizer),
         "tasks": {} if scored is None else scored.tasks,
         "heldout": None,
         "fidelity": None,
@@ -211,17 +220,18 @@ def _measure(
     if texts.other is not None:
         loss, near = scores(texts.other, "Other text")
         result["other_text"] = {"source": config.other_text, "heldout": loss, "fidelity": near}
+    encode = texts.encode(config)
     config = _fitting(config, [checkpoint] if teacher is None else [checkpoint, teacher])
     if teacher is not None:
         asked = texts.chosen(checkpoint, config.responses, config)
-        alike = response_similarity(checkpoint, teacher, asked, config.sample_tokens, journal)
+        alike = response_similarity(checkpoint, teacher, asked, config.sample_tokens, journal, encode)
         result["fidelity"]["responses"] = alike
     if config.speed:
         result["speed"] = on_main(lambda: _speed(checkpoint, teacher, config))
         if teacher is not None:
             result["fidelity"]["draft"] = draft_figures(result)
     chosen = texts.chosen(checkpoint, config.samples, config)
-    samples = continuations(checkpoint, chosen, config.sample_tokens, journal)
+    samples = continuations(checkpoint, chosen, config.sample_tokens, journal, encode)
     return {**result, "samples": samples}
 
 

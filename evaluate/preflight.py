@@ -7,6 +7,7 @@ from compress.base.errors import Faults, InputError, UsageError
 from compress.base.machine import find_device, memory_of
 from compress.base.units import format_bytes
 from compress.data import INDEX, TokenStore, check_text
+from compress.evaluate.chat import check_chat
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.text.language import check_same_tokenizer
 from compress.model.costs import model_costs
@@ -28,6 +29,8 @@ def check_evaluation(
             faults.of(functools.partial(_check_store, source, model))
     if model is not None and teacher is not None:
         faults.of(lambda: check_same_tokenizer(model, teacher))
+    if model is not None:
+        faults.of(lambda: check_chat(config, model))
     if model is not None and config.speed:
         faults.of(lambda: _check_speed(config, model))
 

@@ -159,6 +159,11 @@ EARLY: dict[str, Early] = {
         ("eval.tasks=[tiny_choice] eval.datasets_root={tasks}", "needs the data set org/tiny"),
     ),
     "eval.num_fewshot": early("there are examples to draw", ("eval.num_fewshot=99", "fewer than the")),
+    "eval.chat_template": early("the tokenizer has one, which can be rendered"),
+    "eval.system": early(
+        "the chat template has a place for it",
+        ("eval.chat_template=true eval.system=Briefly.", "has no place for a system text"),
+    ),
     "eval.datasets_root": early("is a folder", ("eval.datasets_root=/nowhere", "/nowhere does not exist")),
     "eval.task_folder": early(
         "is a folder, and its definitions can be read",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from chat_templates import GEMMA2
 from helpers import save_tiny_model
 
 from compress.run.layout import Layout
@@ -54,7 +55,7 @@ def make_run_world(folder: Path) -> Path:
     save_tiny_model(folder / "teacher", num_hidden_layers=4)
     (folder / "teacher" / "additional_chat_templates").mkdir()
     for name in SIDE_FILES:
-        (folder / "teacher" / name).write_text("{{ messages }}")
+        (folder / "teacher" / name).write_text(GEMMA2)
     lines = [json.dumps({"text": f"Number {i} comes after number {i - 1}. " * 8}) for i in range(200)]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
     items = [{"question": f"After {i} comes", "options": [str(i + 1), str(i - 1), "x"], "answer": 0} for i in range(9)]

@@ -72,6 +72,13 @@ class Speed(Rates):
     teacher: Object | None = None
 
 
+class Prompting(_Shape):
+    """How prompts were written."""
+
+    chat_template_sha256: str | None = None
+    system: str | None = None
+
+
 class Manifest(_Shape):
     """What a step was made from."""
 
@@ -81,6 +88,7 @@ class Manifest(_Shape):
 class Evaluation(_Shape):
     """RUN/eval/NAME.json."""
 
+    prompting: Prompting | None = None
     tasks: dict[str, Task]
     heldout: Object | None = None
     fidelity: Fidelity | None = None

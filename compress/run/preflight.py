@@ -17,7 +17,7 @@ from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
 from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
 from compress.distill.preflight import check_distill
-from compress.evaluate import EvalConfig
+from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
@@ -95,7 +95,9 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
         if "distill" in left.groups:
             check_distill(recipe.distill, student=student, teacher=teacher, text=text, faults=faults)
         if "eval" in left.groups:
-            _check_evaluations(recipe.eval, teacher, left, faults, download=download)
+            _check_evaluations(recipe, teacher, left, faults, download=download)
+            if given is not None:
+                faults.of(lambda: check_chat(recipe.eval, given))
         return Known(teacher, student, cut, text)
 
 
@@ -174,15 +176,20 @@ def _text(recipe: Recipe, layout: Layout, left: Left, teacher: ModelFacts | None
         return facts_of_plan(recipe.data) if store is None else facts_of_store(store)
     if left.will_make(recipe.data.dataset):
         return facts_of_plan(recipe.data)
-    scratch = recipe.teacher.scratch
-    known = scratch is None or not left.will_make(scratch.tokenizer)
-    return check_data(recipe.data, teacher if known else None, layout.data, faults)
+    return check_data(recipe.data, teacher if _tokenizer_is_there(recipe, left) else None, layout.data, faults)
+
+
+def _tokenizer_is_there(recipe: Recipe, left: Left) -> bool:
+    return recipe.teacher.scratch is None or not left.will_make(recipe.teacher.scratch.tokenizer)
 
 
 def _check_evaluations(
-    config: EvalConfig, teacher: ModelFacts | None, left: Left, faults: Faults, *, download: bool
+    recipe: Recipe, teacher: ModelFacts | None, left: Left, faults: Faults, *, download: bool
 ) -> None:
+    config = recipe.eval
     known = dataclasses.replace(config, other_text=None) if left.will_make(config.other_text) else config
+    if not _tokenizer_is_there(recipe, left):
+        known = dataclasses.replace(known, chat_template=False, fewshot_as_multiturn=None)
     check_evaluation(known, model=teacher, teacher=None, text=None, faults=faults)
     if config.tasks and not left.will_make(config.datasets_root) and not left.will_make(config.task_folder):
         from compress.evaluate.harness.catalog import check_tasks

@@ -51,14 +51,21 @@ class OpenBenchmarks:
             InputError: the model's context is too short for an answer.
         """
         config = self._config
+        if config.chat_template:
+            checkpoint = dataclasses.replace(checkpoint, prefix=())  # a chat begins as its template says
         _seed(config)  # building draws fewer numbers where `datasets` has a table cached
+        scorer = Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed)
         results = evaluator.evaluate(
-            lm=Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed),
+            lm=scorer,
             task_dict=self._loaded,
             limit=config.limit,
             bootstrap_iters=_BOOTSTRAP,
             log_samples=True,
+            system_instruction=config.system,
+            apply_chat_template=config.chat_template,
+            fewshot_as_multiturn=config.multiturn,
         )
+        scorer.tell_of_chats()
         return _benchmarks(self._loaded, results, self._datasets)
 
 

@@ -6,6 +6,7 @@ reach the head, in float32 whatever the model's dtype. Requests that end up as o
 while each keeps its own split (lm-eval's shared gather mixes them up when the splits differ).
 """
 
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from lm_eval.models.huggingface import HFLM
 
-from compress.base.errors import InputError
+from compress.base.errors import InputError, reason_of
 from compress.base.journal import Batch, Journal
 from compress.base.progress import say
+from compress.evaluate.chat import Message, takes_system
 from compress.evaluate.harness.generation import Generator
 from compress.evaluate.harness.requests import Asked, distinct, encode_pairs, ids_of
 from compress.inference.halving import Halving
@@ -61,6 +64,7 @@ class Scorer(HFLM):  # type: ignore[misc]
         self._halving = Halving(self._trees.forget)
         reason, error = why_plain(checkpoint)
         self._shares = reason is None
+        self._without_system = 0
         self._generator = Generator(
             self,
             checkpoint,
@@ -180,6 +184,37 @@ class Scorer(HFLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations (or as a task's generation settings say)."""
         return self._generator.answers(requests, self._journal, visible=not disable_tqdm)
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        """A prompt as lm-eval writes it in the tokenizer's template; without its system text where the template has no
+        place for one: see `tell_of_chats`.
+
+        Raises:
+            InputError: the template refuses the messages.
+        """
+        try:
+            prompt: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        except (TemplateError, ValueError) as error:
+            roles = ", ".join(message["role"] for message in chat_history)
+            raise InputError(
+                f"The chat template of {self._checkpoint.name} refuses a prompt of the messages {roles} "
+                f"({reason_of(error)}): write solved examples into one message (--no-fewshot-as-multiturn), leave the "
+                "task out, or score prompts as plain text (without eval.chat_template)."
+            ) from error
+        self._without_system += chat_history[0]["role"] == "system" and not self._takes_system
+        return prompt
+
+    @functools.cached_property
+    def _takes_system(self) -> bool:
+        return takes_system(self.tokenizer)
+
+    def tell_of_chats(self) -> None:
+        """Say how many prompts lost what their task says first."""
+        if self._without_system:
+            say(
+                f"The chat template has no place for a system text: {self._without_system} prompts are without the "
+                "description of their task, as lm-eval writes them."
+            )
 
     def _require_room(self, tokens: int, task: str) -> None:
         if tokens > self.max_length:

@@ -1,7 +1,7 @@
 """Greedy continuations of fixed prompts: to read a model's text, and to measure how alike it and its teacher write."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from compress.base.progress import say
 from compress.inference.readout import Checkpoint
 from compress.model.lengths import shortest_context
 
+Encode = Callable[[Checkpoint, str], list[int]]
+"""Token ids of a prompt, as a checkpoint's tokenizer has them."""
+
 
 def prompts_from_rows(checkpoint: Checkpoint, rows: NDArray[np.int64], count: int, prompt_tokens: int) -> list[str]:
     """The first `prompt_tokens` tokens, as text, of `count` rows spread evenly over `rows` [n, S]."""
@@ -21,12 +24,16 @@ def prompts_from_rows(checkpoint: Checkpoint, rows: NDArray[np.int64], count: in
 
 
 def continuations(
-    checkpoint: Checkpoint, prompts: Sequence[str], new_tokens: int, journal: Journal | None = None
+    checkpoint: Checkpoint,
+    prompts: Sequence[str],
+    new_tokens: int,
+    journal: Journal | None = None,
+    encode: Encode = Checkpoint.prompt_ids,
 ) -> list[dict[str, str]]:
     """`[{prompt, continuation}]`: at most `new_tokens` greedy tokens after each prompt, up to the end of the text."""
 
     def continuation(i: int) -> str | None:
-        ids = greedy_ids(checkpoint, prompts[i], new_tokens, context=checkpoint.context)
+        ids = greedy_ids(checkpoint, encode(checkpoint, prompts[i]), new_tokens, context=checkpoint.context)
         return None if ids is None else str(checkpoint.tokenizer.decode(ids, skip_special_tokens=True))
 
     batches = [Batch([prompt, new_tokens]) for prompt in prompts]
@@ -41,17 +48,20 @@ def response_similarity(
     prompts: Sequence[str],
     new_tokens: int,
     journal: Journal | None = None,
+    encode: Encode = Checkpoint.prompt_ids,
 ) -> dict[str, Any] | None:
     """How alike model and teacher continue `prompts`, greedily, over at most `new_tokens` tokens; None without prompts.
 
     Means over prompts, with standard errors: `rouge_l`, the F-measure of the longest common subsequence of the two
     continuations' tokens (Lin 2004, as `rouge_score` has it); `common_prefix`, the share of the longer one that is
-    the same from the start; `identical`, the share of prompts where all of it is. Both see the same of a long prompt.
+    the same from the start; `identical`, the share of prompts where all of it is. Both see the same tokens, those
+    of the model's tokenizer, and the same of a long prompt.
     """
     context = shortest_context(model.model.config for model in (teacher, checkpoint))
 
     def alike(i: int) -> list[float] | None:
-        theirs, ours = (greedy_ids(model, prompts[i], new_tokens, context=context) for model in (teacher, checkpoint))
+        ids = encode(checkpoint, prompts[i])
+        theirs, ours = (greedy_ids(model, ids, new_tokens, context=context) for model in (teacher, checkpoint))
         return None if theirs is None or ours is None else list(compare_responses(theirs, ours))
 
     batches = [Batch([prompt, new_tokens]) for prompt in prompts]
@@ -86,13 +96,15 @@ class _Tokens:
 
 
 @torch.inference_mode()
-def greedy_ids(checkpoint: Checkpoint, prompt: str, new_tokens: int, *, context: int | None) -> list[int] | None:
+def greedy_ids(
+    checkpoint: Checkpoint, prompt: Sequence[int], new_tokens: int, *, context: int | None
+) -> list[int] | None:
     """At most `new_tokens` greedy tokens after a prompt, the end of the text included; None for an empty prompt.
 
     Of a prompt that leaves them no room in a context of that many tokens the end is read, and that is said.
     """
     tokenizer = checkpoint.tokenizer
-    ids = torch.tensor([checkpoint.prompt_ids(prompt)])
+    ids = torch.tensor([prompt], dtype=torch.int64)
     room = ids.shape[1] if context is None else max(1, context - new_tokens)
     if ids.shape[1] > room:
         say(f"Of a prompt of {ids.shape[1]} tokens {checkpoint.name} reads the last {room}: its context is {context}.")

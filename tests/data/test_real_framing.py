@@ -1,10 +1,5 @@
-"""Real pretrained teachers read their text as they were trained to: `REAL_TEACHERS` names a folder with theirs.
+"""Real pretrained teachers (see real_teachers.py) read their text as they were trained to."""
 
-python ../shared/tools/real_teacher.py gemma DIR/gemma       # and smollm2 DIR/smollm2
-REAL_TEACHERS=DIR pytest -m slow tests/data/test_real_framing.py
-"""
-
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import SHARED_DATA
+from real_teachers import real_teacher
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.data import DataConfig, prepare
@@ -20,13 +16,6 @@ from compress.evaluate import EvalConfig, evaluate_model
 from compress.model.framing import Framing
 
 pytestmark = pytest.mark.slow
-
-
-def teacher(name: str) -> Path:
-    folder = Path(os.environ.get("REAL_TEACHERS", "")) / name
-    if "REAL_TEACHERS" not in os.environ or not folder.is_dir() or not SHARED_DATA.is_dir():
-        pytest.skip("REAL_TEACHERS names no folder with this teacher, or ../shared/data is absent")
-    return folder
 
 
 def plain_loss(folder: Path, rows: Any) -> float:
@@ -37,7 +26,7 @@ def plain_loss(folder: Path, rows: Any) -> float:
 
 
 def test_gemma_reads_rows_after_bos(tmp_path: Path) -> None:
-    gemma = teacher("gemma")
+    gemma = real_teacher("gemma")
     config = DataConfig(dataset=str(SHARED_DATA / "corpus"), tokens="2k", seq_len=129, heldout_sequences=8)
     store = prepare(config, gemma, tmp_path / "store", visible=False)
     bos = AutoTokenizer.from_pretrained(gemma).bos_token_id
@@ -51,7 +40,7 @@ def test_gemma_reads_rows_after_bos(tmp_path: Path) -> None:
 
 
 def test_a_llama_without_bos_is_given_none(tmp_path: Path) -> None:
-    smollm2 = teacher("smollm2")
+    smollm2 = real_teacher("smollm2")
     config = DataConfig(dataset=str(SHARED_DATA / "corpus"), tokens="20k", seq_len=128, heldout_sequences=0)
     store = prepare(config, smollm2, tmp_path / "store", visible=False)
     assert store.framing == Framing()

@@ -99,7 +99,7 @@ def test_intervals_of_difference_and_retention_cover_the_truth_95_times_in_100(n
 
 def test_tasks_are_resampled_independently_of_each_other() -> None:
     rng, sizes = np.random.default_rng(11), {"a": 40, "b": 40, "ab": 60, "ba": 100, "": 3000}
-    score = {"num_fewshot": 0, "data_sha256": None, "n": None}
+    score = {"num_fewshot": 0, "asked": {}, "data_sha256": None, "n": None}
     entry = {"metric": "acc", "chance": 0.25, "part_of": None, "teacher": score, "student": score}
     items: tuple[list[Any], list[Any]] = ([], [])
     for name, n in sizes.items():

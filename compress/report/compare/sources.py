@@ -74,7 +74,7 @@ def _folder_name(path: Path) -> str:
 
 
 def _results(record: Record) -> tuple[object, ...]:
-    """What makes two evaluations one: the same model, and the same numbers."""
+    """What makes two evaluations one: the same model, the same prompts, and the same numbers."""
     inputs = (record.get("manifest") or {}).get("inputs") or {}
-    measured = (record.get(part) for part in ("heldout", "fidelity", "other_text"))
+    measured = (record.get(part) for part in ("prompting", "heldout", "fidelity", "other_text"))
     return inputs.get("model"), record["tasks"], *measured

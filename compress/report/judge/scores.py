@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from compress.report.judge import stats
 from compress.report.judge.pairing import ItemKey, Paired, index_items, pair_items
+from compress.report.judge.prompting import asked, prompting_mismatches
 from compress.report.judge.significance import holm, paired_test
 from compress.report.judge.stats import Estimate
 from compress.report.run_files import Record, lower_is_better, number
@@ -20,7 +21,8 @@ def metric_names(task: Record) -> list[str]:
 
 
 def build_scores(evals: Evals) -> dict[str, Record]:
-    """By task: its metric, chance, parent group, and by model value, stderr, ci95, n, num_fewshot, versus_chance.
+    """By task: its metric, chance, parent group, and by model value, stderr, ci95, n, num_fewshot, asked (how its
+    prompts were written), versus_chance.
 
     The metric is the one that the evaluation calls `primary`. A group's model entries also have `macro`: value,
     stderr and chance of the mean over its tasks.
@@ -37,7 +39,7 @@ def build_scores(evals: Evals) -> dict[str, Record]:
         for key, task in scored.items():
             value = number(task.get(metric)) if metric else None
             if value is not None:
-                entry[key] = _score(task, metric, value, chance)
+                entry[key] = {**_score(task, metric, value, chance), "asked": asked(evals[key])}
         table[name] = entry
     return table
 
@@ -125,8 +127,9 @@ def compare(
 
 
 def mismatches(evals: Evals, scores: Mapping[str, Record], labels: Mapping[str, str]) -> list[str]:
-    """What was not measured alike: scores of other items, counts or shots than the first model's, or another text."""
-    said = []
+    """What was not measured alike: scores of other prompts, items, counts or shots than the first model's, or another
+    text."""
+    said = prompting_mismatches(evals, labels)
     for name, entry in scores.items():
         (first, base), *others = [(key, entry[key]) for key in labels if key in entry] or [("", {})]
         for key, score in others:
@@ -198,6 +201,8 @@ def _unpaired(entry: Record, keys: tuple[str, str], reason: str | None) -> tuple
 def _refusal(entry: Record, keys: tuple[str, str]) -> str | None:
     """Why two scores of a task say nothing about each other."""
     first, second = (entry[key] for key in keys)
+    if first["asked"] != second["asked"]:
+        return "not comparable: prompts of another kind"
     if first["num_fewshot"] != second["num_fewshot"]:
         return f"not comparable: {first['num_fewshot']} and {second['num_fewshot']} shots"
     hashes = {first["data_sha256"], second["data_sha256"]}

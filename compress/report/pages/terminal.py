@@ -9,6 +9,7 @@ from rich.text import Text
 
 from compress.base.units import format_bytes, format_count
 from compress.report.cells import fixed, plus_minus, points, share_kept, with_error
+from compress.report.judge.prompting import common_prompting
 from compress.report.judge.verdicts import SIGNIFICANT, alarm_lines
 from compress.report.run_files import Record
 from compress.report.tables.table import compared, labels, main_tasks
@@ -42,9 +43,9 @@ def summary(report: Record) -> Group:
     tasks = main_tasks(report)
     verdicts = {task[key]["versus_chance"] for task in tasks.values() for key in keys if key in task}
     marks = "; ≈ not above chance, ↓ below chance" if verdicts & _MARKS.keys() else ""
-    table = Table(
-        title=Text(report["headline"]), caption=f"scores in percent, ± a standard error{marks}", box=SIMPLE_HEAD
-    )
+    how = common_prompting({key: report[key] for key in keys})
+    caption = Text(f"scores in percent, ± a standard error{marks}{f'; {how}' if how else ''}", "table.caption")
+    table = Table(title=Text(report["headline"]), caption=caption, box=SIMPLE_HEAD)
     table.add_column("", overflow="fold")
     for name in [*keys.values(), *(["kept"] if kept else [])]:
         table.add_column(Text(name), justify="right", no_wrap=True)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from compress.report.cells import NONE, percent, plus_minus, points, ratio_with_interval
+from compress.report.judge.prompting import common_prompting
 from compress.report.judge.scores import metric_names
 from compress.report.judge.verdicts import p_words
 from compress.report.run_files import Record, number
@@ -60,6 +61,8 @@ def scores(report: Record) -> Table:
         "Percent ± one standard error; of a group, the mean over items (micro). A model is not above chance when its "
         "95% interval reaches down to guessing."
     )
+    if how := common_prompting({key: report[key] for key in labels(report)}):
+        note += f" {how[0].upper()}{how[1:]}."
     return Table(title="Scores", note=note, columns=columns, rows=rows, text_columns=2)
 
 
