@@ -209,7 +209,8 @@ class DistillConfig:
     """How both models compute attention. auto is SDPA, and plain products for rows up to 256 tokens on CPUs; on GPUs in
     bf16 with `document_mask`, torch's variable-length flash attention."""
     document_mask: bool = False
-    """Keep documents packed into a row apart: attention and positions start anew, and EOS predicts nothing."""
+    """Keep documents packed into a row apart: attention and positions start anew, and EOS predicts nothing.
+    Conversations are kept apart in any case, see `data.apart`."""
     compile: Annotated[bool | Literal["auto"], Meaning("auto", False)] = "auto"
     """Compile both models with torch.compile, one graph each. auto: on GPUs, where a run is long enough to be worth a
     first step of a minute and the models make one graph; on CPUs it is about 2% of the time, and left out."""

@@ -209,6 +209,7 @@ def _measure(
             text.rows,
             text.text_bytes,
             documents=text.documents,
+            answers=text.answers,
             teacher=teacher,
             batch_tokens=config.batch_tokens,
             journal=journal,

@@ -113,6 +113,15 @@ EARLY: dict[str, Early] = {
     "data.config": early("is of a hub data set", ("data.config=x", "data.config applies to hub datasets")),
     "data.split": early("is of a hub data set", ("data.split=test", "data.split applies to hub datasets")),
     "data.text_column": early("is in each local file", ("data.text_column=body", "no 'body' in any")),
+    "data.form": early(
+        "its columns are in the rows; of conversations, the tokenizer's chat template makes something of the first 100",
+        ("data.form=chat", "no 'messages' in any"),
+    ),
+    "data.train_on_prompt": early(
+        "rows are instructions", ("data.train_on_prompt=true", "data.train_on_prompt is of instructions")
+    ),
+    "data.too_long": early("rows are instructions", ("data.too_long=leave_out", "data.too_long is of instructions")),
+    "data.apart": early("rows are instructions", ("data.apart=false", "data.apart is of instructions")),
     "data.tokens": early(
         "named for hub data; the disk has room",
         ("data.dataset=hub:org/name", "data.tokens is required"),
@@ -192,6 +201,8 @@ LATER = {
     "data.tokens": "fewer in local text: counted when it is prepared",
     "data.heldout_sequences": "too little text for them: counted when it is prepared",
     "data.on_bad_row": "a bad row: when it is reached",
+    "data.form": "a row without an answer, or that the chat template refuses: counted when it is prepared",
+    "data.apart": "with true, a model that sees across documents: tried when it is loaded",
     "distill.micro_batch_rows": "memory of activations: planned and warned of, known when it runs",
     "distill.document_mask": "a model that sees across documents: tried when it is loaded",
     "distill.teacher_max_kl": "measured when the teacher is quantised",

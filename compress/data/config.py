@@ -1,4 +1,4 @@
-"""Which text to prepare, and how much of it."""
+"""Which text or instructions to prepare, and how much of them."""
 
 from typing import Annotated, Literal
 
@@ -18,13 +18,24 @@ class DataConfig:
     dataset: Annotated[str, PLACE]
     """SOURCE: `hub:ORG/NAME[:CONFIG]`, `ORG/NAME`, or a local file, folder or glob of parquet, arrow, jsonl, json
     (lines, or an array of objects) or txt, the last three also as .gz and .zst. A line of txt is a document. A folder
-    is read as a whole, in the order of its file names; a .json whose first object has no text is metadata there."""
+    is read as a whole, in the order of its file names; a .json whose first object has no text is metadata there.
+    Instructions are read too, see `form`."""
     config: Annotated[str | None, FREE] = None
     """Configuration of a hub dataset, `sample-10BT` for one. With `split` it is part of the source's identity."""
     split: Annotated[str, FREE] = "train"
     """Split of a hub dataset; local files are all read."""
     text_column: str = "text"
     """Column (or JSON key) that holds the text."""
+    form: Annotated[Literal["auto", "text", "alpaca", "chat", "completion"], Before("auto")] = "auto"
+    """What rows hold: text, or instructions: alpaca {instruction, input, output}, chat {messages}, completion {prompt,
+    completion}. auto: text where there is that column, else the form that the columns are of, which is said."""
+    train_on_prompt: Annotated[bool, Before(False)] = False
+    """Learn from all of a conversation; by default from its answers alone. Held-out loss is of the same tokens."""
+    too_long: Annotated[Literal["cut", "leave_out"], Before("cut")] = "cut"
+    """Conversations longer than a row: cut at its end, or left out; either is counted."""
+    apart: Annotated[bool, Before(True)] = True
+    """Keep the conversations of a row apart in training, as `distill.document_mask` does with texts; not every model
+    can."""
     tokens: AtLeastOne | None = None
     """Training tokens to prepare, rounded up to whole rows; None is all there is, for local files only."""
     seq_len: Annotated[Count, Field(ge=2)] = 2048

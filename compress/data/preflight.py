@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from compress.base.errors import CompressError, Faults, InputError, UsageError, reason_of
 from compress.base.progress import say
@@ -14,15 +14,19 @@ from compress.base.signals import StopRequest
 from compress.base.units import format_bytes
 from compress.data.config import DataConfig
 from compress.data.sources.hub import HubSource
-from compress.data.sources.sources import Source, find_source
-from compress.data.sources.stream import Position, Retry, Unavailable, is_final, read_items
+from compress.data.sources.instructions import Form
+from compress.data.sources.sources import Source, asked_of, find_source
+from compress.data.sources.stream import Position, Retry, Unavailable, form_of, is_final, read_items
+from compress.data.store.chat import Chat, Unfit
 from compress.data.store.record import wanted_tokens
 from compress.data.store.store import INDEX, TokenStore
+from compress.data.store.way import check_options
 from compress.model.facts import ModelFacts
 from compress.model.lengths import fit, shortest_context
 from compress.model.tokenizer import TokenizerSpec, tokenizer_spec
 
 _PATIENCE_ROWS = 2000
+_PATIENCE_CHATS = 100
 
 
 class TextFacts(NamedTuple):
@@ -57,7 +61,7 @@ def fit_rows(config: DataConfig, models: Iterable[ModelFacts | None]) -> DataCon
 
 def check_data(config: DataConfig, model: ModelFacts | None, out: Path, faults: Faults) -> TextFacts:
     """Find what would refuse the preparation of `out` with a model's tokenizer, if that is known."""
-    faults.of(lambda: check_source(config))
+    faults.of(lambda: check_source(config, None if model is None else model.tokenizer))
     spec = None if model is None else faults.of(lambda: tokenizer_spec(model.tokenizer))
     if spec is not None:
         faults.of(lambda: check_space(config, spec, out))
@@ -85,21 +89,27 @@ def require_apart(text: str, out: Path) -> None:
         raise UsageError(f"The output {out} lies in {text}, all of which is read as text: name a place outside of it.")
 
 
-def check_source(config: DataConfig) -> None:
-    """Look at the files of the source, and at the first rows of each that is here, or of the first that is not.
+def check_source(config: DataConfig, tokenizer: Any = None) -> None:
+    """Look at the files of the source, and at the first rows of each that is here, or of the first that is not; lay
+    out the first conversations, if the tokenizer is known.
 
     A hub that cannot be reached now says nothing, and may be reached when its turn comes.
 
     Raises:
         UsageError: options that do not go with the source, files of several formats, no such configuration or split.
-        InputError: no such file or dataset, nothing in it that can be read, or no text column.
+        InputError: no such file or dataset, nothing in it that can be read, no text column, or a chat template that
+            makes nothing of its conversations.
     """
     source = find_source(config)
     try:
         source.connect()
         source.unread.tell(config.dataset)
+        form = form_of(source, asked_of(config), Retry(StopRequest(), tries=0))
         for index in range(1 if isinstance(source, HubSource) else len(source.files)):
-            _first_row(source, index, config.text_column)
+            _first_row(source, index, form)
+        check_options(config, form)
+        if not form.is_text and tokenizer is not None:
+            _check_layout(config.dataset, source, form, Chat(tokenizer))
     except CompressError as error:
         if not isinstance(source, HubSource) or not isinstance(error, Unavailable) or is_final(error.__cause__):
             raise
@@ -114,21 +124,30 @@ def _say_later(config: DataConfig, error: object) -> None:
     say(f"{config.dataset} cannot be looked at now ({reason_of(error)}): it will be tried again when its turn comes.")
 
 
-def _first_row(source: Source, index: int, column: str) -> None:
-    """Read a file until it gives a text, or refuses to."""
-    with closing(read_items(source, column, Position(index, 0), Retry(StopRequest(), tries=0))) as items:
+def _first_row(source: Source, index: int, form: Form) -> None:
+    """Read a file until it gives a text or a conversation, or refuses to."""
+    with closing(read_items(source, form, Position(index, 0), Retry(StopRequest(), tries=0))) as items:
         for item in islice(items, _PATIENCE_ROWS):
             if item.row.text is not None:
                 return
 
 
-def check_space(config: DataConfig, spec: TokenizerSpec, out: Path) -> None:
-    """Refuse a store that its disk has no room for.
+def _check_layout(name: str, source: Source, form: Form, chat: Chat) -> None:
+    """Refuse conversations of which the first `_PATIENCE_CHATS` cannot be laid out."""
+    with closing(read_items(source, form, Position(0, 0), Retry(StopRequest(), tries=0))) as items:
+        texts = [item.row.text for item in islice(items, _PATIENCE_CHATS) if item.row.text is not None]
+    found = chat(texts)
+    if found and all(isinstance(each, Unfit) for each in found):
+        raise InputError(f"None of the first {len(found)} conversations of {name} can be used. The first {found[0]}.")
+
+
+def check_space(config: DataConfig, spec: TokenizerSpec, out: Path, *, marks: bool = False) -> None:
+    """Refuse a store that its disk has no room for, with `marks` a byte a token more.
 
     Raises:
         UsageError: the tokens asked for take more bytes than are free.
     """
-    needed = ((wanted_tokens(config) or 0) + config.heldout_sequences * config.seq_len) * spec.dtype.itemsize
+    needed = ((wanted_tokens(config) or 0) + config.heldout_sequences * config.seq_len) * (spec.dtype.itemsize + marks)
     place = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:

@@ -12,12 +12,13 @@ from compress.base.signals import stop_on_signal
 from compress.data.config import DataConfig
 from compress.data.sources.sources import find_source
 from compress.data.sources.stream import Unavailable
+from compress.data.store.chat import template_sha256
 from compress.data.store.framing import asked_framing
 from compress.data.store.partial import begun, is_begun, owned_folder, partial_of, remove_if_empty
 from compress.data.store.preparation import Preparation
 from compress.data.store.record import identity
 from compress.data.store.store import INDEX, TokenStore
-from compress.model.tokenizer import load_spec
+from compress.model.tokenizer import find_tokenizer, load_spec, tokenizer_spec
 
 _OF_NO_CONSEQUENCE = ("dataset", "num_proc")
 """Options that may be others than those of the store: where it is itself, and a matter of speed."""
@@ -34,7 +35,8 @@ def prepare(
     """Make the token store `out`, or go on making it, or open it when it is there and made from the same.
 
     Documents are tokenized as plain text, framed as the tokenizer frames a text and followed by EOS, and packed without
-    gaps into rows of `seq_len` tokens, which begin with BOS where the `reader` reads them better so.
+    gaps into rows of `seq_len` tokens, which begin with BOS where the `reader` reads them better so. Conversations are
+    laid out by the tokenizer's chat template and packed whole, what is left of a row filled up.
     Held-out documents (see `HeldOutPool`) are packed apart. The files are the same however often the preparation
     was cut and continued, on however many cores. A failure leaves nothing of what this call began, and
     all of what an earlier one saved.
@@ -64,11 +66,12 @@ def prepare(
             f"{folder} is the beginning of another store: {'; '.join(differing)}. Go back to that, name another "
             f"folder, or move {folder} away."
         )
-    spec = load_spec(tokenizer)
+    words = find_tokenizer(tokenizer)
+    spec = tokenizer_spec(words)
     asked_framing(config.bos, spec)
     require_outputs(*store_outputs(out))
     with stop_on_signal() as stop, owned_folder(out) as folder:
-        preparation = Preparation(config, spec, Path(reader or tokenizer), out, folder, stop)
+        preparation = Preparation(config, words, spec, Path(reader or tokenizer), out, folder, stop)
         try:
             preparation.run(visible=visible)
         except (InterruptedRun, Unavailable):
@@ -116,7 +119,11 @@ def store_inputs(config: DataConfig, tokenizer: Callable[[], Path | str], out: P
         recorded: str = index["manifest"]["inputs"]["source"]
         return recorded if same else "other files, or their content changed"
 
-    return {"tokenizer": lambda: load_spec(tokenizer()).sha256, "source": source}
+    def template() -> str | None:
+        made = TokenStore.open(out).marked
+        return template_sha256(find_tokenizer(tokenizer())) if made else None
+
+    return {"tokenizer": lambda: load_spec(tokenizer()).sha256, "source": source, "chat template": template}
 
 
 def changes_of_begun(config: DataConfig, tokenizer: Callable[[], Path | str], out: Path) -> list[str]:

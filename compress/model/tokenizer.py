@@ -83,8 +83,8 @@ def tokenizer_spec(tokenizer: Any) -> TokenizerSpec:
     )
 
 
-def load_spec(folder: str | Path) -> TokenizerSpec:
-    """The tokenizer of a model folder, or of a hub model.
+def find_tokenizer(folder: str | Path) -> Any:
+    """The transformers tokenizer of a model folder, or of a hub model.
 
     Raises:
         InputError: there is none, or it cannot be used.
@@ -92,4 +92,9 @@ def load_spec(folder: str | Path) -> TokenizerSpec:
     from compress.model.load import load_tokenizer
 
     path = Path(folder).expanduser()
-    return tokenizer_spec(load_tokenizer(path if path.is_dir() else resolve_model(str(folder), weights=False)))
+    return load_tokenizer(path if path.is_dir() else resolve_model(str(folder), weights=False))
+
+
+def load_spec(folder: str | Path) -> TokenizerSpec:
+    """The tokenizer of a folder as data; raises as `find_tokenizer`."""
+    return tokenizer_spec(find_tokenizer(folder))

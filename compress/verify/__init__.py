@@ -11,6 +11,7 @@ from compress.base.currency import Missing
 from compress.base.disk import read_json
 from compress.base.errors import InputError
 from compress.data import INDEX
+from compress.data.store.store import hashes_of
 from compress.distill.publish import RECORD
 from compress.report.run_files import MODELS
 from compress.run.layout import Layout
@@ -91,7 +92,7 @@ def _data(run: RunFolder, link: Link) -> Iterator[Check]:
     def content() -> str:
         run.store.verify()
         outputs = read_record(path).outputs
-        if outputs != {shard["file"]: shard["sha256"] for shard in run.store.shards()}:
+        if outputs != hashes_of(run.store.index):
             raise InputError(f"{path}: manifest.outputs are not the hashes of its shards.")
         rows = f"{run.store.num_rows} + {run.store.num_heldout} rows of {run.store.seq_len} tokens"
         return f"{rows} in {len(outputs)} files, which match their SHA-256"

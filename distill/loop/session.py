@@ -110,6 +110,7 @@ def open_session(
         processes=accelerator.num_processes,
         seq_len=store.seq_len,
         flops=per_token * extent.rows * store.seq_len,
+        documents_apart=config.document_mask or store.apart,
     )
     of_row = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len) / (per_token * extent.rows)
     rows = _rows(config if found is None else _as_begun(config, found[1]), store, of_row)
@@ -120,7 +121,7 @@ def open_session(
     objective = make_objective(config, pair)
     learner, guide = WithLearned(load_student(config, student, here), objective.learned), OpenedTeacher()
     if teacher is not None:
-        guide = open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout.ids)
+        guide = open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout)
 
     # The student and its loss are one module; the optimizer and a checkpoint's tensors need it split already.
     model: Any = StudentWithLoss(learner.model, objective, vocabulary)
@@ -184,7 +185,7 @@ def _rows(config: DistillConfig, store: Any, cost: float) -> StoreRows:
         seed=config.seed,
         epochs=config.epochs,
         num_heldout=heldout_rows(config, store.num_heldout, cost),
-        eos_id=store.eos_id if config.document_mask else None,
+        apart=config.document_mask or store.apart,
     )
 
 

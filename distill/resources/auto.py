@@ -38,6 +38,8 @@ class Here(NamedTuple):
     compiled: bool
     """Whether models are compiled; with `compile: auto`, those that make one graph."""
     seq_len: int
+    documents_apart: bool
+    """Whether the documents of a row are kept apart."""
 
     @property
     def bf16(self) -> bool:
@@ -45,7 +47,9 @@ class Here(NamedTuple):
         return self.precision == "bf16"
 
 
-def resolve(config: DistillConfig, device: torch.device, *, processes: int, seq_len: int, flops: float) -> Here:
+def resolve(
+    config: DistillConfig, device: torch.device, *, processes: int, seq_len: int, flops: float, documents_apart: bool
+) -> Here:
     """What the options come to on a device, for a run of that many FLOPs; raises as `resolve_sharding`."""
     sharding = resolve_sharding(config, processes)
     return Here(
@@ -56,6 +60,7 @@ def resolve(config: DistillConfig, device: torch.device, *, processes: int, seq_
         micro_batch_rows=config.micro_batch_rows or default_micro_batch_rows(device, seq_len),
         compiled=resolve_compile(config, device, sharding, flops),
         seq_len=seq_len,
+        documents_apart=documents_apart,
     )
 
 

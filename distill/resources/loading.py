@@ -29,7 +29,7 @@ def load_checked(config: DistillConfig, folder: Path, here: Here, *, dtype: torc
     model = load_model(folder, dtype=dtype, device=device, attn_implementation=here.attention)
     own = None
     if here.attention is None:
-        own = without_mask(model, here.seq_len, documents=config.document_mask, compiled=here.compiled, bf16=here.bf16)
+        own = without_mask(model, here.seq_len, documents=here.documents_apart, compiled=here.compiled, bf16=here.bf16)
     # Kernels of 16 bits get them from autocast in training too; all else is checked as exactly as it can be.
     flash = here.attention == "flash_attention_2"
     narrow = here.bf16 and (flash or own == DOCUMENTS)
@@ -40,7 +40,7 @@ def load_checked(config: DistillConfig, folder: Path, here: Here, *, dtype: torc
         check_output_head(model, str(folder))
         if own is not None:
             choose(model, own, here.seq_len)
-        if config.document_mask:
+        if here.documents_apart:
             _keep_documents_apart(model, str(folder))
     if waits:
         model.set_attn_implementation(here.attention)

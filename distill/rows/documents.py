@@ -1,6 +1,7 @@
 """Documents packed into one row, kept apart: positions that start anew, no loss across a boundary, and a check.
 
-Rows of the token store are cut from one stream of documents that each end with EOS. transformers recognises packed
+Rows of text are cut from one stream of documents that each end with EOS; rows of conversations have a mark where each
+begins. transformers recognises packed
 documents by position ids that start anew, and then builds block-diagonal causal (and sliding-window) masks for
 eager, SDPA and flex attention, and variable-length calls for flash attention.
 """
@@ -18,25 +19,35 @@ from compress.distill.resources.attention import documents_of, parts_documents
 from compress.distill.rows.batch import Ids, document_boundaries
 from compress.model.parts import hidden_states
 
+Mask = npt.NDArray[np.bool_]
+
 _CHECK_DOCUMENTS = ((5, 8, 3), (9, 1, 6))
 
 
-def document_positions(rows: Ids, eos_id: int) -> Ids:
-    """Position of each token of `rows` [B, S] in its document, [B, S]; a document starts after EOS, and with a row."""
-    index = np.arange(rows.shape[1])
-    first = np.where(_follows_eos(rows, eos_id), index, 0)
-    positions: Ids = index - np.maximum.accumulate(first, axis=1)
+def document_positions(starts: Mask) -> Ids:
+    """Position of each token of rows in its document, [B, S]; one starts where `starts` [B, S] says, and with a row."""
+    index = np.arange(starts.shape[1])
+    positions: Ids = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
     return positions
 
 
-def next_tokens(rows: Ids, eos_id: int | None = None) -> Ids:
-    """Labels [B, S - 1] of rows [B, S]: the next token of all but the last.
+def next_tokens(rows: Ids, starts: Mask | None = None, answers: Mask | None = None) -> Ids:
+    """Labels [B, S - 1] of rows [B, S]: the next token of all but the last; with `answers` [B, S] only what is of one.
 
-    With `eos_id` an EOS predicts nothing: what follows it is the start of a document that has no part in this one,
-    as when each document is run alone.
+    With `starts` [B, S] the last token of a document predicts nothing: what follows it is the start of a document that
+    has no part in this one, as when each document is run alone.
     """
     labels = rows[:, 1:]
-    return labels if eos_id is None else np.where(rows[:, :-1] == eos_id, IGNORE_INDEX, labels)
+    if starts is not None:
+        labels = np.where(starts[:, 1:], IGNORE_INDEX, labels)
+    return labels if answers is None else np.where(answers[:, 1:], labels, IGNORE_INDEX)
+
+
+def starts_after_eos(rows: Ids, eos_id: int) -> Mask:
+    """Where documents of text start in rows [B, S]: after EOS."""
+    starts = np.zeros(rows.shape, dtype=np.bool_)
+    starts[:, 1:] = rows[:, :-1] == eos_id
+    return starts
 
 
 def packed_hidden_states(
@@ -78,7 +89,7 @@ def check_isolation(model: Any, name: str) -> None:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"document_mask: true cannot be had with {name} ({type(model).__name__}), which fails with positions: "
-            f"{reason_of(error)}. Set it to false."
+            f"{reason_of(error)}. Set it to false (for conversations, data.apart)."
         ) from error
     alone = torch.stack(
         [
@@ -91,15 +102,10 @@ def check_isolation(model: Any, name: str) -> None:
     if not apart <= (1e-3 if exact else 0.05):
         raise UsageError(
             f"document_mask: true cannot be had with {name} ({type(model).__name__}): the hidden states of documents "
-            f"packed into a row differ from those of each document alone by {apart:.1%}. Set it to false."
+            f"packed into a row differ from those of each document alone by {apart:.1%}. Set it to false (for "
+            "conversations, data.apart)."
         )
 
 
 def _takes_one_row(model: Any) -> bool:
     return "flash" in str(model.config._attn_implementation)
-
-
-def _follows_eos(rows: Ids, eos_id: int) -> npt.NDArray[np.bool_]:
-    starts = np.zeros(rows.shape, dtype=np.bool_)
-    starts[:, 1:] = rows[:, :-1] == eos_id
-    return starts

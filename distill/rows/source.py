@@ -6,8 +6,9 @@ from typing import Protocol
 import numpy as np
 
 from compress.data import TokenStore
+from compress.data.store.marks import Marks
 from compress.distill.rows.batch import Batch, Ids
-from compress.distill.rows.documents import document_positions, next_tokens
+from compress.distill.rows.documents import Mask, document_positions, next_tokens, starts_after_eos
 
 
 class RowSource(Protocol):
@@ -32,15 +33,16 @@ class RowSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StoreRows:
-    """The rows of a token store, each predicting its next tokens, in a new order in each epoch."""
+    """The rows of a token store, each predicting its next tokens, in a new order in each epoch; of conversations, those
+    that are to be learned."""
 
     store: TokenStore
     seed: int
     epochs: int
     num_heldout: int
     """Held-out rows to measure on."""
-    eos_id: int | None
-    """The token that ends a document, where the documents of a row are kept apart; None leaves a row whole."""
+    apart: bool
+    """Whether the documents of a row are kept apart."""
 
     @property
     def seq_len(self) -> int:
@@ -54,19 +56,25 @@ class StoreRows:
 
     def read(self, row_ids: Ids) -> Batch:
         """Those rows of the store."""
-        return packed(self.store.rows(row_ids), row_ids, self.eos_id)
+        return self._packed(self.store.rows(row_ids), row_ids, self.store.marks(row_ids))
 
     def heldout(self) -> Batch:
         """The first `num_heldout` held-out rows."""
         rows = self.store.heldout(self.num_heldout)
-        return packed(rows, np.arange(len(rows)), self.eos_id)
+        return self._packed(rows, np.arange(len(rows)), self.store.heldout_marks(self.num_heldout))
 
     def heldout_documents(self) -> int:
         """How many documents these are from."""
         return len(np.unique(self.store.heldout_documents(self.num_heldout)))
 
+    def _packed(self, ids: Ids, row_ids: Ids, marks: Marks | None) -> Batch:
+        if marks is None:
+            return packed(ids, row_ids, starts_after_eos(ids, self.store.eos_id) if self.apart else None)
+        return packed(ids, row_ids, marks.starts if self.apart else None, marks.answers)
 
-def packed(ids: Ids, row_ids: Ids, eos_id: int | None) -> Batch:
-    """Rows [N, S] whose labels are their next tokens; with `eos_id` the documents that it ends are kept apart."""
-    positions = None if eos_id is None else document_positions(ids, eos_id)
-    return Batch(ids=ids, labels=next_tokens(ids, eos_id), row_ids=row_ids, positions=positions)
+
+def packed(ids: Ids, row_ids: Ids, starts: Mask | None = None, answers: Mask | None = None) -> Batch:
+    """Rows [N, S] whose labels are their next tokens, or those of them that are of `answers` [N, S]; with `starts`
+    [N, S], where documents begin, these are kept apart."""
+    positions = None if starts is None else document_positions(starts)
+    return Batch(ids=ids, labels=next_tokens(ids, starts, answers), row_ids=row_ids, positions=positions)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from compress.base.errors import UsageError
 from compress.base.progress import say
 from compress.distill.config import DistillConfig
-from compress.distill.objective.loss import distillation_loss
+from compress.distill.objective.loss import IGNORE_INDEX, distillation_loss
 from compress.distill.resources.auto import resolve_precision
 from compress.distill.rows.batch import Ids
 from compress.model.parts import count_parameters, decoder_layers, hidden_states, output_head
@@ -29,12 +29,13 @@ def require_torchao(option: str) -> None:
 
 
 @torch.no_grad()
-def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids) -> float:
+def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids, labels: Ids | None = None) -> float:
     """Quantise the linear layers of a teacher in place; returns KL(exact || quantised) in nats a token.
 
-    The KL is the mean over the held-out rows [H, S], at most 16384 tokens of them. Embeddings, norms and the output
-    head stay as they are: the loss multiplies the head itself. `int8` holds weights in 8 bits, one scale a row, and
-    multiplies in the teacher's dtype; `fp8` also multiplies in fp8 (e4m3, a scale a row and a token).
+    The KL is the mean over the held-out rows [H, S], at most 16384 tokens of them; with `labels` [H, S - 1] (as of a
+    `Batch`) over the tokens that have one. Embeddings, norms and the output head stay as they are: the loss multiplies
+    the head itself. `int8` holds weights in 8 bits, one scale a row, and multiplies in the teacher's dtype; `fp8` also
+    multiplies in fp8 (e4m3, a scale a row and a token).
 
     Raises:
         UsageError: torchao is missing, the device has no fp8 products, the teacher has no linear layers, there are no
@@ -42,17 +43,23 @@ def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids) -> float
     """
     device = next(teacher.parameters()).device
     check_quantization(config, device, num_heldout=len(heldout))
-    rows = torch.from_numpy(heldout[: max(1, _MEASURED_TOKENS // max(heldout.shape[1], 1))]).to(device)
+    count = max(1, _MEASURED_TOKENS // max(heldout.shape[1], 1))
+    rows = torch.from_numpy(heldout[:count]).to(device)
     _, layers = decoder_layers(teacher)
     option = _option(config)
     if not any(isinstance(module, nn.Linear) for module in layers.modules()):
         raise UsageError(f"{option}: {type(teacher).__name__} has no linear layers that torchao knows; leave it out.")
-    exact = _all_hidden(teacher, rows)
+    counting: Any = slice(None)
+    if labels is not None:
+        counting = (
+            torch.nn.functional.pad(torch.from_numpy(labels[:count] != IGNORE_INDEX), (0, 1)).flatten().to(device)
+        )
+    exact = _all_hidden(teacher, rows)[counting]
 
     from torchao.quantization import quantize_
 
     quantize_(layers, _recipe(config))
-    kl = _divergence(teacher, exact, _all_hidden(teacher, rows), config)
+    kl = _divergence(teacher, exact, _all_hidden(teacher, rows)[counting], config)
     say(f"The {config.teacher_precision} teacher differs from the exact one by {kl:.2g} nats a token (held-out rows).")
     if not kl <= config.teacher_max_kl:
         raise UsageError(

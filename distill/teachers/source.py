@@ -10,7 +10,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.objective.signals import Needs, Signals, read_signals
 from compress.distill.resources.auto import Here
 from compress.distill.resources.loading import compile_backbone, load_checked
-from compress.distill.rows.batch import Ids, MicroBatch
+from compress.distill.rows.batch import Batch, MicroBatch
 from compress.distill.students.sharding import shard_model
 from compress.distill.teachers.quantization import quantize_teacher
 
@@ -51,7 +51,7 @@ class OpenedTeacher(NamedTuple):
 
 
 def open_teacher(
-    config: DistillConfig, folder: Path, here: Here, *, needs: Needs, vocabulary: int, heldout: Ids
+    config: DistillConfig, folder: Path, here: Here, *, needs: Needs, vocabulary: int, heldout: Batch
 ) -> OpenedTeacher:
     """The teacher of a folder, frozen in the run's precision, quantised and split as the options ask.
 
@@ -66,7 +66,7 @@ def open_teacher(
         device=torch.device("cpu") if here.sharding == "both" else here.device,
     )
     model.requires_grad_(False)
-    kl = None if config.teacher_precision == "auto" else quantize_teacher(model, config, heldout)
+    kl = None if config.teacher_precision == "auto" else quantize_teacher(model, config, heldout.ids, heldout.labels)
     if here.compiled:
         compile_backbone(model, asked=config.compile is True)
     source = LiveTeacher(model, needs, vocabulary)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.data import INDEX, TokenStore, framing_for, text_rows
+from compress.data.store.marks import Marks, alone, read_marks
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint
 from compress.model.framing import Framing
@@ -22,6 +23,8 @@ class Heldout:
     rows: NDArray[np.int64]
     text_bytes: int
     documents: NDArray[np.int64]
+    answers: NDArray[np.bool_] | None = None
+    """[n, S]: of conversations, the tokens to score; None scores all."""
 
 
 def framing_of_text(text: str | Path, config: EvalConfig, reader: Path) -> Framing:
@@ -45,8 +48,22 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig, f
         length, _ = fit("Held-out rows", config.heldout_seq_len, 0, checkpoint.context)
         count, column = config.heldout_sequences, config.text_column
         found = text_rows(str(text), checkpoint.tokenizer, count, length, column, framing=framing)
-        return Heldout(found.ids.astype(np.int64), sum(found.text_bytes), found.documents)
+        marks = None if found.marks is None else read_marks(found.marks)
+        return _heldout(found.ids.astype(np.int64), sum(found.text_bytes), found.documents, marks, apart=True)
     store = TokenStore.open(Path(text))
     check_store(store, checkpoint.tokenizer, checkpoint.name, context=checkpoint.context)
     count = min(config.heldout_sequences, store.num_heldout)
-    return Heldout(store.heldout(count), store.heldout_bytes(count), store.heldout_documents(count))
+    rows, documents = store.heldout(count), store.heldout_documents(count)
+    return _heldout(rows, store.heldout_bytes(count), documents, store.heldout_marks(count), apart=store.apart)
+
+
+def _heldout(
+    rows: NDArray[np.int64], text_bytes: int, documents: NDArray[np.int64], marks: Marks | None, *, apart: bool
+) -> Heldout:
+    """Rows of text, or of conversations: those are each alone in a row where training keeps them `apart`."""
+    if marks is None:
+        return Heldout(rows, text_bytes, documents)
+    if not apart:
+        return Heldout(rows, text_bytes, documents, marks.answers)
+    ids, answers = alone(rows, marks)
+    return Heldout(ids, text_bytes, np.repeat(np.arange(len(ids))[:, None], ids.shape[1], axis=1), answers)

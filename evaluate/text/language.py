@@ -39,17 +39,18 @@ def heldout_scores(
     text_bytes: int,
     *,
     documents: NDArray[np.int64] | None = None,
+    answers: NDArray[np.bool_] | None = None,
     teacher: Checkpoint | None = None,
     batch_tokens: int = 8192,
     journal: Journal | None = None,
     stage: str = "Held-out text",
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Score `rows` [n, S] of token ids; each row's tokens 1..S-1 are predicted from those before them in the row.
-    `documents` [n, S] says which document each token is from; None means one a row. Each text of an evaluation has a
-    `stage` of its journal to itself.
+    `documents` [n, S] says which document each token is from; None means one a row. `answers` [n, S] says which tokens
+    are scored; None scores all. Each text of an evaluation has a `stage` of its journal to itself.
 
-    Returns (heldout, fidelity), over the N = n (S - 1) predicted tokens, with p the teacher's and q the model's
-    next-token distribution:
+    Returns (heldout, fidelity), over the N predicted tokens (n (S - 1) without `answers`), with p the teacher's and q
+    the model's next-token distribution:
 
     - loss_nats = -mean log q(x); perplexity = exp(loss_nats); bits_per_byte = N loss_nats / (ln 2 * text_bytes), with
       text_bytes the UTF-8 bytes that the predicted tokens stand for
@@ -62,16 +63,20 @@ def heldout_scores(
       (see `compress.evaluate.text.token_classes`), with each class's tokens
 
     Raises:
-        InputError: a token id beyond the vocabulary, a teacher with another tokenizer, or logits that are NaN.
+        InputError: no token to score, a token id beyond the vocabulary, a teacher with another tokenizer, or logits
+            that are NaN.
     """
     _check_rows(checkpoint, rows)
     if teacher is not None:
         _check_rows(teacher, rows)
         check_same_tokens(checkpoint, teacher)
-    groupings = group_tokens(rows, checkpoint.tokenizer)
+    scored = np.ones_like(rows[:, 1:], dtype=np.bool_) if answers is None else answers[:, 1:]
+    if not scored.any():
+        raise InputError("There is no token to score in the held-out rows: they hold no answer.")
+    groupings = {name: grouping.only(scored) for name, grouping in group_tokens(rows, checkpoint.tokenizer).items()}
     documents = np.repeat(np.arange(len(rows))[:, None], rows.shape[1], axis=1) if documents is None else documents
-    numbers, codes = np.unique(documents[:, 1:], return_inverse=True)
-    by_document = Grouping(tuple(map(str, numbers)), codes.reshape(len(rows), -1))
+    numbers = np.unique(documents[:, 1:][scored])
+    by_document = Grouping(tuple(map(str, numbers)), np.searchsorted(numbers, documents[:, 1:])).only(scored)
     summed = {**groupings, _DOCUMENTS: by_document}
     step = max(1, batch_tokens // rows.shape[1])
     parts = [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
@@ -90,7 +95,7 @@ def heldout_scores(
         lambda number: sums_of(parts[number]),
     )
     sums = _join(found)
-    tokens = rows.shape[0] * (rows.shape[1] - 1)
+    tokens = int(scored.sum())
     loss = math.fsum(sums["loss"][_ROWS]) / tokens
     heldout = {
         "loss_nats": loss,
@@ -105,7 +110,7 @@ def heldout_scores(
 
 
 def _fidelity(sums: Sums, groupings: Mapping[str, Grouping], by_document: Grouping) -> dict[str, Any]:
-    tokens = by_document.codes.size
+    tokens = int(by_document.counts.sum())
 
     def mean(quantity: str) -> float:
         return math.fsum(sums[quantity][_ROWS]) / tokens
@@ -128,10 +133,9 @@ def _by_class(quantities: Mapping[str, dict[str, list[float]]], groupings: Mappi
     """`by_NAME` of each grouping: class -> its tokens and the mean of each quantity; empty classes are left out."""
     found: dict[str, Any] = {}
     for name, grouping in groupings.items():
-        counts = np.bincount(grouping.codes.ravel(), minlength=len(grouping.labels))
         found[f"by_{name}"] = {
             label: {"tokens": int(count), **{q: sums[name][code] / int(count) for q, sums in quantities.items()}}
-            for code, (label, count) in enumerate(zip(grouping.labels, counts, strict=True))
+            for code, (label, count) in enumerate(zip(grouping.labels, grouping.counts, strict=True))
             if count
         }
     return found
@@ -154,7 +158,7 @@ def _stderr(sums: Mapping[str, list[float]], by_document: Grouping) -> float | N
     count = len(by_document.labels)
     if count < 2:
         return None
-    values, tokens = np.asarray(sums[_DOCUMENTS]), np.bincount(by_document.codes.ravel(), minlength=count)
+    values, tokens = np.asarray(sums[_DOCUMENTS]), by_document.counts
     left = values - tokens * values.sum() / tokens.sum()
     return float(math.sqrt(count / (count - 1) * np.square(left).sum()) / tokens.sum())
 
@@ -224,15 +228,17 @@ def _batch_sums(
     checkpoint: Checkpoint, teacher: Checkpoint | None, rows: Tensor, groupings: Mapping[str, Grouping], part: slice
 ) -> Sums:
     """The scores of `rows` [B, S], which are the rows `part` of all; no [B S, V] tensor exists, only chunks of it."""
+    scored = groupings[_DOCUMENTS].codes[part].ravel() >= 0
+    places = torch.from_numpy(np.flatnonzero(scored))
     found: dict[str, list[Tensor]] = {}
-    states = checkpoint.states(rows.to(checkpoint.device))[:, :-1].flatten(0, 1)
-    labels = rows[:, 1:].flatten().to(checkpoint.device)
+    states = _at(checkpoint.states(rows.to(checkpoint.device)), places)
+    labels = rows[:, 1:].flatten()[places].to(checkpoint.device)
     teacher_states = None
     step = checkpoint.chunk_tokens
     if teacher is not None:
-        teacher_states = teacher.states(rows.to(teacher.device))[:, :-1].flatten(0, 1)
+        teacher_states = _at(teacher.states(rows.to(teacher.device)), places)
         step = min(step, teacher.chunk_tokens)
-    for start in range(0, len(states), step):
+    for start in range(0, max(len(states), 1), step):
         logits = checkpoint.logits(states[start : start + step])
         target = labels[start : start + step]
         values = {"loss": torch.nn.functional.cross_entropy(logits, target, reduction="none")}
@@ -244,8 +250,8 @@ def _batch_sums(
             values |= compare_tokens(teacher_logits[:, :shared], logits[:, :shared])._asdict()
         for quantity, tensor in values.items():
             found.setdefault(quantity, []).append(tensor.cpu().double())
-    codes = {name: (grouping.codes[part].ravel(), len(grouping.labels)) for name, grouping in groupings.items()}
-    codes[_ROWS] = np.repeat(np.arange(len(rows)), rows.shape[1] - 1), len(rows)
+    codes = {name: (grouping.codes[part].ravel()[scored], len(grouping.labels)) for name, grouping in groupings.items()}
+    codes[_ROWS] = np.repeat(np.arange(len(rows)), rows.shape[1] - 1)[scored], len(rows)
     return {
         quantity: {
             name: np.bincount(code, weights=torch.cat(chunks).numpy(), minlength=size).tolist()
@@ -253,6 +259,12 @@ def _batch_sums(
         }
         for quantity, chunks in found.items()
     }
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """Those [M, D] of hidden states [B, S, D] that predict at these places [M] of the B (S - 1)."""
+    predicting = states[:, :-1].flatten(0, 1)
+    return predicting if len(places) == len(predicting) else predicting[places.to(states.device)]
 
 
 def _check_rows(checkpoint: Checkpoint, rows: NDArray[np.int64]) -> None:

@@ -21,10 +21,19 @@ Codes = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class Grouping:
-    """`codes` [n, S - 1]: the class, as an index into `labels`, of each predicted token."""
+    """`codes` [n, S - 1]: the class, as an index into `labels`, of each predicted token; -1 where it is not scored."""
 
     labels: tuple[str, ...]
     codes: Codes
+
+    @property
+    def counts(self) -> Codes:
+        """Scored tokens of each class."""
+        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.labels))
+
+    def only(self, scored: NDArray[np.bool_]) -> "Grouping":
+        """The same of those tokens [n, S - 1]."""
+        return dataclasses.replace(self, codes=np.where(scored, self.codes, -1))
 
 
 def group_tokens(rows: NDArray[np.int64], tokenizer: Any) -> dict[str, Grouping]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_world import CHATML, chat_tokenizer
 from commands import warm
 from data_world import data_config, documents, write_source
 from loopback_hub import REPOSITORY, Hub, client_environment, serving
@@ -52,6 +53,21 @@ def client(hub: Hub, tmp_path: Path, tokenizer: Path, *jobs: dict[str, Any]) -> 
 def local_fingerprint(tmp_path: Path, tokenizer: Path) -> str:
     config = data_config(tmp_path / "data", tokens=WANTED["tokens"])
     return prepare(config, tokenizer, tmp_path / "local").fingerprint
+
+
+def test_instructions_by_name(tmp_path: Path) -> None:
+    """An array of JSON, as yahma/alpaca-cleaned is."""
+    rows = [{"instruction": text, "input": text[:5], "output": text[5:] + "!"} for text in documents(300)]
+    chat_tokenizer(CHATML).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "local.json").write_text(json.dumps(rows))
+    config = data_config(tmp_path / "local.json", tokens=9000, seq_len=300)
+    local = prepare(config, tmp_path / "tokenizer", tmp_path / "local", visible=False)
+    with serving(Hub()) as hub:
+        hub.commit({"alpaca_data_cleaned.json": (tmp_path / "local.json").read_bytes()})
+        job = {"dataset": REPOSITORY, "tokens": 9000, "seq_len": 300, "out": str(tmp_path / "store")}
+        (made,) = client(hub, tmp_path, tmp_path / "tokenizer", job)
+    assert made == {"fingerprint": local.fingerprint}
+    assert local.index["instructions"]["form"] == "alpaca"
 
 
 @pytest.mark.faults(12)

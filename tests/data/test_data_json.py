@@ -21,7 +21,9 @@ from compress.base.signals import StopRequest
 from compress.data import find_source, prepare, text_fingerprint, text_rows
 from compress.data.preflight import check_source
 from compress.data.sources import json_files, readers
-from compress.data.sources.readers import Layout, Row, read_rows
+from compress.data.sources.instructions import Form
+from compress.data.sources.readers import Layout, read_rows
+from compress.data.sources.rows import Row
 from compress.data.sources.stream import Position, Retry, read_items
 from compress.model.framing import Framing
 
@@ -51,9 +53,12 @@ ALONE = {
 }  # fmt: skip
 
 
+TEXT = Form("text", ("text",))
+
+
 def texts_of(dataset: Path | str, **options: Any) -> list[str]:
     source = find_source(data_config(dataset, **options))
-    items = read_items(source, "text", Position(0, 0), Retry(StopRequest(), tries=0))
+    items = read_items(source, TEXT, Position(0, 0), Retry(StopRequest(), tries=0))
     return [item.row.text for item in items if item.row.text is not None]
 
 
@@ -141,7 +146,7 @@ def test_what_is_wrong_with_an_element_is_its_own_fault(tmp_path: Path, monkeypa
     parts = [b'{"text": "one"}', b'{"text": "caf\xe9"}', b'"two"', long.encode(), b'{"text": null}', b'{"text": "end"}']
     (tmp_path / "a.json").write_bytes(b"[" + b",\n".join(parts) + b"]")
     with (tmp_path / "a.json").open("rb") as file:
-        rows = list(read_rows(file, "a.json", Layout("json", None), "text", start=0, size=2**21))
+        rows = list(read_rows(file, "a.json", Layout("json", None), TEXT, start=0, size=2**21))
     assert [row.number for row in rows] == list(range(6))
     assert [row.text for row in rows] == ["one", None, None, None, None, "end"]
     assert [row.fault for row in rows[1:5]] == [
@@ -175,7 +180,7 @@ def test_an_array_is_read_as_python_reads_it_in_whatever_pieces(
     wanted = [Row(i, row["text"]) for i, row in enumerate(json.loads(content))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_files, "CHUNK_BYTES", chunk)
-        found = list(read_rows(io.BytesIO(raw), "a.json", Layout("json", None), "text", start=start, size=len(raw)))
+        found = list(read_rows(io.BytesIO(raw), "a.json", Layout("json", None), TEXT, start=start, size=len(raw)))
     readable = [row for row in found if row.fault is None]
     assert [(row.number, row.text) for row in readable] == [
         (row.number, row.text) for row in wanted[start:] if row.number in {row.number for row in readable}
@@ -190,7 +195,7 @@ def test_reading_goes_on_at_any_row(tmp_path: Path, packed: str) -> None:
     (tmp_path / f"a.json{packed}").write_bytes(PACKED[packed](CONTENTS["pretty array"].encode()))
     source = find_source(data_config(tmp_path / f"a.json{packed}"))
     for start in range(len(ROWS) + 2):
-        items = read_items(source, "text", Position(0, start), Retry(StopRequest(), tries=0))
+        items = read_items(source, TEXT, Position(0, start), Retry(StopRequest(), tries=0))
         assert [item.row.text for item in items] == [row["text"] for row in ROWS[start:]]
 
 
@@ -206,7 +211,7 @@ def test_an_array_takes_bounded_memory(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").stat().st_size > 2**23
     source = find_source(data_config(tmp_path / "a.json"))
     tracemalloc.start()
-    count = sum(1 for _ in read_items(source, "text", Position(0, 0), Retry(StopRequest(), tries=0)))
+    count = sum(1 for _ in read_items(source, TEXT, Position(0, 0), Retry(StopRequest(), tries=0)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 4000

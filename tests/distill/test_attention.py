@@ -22,7 +22,7 @@ from compress.distill.resources.attention import DOCUMENTS, ROWS, choose, withou
 from compress.distill.resources.loading import compile_backbone, load_checked
 from compress.distill.rows import documents
 from compress.distill.rows.batch import document_boundaries
-from compress.distill.rows.documents import document_positions, packed_hidden_states
+from compress.distill.rows.documents import document_positions, packed_hidden_states, starts_after_eos
 from compress.model.parts import hidden_states
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -163,7 +163,7 @@ def test_documents_are_as_if_each_were_alone(
 ) -> None:
     monkeypatch.setattr(attention, "variable_length", by_documents)
     model = model_of(model_type, **fields)
-    positions = document_positions(PACKED, EOS)
+    positions = document_positions(starts_after_eos(PACKED, EOS))
     boundaries = document_boundaries(positions)
     assert len(boundaries) - 1 == 32, "a power of two"
     assert (np.diff(boundaries) >= 0).all()
@@ -210,7 +210,7 @@ def test_kernels_of_sixteen_bits_are_checked_in_sixteen_bits(
     monkeypatch.setattr(attention, "variable_length", narrow)
     monkeypatch.setattr(loading, "without_mask", lambda *_, **__: DOCUMENTS)
     folder = save_tiny_model(world.root / "llama")
-    here = auto.Here(CPU, "bf16", None, "none", 1, compiled=False, seq_len=32)
+    here = auto.Here(CPU, "bf16", None, "none", 1, compiled=False, seq_len=32, documents_apart=True)
     model = load_checked(options(document_mask=True), folder, here, dtype=torch.float32, device=CPU)
     assert (model.config._attn_implementation, model.dtype) == (DOCUMENTS, torch.float32)
     assert set(seen) == {torch.bfloat16}
@@ -226,7 +226,7 @@ def test_a_model_that_drops_what_it_is_told_of_documents_has_a_mask(
     monkeypatch.setattr(documents, "documents_of", lambda *_: {})
     monkeypatch.setattr(loading, "without_mask", lambda *_, **__: DOCUMENTS)
     folder = save_tiny_model(world.root / "llama")
-    here = auto.Here(CPU, "fp32", None, "none", 1, compiled=False, seq_len=32)
+    here = auto.Here(CPU, "fp32", None, "none", 1, compiled=False, seq_len=32, documents_apart=True)
     model = load_checked(options(document_mask=True), folder, here, dtype=torch.float32, device=CPU)
     assert model.config._attn_implementation == "sdpa"
     assert "keeps documents apart with a mask" in capsys.readouterr().err
@@ -247,7 +247,7 @@ def test_a_student_that_waits_for_its_device_is_checked_without_its_kernel(
         "transformers.PreTrainedModel._check_and_adjust_attn_implementation", lambda s, name, *_, **__: name
     )
     folder = save_tiny_model(world.root / "llama")
-    here = auto.Here(CPU, "bf16", "flash_attention_2", "student", 1, compiled=False, seq_len=32)
+    here = auto.Here(CPU, "bf16", "flash_attention_2", "student", 1, compiled=False, seq_len=32, documents_apart=False)
     model = load_checked(options(), folder, here, dtype=torch.float32, device=CPU)
     assert model.config._attn_implementation == "flash_attention_2"
 

@@ -14,7 +14,13 @@ from transformers import AutoModelForCausalLM
 from compress.base.errors import UsageError
 from compress.data import TokenStore
 from compress.distill import DistillConfig
-from compress.distill.rows.documents import check_isolation, document_positions, next_tokens, packed_hidden_states
+from compress.distill.rows.documents import (
+    check_isolation,
+    document_positions,
+    next_tokens,
+    packed_hidden_states,
+    starts_after_eos,
+)
 from compress.distill.rows.source import packed
 
 Options = Callable[..., DistillConfig]
@@ -45,8 +51,11 @@ def exact_model(model_type: str, attention: str, seed: int = 0, **fields: Any) -
 
 def test_positions_start_anew_and_nothing_predicts_across() -> None:
     rows = np.array([[7, EOS, 8, 9, EOS, EOS, 3], [EOS, 1, 2, 3, 4, 5, EOS]])
-    assert document_positions(rows, EOS).tolist() == [[0, 1, 0, 1, 2, 0, 0], [0, 0, 1, 2, 3, 4, 5]]
-    assert next_tokens(rows, EOS).tolist() == [[EOS, -100, 9, EOS, -100, -100], [-100, 2, 3, 4, 5, EOS]]
+    assert document_positions(starts_after_eos(rows, EOS)).tolist() == [[0, 1, 0, 1, 2, 0, 0], [0, 0, 1, 2, 3, 4, 5]]
+    assert next_tokens(rows, starts_after_eos(rows, EOS)).tolist() == [
+        [EOS, -100, 9, EOS, -100, -100],
+        [-100, 2, 3, 4, 5, EOS],
+    ]
     assert next_tokens(rows).tolist() == rows[:, 1:].tolist()
 
 
@@ -76,7 +85,7 @@ def test_packed_documents_equal_each_alone(
     teacher = exact_model(model_type, attention, seed=1, **fields).requires_grad_(False)
     student = exact_model(model_type, attention, seed=2, **fields)
     losses = losses_of(config, student, teacher, tmp_path)
-    terms = losses.backward(losses.share(packed(ROWS, np.arange(2), EOS)), setting_of(config))
+    terms = losses.backward(losses.share(packed(ROWS, np.arange(2), starts_after_eos(ROWS, EOS))), setting_of(config))
     found = torch.stack([terms["soft"].raw, terms["hard"].raw])
     gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
 
@@ -95,7 +104,7 @@ def test_packed_documents_equal_each_alone(
     torch.testing.assert_close(found, torch.stack([soft, hard]).detach(), **near)
     expected = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     torch.testing.assert_close(gradients, expected, **near)
-    positions = torch.from_numpy(document_positions(ROWS, EOS))
+    positions = torch.from_numpy(document_positions(starts_after_eos(ROWS, EOS)))
     hidden = packed_hidden_states(student, torch.from_numpy(ROWS), positions).flatten(0, 1)
     alone = [student.base_model(torch.tensor([d]), use_cache=False).last_hidden_state[0] for d in DOCUMENTS]
     torch.testing.assert_close(hidden, torch.cat(alone), **near)
@@ -105,7 +114,7 @@ def test_packed_documents_equal_each_alone(
 def test_rows_joined_for_flash_attention_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flash attention takes packed documents in one row: the joining is tested with plain attention."""
     model = exact_model("llama", "eager")
-    rows, positions = torch.from_numpy(ROWS), torch.from_numpy(document_positions(ROWS, EOS))
+    rows, positions = torch.from_numpy(ROWS), torch.from_numpy(document_positions(starts_after_eos(ROWS, EOS)))
     expected = packed_hidden_states(model, rows, positions)
     shapes: list[torch.Size] = []
     model.base_model.register_forward_pre_hook(

@@ -29,7 +29,7 @@ from compress.distill.config import DivergenceConfig
 from compress.distill.loop.optimizer import make_optimizer
 from compress.distill.resources.attention import DOCUMENTS, ROWS, choose
 from compress.distill.rows.batch import document_boundaries
-from compress.distill.rows.documents import document_positions, packed_hidden_states
+from compress.distill.rows.documents import document_positions, packed_hidden_states, starts_after_eos
 from compress.distill.rows.source import packed
 from compress.distill.students.sharding import shard_model
 from compress.distill.teachers.quantization import quantize_teacher
@@ -104,7 +104,7 @@ def test_a_models_gradients_against_float64(tied: bool, world: World, options: O
     config = options(micro_batch_rows=2, precision="fp32")
     losses = losses_of(config, student, teacher, world.root)
     rows = TokenStore.open(world.data).heldout(5)
-    losses.backward(losses.share(packed(rows, torch.arange(5).numpy(), None)), setting_of(config))
+    losses.backward(losses.share(packed(rows, torch.arange(5).numpy())), setting_of(config))
     wide, guide = (AutoModelForCausalLM.from_pretrained(folder).double() for folder in folders)
     ids = torch.from_numpy(rows)
     log_q, log_p = (model(ids).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in (wide, guide))
@@ -185,7 +185,7 @@ def test_documents_are_kept_apart_by_the_kernel(model_type: str, device: torch.d
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, **fields), attn_implementation="sdpa").eval()
     exact = copy.deepcopy(model).double()
     rows = torch.randint(0, 40, (4, 96), generator=torch.Generator().manual_seed(1)).numpy()
-    positions = document_positions(rows, eos_id=7)
+    positions = document_positions(starts_after_eos(rows, 7))
     alone = []
     for row, place in zip(rows, positions, strict=True):
         ends = [*(place == 0).nonzero()[0].tolist(), len(row)]

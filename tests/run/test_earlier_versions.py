@@ -81,7 +81,8 @@ def known_then(found: dict[str, Any]) -> dict[str, Any]:
     evals = {name: _measured_then(value) for name, value in found.items() if name.startswith("eval of ")}
     index = {k: v for k, v in found["data/index"].items() if k != "framing"}
     index["manifest"] = {**index["manifest"], "config": dict(index["manifest"]["config"])}
-    index["manifest"]["config"].pop("bos", None)
+    for later in ("bos", "form", "train_on_prompt", "too_long", "apart"):
+        index["manifest"]["config"].pop(later, None)
     return found | evals | {"distill.json": record, "metrics": rows, "data/index": index}
 
 

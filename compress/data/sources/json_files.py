@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from compress.data.sources.decompress import decompressed
+from compress.data.sources.instructions import Asked
 
 MAX_ROW_BYTES = 64 * 2**20
 """What is longer, a line or an element of an array, is read past and not held."""
@@ -25,8 +26,8 @@ class Beginning(NamedTuple):
     first: Any = None
     """The first row, an element or a line; None where there is none, or none that can be parsed."""
 
-    def lacks(self, column: str) -> str | None:
-        """Why these are no rows with this column, in a few words; None where they are.
+    def lacks(self, asked: Asked) -> str | None:
+        """Why these are no rows of a form that is asked for, in a few words; None where they are.
 
         An array that is damaged in its first object has rows as far as one can know.
         """
@@ -34,7 +35,8 @@ class Beginning(NamedTuple):
             return "empty"
         if self.kind not in ("array", "lines") or not isinstance(self.first, dict):
             return None if (self.kind, self.first) == ("array", None) else "metadata"
-        return None if column in self.first else f"no {column!r}, only {', '.join(list(self.first)[:5]) or 'nothing'}"
+        missing = " and ".join(map(repr, asked.first.required))
+        return None if asked.find(self.first) else f"no {missing}, only {', '.join(list(self.first)[:5]) or 'nothing'}"
 
     def fault(self) -> str | None:
         """What is wrong with it as a file of rows, whatever their columns; None where nothing is known to be."""

@@ -7,11 +7,15 @@ one row (null, not a string, bad UTF-8, a broken line of JSON) becomes that row'
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 from compress.base.errors import InputError
 from compress.data.sources.decompress import decompressed
+from compress.data.sources.instructions import Asked, Form, conversation_or_fault, how_to_say
 from compress.data.sources.json_files import MAX_ROW_BYTES, begins_as_array, elements
+from compress.data.sources.rows import Row, decode
+from compress.data.sources.tables import arrow_form, arrow_rows, parquet_form, parquet_rows
 
 FORMATS = (
     "parquet, arrow, jsonl (.jsonl, .ndjson, .json; a .json may be an array of objects) or txt, the last two also .gz "
@@ -20,7 +24,6 @@ FORMATS = (
 _LINE_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "txt"}
 _TABLE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_TABLE_BATCH_ROWS = 256
 _COLUMN_PATIENCE_ROWS = 100
 
 
@@ -43,17 +46,6 @@ class DataFile(NamedTuple):
     """Bytes; 0 when unknown."""
 
 
-class Row(NamedTuple):
-    """One row of a data file: its text, or what is wrong with it."""
-
-    number: int
-    """0-based among the rows of a table or an array, or among the lines of a file."""
-    text: str | None
-    fault: str | None = None
-    progress: float = 0.0
-    """Share of the file that has been read, 0 to 1."""
-
-
 def layout_of(name: str) -> Layout | None:
     """The layout a file name stands for, or None when it is not a data file's."""
     stem, dot, suffix = name.lower().rpartition(".")
@@ -66,127 +58,52 @@ def layout_of(name: str) -> Layout | None:
     return Layout(found, None) if found and dot else None
 
 
-def read_rows(file: BinaryIO, name: str, layout: Layout, column: str, *, start: int, size: int) -> Iterator[Row]:
-    """The rows of an open file from row `start` on; blank lines of a line file count, but are not yielded.
+def find_form(file: BinaryIO, layout: Layout, asked: Asked, size: int) -> Form | None:
+    """The form of the rows of an open file, by its columns or by the keys of its first rows.
 
     Raises:
-        InputError: the text column is missing or holds something other than text.
         Exception: whatever the decoder raises where the file is damaged.
     """
     if layout.format == "parquet":
-        return _parquet_rows(file, name, column, start)
+        return parquet_form(file, asked)
     if layout.format == "arrow":
-        return _arrow_rows(file, name, column, start, size)
-    if layout.format == "json" and begins_as_array(file, layout.compression):
-        return _json_rows(_elements(file, layout.compression, start, max(size, 1)), name, column, of_array=True)
-    lines = _lines(file, layout.compression, start, max(size, 1))
-    return lines if layout.format == "txt" else _json_rows(lines, name, column)
+        return arrow_form(file, asked, size)
+    if layout.format == "txt":
+        return asked.find((asked.text_column,))
+    keys: dict[str, None] = {}
+    for row in islice(_raw_json(file, layout, 0, max(size, 1)), _COLUMN_PATIENCE_ROWS):
+        value, _ = _parsed(row.text or "")
+        if isinstance(value, dict):
+            keys.update(dict.fromkeys(value))
+        if found := asked.find(keys):
+            return found
+    return None
 
 
-def _parquet_rows(file: BinaryIO, name: str, column: str, start: int) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(file)
-    _require_text_column(table.schema_arrow, name, column)
-    first, total = 0, max(table.metadata.num_rows, 1)
-    for group in range(table.num_row_groups):
-        rows = table.metadata.row_group(group).num_rows
-        if first + rows > start:
-            index = first
-            for batch in table.iter_batches(_TABLE_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False):
-                yield from _column_rows(_as_bytes(batch.column(0)), index, start, total)
-                index += batch.num_rows
-        first += rows
-
-
-def _arrow_rows(file: BinaryIO, name: str, column: str, start: int, size: int) -> Iterator[Row]:
-    import pyarrow as pa
-
-    magic = file.read(6)
-    file.seek(0)
-    if magic == b"ARROW1":
-        reader = pa.ipc.open_file(file)
-        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-    else:
-        reader = pa.ipc.open_stream(_Bounded(file, size))
-        batches = iter(reader)
-    _require_text_column(reader.schema, name, column)
-    index = 0
-    for batch in batches:
-        raw = _as_bytes(batch.column(column))
-        for offset in range(0, len(raw), _TABLE_BATCH_ROWS):
-            values = raw.slice(offset, _TABLE_BATCH_ROWS)
-            yield from _column_rows(values, index, start, None)
-            index += len(values)
-
-
-class _Bounded:
-    """A file of `size` bytes that is never asked for more than it has left.
-
-    An Arrow stream says itself how long its parts are, and a damaged one may name more than any memory holds.
-    """
-
-    closed = False
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
-
-    def read(self, count: int) -> bytes:
-        """At most `count` bytes."""
-        return self._file.read(min(count, self._size - self._file.tell()))
-
-    def close(self) -> None:
-        """Nothing: the file is closed by whoever opened it."""
-
-
-def _require_text_column(schema: Any, name: str, column: str) -> None:
-    import pyarrow as pa
-
-    if column not in schema.names:
-        raise InputError(
-            f"{name} has no column {column!r}; it has {', '.join(schema.names)}. Set data.text_column to the one with "
-            "the text."
-        )
-    kind = schema.field(column).type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if str(value) not in ("string", "large_string", "string_view"):
-        raise InputError(
-            f"{name}: the column {column!r} holds {kind}, not text. Set data.text_column to the one with the text."
-        )
-
-
-def _as_bytes(values: Any) -> Any:
-    """A column of text as binary values, none decoded yet.
-
-    An Arrow file's buffers are taken as they are: offsets that a damaged one has are checked before they are followed.
+def read_rows(file: BinaryIO, name: str, layout: Layout, form: Form, *, start: int, size: int) -> Iterator[Row]:
+    """The rows of an open file from row `start` on; blank lines of a line file count, but are not yielded.
 
     Raises:
-        pyarrow.ArrowInvalid: they lead outside of the data.
+        InputError: a column of the form is missing, or the text column holds something other than text.
+        Exception: whatever the decoder raises where the file is damaged.
     """
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(values.type):
-        return pa.DictionaryArray.from_arrays(values.indices, _as_bytes(values.dictionary)).dictionary_decode()
-    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(values.type, pa.binary_view())
-    raw = values.view(binary)
-    raw.validate(full=True)
-    return raw
-
-
-def _column_rows(values: Any, first: int, start: int, total: int | None) -> Iterator[Row]:
-    """Rows of a binary array whose first value is row `first`; decoded one by one, so that one bad value is one row."""
-    for index, value in enumerate(values.to_pylist(), first):
-        if index < start:
-            continue
-        text, fault = (None, "is null") if value is None else _decode(value)
-        yield Row(index, text, fault, (index + 1) / total if total else 0.0)
+    if layout.format == "parquet":
+        return parquet_rows(file, name, form, start)
+    if layout.format == "arrow":
+        return arrow_rows(file, name, form, start, size)
+    if layout.format == "txt" and not form.is_text:
+        raise InputError(f"{name} holds plain text, which has no columns. {how_to_say(form)}")
+    if layout.format == "txt":
+        return _lines(file, layout.compression, start, max(size, 1))
+    of_array = layout.format == "json" and begins_as_array(file, layout.compression)
+    return _json_rows(_raw_json(file, layout, start, max(size, 1)), name, form, of_array=of_array)
 
 
-def _decode(raw: bytes) -> tuple[str | None, str | None]:
-    try:
-        return raw.decode("utf-8"), None
-    except UnicodeDecodeError as error:
-        return None, f"is not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start})"
+def _raw_json(file: BinaryIO, layout: Layout, start: int, size: int) -> Iterator[Row]:
+    """The lines of an open file of JSON, or the elements of its array, as text."""
+    if layout.format == "json" and begins_as_array(file, layout.compression):
+        return _elements(file, layout.compression, start, size)
+    return _lines(file, layout.compression, start, size)
 
 
 def _lines(file: BinaryIO, compression: str | None, start: int, size: int) -> Iterator[Row]:
@@ -204,7 +121,7 @@ def _lines(file: BinaryIO, compression: str | None, start: int, size: int) -> It
         if too_long:
             yield Row(index, None, _too_long(), progress)
             continue
-        text, fault = _decode(raw)
+        text, fault = decode(raw)
         text = text and (text.removeprefix("\ufeff") if index == 0 else text).rstrip("\r\n")
         if fault or (text and not text.isspace()):
             yield Row(index, text, fault, progress)
@@ -214,7 +131,7 @@ def _elements(file: BinaryIO, compression: str | None, start: int, size: int) ->
     """The elements of an array from element `start` on, decoded; one longer than `MAX_ROW_BYTES` is not held."""
     for index, raw in enumerate(elements(file, compression)):
         if index >= start:
-            text, fault = (None, _too_long()) if raw is None else _decode(raw)
+            text, fault = (None, _too_long()) if raw is None else decode(raw)
             yield Row(index, text, fault, min(file.tell() / size, 1.0))
 
 
@@ -222,8 +139,8 @@ def _too_long() -> str:
     return f"is longer than {MAX_ROW_BYTES // 2**20} MiB"
 
 
-def _json_rows(lines: Iterator[Row], name: str, column: str, *, of_array: bool = False) -> Iterator[Row]:
-    """The texts of rows of JSON. What is no JSON is a bad line, but in an array nobody knows where it ends."""
+def _json_rows(lines: Iterator[Row], name: str, form: Form, *, of_array: bool) -> Iterator[Row]:
+    """The rows of JSON. What is no JSON is a bad line, but in an array nobody knows where it ends."""
     seen: dict[str, None] = {}
     without = 0
     found = False
@@ -234,8 +151,8 @@ def _json_rows(lines: Iterator[Row], name: str, column: str, *, of_array: bool =
         value, broken = _parsed(line.text)
         if broken and of_array:
             raise ValueError(broken)
-        text, fault, keys = (None, f"is not a whole JSON object ({broken})", []) if broken else _text_in(value, column)
-        found = found or column in keys
+        text, fault, keys = (None, f"is not a whole JSON object ({broken})", []) if broken else _text_in(value, form)
+        found = found or set(form.required) <= set(keys)
         if keys and not found:
             seen.update(dict.fromkeys(keys))
             without += 1
@@ -244,8 +161,8 @@ def _json_rows(lines: Iterator[Row], name: str, column: str, *, of_array: bool =
         yield Row(line.number, text, fault, line.progress)
     if without and not found:
         raise InputError(
-            f"{name} has no {column!r} in any of its first {without} rows; they have {', '.join(list(seen)[:20])}. Set "
-            "data.text_column to the one with the text."
+            f"{name} has no {' and '.join(map(repr, form.required))} in any of its first {without} rows; they have "
+            f"{', '.join(list(seen)[:20])}. {how_to_say(form)}"
         )
 
 
@@ -257,14 +174,16 @@ def _parsed(line: str) -> tuple[Any, str | None]:
         return None, error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _text_in(value: Any, column: str) -> tuple[str | None, str | None, list[str]]:
-    """The text of a row of JSON, or what is wrong with it, and the keys it has."""
+def _text_in(value: Any, form: Form) -> tuple[str | None, str | None, list[str]]:
+    """The text or the conversation of a row of JSON, or what is wrong with it, and the keys it has."""
     if not isinstance(value, dict):
         return None, f"is a JSON {type(value).__name__}, not an object", []
     keys = list(value)
-    if column not in value:
-        return None, f"has no {column!r}, only {', '.join(keys[:20]) or 'nothing'}", keys
-    text = value[column]
+    if missing := [column for column in form.required if column not in value]:
+        return None, f"has no {missing[0]!r}, only {', '.join(keys[:20]) or 'nothing'}", keys
+    if not form.is_text:
+        return *conversation_or_fault(value, form), keys
+    text = value[form.columns[0]]
     if text is None:
         return None, "is null", keys
     if not isinstance(text, str):

@@ -14,6 +14,7 @@ from compress.base.errors import InputError, UsageError
 from compress.base.progress import progress_bar
 from compress.data.config import DataConfig
 from compress.data.sources.hub import HubSource
+from compress.data.sources.instructions import Asked
 from compress.data.sources.json_files import Beginning, beginning
 from compress.data.sources.readers import FORMATS, DataFile, Layout, layout_of
 from compress.data.sources.unread import Unread
@@ -53,6 +54,11 @@ class Source(Protocol):
 
     def matches(self, recorded: Mapping[str, Any]) -> bool:
         """Whether `recorded`, a fingerprint, is of this source as it is now."""
+
+
+def asked_of(config: DataConfig) -> Asked:
+    """What the rows of a config's source are to be read as."""
+    return Asked(config.form, config.text_column)
 
 
 def find_source(config: DataConfig, commit: str | None = None) -> Source:
@@ -102,7 +108,7 @@ def _local(config: DataConfig, path: Path) -> "LocalSource":
         raise InputError(f"{path} is neither a file nor a folder: give text in files of {FORMATS}.")
     else:
         base, met = _matches(path)
-    why_not = {p: _why_not(p, config.text_column) for p in met}
+    why_not = {p: _why_not(p, asked_of(config)) for p in met}
     found = [p for p, why in why_not.items() if why is None]
     unread = {p.relative_to(base).as_posix(): why for p, why in why_not.items() if why is not None}
     if not found:
@@ -129,7 +135,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _why_not(path: Path, column: str) -> str | None:
+def _why_not(path: Path, asked: Asked) -> str | None:
     """Why a path that was met in a folder or by a glob is no data file; None where it is one."""
     layout = layout_of(path.name)
     if path.is_dir():
@@ -137,7 +143,7 @@ def _why_not(path: Path, column: str) -> str | None:
     if layout is None:
         return ""
     found = _beginning(path, layout) if layout.format == "json" else None
-    return found.lacks(column) if found else None
+    return found.lacks(asked) if found else None
 
 
 def _require_rows(path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from compress.base.errors import CompressError, InputError, reason_of
 from compress.base.progress import say
 from compress.base.signals import StopRequest
-from compress.data.sources.readers import Row, read_rows
+from compress.data.sources.instructions import Asked, Form
+from compress.data.sources.readers import find_form, read_rows
+from compress.data.sources.rows import Row
 from compress.data.sources.sources import Source
 
 T = TypeVar("T")
@@ -107,13 +109,34 @@ def is_final(error: BaseException | None) -> bool:
     return status in _FINAL_STATUS or type(error).__name__ == "OfflineModeIsEnabled"
 
 
-def read_items(source: Source, column: str, start: Position, retry: Retry) -> Generator[Item, None, None]:
+def form_of(source: Source, asked: Asked, retry: Retry) -> Form:
+    """The form of a connected source's rows, as its first file has it; where that cannot be told, what is asked first.
+
+    Raises:
+        Unavailable: the network failed too often in a row.
+    """
+    if asked.form == "text" or not source.files:
+        return asked.first
+    while True:
+        file: BinaryIO | None = None
+        try:
+            file = source.open(0)
+            with file:
+                return find_form(file, source.files[0].layout, asked, source.files[0].size) or asked.first
+        except Exception:
+            failure = source.failure(file)
+            if failure is None:  # what is wrong with the file is said when it is read for its rows
+                return asked.first
+            retry.failed(source.full_name(0), failure)
+
+
+def read_items(source: Source, form: Form, start: Position, retry: Retry) -> Generator[Item, None, None]:
     """Every row of the source from `start` on, exactly once and in order, whatever the network does.
 
     A file that is damaged midway gives its rows up to there, and then an item with `ends_file`.
 
     Raises:
-        InputError: the text column is missing.
+        InputError: a column of the form is missing.
         Unavailable: the network failed too often in a row, or the system failed to open or read a file.
     """
     files = source.files
@@ -124,7 +147,7 @@ def read_items(source: Source, column: str, start: Position, retry: Retry) -> Ge
             file = source.open(index)
             with file:
                 name, layout, size = source.full_name(index), files[index].layout, files[index].size
-                for row in read_rows(file, name, layout, column, start=next_row, size=size):
+                for row in read_rows(file, name, layout, form, start=next_row, size=size):
                     retry.succeeded()
                     next_row = row.number + 1
                     yield Item(index, row, Position(index, next_row))

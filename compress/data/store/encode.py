@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,24 @@ from compress.model.tokenizer import TokenizerSpec
 B = TypeVar("B")
 Ids = NDArray[np.uint32]
 
+Encoded = Ids | str
+"""The ids of a document, or what is wrong with it."""
+
 PIECE_CHARS = 2**16
 _CHARS_AT_ONCE = 2**20
+
+
+class DocumentEncoder(Protocol):
+    """Documents to token ids, which may carry marks (see `compress.data.store.marks`)."""
+
+    def __call__(self, documents: Sequence[str]) -> Sequence[Encoded]:
+        """For each document its ids, or what is wrong with it."""
+
+    def bare(self, document: str) -> Ids:
+        """The ids of a document alone, without marks and without what frames it."""
+
+    def with_bytes(self, document: str) -> tuple[Ids, NDArray[np.int64]]:
+        """Ids as `__call__` gives them, and for each the UTF-8 bytes of text it stands for."""
 
 
 class Encoder:
@@ -101,7 +117,7 @@ def split_pieces(text: str) -> list[str]:
 
 
 @contextmanager
-def encoding(encoder: Encoder) -> Iterator[Callable[[Sequence[str]], Future[list[Ids]]]]:
+def encoding(encoder: DocumentEncoder) -> Iterator[Callable[[Sequence[str]], Future[Sequence[Encoded]]]]:
     """Yield a function that encodes a batch of documents in the background; results are futures."""
     with ThreadPoolExecutor(1, "encode") as background:
         try:
@@ -113,12 +129,12 @@ def encoding(encoder: Encoder) -> Iterator[Callable[[Sequence[str]], Future[list
 def in_order(
     batches: Iterable[B],
     texts: Callable[[B], Sequence[str]],
-    submit: Callable[[Sequence[str]], Future[list[Ids]]],
+    submit: Callable[[Sequence[str]], Future[Sequence[Encoded]]],
     *,
     window: int,
-) -> Iterator[tuple[B, list[Ids]]]:
+) -> Iterator[tuple[B, Sequence[Encoded]]]:
     """Encode batches with up to `window` of them on the way, and yield them in order."""
-    pending: deque[tuple[B, Future[list[Ids]]]] = deque()
+    pending: deque[tuple[B, Future[Sequence[Encoded]]]] = deque()
     for batch in batches:
         pending.append((batch, submit(texts(batch))))
         if len(pending) > window:

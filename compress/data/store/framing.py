@@ -13,7 +13,7 @@ from compress.base.disk import sha256_json
 from compress.base.errors import InputError, UsageError
 from compress.base.progress import say
 from compress.data.sources.stream import Item
-from compress.data.store.encode import Encoder
+from compress.data.store.encode import DocumentEncoder
 from compress.data.store.store import TokenStore
 from compress.inference.framing import ROW_TOKENS, ROWS, StartLoss, describe, framing_in, own_framing
 from compress.model.files import model_fingerprint
@@ -37,12 +37,13 @@ def asked_framing(bos: Literal["auto", "always", "never"], spec: TokenizerSpec) 
     return {"auto": own_framing(spec), "never": Framing(), "always": Framing(spec.prefix, spec.prefix)}[bos]
 
 
-def decide_framing(items: Iterable[Item], spec: TokenizerSpec, reader: Path) -> tuple[Framing, dict[str, Any] | None]:
+def decide_framing(
+    items: Iterable[Item], spec: TokenizerSpec, reader: Path, encoder: DocumentEncoder
+) -> tuple[Framing, dict[str, Any] | None]:
     """How the model in the folder `reader` reads the first of these documents best, which is said, and what an index
     tells of that; see `framing_in`."""
     documents: dict[str, NDArray[Any]] = {}
     if spec.prefix:
-        encoder = Encoder(spec)
         for item in islice(items, _LOOK_AT_ROWS):
             if item.is_document and (text := item.row.text or "") not in documents:
                 documents[text] = encoder.bare(text)[:_LOOK_AT_TOKENS]
@@ -70,6 +71,8 @@ def check_framing(store: TokenStore, reader: Path) -> None:
         InputError: its documents begin otherwise than this model's tokenizer begins a text, or its rows do not begin as
             this model reads them better.
     """
+    if store.marked:
+        return  # conversations, which a template framed
     spec, asked = load_spec(reader), store.index["manifest"]["config"].get("bos", "auto")
     decided = (store.index.get("framing") or {}).get("decided")
     if not spec.prefix or asked != "auto" or (decided and decided["reader"] == model_digest(reader)):

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Literal
 
-from compress.data.store.encode import Encoder, Ids
+from compress.data.store.encode import DocumentEncoder, Ids
 from compress.data.store.layout import RowLayout, TextRows
 
 Alike = Literal["exact", "normalised"]
@@ -120,7 +120,7 @@ class HeldOutPool:
         self.tokens = sum(map(self._gives, self._documents.values()))
         return self._release()
 
-    def rows(self, encoder: Encoder) -> TextRows:
+    def rows(self, encoder: DocumentEncoder) -> TextRows:
         """The held-out rows, in the order of their documents' hashes."""
         texts = (self._documents[key].first.text for key in self._keys)
         return self.layout.rows(texts, encoder, self._num_rows)
@@ -133,10 +133,12 @@ class HeldOutPool:
             for variant in document.variants.values()
         ]
 
-    def restore(self, state: Iterable[Any], encoder: Encoder) -> None:
+    def restore(self, state: Iterable[Any], encoder: DocumentEncoder) -> None:
         """Fill an empty pool from `state()`."""
         for name, text, count in state:
-            self._add(base64.b64decode(name), text, encoder([text])[0], count)
+            ids = encoder([text])[0]
+            assert not isinstance(ids, str), "what is in a pool was encoded before"
+            self._add(base64.b64decode(name), text, ids, count)
 
     def _add(self, key: bytes, text: str, ids: Ids, count: int = 1) -> None:
         known = key in self._documents

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.data.store.encode import Encoder, Ids
+from compress.data.store.encode import DocumentEncoder, Ids
 from compress.model.framing import row_starts, with_starts
 
 
@@ -26,6 +26,8 @@ class TextRows(NamedTuple):
     """[N] UTF-8 bytes of text of each row's tokens 1..S-1."""
     documents: NDArray[np.int64]
     """[N, S] number of each token's document."""
+    marks: NDArray[np.uint8] | None = None
+    """[N, S] marks of conversations' tokens (see `compress.data.store.marks`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class RowLayout:
         assert self.share is not None
         return dataclasses.replace(self, share=2 * self.share)
 
-    def rows(self, texts: Iterable[str], encoder: Encoder, num_rows: int) -> TextRows:
+    def rows(self, texts: Iterable[str], encoder: DocumentEncoder, num_rows: int) -> TextRows:
         """At most `num_rows` rows of the documents, in their order; a row that several share stands where it is full.
 
         Documents that share rows follow each other, EOS after each, the last one cut. Where all of them give less than

@@ -12,7 +12,7 @@ from compress.base.outputs import UNFINISHED, has_fields, has_only
 from compress.data.store.store import INDEX
 
 _STATE = "state.json"
-_NAMES = rf"train-[0-9]{{5,}}\.bin(\.partial)?|heldout\.bin|(state|index)\.json{UNFINISHED}"
+_NAMES = rf"train-[0-9]{{5,}}\.(bin|marks)(\.partial)?|heldout\.(bin|marks)|(state|index)\.json{UNFINISHED}"
 """Names of the files of a preparation, this version's and earlier ones'."""
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from compress.data.config import DataConfig
 from compress.data.preflight import check_space
 from compress.data.sources.hub import HubSource
 from compress.data.sources.sources import Source, find_source
-from compress.data.sources.stream import Item, Position, Retry, Stopped, Unavailable, batches, read_items, texts
+from compress.data.sources.stream import Item, Position, Retry, Stopped, Unavailable, batches, texts
 from compress.data.store import partial
-from compress.data.store.encode import Encoder, Ids, encoding, in_order
-from compress.data.store.framing import asked_framing, decide_framing
+from compress.data.store.conversations import TOO_LONG
+from compress.data.store.encode import Encoded, Ids, encoding, in_order
 from compress.data.store.heldout import Alike, HeldOutPool
-from compress.data.store.layout import RowLayout
+from compress.data.store.marks import filler, is_cut
 from compress.data.store.record import Counts, check_amounts, describe_rows, identity, make_index, wanted_tokens
 from compress.data.store.shards import ShardWriter, write_rows
 from compress.data.store.store import INDEX
+from compress.data.store.way import find_way
 from compress.model.framing import Framing
 from compress.model.tokenizer import TokenizerSpec
 
@@ -36,13 +38,20 @@ class Preparation:
     """Everything between a locked `OUT.partial/` and the finished store `out`."""
 
     def __init__(
-        self, config: DataConfig, spec: TokenizerSpec, reader: Path, out: Path, folder: Path, stop: StopRequest
+        self,
+        config: DataConfig,
+        tokenizer: Any,
+        spec: TokenizerSpec,
+        reader: Path,
+        out: Path,
+        folder: Path,
+        stop: StopRequest,
     ) -> None:
-        self._config, self._spec, self._out, self._folder, self._stop = config, spec, out, folder, stop
-        self._reader = reader
+        self._config, self._out, self._folder, self._stop = config, out, folder, stop
+        self._tokenizer, self._spec, self._reader = tokenizer, spec, reader
         self.began_here = not partial.can_continue(folder)
         """Whether nothing in the folder is an earlier process's, so that a failure may remove it."""
-        self._identity = identity(config, spec.sha256)
+        self._identity = identity(config, self._spec.sha256)
         self._retry = Retry(stop)
         self._wanted = wanted_tokens(config)
         self._position = Position(0, 0)
@@ -93,12 +102,17 @@ class Preparation:
         self._source: Source = find_source(self._config, state["commit"] if state else None)
         self._retry.call(self._config.dataset, self._source.connect)
         self._source.unread.tell(self._config.dataset)
+        self._way = find_way(self._config, self._source, self._tokenizer, self._spec, self._retry)
+        if said := self._way.describe():
+            say(said)
         return state
 
     def _restore(self, state: dict[str, Any] | None) -> ShardWriter:
         if state:
             framing = Framing(*map(tuple, state.get("framing", ())))
             try:
+                if state.get("instructions") != self._way.record():
+                    raise ValueError("The chat template, or the form of the rows, is another than before")
                 writer = self._begin(framing, state["writer"], state.get("alike", "exact"), state.get("share"))
             except ValueError as error:
                 say(f"{error}: starting again.")
@@ -112,24 +126,17 @@ class Preparation:
                 return writer
         clear_folder(self._folder)
         self.began_here = True
-        check_space(self._config, self._spec, self._out)
-        framing, self._decided = self._find_framing()
+        check_space(self._config, self._spec, self._out, marks=self._way.chat is not None)
+        framing, self._decided = self._way.framing(self._source, self._reader, self._retry)
         return self._begin(framing, None, "normalised", 1)
 
     def _begin(self, framing: Framing, writer: dict[str, Any] | None, alike: Alike, share: int | None) -> ShardWriter:
         """What takes in documents that are framed so."""
         config, self._framing = self._config, framing
-        self._encoder = Encoder(self._spec, framing.documents)
-        layout = RowLayout(config.seq_len, framing.rows, share)
-        self._pool = HeldOutPool(config.heldout_sequences, layout, config.seed, alike)
-        return ShardWriter(self._folder, self._spec.dtype, config.seq_len, writer, framing.rows)
-
-    def _find_framing(self) -> tuple[Framing, dict[str, Any] | None]:
-        """How documents and rows are framed, and what that was decided by; the first documents are read for it."""
-        if self._config.bos != "auto" or not self._spec.prefix:
-            return asked_framing(self._config.bos, self._spec), None
-        with closing(read_items(self._source, self._config.text_column, Position(0, 0), self._retry)) as items:
-            return decide_framing(items, self._spec, self._reader)
+        self._encoder = self._way.encoder(framing)
+        self._pool = HeldOutPool(config.heldout_sequences, self._way.layout(framing, share), config.seed, alike)
+        marks = self._way.chat is not None
+        return ShardWriter(self._folder, self._spec.dtype, config.seq_len, writer, framing.rows, marks=marks)
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
@@ -143,6 +150,7 @@ class Preparation:
             "alike": self._pool.alike,
             "share": self._pool.layout.share,
             "framing": self._framing,
+            "instructions": self._way.record(),
             "decided": self._decided,
             "writer": self._writer.state(),
             "seconds": self._seconds(),
@@ -156,7 +164,7 @@ class Preparation:
         """Take in rows until there are enough tokens, the source ends, or a stop is requested."""
         if self._enough():
             return
-        items = read_items(self._source, self._config.text_column, self._position, self._retry)
+        items = self._way.items(self._source, self._position, self._retry)
         unit, total, done = self._extent()
         with (
             progress_bar(f"Preparing {self._out}", total, unit=unit, done=done, visible=visible) as bar,
@@ -172,12 +180,15 @@ class Preparation:
                     self._save()
                 done = self._show(bar, batch[-1], done, self._writer.tokens - first)
 
-    def _take_batch(self, batch: list[Item], encoded: list[Ids]) -> bool:
+    def _take_batch(self, batch: list[Item], encoded: Sequence[Encoded]) -> bool:
         """Take in a batch row by row; true once there are enough tokens."""
         ids = iter(encoded)
         for item in batch:
-            if item.is_document:
-                self._take_document(item.row.text or "", next(ids))
+            found = next(ids) if item.is_document else None
+            if isinstance(found, str):
+                self._skip(item._replace(row=item.row._replace(fault=found)))
+            elif found is not None:
+                self._take_document(item.row.text or "", found)
             elif item.row.fault is None:
                 self._counts.empty += 1
             else:
@@ -190,14 +201,24 @@ class Preparation:
     def _take_document(self, text: str, ids: Ids) -> None:
         self._counts.documents += 1
         self._counts.text_bytes += len(text.encode())
+        self._counts.cut += self._way.chat is not None and is_cut(ids)
         for released in self._pool.offer(text, ids):
-            self._writer.append(released, self._wanted)
+            self._append(released)
+
+    def _append(self, ids: Ids) -> None:
+        """Add a training document. A conversation stays whole: it begins a row where the last has no room for it."""
+        if self._way.chat is not None:
+            self._fill_up(len(ids))
+        self._writer.append(ids, self._wanted)
+
+    def _fill_up(self, wanted: int | None = None) -> None:
+        self._writer.append(filler(self._writer.filled, self._config.seq_len, self._spec.eos_id, wanted), self._wanted)
 
     def _skip(self, item: Item) -> None:
         unit = "line" if self._source.files[item.file].layout.format in ("jsonl", "txt") else "row"
         where = f"{self._source.full_name(item.file)}, {unit} {item.row.number + (unit == 'line')}"
         fault = item.row.fault or ""
-        if self._config.on_bad_row == "error":
+        if self._config.on_bad_row == "error" and fault != TOO_LONG:
             raise InputError(f"{where} {fault}. Mend it, or set data.on_bad_row: skip to leave such rows out.")
         self._counts.skip(where, fault, ends_file=item.ends_file)
 
@@ -234,11 +255,13 @@ class Preparation:
     def _finish(self) -> None:
         while self._pool.can_widen and self._holds_too_much():
             for released in self._pool.widen():
-                self._writer.append(released, self._wanted)
+                self._append(released)
+        if self._way.chat is not None:
+            self._fill_up()
         check_amounts(self._config, self._counts, self._pool, self._writer.tokens, self._wanted)
         source = self._source.fingerprint(self._position.file + 1)
         rows = self._pool.rows(self._encoder)
-        heldout = write_rows(self._folder, "heldout.bin", rows.ids, self._spec.dtype) if len(rows.ids) else {"rows": 0}
+        heldout = write_rows(self._folder, "heldout", rows, self._spec.dtype) if len(rows.ids) else {"rows": 0}
         content = {
             "seq_len": self._config.seq_len,
             **self._spec.description,
@@ -246,7 +269,8 @@ class Preparation:
             "heldout": {**heldout, **describe_rows(rows, spread=self._pool.layout.share is not None)},
         }
         framing = {**self._framing._asdict(), "decided": self._decided}
-        index = make_index(self._config, content, framing, self._counts, self._pool, source, self._seconds())
+        how = self._way.record()
+        index = make_index(self._config, content, framing, how, self._counts, self._pool, source, self._seconds())
         write_json(self._folder / INDEX, index)
         self._publish()
         if copies := self._pool.copies:
@@ -256,6 +280,8 @@ class Preparation:
             )
         if skipped := self._counts.bad_rows + self._counts.damaged_files:
             say(f"Skipped {skipped} while preparing {self._out}: {self._counts}.")
+        if self._counts.cut:
+            say(f"{self._counts.cut} conversations were longer than a row of {self._config.seq_len} tokens, and cut.")
 
     def _publish(self) -> None:
         partial.forget_state(self._folder)

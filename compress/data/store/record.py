@@ -13,9 +13,11 @@ from compress.base.disk import sha256_json
 from compress.base.errors import InputError
 from compress.base.records import manifest
 from compress.data.config import DataConfig
+from compress.data.sources.instructions import NO_ANSWER
+from compress.data.store.conversations import TOO_LONG
 from compress.data.store.heldout import HeldOutPool
 from compress.data.store.layout import TextRows
-from compress.data.store.store import FORMAT, fingerprint_of
+from compress.data.store.store import FORMAT, fingerprint_of, hashes_of
 
 _EXAMPLES = 20
 
@@ -38,6 +40,12 @@ class Counts:
     text_bytes: int = 0
     empty: int = 0
     bad_rows: int = 0
+    no_answer: int = 0
+    """Conversations without an answer, or with none of it within a row; bad rows too."""
+    too_long: int = 0
+    """Conversations longer than a row that were left out; bad rows too."""
+    cut: int = 0
+    """Conversations longer than a row that were cut."""
     damaged_files: int = 0
     examples: list[str] = dataclasses.field(default_factory=list)
     """The first few skipped rows: file, row and what was wrong."""
@@ -48,12 +56,17 @@ class Counts:
             self.damaged_files += 1
         else:
             self.bad_rows += 1
+            self.no_answer += fault.startswith(NO_ANSWER)
+            self.too_long += fault.startswith(TOO_LONG)
         if len(self.examples) < _EXAMPLES:
             self.examples.append(f"{where} {fault}")
 
     def __str__(self) -> str:
+        kinds = {"without an answer": self.no_answer, "too long": self.too_long}
+        of_them = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         return (
-            f"{self.documents} documents, {self.empty} empty rows, {self.bad_rows} bad rows and {self.damaged_files} "
+            f"{self.documents} documents, {self.empty} empty rows, {self.bad_rows} bad rows"
+            f"{of_them and f' ({of_them})'} and {self.damaged_files} "
             f"damaged files{', first: ' + self.examples[0] if self.examples else ''}"
         )
 
@@ -108,20 +121,22 @@ def make_index(
     config: DataConfig,
     content: Mapping[str, Any],
     framing: Mapping[str, Any],
+    instructions: Mapping[str, Any] | None,
     counts: Counts,
     pool: HeldOutPool,
     source: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
     """index.json: the store's content and its fingerprint, what was read and skipped, and the manifest."""
-    heldout = [content["heldout"]] if content["heldout"]["rows"] else []
     skipped = dataclasses.asdict(counts)
+    of_rows = {name: skipped.pop(name) for name in ("no_answer", "too_long", "cut")}
     near = {"heldout_near_copies": pool.near_copies} if pool.alike == "normalised" else {}
     return {
         "format": FORMAT,
         "fingerprint": fingerprint_of(content),
         **content,
         "framing": dict(framing),
+        **({} if instructions is None else {"instructions": {**instructions, **of_rows}}),
         "documents": skipped.pop("documents"),
         "text_bytes": skipped.pop("text_bytes"),
         "skipped": {**skipped, "heldout_copies": pool.copies, **near},
@@ -129,8 +144,12 @@ def make_index(
         "source": dict(source),
         "manifest": manifest(
             config=to_dict(config),
-            inputs={"tokenizer": content["tokenizer_sha256"], "source": _content_sha256(source)},
-            outputs={shard["file"]: shard["sha256"] for shard in [*content["train"]["shards"], *heldout]},
+            inputs={
+                "tokenizer": content["tokenizer_sha256"],
+                "source": _content_sha256(source),
+                **({} if instructions is None else {"chat template": instructions["template_sha256"]}),
+            },
+            outputs=hashes_of(content),
             seconds=seconds,
         ),
     }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.base.disk import read_json, sha256_file, sha256_json
 from compress.base.errors import InputError, UsageError
+from compress.data.store.marks import Marks, read_marks
 from compress.data.store.permutation import permute
 from compress.model.framing import Framing
 
@@ -20,6 +21,7 @@ _CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "tra
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
+T = TypeVar("T", bound=np.generic)
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 
 
@@ -27,10 +29,16 @@ class _Shape(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+class _Marks(_Shape):
+    file: str
+    sha256: str
+
+
 class _Shard(_Shape):
     file: str
     rows: Count
     sha256: str
+    marks: _Marks | None = None
 
 
 class _Train(_Shape):
@@ -57,6 +65,11 @@ class _Manifest(_Shape):
     config: dict[str, Any]
 
 
+class _Instructions(_Shape):
+    apart: bool
+    template_sha256: str
+
+
 class _Index(_Shape):
     """What a store, and those who compare it with what is asked for, rely on in its index.json."""
 
@@ -69,6 +82,7 @@ class _Index(_Shape):
     train: _Train
     heldout: _HeldOut | _NoRows
     framing: _Framing | None = None
+    instructions: _Instructions | None = None
     identity: dict[str, Any]
     source: dict[str, Any]
     manifest: _Manifest
@@ -79,8 +93,15 @@ def fingerprint_of(index: Mapping[str, Any]) -> str:
     return sha256_json({key: index[key] for key in _CONTENT})
 
 
+def hashes_of(index: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each file of a store, by its name."""
+    shards = [*index["train"]["shards"], *([index["heldout"]] if index["heldout"]["rows"] else [])]
+    return {file["file"]: file["sha256"] for shard in shards for file in (shard, shard.get("marks")) if file}
+
+
 class TokenStore:
-    """Training rows [num_rows, seq_len] and held-out rows [num_heldout, seq_len] of token ids.
+    """Training rows [num_rows, seq_len] and held-out rows [num_heldout, seq_len] of token ids, with marks where they
+    are of conversations.
 
     `index` is index.json as it is on disk.
     """
@@ -95,6 +116,10 @@ class TokenStore:
         framing = index.get("framing")
         self.framing = None if framing is None else Framing(tuple(framing["documents"]), tuple(framing["rows"]))
         """How its text is framed; None in a store of an earlier version, which knew EOS alone."""
+        self.marked: bool = index.get("instructions") is not None
+        """Whether its rows are of conversations, whose tokens have marks."""
+        self.apart: bool = self.marked and index["instructions"]["apart"]
+        """Whether marks keep the conversations of a row apart."""
         self.num_rows: int = index["train"]["rows"]
         self.num_heldout: int = index["heldout"]["rows"]
         self._dtype = _DTYPES[index["dtype"]]
@@ -119,6 +144,7 @@ class TokenStore:
             intact = index["fingerprint"] == fingerprint_of(index)
             store = cls(folder, index)
             intact = intact and store.num_rows == sum(shard["rows"] for shard in index["train"]["shards"])
+            intact = intact and all(("marks" in shard) == store.marked for shard in store.shards())
         except ValidationError as error:
             fault = error.errors()[0]
             field = ".".join(map(str, fault["loc"]))
@@ -136,9 +162,9 @@ class TokenStore:
         Raises:
             InputError: a file's content changed; the message names it.
         """
-        for shard in self.shards():
-            if sha256_file(self.path / shard["file"]) != shard["sha256"]:
-                raise InputError(f"{self.path / shard['file']} is not as it was written. Prepare the data again.")
+        for name, sha256 in hashes_of(self.index).items():
+            if sha256_file(self.path / name) != sha256:
+                raise InputError(f"{self.path / name} is not as it was written. Prepare the data again.")
 
     def rows(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Training rows [n, seq_len] int64 at `indices` [n], each in 0..num_rows-1.
@@ -146,15 +172,22 @@ class TokenStore:
         Raises:
             IndexError: an index out of range.
         """
+        return self._pick(self._maps, indices, np.int64)
+
+    def marks(self, indices: ArrayLike) -> Marks | None:
+        """Marks [n, seq_len] of the training rows at `indices`; None where rows are of text."""
+        return read_marks(self._pick(self._mark_maps, indices, np.uint8)) if self.marked else None
+
+    def _pick(self, maps: list[NDArray[Any]], indices: ArrayLike, dtype: type[T]) -> NDArray[T]:
         wanted = np.asarray(indices, dtype=np.int64)
         if ((wanted < 0) | (wanted >= self.num_rows)).any():
             raise IndexError(f"row indices must be within 0..{self.num_rows - 1}")
-        found = np.empty((len(wanted), self.seq_len), dtype=np.int64)
+        found = np.empty((len(wanted), self.seq_len), dtype=dtype)
         shards = np.searchsorted(self._ends, wanted, side="right")
         for shard in np.unique(shards):
             here = shards == shard
             first = self._ends[shard - 1] if shard else 0
-            found[here] = self._maps[shard][wanted[here] - first]
+            found[here] = maps[shard][wanted[here] - first]
         return found
 
     def heldout(self, n: int | None = None) -> NDArray[np.int64]:
@@ -167,6 +200,15 @@ class TokenStore:
         if n == 0:
             return np.empty((0, self.seq_len), dtype=np.int64)
         return self._map(self.index["heldout"])[:n].astype(np.int64)
+
+    def heldout_marks(self, n: int | None = None) -> Marks | None:
+        """Marks [n, seq_len] of the first `n` held-out rows; None where rows are of text."""
+        n = self._check_heldout(n)
+        if not self.marked:
+            return None
+        if n == 0:
+            return read_marks(np.empty((0, self.seq_len), dtype=np.uint8))
+        return read_marks(self._mark_map(self.index["heldout"])[:n])
 
     def heldout_documents(self, n: int | None = None) -> NDArray[np.int64]:
         """The number [n, seq_len] int64 of the document that each token of the first `n` held-out rows is from.
@@ -185,7 +227,8 @@ class TokenStore:
         return np.repeat(documents, lengths)[: n * self.seq_len].reshape(n, self.seq_len)
 
     def heldout_bytes(self, n: int | None = None) -> int:
-        """UTF-8 bytes of the text that tokens 1..seq_len-1 of the first `n` held-out rows stand for.
+        """UTF-8 bytes of the text that tokens 1..seq_len-1 of the first `n` held-out rows stand for; of conversations,
+        those to be learned.
 
         Those are the tokens a causal model is scored on: bits per byte = sum of their losses in nats / (ln 2 * bytes).
 
@@ -232,23 +275,37 @@ class TokenStore:
     def _maps(self) -> list[NDArray[Any]]:
         return [self._map(shard) for shard in self.index["train"]["shards"]]
 
+    @cached_property
+    def _mark_maps(self) -> list[NDArray[Any]]:
+        return [self._mark_map(shard) for shard in self.index["train"]["shards"]]
+
+    def _mark_map(self, shard: Mapping[str, Any]) -> NDArray[Any]:
+        shape = (shard["rows"], self.seq_len)
+        mapped: NDArray[Any] = np.memmap(self.path / shard["marks"]["file"], dtype=np.uint8, mode="r", shape=shape)
+        return mapped
+
     def _map(self, shard: Mapping[str, Any]) -> NDArray[Any]:
         shape = (shard["rows"], self.seq_len)
         mapped: NDArray[Any] = np.memmap(self.path / shard["file"], dtype=self._dtype, mode="r", shape=shape)
         return mapped
 
     def shards(self) -> list[dict[str, Any]]:
-        """The index's entry of each file: {"file", "rows", "sha256"}."""
+        """The index's entry of each file of ids: {"file", "rows", "sha256"}, and "marks" where it has them."""
         return [*self.index["train"]["shards"], *([self.index["heldout"]] if self.num_heldout else [])]
 
     def _check_sizes(self) -> None:
         for shard in self.shards():
-            path = self.path / shard["file"]
-            if path.parent != self.path or not path.is_file():
-                raise InputError(f"{path} is missing, though the index names it. Prepare the data again.")
-            expected = shard["rows"] * self.seq_len * self._dtype.itemsize
-            if path.stat().st_size != expected:
-                raise InputError(f"{path} has {path.stat().st_size} bytes, not {expected}. Prepare the data again.")
+            tokens = shard["rows"] * self.seq_len
+            self._check_size(shard["file"], tokens * self._dtype.itemsize)
+            if self.marked:
+                self._check_size(shard["marks"]["file"], tokens)
+
+    def _check_size(self, name: str, expected: int) -> None:
+        path = self.path / name
+        if path.parent != self.path or not path.is_file():
+            raise InputError(f"{path} is missing, though the index names it. Prepare the data again.")
+        if path.stat().st_size != expected:
+            raise InputError(f"{path} has {path.stat().st_size} bytes, not {expected}. Prepare the data again.")
 
     def _check_heldout(self, n: int | None) -> int:
         n = self.num_heldout if n is None else n

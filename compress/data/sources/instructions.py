@@ -1,0 +1,141 @@
+"""Instruction data: which of three forms rows have, found from their columns, and each row as a conversation.
+
+alpaca      {"instruction": ..., "input": ..., "output": ...}; `input` may be empty or absent
+chat        {"messages": [{"role": ..., "content": ...}, ...]}, or "conversations" of {"from": ..., "value": ...}
+completion  {"prompt": ..., "completion": ...}, two texts or two lists of messages
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+FormName = Literal["text", "alpaca", "chat", "completion"]
+NO_ANSWER = "has no answer"
+
+_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "chat": (("messages",), ("conversations",)),
+    "alpaca": (("instruction", "output"),),
+    "completion": (("prompt", "completion"),),
+}
+"""What rows of a form must have: one of these."""
+_OPTIONAL = {"alpaca": ("input",)}
+_ROLES = {"human": "user", "gpt": "assistant"}
+"""What ShareGPT's spelling calls them."""
+
+Messages = list[dict[str, str]]
+
+
+class Form(NamedTuple):
+    """What rows hold, and in which columns."""
+
+    name: FormName
+    columns: tuple[str, ...]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a row is a plain text, not a conversation."""
+        return self.name == "text"
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those of the columns that every row has."""
+        return tuple(column for column in self.columns if column not in _OPTIONAL.get(self.name, ()))
+
+
+class Asked(NamedTuple):
+    """What rows are to be read as: `data.form` and `data.text_column`."""
+
+    form: FormName | Literal["auto"]
+    text_column: str
+
+    def find(self, columns: Collection[str]) -> Form | None:
+        """The form of rows with these columns; None where it is none that was asked for. A text comes first."""
+        if self.form in ("auto", "text") and self.text_column in columns:
+            return Form("text", (self.text_column,))
+        for name, choices in _COLUMNS.items():
+            for required in choices:
+                if self.form in ("auto", name) and set(required) <= set(columns):
+                    return Form(name, (*required, *_OPTIONAL.get(name, ())))  # type: ignore[arg-type]
+        return None
+
+    @property
+    def first(self) -> Form:
+        """The form whose absence is an error."""
+        if self.form == "auto" or self.form == "text":
+            return Form("text", (self.text_column,))
+        return Form(self.form, _COLUMNS[self.form][0])
+
+
+def how_to_say(form: Form) -> str:
+    """What to do about columns that are missing."""
+    if form.is_text:
+        return (
+            "Set data.text_column to the one with the text; instructions have the columns "
+            f"{', or '.join(' and '.join(choice) for choices in _COLUMNS.values() for choice in choices)}."
+        )
+    choices = " or ".join(" and ".join(choice) for choice in _COLUMNS[form.name])
+    return f"data.form: {form.name} reads {choices}: rename the columns, or choose another form."
+
+
+def conversation_or_fault(row: Mapping[str, Any], form: Form) -> tuple[str | None, str | None]:
+    """A row as the JSON of its messages [{"role", "content"}, ...], or what is wrong with it in a few words.
+
+    Alpaca's input stands beside its instruction, as "input" of the user's message.
+    """
+    try:
+        return _conversation(row, form), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def _conversation(row: Mapping[str, Any], form: Form) -> str:
+    if form.name == "alpaca":
+        user = {"role": "user", "content": _text(row, "instruction")}
+        if row.get("input") and (given := _text(row, "input")).strip():
+            user["input"] = given
+        messages = [user, {"role": "assistant", "content": _text(row, "output")}]
+    elif form.name == "completion":
+        messages = [*_side(row, "prompt", "user"), *_side(row, "completion", "assistant")]
+    else:
+        messages = _messages(row, form.columns[0])
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
+        raise ValueError(NO_ANSWER)
+    found = json.dumps(messages, ensure_ascii=False)
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is not Unicode text") from None
+    return found
+
+
+def _side(row: Mapping[str, Any], column: str, role: str) -> Messages:
+    """A prompt or a completion: one message of the role, or several."""
+    if isinstance(row[column], list):
+        return _messages(row, column)
+    return [{"role": role, "content": _text(row, column)}]
+
+
+def _messages(row: Mapping[str, Any], column: str) -> Messages:
+    given = row[column]
+    if not isinstance(given, list) or not all(isinstance(message, dict) for message in given):
+        raise ValueError(f"holds {_kind(given)} in {column!r}, not a list of messages")
+    return [_message(message) for message in given]
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, str]:
+    role, content = ("role", "content") if message.get("role") is not None else ("from", "value")
+    if not isinstance(message.get(role), str):
+        raise ValueError(f"has a message without 'role' (or 'from'), only {', '.join(message) or 'nothing'}")
+    said = _text(message, content)
+    return {"role": _ROLES.get(message[role], message[role]), "content": said}
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    if not isinstance(row.get(column), str):
+        raise ValueError(f"holds {_kind(row.get(column))} in {column!r}, not text")
+    found: str = row[column]
+    return found
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
