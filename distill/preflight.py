@@ -109,8 +109,7 @@ def _check_objective(config: DistillConfig, student: ModelFacts, teacher: ModelF
     Raises:
         UsageError: as `make_objective`.
     """
-    guide = None if teacher is None else teacher.config
-    make_objective(config, Pair(student.config, guide, student.kept))
+    make_objective(config, _pair(student, teacher))
 
 
 def _check_extent(config: DistillConfig, text: TextFacts) -> None:
@@ -176,6 +175,10 @@ def check_generation_config(model: ModelFacts) -> None:
 
 
 def _check_memory(config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, device: torch.device) -> None:
+    """Raises as `held_bytes`, where there are no such parts to train, and as `check_held`."""
     bf16 = resolve_precision(config, device) == "bf16"
-    held = held_bytes(config, student.config, None if teacher is None else teacher.config, bf16=bf16, processes=count())
-    check_held(held, device)
+    check_held(held_bytes(config, _pair(student, teacher), bf16=bf16, processes=count()), device)
+
+
+def _pair(student: ModelFacts, teacher: ModelFacts | None) -> Pair:
+    return Pair(student.config, None if teacher is None else teacher.config, student.kept)

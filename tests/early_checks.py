@@ -116,6 +116,14 @@ EARLY: dict[str, Early] = {
     ),
     "data.seq_len": early(ROWS, ("data.seq_len=512", "Rows of 512 tokens are longer than")),
     "data.heldout_sequences": early("the disk has room", ("data.heldout_sequences=100T", "the disk has")),
+    "distill.train": early(
+        "the student has such parts; of seams, the cut is known and has gaps",
+        ("distill.train=last:99", "the student has 2 blocks"),
+    ),
+    "distill.lora.targets": early(
+        "linear maps of the blocks have such names",
+        ("distill.lora={targets:[q_porj]}", "no linear map of the blocks is named q_porj; there are down_proj, gate"),
+    ),
     "distill.weights.soft": early("one of the terms counts", ("distill.weights={soft:0,hard:0}", "All weights are 0")),
     "distill.hidden.pairs": early(
         "blocks that there are, each of the student's once; the cut is known where it goes by that",

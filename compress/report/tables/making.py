@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from compress.base.units import format_bytes, format_seconds
+from compress.base.units import format_bytes, format_count, format_seconds
 from compress.report.cells import NONE, cell, fixed, layer_ranges
 from compress.report.judge.choice import (
     candidate_losses,
@@ -20,6 +20,7 @@ from compress.report.tables.table import Table
 
 _TRAINING: Sequence[tuple[str, str, Callable[[float], str]]] = (
     ("tokens", "Training tokens", fixed(0)),
+    ("trained_parameters", "Parameters trained", format_count),
     ("steps", "Steps", fixed(0)),
     ("skipped_steps", "Steps skipped (not finite, or a spike of the loss)", fixed(0)),
     ("seconds", "Wall time", format_seconds),
