@@ -92,7 +92,7 @@ def merge(adapters: Any, dtype: torch.dtype) -> Any:
         own = layer.get_base_layer().float()
         layer.merge()
         own.to(dtype)
-    return adapters.unload()
+    return adapters.unload().to(dtype)
 
 
 def _targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:

@@ -103,11 +103,11 @@ class PartlyTrained(WholeStudent):
                 tensors[name] = full.cpu()
         if not is_main():
             return None
-        model = load_model(self.folder, dtype=dtype)
+        model = load_model(self.folder, dtype=torch.promote_types(stored_dtype(self.folder), dtype))
         adapters = None if self.lora is None else add_adapters(model, self.lora, seed=0)
         unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
         assert not unknown, unknown
-        return model if adapters is None else Merged(adapters, dtype)
+        return model.to(dtype) if adapters is None else Merged(adapters, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
