@@ -24,6 +24,7 @@ from compress.distill.resources.loading import recompute_activations
 from compress.distill.resources.schedule import budget
 from compress.distill.resources.step_memory import StepShape, trace_step
 from compress.distill.students.parts import select, sketch, trained_parameters
+from compress.distill.students.quantized import weight_bytes
 from compress.distill.teachers.quantization import teacher_bytes
 from compress.model.parts import count_parameters, decoder_layers, empty_model
 
@@ -158,7 +159,7 @@ def held_bytes(config: DistillConfig, pair: Pair, *, bf16: bool, processes: int)
     own = 1 if sharding == "none" else processes
     value = 2 if bf16 else 4
     parts = {
-        "weights": sum(parameter.nbytes for parameter in model.parameters()) // own,
+        "weights": weight_bytes(model, config) // own,
         "gradients": 4 * trained_parameters(model) // own,
         "optimizer moments": state_bytes(model, config) // own,
         "teacher": 0

@@ -26,6 +26,7 @@ from compress.distill.plan import held_bytes
 from compress.distill.publish import student_output
 from compress.distill.resources.auto import resolve_attention, resolve_precision, resolve_sharding
 from compress.distill.resources.schedule import budget, most_heldout_rows
+from compress.distill.students.quantized import check_base
 from compress.distill.teachers.quantization import check_quantization, require_torchao
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
@@ -79,6 +80,7 @@ def check_distill(
     faults.of(check_launcher)
     faults.of(lambda: resolve_sharding(config, count()))
     faults.of(lambda: _check_compiler(config, device))
+    faults.of(lambda: check_base(config, device, count()))
     if config.optimizer == "adamw8bit":
         faults.of(lambda: require_torchao("optimizer: adamw8bit"))
     if teacher is not None:

@@ -1,7 +1,7 @@
 """Options of what is trained of the student: all of it, some of its parts, or adapters beside its frozen weights."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -32,6 +32,9 @@ class LoraConfig:
     """Which linear maps of the blocks have adapters, by the ends of their names: [q_proj, v_proj]; None is all."""
     dora: bool = False
     """Learn the length of each row of W + (alpha / r) B A as well (DoRA, arXiv:2402.09353)."""
+    base_precision: Literal["auto", "int8", "nf4"] = "auto"
+    """auto is the run's. int8, nf4 (QLoRA, arXiv:2305.14314): frozen linear maps in 8 or 4 bits, on GPUs (needs
+    bitsandbytes). Adapters are merged into the weights as the checkpoint has them."""
 
 
 @config
@@ -39,8 +42,8 @@ class StudentConfig:
     """What of the student is trained. What is not has no gradient, no moments and no fp32 master weights."""
 
     train: Annotated[Annotated[str, AfterValidator(_parts)], Before("whole")] = "whole"
-    """PARTS: What learns: whole; seams, the block before each gap that a cut left and the norms after it; last:K, the last K blocks
-    and the final norm; norms; no_embeddings, all but embeddings and output head."""
+    """PARTS: What learns: whole; seams, the block before each gap that a cut left and the norms after it; last:K, the
+    last K blocks and the final norm; norms; no_embeddings, all but embeddings and output head."""
     lora: Annotated[LoraConfig | None, Before(None)] = None
     """Train adapters in place of the weights, and merge them in the end: {r: 16, alpha: 32}; {} takes the defaults."""
 
@@ -58,4 +61,3 @@ class StudentConfig:
         """K of `train: last:K`."""
         match = _LAST.fullmatch(self.train)
         return None if match is None else int(match[1])
-

@@ -53,7 +53,9 @@ def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> Any:
         try:
             adapters = peft.LoraModel(model, asked, _NAME)
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise UsageError(f"lora: peft cannot add these adapters to {type(model).__name__} ({reason_of(error)}).") from error
+            raise UsageError(
+                f"lora: peft cannot add these adapters to {type(model).__name__} ({reason_of(error)})."
+            ) from error
     for layer in _layers(adapters):
         layer.cast_input_dtype_enabled = False  # autocast does it, and keeps no fp32 copy of what goes in
     return adapters
@@ -78,7 +80,7 @@ def save_adapters(adapters: Any, folder: Path) -> None:
     found: Mapping[str, torch.Tensor] = get_peft_model_state_dict(
         adapters.model, adapter_name=_NAME, save_embedding_layers=False
     )
-    folder.mkdir()
+    folder.mkdir(parents=True)
     tensors = {f"{_PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = adapters.peft_config[_NAME]

@@ -34,7 +34,7 @@ def select(model: nn.Module, config: DistillConfig, pair: Pair, *, bf16: bool) -
         names = _trained_names(model, config, pair)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
-    for parameter in model.parameters():
+    for parameter in filter(torch.is_floating_point, model.parameters()):  # quantised ones are integers
         frozen = bf16 and not parameter.requires_grad
         parameter.data = parameter.data.to(torch.bfloat16 if frozen else torch.float32)
     return adapters

@@ -16,6 +16,7 @@ from compress.distill.resources.loading import compile_backbone, load_checked, r
 from compress.distill.students.config import LoraConfig
 from compress.distill.students.lora import Merged, add_adapters
 from compress.distill.students.parts import select
+from compress.distill.students.quantized import loading_options
 from compress.distill.students.sharding import local, shard_model, whole, whole_model
 from compress.model.load import load_model
 
@@ -68,8 +69,8 @@ class WholeStudent:
     def kept(self) -> dict[str, Stored]:
         """What is trained, and persistent buffers."""
         parameters = {name: Stored(local(value.detach()), value) for name, value in self.trained().items()}
-        known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        buffers = {name: Stored(value, value) for name, value in self.model.state_dict().items() if name not in known}
+        persistent = self.model.state_dict().keys()
+        buffers = {name: Stored(value, value) for name, value in self.model.named_buffers() if name in persistent}
         return {**parameters, **buffers}
 
     def shard(self, module: nn.Module, here: Here) -> None:
@@ -154,7 +155,14 @@ def load_student(config: DistillConfig, folder: Path, here: Here, pair: Pair) ->
     """
     device = here.device if here.sharding == "none" else torch.device("cpu")
     narrow = here.bf16 and not config.is_whole
-    model = load_checked(config, folder, here, dtype=torch.bfloat16 if narrow else torch.float32, device=device)
+    model = load_checked(
+        config,
+        folder,
+        here,
+        dtype=torch.bfloat16 if narrow else torch.float32,
+        device=device,
+        **loading_options(config, device, bf16=here.bf16),
+    )
     student = WholeStudent(model)
     if not config.is_whole:
         select(model, config, pair, bf16=here.bf16)

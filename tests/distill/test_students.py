@@ -3,7 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from compress.data import TokenStore
 from compress.distill import DistillConfig
 from compress.distill.loop.optimizer import make_optimizer
 from compress.distill.objective.part import Pair
+from compress.distill.plan import held_bytes
 from compress.distill.resources.auto import Here
 from compress.distill.resources.flops import training_flops_per_token
 from compress.distill.rows.batch import Batch
@@ -169,8 +171,8 @@ def test_a_step_has_the_flops_it_is_planned_with(cut: World, options: Options, w
     """By torch's count of the products that are made, of which a frozen weight or head has no gradient's.
 
     torch counts the whole square of attention, of which what is causal is planned; the last token of a row has no label
-    and meets no head; and the inputs of the first block's adapters want no gradient, nor its keys and values without any:
-    that is planned as if they did.
+    and meets no head; and inputs of the first block want no gradient, nor its keys and values without adapters: that is
+    planned as if they did.
     """
     config = options(micro_batch_rows=4, **WAYS[way])
     student, teacher = (
@@ -325,3 +327,48 @@ def test_adapters_are_drawn_by_the_seed_alone(options: Options) -> None:
         drawn.append(model.get_submodule("model.layers.1.mlp.up_proj.lora_A.default").weight)
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_adapters_beside_a_quantised_base_are_merged_into_the_exact_one(
+    cut: World, options: Options, kind: Literal["int8", "nf4"], tmp_path: Path
+) -> None:
+    """What is merged is W + (alpha / r) B A of the checkpoint's W, and only A and B are kept. On a CPU, bitsandbytes'
+    kernels take rows of 64 weights or more."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install bitsandbytes)")
+    config = options(lora=LoraConfig(r=4, base_precision=kind), micro_batch_rows=2)
+    folder = save_tiny_model(tmp_path / "wide", scale=0.1, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    student = load_student(config, folder, here("bf16"), pair_of(2))
+    quantised = student.model.model.layers[1].mlp.up_proj.base_layer.weight
+    assert not quantised.is_floating_point()
+    student.model.train()
+    student.model.state_dict()  # on CPUs bitsandbytes packs weights in evaluation mode, and unpacks them here
+    losses = losses_of(config, student.model, load_model(cut.teacher, dtype=torch.bfloat16), cut.root)
+    optimizer = make_optimizer(student.model, config)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses.backward(losses.share(batch_of(cut, 2)), losses._objective.at(0.0))
+    optimizer.step(0.1, skip=torch.zeros(()))
+    kept = student.kept()
+    assert {name.split(".")[-3] for name in kept} == {"lora_A", "lora_B"}
+    finished = student.finished(torch.float32)
+    assert finished is not None
+    finished.save_pretrained(tmp_path / "merged")
+    stored, merged = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "merged"))
+    for name, weight in stored.items():
+        own = name.removesuffix(".weight")
+        if f"{own}.lora_A.default.weight" in kept:
+            a, b = (kept[f"{own}.lora_{part}.default.weight"].tensor for part in "AB")
+            assert b.abs().max() > 0
+            weight = weight + 32 / 4 * b @ a
+        torch.testing.assert_close(merged[name], weight)
+
+
+def test_a_quantised_base_is_planned_by_its_bits(options: Options) -> None:
+    """Per map of the blocks: bf16 in two bytes, int8 in one, nf4 in half of one and its scales."""
+    planned = {}
+    for kind in ("auto", "int8", "nf4"):
+        config = options(lora=LoraConfig(r=4, base_precision=kind))
+        planned[kind] = held_bytes(config, pair_of(), bf16=True, processes=1)["weights"]
+    maps = 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    assert planned["auto"] - planned["int8"] == maps
+    assert planned["auto"] - planned["nf4"] == pytest.approx(maps * (1.5 - 1 / 64), rel=1e-3)

@@ -20,7 +20,6 @@ from compress.report.tables.table import Table
 
 _TRAINING: Sequence[tuple[str, str, Callable[[float], str]]] = (
     ("tokens", "Training tokens", fixed(0)),
-    ("trained_parameters", "Parameters trained", format_count),
     ("steps", "Steps", fixed(0)),
     ("skipped_steps", "Steps skipped (not finite, or a spike of the loss)", fixed(0)),
     ("seconds", "Wall time", format_seconds),
@@ -37,6 +36,9 @@ def training(report: Record) -> Table:
     """What healing cost, and each loss that the training record names."""
     train = report["train"] or {}
     rows = [[label, cell(train, key, show)] for key, label, show in _TRAINING if number(train.get(key)) is not None]
+    trained, parameters = (number(train.get(key)) for key in ("trained_parameters", "parameters"))
+    if trained is not None and parameters is not None:
+        rows.insert(0, ["Parameters trained", f"{format_count(trained)} of {format_count(parameters)}"])
     for key, value in _flat(train):
         if "loss" in key and number(value) is not None:
             rows.append(
