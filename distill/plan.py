@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from compress.base.units import format_bytes, format_count
 from compress.distill.config import DistillConfig
@@ -107,7 +108,7 @@ def plan_distill(
         parameters=count_parameters(empty_model(student)),
         trained_parameters=trained,
         micro_batch_rows=shape.rows,
-        memory_bytes=_memory(config, pair, shape, processes),
+        memory_bytes=_memory(config, pair, shape, processes, trained),
     )
 
 
@@ -131,14 +132,12 @@ def _shape(
     )
 
 
-def _memory(config: DistillConfig, pair: Pair, shape: StepShape, processes: int) -> dict[str, int]:
+def _memory(config: DistillConfig, pair: Pair, shape: StepShape, processes: int, trained: int) -> dict[str, int]:
     objective = make_objective(config, pair)
-    held = held_bytes(config, pair, bf16=shape.bf16, processes=processes)
-    gradients = 4 * trained_parameters(sketch(config, pair, bf16=shape.bf16))
-    activations, peak = _step_memory(pair, shape, gradients)
-    beside = max(0, peak - gradients)
+    activations, peak = _step_memory(pair, shape, gradients=4 * trained)
+    beside = max(0, peak - 4 * trained)
     parts = {
-        **held,
+        **held_bytes(config, pair, bf16=shape.bf16, processes=processes),
         "activations": min(activations, beside),
         "signals": _signal_bytes(objective, pair, shape, 2 if shape.bf16 else 4),
         "projections": (4 + 4 + 8) * sum(parameter.numel() for parameter in objective.learned.parameters()),
@@ -165,12 +164,8 @@ def held_bytes(config: DistillConfig, pair: Pair, *, bf16: bool, processes: int)
         "teacher": 0
         if guide is None
         else teacher_bytes(guide, config, value) // (processes if sharding == "both" else 1),
-        "gathered weights": 0 if own == 1 else value * _gathered(model, count_parameters),
+        "gathered weights": 0 if own == 1 else value * _gathered(model, _with_gradients),
     }
-    if own > 1:
-        parts["gathered weights"] += value * _gathered(
-            model, trained_parameters
-        )  # their gradients, before they are split
     if guide is not None and sharding == "both":
         parts["gathered weights"] += value * _gathered(guide, count_parameters)
     return parts
@@ -190,6 +185,11 @@ def _signal_bytes(objective: Objective, pair: Pair, shape: StepShape, value: int
     held = ((needs.student_blocks, pair.student), (needs.teacher_blocks, pair.teacher))
     widths: int = sum(len(blocks) * model.get_text_config().hidden_size for blocks, model in held if model is not None)
     return shape.rows * shape.seq_len * widths * value
+
+
+def _with_gradients(module: nn.Module) -> int:
+    """Values of a module's parameters, and of the gradients that are whole before they are split."""
+    return count_parameters(module) + trained_parameters(module)
 
 
 def _gathered(model: Any, count: Callable[[Any], int]) -> int:

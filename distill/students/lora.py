@@ -54,7 +54,8 @@ def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> Any:
             adapters = peft.LoraModel(model, asked, _NAME)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise UsageError(
-                f"lora: peft cannot add these adapters to {type(model).__name__} ({reason_of(error)})."
+                f"lora: peft cannot add these adapters to {type(model).__name__} ({reason_of(error)}). Change them, or "
+                "use train: last:K."
             ) from error
     for layer in _layers(adapters):
         layer.cast_input_dtype_enabled = False  # autocast does it, and keeps no fp32 copy of what goes in
