@@ -7,6 +7,7 @@ from pydantic import Field
 from compress.base.config import config, key_of
 from compress.base.currency import FREE, Before, Meaning
 from compress.base.units import Count, Every, EveryOrAuto
+from compress.distill.students.config import StudentConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -138,7 +139,7 @@ class SimilarityConfig:
 
 
 @config
-class DistillConfig:
+class DistillConfig(StudentConfig):
     """How the student learns from the teacher and from the data.
 
     A run may be resumed with other values of the options marked FREE: they do not touch the weights.
@@ -251,6 +252,7 @@ class DistillConfig:
     """Experiment trackers to log to, through accelerate."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError("warmup_fraction and decay_fraction are more than all steps together; lower one")
         if self.self_correct is not None and divergence_of(self.divergence).name == "logit_mse":

@@ -25,6 +25,7 @@ from compress.distill.plan import DistillPlan, plan_distill
 from compress.distill.preflight import check_start
 from compress.distill.publish import DistillResult, finished, publish
 from compress.distill.resources.auto import saved_dtype
+from compress.model.facts import kept_layers
 from compress.model.load import load_config
 
 
@@ -70,12 +71,16 @@ def distill(
         resources.enter_context(_in_one_order(config))
         with working("planning the memory"):
             plan, meter = _plan(config, start, source, store)
+        if not config.is_whole:
+            how = f"train: {config.train}" if config.lora is None else f"lora, r = {config.lora.r}"
+            say(f"{plan.trained_text()} parameters are trained ({how}).")
         with working("opening the models"):
             session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
         meter.restart()
         train(session, work)
         facts = _facts(session, str(student), None if teacher is None else str(teacher))
         facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
+        facts |= {"parameters": plan.parameters, "trained_parameters": plan.trained_parameters}
         return _publish(session, facts, out, start)
 
 
@@ -90,6 +95,7 @@ def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any
         seq_len=store.seq_len,
         device=device,
         processes=count(),
+        kept=kept_layers(student),
     )
     return check_fit(config, plan, device), MemoryMeter(device)
 

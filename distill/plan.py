@@ -1,11 +1,14 @@
 """What a distillation will cost, from config.json files alone."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
-from compress.base.units import format_bytes
+from compress.base.units import format_bytes, format_count
 from compress.distill.config import DistillConfig
 from compress.distill.loop.optimizer import state_bytes
 from compress.distill.objective.chunks import default_chunk_tokens
@@ -21,6 +24,8 @@ from compress.distill.resources.flops import training_flops_per_token
 from compress.distill.resources.loading import recompute_activations
 from compress.distill.resources.schedule import budget
 from compress.distill.resources.step_memory import StepShape, trace_step
+from compress.distill.students.parts import select, sketch, trained_parameters
+from compress.distill.students.quantized import weight_bytes
 from compress.distill.teachers.quantization import teacher_bytes
 from compress.model.parts import count_parameters, decoder_layers, empty_model
 
@@ -35,6 +40,10 @@ class DistillPlan:
     tokens: int
     flops_per_token: float
     flops: float
+    parameters: int
+    """Of the student as it is in the end."""
+    trained_parameters: int
+    """Of its own, or of adapters."""
     micro_batch_rows: int
     memory_bytes: dict[str, int]
     """Bytes of each part at the peak; `activations` and `temporary` (logits, layers' gradients) are beside the rest."""
@@ -47,6 +56,11 @@ class DistillPlan:
     def hours(self, flops_per_s: float) -> float:
         """Hours of training at a rate of `flops_per_s` actually reached (a GPU's peak times 0.3 to 0.5)."""
         return self.flops / flops_per_s / 3600
+
+    def trained_text(self) -> str:
+        """`all 134M` or `4.88M of 134M` parameters, for people."""
+        trained, all_of_them = format_count(self.trained_parameters), format_count(self.parameters)
+        return f"all {all_of_them}" if self.trained_parameters == self.parameters else f"{trained} of {all_of_them}"
 
     def memory_text(self) -> str:
         """`weights 2.79 GiB, gradients 2.79 GiB, ...` for people."""
@@ -62,40 +76,48 @@ def plan_distill(
     seq_len: int,
     device: torch.device | None = None,
     processes: int = 1,
+    kept: tuple[int, ...] | None = None,
 ) -> DistillPlan:
     """Steps, tokens and FLOPs of a run, and the memory of one of its processes.
 
-    `student` and `teacher` are model configs (`PretrainedConfig`); the store has `num_rows` rows of `seq_len` tokens.
-    Without a `device` the plan is for a GPU that has bf16, or for a CPU at `precision: fp32`.
+    `student` and `teacher` are model configs (`PretrainedConfig`), `kept` the teacher's layers that the student has;
+    the store has `num_rows` rows of `seq_len` tokens. Without a `device` the plan is for a GPU that has bf16, or for a
+    CPU at `precision: fp32`.
 
     Raises:
-        UsageError: more tokens than the store has in `epochs`, or a step shorter than a row.
+        UsageError: more tokens than the store has in `epochs`, a step shorter than a row, or parts to train that the
+            student does not have.
     """
     extent = budget(config, num_rows=num_rows, seq_len=seq_len)
     tokens = extent.rows * seq_len
-    per_token = training_flops_per_token(student, teacher, seq_len)
+    pair = _pair(config, student, teacher, kept)
     if device is None:
         device = torch.device("cpu" if config.precision == "fp32" else "cuda")
         bf16 = device.type == "cuda"
     else:
         bf16 = resolve_precision(config, device) == "bf16"
-    shape = _shape(config, student, seq_len, device, bf16, processes)
+    model = sketch(config, pair, bf16=bf16)
+    trained = trained_parameters(model)
+    per_token = training_flops_per_token(model, teacher, seq_len)
+    shape = _shape(config, pair, seq_len, device, bf16, processes)
     return DistillPlan(
         steps=extent.steps,
         tokens=tokens,
         flops_per_token=per_token,
         flops=per_token * tokens,
+        parameters=count_parameters(empty_model(student)),
+        trained_parameters=trained,
         micro_batch_rows=shape.rows,
-        memory_bytes=_memory(config, student, teacher, shape, processes),
+        memory_bytes=_memory(config, pair, shape, processes, trained),
     )
 
 
 def _shape(
-    config: DistillConfig, student: Any, seq_len: int, device: torch.device, bf16: bool, processes: int
+    config: DistillConfig, pair: Pair, seq_len: int, device: torch.device, bf16: bool, processes: int
 ) -> StepShape:
     step_rows = -(-(config.batch_tokens // seq_len) // processes)
     rows = min(step_rows, config.micro_batch_rows or default_micro_batch_rows(device, seq_len))
-    vocabulary: int = student.get_text_config().vocab_size
+    vocabulary: int = pair.student.get_text_config().vocab_size
     value_bytes = 2 if bf16 else 4
     chunk = config.chunk_tokens or min(rows * seq_len, default_chunk_tokens(device, vocabulary, value_bytes))
     return StepShape(
@@ -106,18 +128,16 @@ def _shape(
         recompute=recompute_activations if config.gradient_checkpointing else None,
         logits_bytes=chunk * vocabulary * value_bytes,
         accumulates=rows < step_rows,
+        select=functools.partial(select, config=config, pair=pair, bf16=bf16),
     )
 
 
-def _memory(
-    config: DistillConfig, student: Any, teacher: Any | None, shape: StepShape, processes: int
-) -> dict[str, int]:
-    pair = _pair(student, teacher)
+def _memory(config: DistillConfig, pair: Pair, shape: StepShape, processes: int, trained: int) -> dict[str, int]:
     objective = make_objective(config, pair)
-    activations, peak = _step_memory(student, teacher, shape)
-    beside = max(0, peak - 4 * count_parameters(empty_model(student)))
+    activations, peak = _step_memory(pair, shape, gradients=4 * trained)
+    beside = max(0, peak - 4 * trained)
     parts = {
-        **held_bytes(config, student, teacher, bf16=shape.bf16, processes=processes),
+        **held_bytes(config, pair, bf16=shape.bf16, processes=processes),
         "activations": min(activations, beside),
         "signals": _signal_bytes(objective, pair, shape, 2 if shape.bf16 else 4),
         "projections": (4 + 4 + 8) * sum(parameter.numel() for parameter in objective.learned.parameters()),
@@ -127,31 +147,34 @@ def _memory(
     return {name: size for name, size in parts.items() if size}
 
 
-def held_bytes(
-    config: DistillConfig, student: Any, teacher: Any | None, *, bf16: bool, processes: int
-) -> dict[str, int]:
-    """Bytes of what one process holds all the time: parameters and what there is one of for each of them."""
-    model, guide = empty_model(student), None if teacher is None else empty_model(teacher)
-    parameters = count_parameters(model)
+def held_bytes(config: DistillConfig, pair: Pair, *, bf16: bool, processes: int) -> dict[str, int]:
+    """Bytes of what one process holds all the time: parameters and what there is one of for each of them.
+
+    Raises:
+        UsageError: as `sketch`.
+    """
+    model, guide = sketch(config, pair, bf16=bf16), None if pair.teacher is None else empty_model(pair.teacher)
     sharding = "none" if processes == 1 else resolve_sharding(config, processes)
     own = 1 if sharding == "none" else processes
     value = 2 if bf16 else 4
     parts = {
-        "weights": 4 * parameters // own,
-        "gradients": 4 * parameters // own,
+        "weights": weight_bytes(model, config) // own,
+        "gradients": 4 * trained_parameters(model) // own,
         "optimizer moments": state_bytes(model, config) // own,
         "teacher": 0
         if guide is None
         else teacher_bytes(guide, config, value) // (processes if sharding == "both" else 1),
-        "gathered weights": 0 if own == 1 else 2 * value * _gathered_parameters(model),
+        "gathered weights": 0 if own == 1 else value * _gathered(model, _with_gradients),
     }
     if guide is not None and sharding == "both":
-        parts["gathered weights"] += value * _gathered_parameters(guide)
+        parts["gathered weights"] += value * _gathered(guide, count_parameters)
     return parts
 
 
-def _pair(student: Any, teacher: Any | None) -> Pair:
-    """The two models; which layers were kept does not touch what it costs."""
+def _pair(config: DistillConfig, student: Any, teacher: Any | None, kept: tuple[int, ...] | None) -> Pair:
+    """The two models; which layers were kept touches the costs of `train: seams` alone, and is else made up."""
+    if kept is not None or config.train == "seams":
+        return Pair(student, teacher, kept)
     depths = [model.get_text_config().num_hidden_layers for model in (student, teacher) if model is not None]
     return Pair(student, teacher, tuple(range(depths[0])) if depths[0] <= depths[-1] else None)
 
@@ -164,23 +187,27 @@ def _signal_bytes(objective: Objective, pair: Pair, shape: StepShape, value: int
     return shape.rows * shape.seq_len * widths * value
 
 
-def _gathered_parameters(model: Any) -> int:
+def _with_gradients(module: nn.Module) -> int:
+    """Values of a module's parameters, and of the gradients that are whole before they are split."""
+    return count_parameters(module) + trained_parameters(module)
+
+
+def _gathered(model: Any, count: Callable[[Any], int]) -> int:
     """Parameters of a split model that are whole at one time: all but the layers', and those of two layers."""
-    layers = [count_parameters(layer) for layer in decoder_layers(model)[1]]
-    return count_parameters(model) - sum(layers) + 2 * max(layers)
+    layers = [count(layer) for layer in decoder_layers(model)[1]]
+    return count(model) - sum(layers) + 2 * max(layers)
 
 
-def _step_memory(student: Any, teacher: Any | None, shape: StepShape) -> tuple[int, int]:
+def _step_memory(pair: Pair, shape: StepShape, gradients: int) -> tuple[int, int]:
     """Activations, and the peak with gradients; an estimate for models that cannot be run without values."""
     try:
-        return trace_step(student, teacher, shape)
+        return trace_step(pair.student, pair.teacher, shape)
     except Exception:  # whatever a model of any architecture raises on tensors without values
-        config = student.get_text_config()
+        config = pair.student.get_text_config()
         value = 2 if shape.bf16 else 4
         activations = shape.rows * shape.seq_len * _activation_bytes_per_token(config, shape, value)
         head = 4 * config.vocab_size * config.hidden_size
-        gradients = 4 * count_parameters(empty_model(student))
-        return activations, activations + gradients + head + (1 if teacher is None else 2) * shape.logits_bytes
+        return activations, activations + gradients + head + (1 if pair.teacher is None else 2) * shape.logits_bytes
 
 
 def _activation_bytes_per_token(config: Any, shape: StepShape, value: int) -> int:

@@ -26,6 +26,7 @@ from compress.distill.plan import held_bytes
 from compress.distill.publish import student_output
 from compress.distill.resources.auto import resolve_attention, resolve_precision, resolve_sharding
 from compress.distill.resources.schedule import budget, most_heldout_rows
+from compress.distill.students.quantized import check_base
 from compress.distill.teachers.quantization import check_quantization, require_torchao
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
@@ -79,6 +80,7 @@ def check_distill(
     faults.of(check_launcher)
     faults.of(lambda: resolve_sharding(config, count()))
     faults.of(lambda: _check_compiler(config, device))
+    faults.of(lambda: check_base(config, device, count()))
     if config.optimizer == "adamw8bit":
         faults.of(lambda: require_torchao("optimizer: adamw8bit"))
     if teacher is not None:
@@ -109,8 +111,7 @@ def _check_objective(config: DistillConfig, student: ModelFacts, teacher: ModelF
     Raises:
         UsageError: as `make_objective`.
     """
-    guide = None if teacher is None else teacher.config
-    make_objective(config, Pair(student.config, guide, student.kept))
+    make_objective(config, _pair(student, teacher))
 
 
 def _check_extent(config: DistillConfig, text: TextFacts) -> None:
@@ -176,6 +177,10 @@ def check_generation_config(model: ModelFacts) -> None:
 
 
 def _check_memory(config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, device: torch.device) -> None:
+    """Raises as `held_bytes`, where there are no such parts to train, and as `check_held`."""
     bf16 = resolve_precision(config, device) == "bf16"
-    held = held_bytes(config, student.config, None if teacher is None else teacher.config, bf16=bf16, processes=count())
-    check_held(held, device)
+    check_held(held_bytes(config, _pair(student, teacher), bf16=bf16, processes=count()), device)
+
+
+def _pair(student: ModelFacts, teacher: ModelFacts | None) -> Pair:
+    return Pair(student.config, None if teacher is None else teacher.config, student.kept)

@@ -109,6 +109,10 @@ class DistillResult:
     """Sequences at most that went through a model at once, per process. None in a record that does not say."""
     compiled: bool = False
     """Whether models were compiled, where they make one graph."""
+    parameters: int | None = None
+    """Of the student. None in a record that does not say, as of those that are trained."""
+    trained_parameters: int | None = None
+    """Of its own, or of adapters."""
     attention: str | None = None
     """How the student computed attention, as transformers calls it. None in a record that does not say."""
 
@@ -125,6 +129,10 @@ class DistillResult:
         ]
         if measures := self._describe_heldout():
             lines.insert(1, measures)
+        if self.parameters and self.trained_parameters not in (None, self.parameters):
+            lines.insert(
+                1, f"trained: {format_count(self.trained_parameters)} of {format_count(self.parameters)} parameters"
+            )
         if self.skipped_steps:
             reason = skip_reason(self.manifest["config"]["spike_sigma"])
             lines.insert(

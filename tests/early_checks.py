@@ -129,6 +129,18 @@ EARLY: dict[str, Early] = {
     ),
     "data.seq_len": early(ROWS, ("data.seq_len=512", "Rows of 512 tokens are longer than")),
     "data.heldout_sequences": early("the disk has room", ("data.heldout_sequences=100T", "the disk has")),
+    "distill.train": early(
+        "the student has such parts; of seams, the cut is known and has gaps",
+        ("distill.train=last:99", "the student has 2 blocks"),
+    ),
+    "distill.lora.targets": early(
+        "linear maps of the blocks have such names",
+        ("distill.lora={targets:[q_porj]}", "no linear map of the blocks is named q_porj; there are down_proj, gate"),
+    ),
+    "distill.lora.base_precision": early(
+        "a GPU and its package are there, and weights stay whole",
+        ("distill.lora={base_precision:nf4}", "needs a GPU"),
+    ),
     "distill.weights.soft": early("one of the terms counts", ("distill.weights={soft:0,hard:0}", "All weights are 0")),
     "distill.hidden.pairs": early(
         "blocks that there are, each of the student's once; the cut is known where it goes by that",
@@ -206,6 +218,7 @@ LATER = {
     "distill.micro_batch_rows": "memory of activations: planned and warned of, known when it runs",
     "distill.document_mask": "a model that sees across documents: tried when it is loaded",
     "distill.teacher_max_kl": "measured when the teacher is quantised",
+    "distill.lora.dora": "with compile: true, as distill.compile",
     "distill.max_skipped_steps": "steps that are not finite: when they happen",
     "distill.compile": "with true, a model that makes no one graph: at the first step",
     "distill.deterministic": "an operation without a kernel that adds up in one order: at the first step",

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from compress.distill import DistillConfig, plan_distill
+from compress.distill.students.config import LoraConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpus.md"
 BEGIN, END = "<!-- memory: tests/gpu_memory.py -->\n", "<!-- /memory -->\n"
@@ -20,6 +21,8 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "recomputed": (_LESS, 1),
     "and int8 teacher": ({**_LESS, "teacher_precision": "int8"}, 1),
     "and 8-bit AdamW": ({**_LESS, "teacher_precision": "int8", "optimizer": "adamw8bit"}, 1),
+    "recomputed, LoRA": ({**_LESS, "lora": LoraConfig()}, 1),
+    "QLoRA, int8 teacher": ({**_LESS, "lora": LoraConfig(base_precision="nf4"), "teacher_precision": "int8"}, 1),
     "recomputed, FSDP2 on 8": ({**_LESS, "shard": "both"}, 8),
 }
 LLAMAS: dict[str, tuple[dict[str, Any], int, int]] = {

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "compress", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "lm-eval", "numpy",
+    "peft",
 )  # fmt: skip
 _LOWEST_PRIORITY = 19
 _GROUPS = Path("/sys/fs/cgroup")

@@ -22,7 +22,7 @@ from compress.cli.results import print_result
     "--out", required=True, type=click.Path(path_type=Path), help="Run folder: OUT/data, OUT/train, OUT/student."
 )
 @flag("compress.distill:DistillConfig", "tokens", more="Needed for hub data.")
-@flags("compress.distill:DistillConfig", "alpha", "temperature")
+@flags("compress.distill:DistillConfig", "alpha", "temperature", "train")
 @trust_option
 @set_option
 @json_option

@@ -17,8 +17,9 @@ from compress.model.parts import decoder_layers, empty_model
 from compress.model.probe import AttentionCost, CacheCost, probe
 
 _APART = re.compile(r"vision|visual|image|img|audio|speech|depth_decoder|multi_modal|adapter_modality")
+_NORM = re.compile(r"(?i)norm|(^|\.)ln_?\w*\.(weight|bias)$")
 _PARTS = (
-    ("norms", re.compile(r"(?i)norm|(^|\.)ln_?\w*\.(weight|bias)$")),
+    ("norms", _NORM),
     ("experts", re.compile(r"(^|\.)experts(\.|$)")),
     ("router", re.compile(r"router|(mlp|moe|block_sparse_moe|feed_forward|ffn)\.gate\.|expert_bias|correction_bias")),
     (
@@ -84,10 +85,15 @@ def costs_of(model: Any) -> Costs:
     attention, cache = probe(model.eval(), stack, len(layers))
     return Costs(
         parameters=parameters_by_part(model),
-        weight_flops=2 * sum(_multiplied(model, stack)),
+        weight_flops=2 * sum(count for _, _, count in multiplied(model)),
         attention=attention,
         cache=cache,
     )
+
+
+def is_norm(name: str) -> bool:
+    """Whether a parameter is a norm's, by its name."""
+    return _NORM.search(".".join(name.split(".")[-2:])) is not None
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
@@ -111,8 +117,10 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _multiplied(model: nn.Module, stack: str) -> Iterator[int]:
-    """Of each matrix, how many weights a token is multiplied with; shared ones as often as they are used."""
+def multiplied(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """Each matrix by name, and how many of its weights a token is multiplied with; shared ones as often as they are
+    used."""
+    stack = decoder_layers(model)[0]
     lookups = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if (
@@ -123,7 +131,7 @@ def _multiplied(model: nn.Module, stack: str) -> Iterator[int]:
         ):
             continue
         match = re.search(r"(.*)\.experts(\.|$)", name)
-        yield int(parameter.numel() * (_active_share(model, match[1]) if match else 1))
+        yield name, parameter, int(parameter.numel() * (_active_share(model, match[1]) if match else 1))
 
 
 def _active_share(model: nn.Module, block: str) -> float:

@@ -86,6 +86,7 @@ class RecipePlan:
         for name, plan in self._trainings().items():
             lines += [
                 f"{name}: {self._extent(name, plan)}",
+                f"  trained: {plan.trained_text()} parameters",
                 f"  memory: {plan.memory_text()}; {format_bytes(plan.total_bytes)} in all",
             ]
             for device, available in self.available_bytes.items():
@@ -130,8 +131,8 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         name=recipe.name,
         prune=None if cut is None else cut.plan,
         parameters=(_size(student), _size(teacher)),
-        teacher_training=None if training is None else _plan(training, known.text, teacher.config, None),
-        distill=_plan(recipe.distill, known.text, student.config, teacher.config),
+        teacher_training=None if training is None else _plan(training, known.text, teacher.config, None, None),
+        distill=_plan(recipe.distill, known.text, student.config, teacher.config, student.kept),
         available_bytes=total_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
@@ -151,10 +152,12 @@ def _rows(training: DistillConfig, text: TextFacts) -> int | None:
     return text.num_rows
 
 
-def _plan(training: DistillConfig, text: TextFacts, student: Any, teacher: Any | None) -> DistillPlan:
+def _plan(
+    training: DistillConfig, text: TextFacts, student: Any, teacher: Any | None, kept: tuple[int, ...] | None
+) -> DistillPlan:
     """A training on all the text; on one step of it where nobody says how much there is."""
     rows = _rows(training, text) or max(1, training.batch_tokens // text.seq_len)
-    return plan_distill(training, student=student, teacher=teacher, num_rows=rows, seq_len=text.seq_len)
+    return plan_distill(training, student=student, teacher=teacher, num_rows=rows, seq_len=text.seq_len, kept=kept)
 
 
 def plan_students(family: Sequence[PruneOptions], *, teacher: str, out: Path) -> tuple[list[PrunePlan], Faults]:

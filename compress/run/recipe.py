@@ -77,6 +77,8 @@ class TeacherConfig:
             raise ValueError("write exactly one of `model` and `scratch`")
         if self.scratch is not None and self.scratch.train.alpha != 0:
             raise ValueError("a teacher from scratch has no teacher of its own: write `train: {alpha: 0}`")
+        if self.scratch is not None and not self.scratch.train.is_whole:
+            raise ValueError("a teacher from scratch is trained whole: leave lora and train out of its `train`")
         if self.finetune is not None and self.scratch is not None:
             raise ValueError("a teacher from scratch is trained on the run's text anyway: leave `finetune` out")
 

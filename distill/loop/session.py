@@ -29,6 +29,7 @@ from compress.distill.resources.flops import (
 from compress.distill.resources.schedule import Budget, budget, heldout_rows, heldout_steps
 from compress.distill.rows.batch import Batch
 from compress.distill.rows.source import RowSource, StoreRows
+from compress.distill.students.parts import sketch
 from compress.distill.students.student import Student, WithLearned, load_student
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
 from compress.model.facts import kept_layers
@@ -103,7 +104,7 @@ def open_session(
 
     # Both models, as the objective needs them and as this machine can have them.
     pair = Pair(load_config(student), None if teacher is None else load_config(teacher), kept_layers(student))
-    per_token = training_flops_per_token(pair.student, pair.teacher, store.seq_len)
+    per_token = training_flops_per_token(sketch(config, pair, bf16=False), pair.teacher, store.seq_len)
     here = resolve(
         config,
         accelerator.device,
@@ -119,7 +120,7 @@ def open_session(
     if len(heldout):
         say(_when_measured(len(heldout), len(measured), extent.steps, once))
     objective = make_objective(config, pair)
-    learner, guide = WithLearned(load_student(config, student, here), objective.learned), OpenedTeacher()
+    learner, guide = WithLearned(load_student(config, student, here, pair), objective.learned), OpenedTeacher()
     if teacher is not None:
         guide = open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout)
 

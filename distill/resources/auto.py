@@ -134,8 +134,11 @@ def resolve_sharding(config: DistillConfig, processes: int) -> Sharding:
 
 def saved_dtype(config: DistillConfig, source: Path) -> torch.dtype:
     """The dtype to save in: as the config says, or that of the weights the run started from."""
-    if config.save_dtype != "auto":
-        return _DTYPES[config.save_dtype]
+    return stored_dtype(source) if config.save_dtype == "auto" else _DTYPES[config.save_dtype]
+
+
+def stored_dtype(source: Path) -> torch.dtype:
+    """The dtype of a model folder's weights, as its config or else its first tensor has it."""
     declared = load_config(source).dtype
     if isinstance(declared, torch.dtype):
         return declared

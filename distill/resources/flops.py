@@ -1,13 +1,16 @@
 """Floating-point operations of training, and how fast known devices do them."""
 
+import copy
 import functools
 import re
 import time
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from compress.model.costs import model_costs
+from compress.model.costs import costs_of, model_costs, multiplied
+from compress.model.parts import decoder_layers, empty_model
 
 _SIDE = 8192
 _PEAK_BF16_FLOPS = {
@@ -33,11 +36,38 @@ counts. What is not here is measured."""
 def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int) -> float:
     """FLOPs a training token costs: one forward pass of the teacher, one and two backward ones of the student.
 
-    `student` and `teacher` are model configs. With C the forward FLOPs of `Costs.prefill_flops`: C_t + 3 C_s, about
-    2 P_t + 6 P_s for P active parameters. Recomputation by gradient checkpointing is not counted.
+    `student` and `teacher` are model configs; or the student is a model on the meta device, of which the parameters
+    that require gradients are trained (it can only be counted afterwards). With C the forward FLOPs of
+    `Costs.prefill_flops`: C_t + 3 C_s, about 2 P_t + 6 P_s for P active parameters. What is frozen costs the product
+    that carries the gradient on, and that only from the lowest trained block up: 4 P. Recomputation by gradient
+    checkpointing is not counted, nor what DoRA needs for lengths of rows.
     """
-    flops = 3 * model_costs(student).prefill_flops(seq_len)
+    model = student if isinstance(student, nn.Module) else empty_model(copy.deepcopy(student))
+    costs = costs_of(model)
+    forward = costs.prefill_flops(seq_len)
+    flops = forward + _backward_flops(model, forward, costs.weight_flops)
     return flops if teacher is None else flops + model_costs(teacher).prefill_flops(seq_len)
+
+
+def _backward_flops(model: nn.Module, forward: float, of_weights: int) -> float:
+    """Of a token: attention twice and each weight once for what came in, and once more for each trained weight."""
+    stack, layers = decoder_layers(model)
+    lowest = _lowest_trained(model)
+    below = tuple(f"{stack}.{block}." for block in range(lowest))
+    weights = sum(
+        2 * count * ((not name.startswith(below)) + parameter.requires_grad)
+        for name, parameter, count in multiplied(model)
+    )
+    return weights + 2 * (forward - of_weights) * (len(layers) - lowest) / len(layers)
+
+
+def _lowest_trained(model: nn.Module) -> int:
+    """The block that the backward pass ends in: 0 where what lies below the blocks is trained as well."""
+    layers = decoder_layers(model)[1]
+    if model.get_input_embeddings().weight.requires_grad:  # type: ignore[operator]
+        return 0
+    trained = (block for block, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
+    return next(trained, len(layers))
 
 
 def measuring_flops_per_token(student: Any, teacher: Any | None, seq_len: int) -> float:

@@ -18,15 +18,19 @@ _GRAPHS = 64
 _TRACED_TOKENS = 8
 
 
-def load_checked(config: DistillConfig, folder: Path, here: Here, *, dtype: torch.dtype, device: torch.device) -> Any:
+def load_checked(
+    config: DistillConfig, folder: Path, here: Here, *, dtype: torch.dtype, device: torch.device, **kwargs: Any
+) -> Any:
     """A model of a run, found to give its logits by its head and, with `document_mask`, to keep documents apart.
+
+    Further `kwargs` go to `from_pretrained`.
 
     Raises:
         InputError: the folder holds no model that can be loaded.
         CompressError: its logits are no product of hidden states and head that we know.
         UsageError: it cannot keep documents apart.
     """
-    model = load_model(folder, dtype=dtype, device=device, attn_implementation=here.attention)
+    model = load_model(folder, dtype=dtype, device=device, attn_implementation=here.attention, **kwargs)
     own = None
     if here.attention is None:
         own = without_mask(model, here.seq_len, documents=here.documents_apart, compiled=here.compiled, bf16=here.bf16)

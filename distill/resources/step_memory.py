@@ -40,6 +40,8 @@ class StepShape(NamedTuple):
     """Bytes of one model's logits that the loss holds at once."""
     accumulates: bool
     """Whether gradients of an earlier micro-batch are there already."""
+    select: Callable[[Any], object] | None = None
+    """Freezes what is not trained of the student, and adds what is trained beside it; None trains all."""
 
 
 class StepMemory(NamedTuple):
@@ -60,6 +62,8 @@ def trace_step(student: Any, teacher: Any | None, shape: StepShape) -> StepMemor
     # Both models on the meta device, where tensors have a shape and a dtype and take no memory.
     with torch.device("meta"), no_transformers_bars():
         learner = _model(student, torch.float32, shape).train()
+        if shape.select is not None:
+            shape.select(learner)
         if shape.recompute is not None:
             shape.recompute(learner)
         source = None
@@ -71,7 +75,7 @@ def trace_step(student: Any, teacher: Any | None, shape: StepShape) -> StepMemor
     with _LiveBytes([*learner.parameters(), *(source.parameters() if source is not None else ())]) as live:
         if shape.accumulates:
             for parameter in learner.parameters():
-                parameter.grad = torch.empty_like(parameter)
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         activations = _micro_batch(learner, source, ids, shape, live)
     return StepMemory(activations, live.peak)
 
@@ -96,7 +100,8 @@ def _micro_batch(learner: Any, source: Any | None, ids: Tensor, shape: StepShape
 
 
 class _Loss(torch.autograd.Function):
-    """The buffers of `distillation_loss`: a chunk's logits, and both gradients, made at once."""
+    """The buffers of `distillation_loss`: a chunk's logits, and the gradients of hidden states and of a head that is
+    trained, made at once."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, teacher: Tensor | None, shape: StepShape) -> Tensor:
@@ -105,7 +110,8 @@ class _Loss(torch.autograd.Function):
         if shape.bf16:
             hidden = hidden.bfloat16()
             buffers.append(head.bfloat16())
-        ctx.save_for_backward(torch.empty_like(hidden), torch.empty_like(head))
+        d_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(torch.empty_like(hidden), d_head)
         del buffers
         return hidden.new_empty((), dtype=torch.float32)
 

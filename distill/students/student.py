@@ -8,10 +8,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from compress.base.processes import is_main
 from compress.distill.config import DistillConfig
-from compress.distill.resources.auto import Here
+from compress.distill.objective.part import Pair
+from compress.distill.resources.auto import Here, stored_dtype
 from compress.distill.resources.loading import compile_backbone, load_checked, recompute_activations
-from compress.distill.students.sharding import local, shard_model, whole_model
+from compress.distill.students.config import LoraConfig
+from compress.distill.students.lora import Merged, add_adapters
+from compress.distill.students.parts import select
+from compress.distill.students.quantized import loading_options
+from compress.distill.students.sharding import local, shard_model, whole, whole_model
+from compress.model.load import load_model
 
 
 class Stored(NamedTuple):
@@ -19,6 +26,13 @@ class Stored(NamedTuple):
 
     tensor: Tensor
     like: Tensor
+
+
+class Savable(Protocol):
+    """A model that can be written."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write it as a Hugging Face checkpoint."""
 
 
 class Student(Protocol):
@@ -38,7 +52,7 @@ class Student(Protocol):
     def shard(self, module: nn.Module, here: Here) -> None:
         """Split the weights of `module`, which holds the model, over all processes; raises as `shard_model`."""
 
-    def finished(self, dtype: torch.dtype) -> Any | None:
+    def finished(self, dtype: torch.dtype) -> Savable | None:
         """A plain Hugging Face model to save. Every process must call it; all but the main one get None."""
 
 
@@ -53,19 +67,48 @@ class WholeStudent:
         return dict(self.model.named_parameters())
 
     def kept(self) -> dict[str, Stored]:
-        """Parameters (tied ones once) and persistent buffers."""
-        parameters = {name: Stored(local(value.detach()), value) for name, value in self.model.named_parameters()}
-        known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        buffers = {name: Stored(value, value) for name, value in self.model.state_dict().items() if name not in known}
+        """What is trained, and persistent buffers."""
+        parameters = {name: Stored(local(value.detach()), value) for name, value in self.trained().items()}
+        persistent = self.model.state_dict().keys()
+        buffers = {name: Stored(value, value) for name, value in self.model.named_buffers() if name in persistent}
         return {**parameters, **buffers}
 
     def shard(self, module: nn.Module, here: Here) -> None:
         """Layer by layer (FSDP2)."""
         shard_model(module, self.model, device=here.device, bf16=here.bf16)
 
-    def finished(self, dtype: torch.dtype) -> Any | None:
+    def finished(self, dtype: torch.dtype) -> Savable | None:
         """The model itself or, where it is split, a copy in the host's memory."""
         return whole_model(self.model, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartlyTrained(WholeStudent):
+    """A student of which some parameters are trained, or adapters beside them."""
+
+    folder: Path
+    """Where it is from: what is frozen is taken from there in the end, bit for bit."""
+    lora: LoraConfig | None = None
+    """The adapters it has."""
+
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that require gradients."""
+        return {name: parameter for name, parameter in super().trained().items() if parameter.requires_grad}
+
+    def finished(self, dtype: torch.dtype) -> Savable | None:
+        """The model it began as, with what was trained put into it, in the host's memory."""
+        tensors: dict[str, Tensor] = {}
+        for name, (part, like) in self.kept().items():
+            full = whole(part, like)
+            if is_main():
+                tensors[name] = full.cpu()
+        if not is_main():
+            return None
+        model = load_model(self.folder, dtype=torch.promote_types(stored_dtype(self.folder), dtype))
+        adapters = None if self.lora is None else add_adapters(model, self.lora, seed=0)
+        unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
+        assert not unknown, unknown
+        return model.to(dtype) if adapters is None else Merged(adapters, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +136,7 @@ class WithLearned:
         """See `Student`."""
         self.student.shard(module, here)
 
-    def finished(self, dtype: torch.dtype) -> Any | None:
+    def finished(self, dtype: torch.dtype) -> Savable | None:
         """See `Student`."""
         return self.student.finished(dtype)
 
@@ -101,16 +144,43 @@ class WithLearned:
         return {f"objective.{name}": parameter for name, parameter in self.learned.named_parameters()}
 
 
-def load_student(config: DistillConfig, folder: Path, here: Here) -> Student:
-    """The student with fp32 weights; what will be split over processes stays in the host's memory until then.
+def load_student(config: DistillConfig, folder: Path, here: Here, pair: Pair) -> Student:
+    """The student of a folder with what is trained in fp32; what is frozen is in the run's precision.
+
+    What will be split over processes stays in the host's memory until then.
 
     Raises:
         InputError: as `load_checked`.
+        UsageError: as `select`.
     """
     device = here.device if here.sharding == "none" else torch.device("cpu")
-    model = load_checked(config, folder, here, dtype=torch.float32, device=device)
+    narrow = here.bf16 and not config.is_whole
+    model = load_checked(
+        config,
+        folder,
+        here,
+        dtype=torch.bfloat16 if narrow else torch.float32,
+        device=device,
+        **loading_options(config, device, bf16=here.bf16),
+    )
+    student = WholeStudent(model)
+    if not config.is_whole:
+        select(model, config, pair, bf16=here.bf16)
+        student = PartlyTrained(model, folder, config.lora)
+        if narrow and config.lora is None:
+            _take_exactly(student.trained(), folder)
     if config.gradient_checkpointing:
         recompute_activations(model)
     if here.compiled:
         compile_backbone(model, asked=config.compile is True)
-    return WholeStudent(model)
+    return student
+
+
+@torch.no_grad()
+def _take_exactly(trained: Mapping[str, Tensor], folder: Path) -> None:
+    """Undo what reading weights in bf16 rounded of those that are trained, where the checkpoint has wider ones."""
+    if stored_dtype(folder) == torch.bfloat16:
+        return
+    exact = dict(load_model(folder, dtype=torch.float32).named_parameters())
+    for name, parameter in trained.items():
+        parameter.copy_(exact[name])

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from compress.base.errors import UsageError
 from compress.distill import DistillConfig
 from compress.distill.resources.auto import resolve_sharding
+from compress.distill.students.config import LoraConfig
 
 Options = Callable[..., DistillConfig]
 UNLIKE = {"tokens_per_s", "peak_gib", "mfu"}
@@ -48,6 +49,9 @@ def checkpoints(world: World, name: str) -> Path:
         ("both", True, {}),
         ("none", True, MANY_TERMS),
         ("both", True, MANY_TERMS),
+        ("both", True, {"lora": LoraConfig(r=4)}),
+        pytest.param("none", True, {"lora": LoraConfig(r=4)}, marks=pytest.mark.slow),
+        pytest.param("student", False, {"train": "last:1"}, marks=pytest.mark.slow),
         pytest.param("none", False, {}, marks=pytest.mark.slow),
         pytest.param("student", False, {}, marks=pytest.mark.slow),
     ],

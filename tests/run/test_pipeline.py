@@ -270,3 +270,9 @@ def test_a_teacher_from_scratch_is_trained_first(world: Path, tmp_path: Path) ->
     heldout = [json.loads(row)["heldout_hard"] for row in rows if "heldout_hard" in row]
     assert heldout[-1] < heldout[0] - 1
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_teacher_from_scratch_is_trained_whole(world: Path) -> None:
+    scratch = "teacher.scratch={tokenizer: x, architecture: {model_type: llama}, train: {alpha: 0, lora: {}}}"
+    with pytest.raises(UsageError, match=r"teacher.*trained whole: leave lora and train out"):
+        load_recipe(world / "recipe.yaml", ["teacher.model=null", scratch])

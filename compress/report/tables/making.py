@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from compress.base.units import format_bytes, format_seconds
+from compress.base.units import format_bytes, format_count, format_seconds
 from compress.report.cells import NONE, cell, fixed, layer_ranges
 from compress.report.judge.choice import (
     candidate_losses,
@@ -36,6 +36,9 @@ def training(report: Record) -> Table:
     """What healing cost, and each loss that the training record names."""
     train = report["train"] or {}
     rows = [[label, cell(train, key, show)] for key, label, show in _TRAINING if number(train.get(key)) is not None]
+    trained, parameters = (number(train.get(key)) for key in ("trained_parameters", "parameters"))
+    if trained is not None and parameters is not None:
+        rows.insert(0, ["Parameters trained", f"{format_count(trained)} of {format_count(parameters)}"])
     for key, value in _flat(train):
         if "loss" in key and number(value) is not None:
             rows.append(
