@@ -28,5 +28,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "hidden-mse": {"alpha": 1.0, "weights": {"hidden": FADING}, "hidden": {"distance": "mse"}},
     "similarity": {"alpha": 1.0, "weights": {"similarity": 1.0}},
     "level": {"alpha": 0.5, "balance": "level"},
+    "seams": {"alpha": 1.0, "train": "seams"},
+    "last-4": {"alpha": 1.0, "train": "last:4"},
+    "lora": {"alpha": 1.0, "lora": {"r": 16, "alpha": 32.0}},
 }
 """Beside tokens, batch, rate and seed; `paper` is the seed paper's alpha under AdamW and a cosine."""

@@ -64,6 +64,16 @@ def make_run_world(folder: Path) -> Path:
     return folder
 
 
+def make_pair_world(folder: Path) -> Path:
+    """`make_run_world`, and `pair.yaml` with a student `small` of its own: narrower, its vocabulary padded."""
+    make_run_world(folder)
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "pair.yaml").write_text(recipe.replace("prune: {keep: alternate}", f"student: {{model: {folder}/small}}"))
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
+    save_tiny_model(folder / "small", seed=1, scale=0.1, **small)
+    return folder
+
+
 def make_steps(recipe: Recipe, run: Path, teacher: Path, *groups: str) -> None:
     """Do those steps of a recipe that are of these groups and not done, in order, as a run with --redo does."""
     layout = Layout(run)

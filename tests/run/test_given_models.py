@@ -6,7 +6,7 @@ import pytest
 from commands import warm
 from fault_injection import Signal
 from helpers import run_cli, save_tiny_model
-from recipe_world import make_run_world
+from recipe_world import make_pair_world
 from safetensors.torch import load_file
 
 from compress.base.disk import read_json, sha256_tree
@@ -21,14 +21,7 @@ FINETUNE = "teacher.finetune={tokens: 4096, batch_tokens: 512, lr: 1e-3, heldout
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world of `make_run_world`, and a narrower `small` of one vocabulary with its teacher, with padding."""
-    folder = make_run_world(tmp_path_factory.mktemp("world"))
-    (folder / "pair.yaml").write_text(
-        (folder / "recipe.yaml").read_text().replace("prune: {keep: alternate}", f"student: {{model: {folder}/small}}")
-    )
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
-    save_tiny_model(folder / "small", seed=1, scale=0.1, **small)
-    return folder
+    return make_pair_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
