@@ -25,6 +25,7 @@ from compress.distill.plan import DistillPlan, plan_distill
 from compress.distill.preflight import check_start
 from compress.distill.publish import DistillResult, finished, publish
 from compress.distill.resources.auto import saved_dtype
+from compress.distill.rows.scoring import selection_for
 from compress.model.load import load_config
 
 
@@ -70,8 +71,11 @@ def distill(
         resources.enter_context(_in_one_order(config))
         with working("planning the memory"):
             plan, meter = _plan(config, start, source, store)
+        selection = selection_for(config, store, student=start, teacher=source, inputs=inputs)
         with working("opening the models"):
-            session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
+            session = open_session(
+                config, student=start, teacher=source, store=store, selection=selection, inputs=inputs, work=work
+            )
         meter.restart()
         train(session, work)
         facts = _facts(session, str(student), None if teacher is None else str(teacher))

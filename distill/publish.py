@@ -109,6 +109,8 @@ class DistillResult:
     """Sequences at most that went through a model at once, per process. None in a record that does not say."""
     compiled: bool = False
     """Whether models were compiled, where they make one graph."""
+    selection: dict[str, Any] | None = None
+    """What of the text was learned from, and how hard it was; None where all was, in random order."""
     attention: str | None = None
     """How the student computed attention, as transformers calls it. None in a record that does not say."""
 

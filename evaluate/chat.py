@@ -94,7 +94,7 @@ def prompting(config: EvalConfig, tokenizer: Any) -> dict[str, Any] | None:
     template = template_of(tokenizer) if config.chat_template else None
     return {
         "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
-        "system": config.system,
+        "system": config.system or None,
         "fewshot_as_multiturn": config.multiturn,
     }
 

@@ -65,6 +65,8 @@ class TeacherConfig:
             raise ValueError("write exactly one of `model` and `scratch`")
         if self.scratch is not None and self.scratch.train.alpha != 0:
             raise ValueError("a teacher from scratch has no teacher of its own: write `train: {alpha: 0}`")
+        if self.scratch is not None and (self.scratch.train.select or self.scratch.train.order != "random"):
+            raise ValueError("a teacher from scratch has no teacher to select text by: leave `select` and `order` out")
 
 
 @config

@@ -8,6 +8,7 @@ import numpy as np
 from compress.data import TokenStore
 from compress.distill.rows.batch import Batch, Ids
 from compress.distill.rows.documents import document_positions, next_tokens
+from compress.distill.rows.selection import Selection
 
 
 class RowSource(Protocol):
@@ -32,13 +33,15 @@ class RowSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StoreRows:
-    """The rows of a token store, each predicting its next tokens, in a new order in each epoch."""
+    """The rows of a token store, each predicting its next tokens, in a new order in each epoch unless selected so."""
 
     store: TokenStore
     seed: int
     epochs: int
     num_heldout: int
     """Held-out rows to measure on."""
+    selection: Selection | None
+    """What of them is learned from, in which order; None takes all in the store's."""
     eos_id: int | None
     """The token that ends a document, where the documents of a row are kept apart; None leaves a row whole."""
 
@@ -49,12 +52,14 @@ class StoreRows:
 
     def row_ids(self, position: int, count: int) -> Ids:
         """Numbers [count] of the rows after the first `position` of all epochs."""
-        ids: Ids = self.store.row_ids(position, count, seed=self.seed, epochs=self.epochs)
-        return ids
+        return row_ids(self.store, self.selection, position, count, seed=self.seed, epochs=self.epochs)
 
     def read(self, row_ids: Ids) -> Batch:
         """Those rows of the store."""
-        return packed(self.store.rows(row_ids), row_ids, self.eos_id)
+        batch = packed(self.store.rows(row_ids), row_ids, self.eos_id)
+        if self.selection is None:
+            return batch
+        return dataclasses.replace(batch, labels=self.selection.labels(batch.labels, row_ids))
 
     def heldout(self) -> Batch:
         """The first `num_heldout` held-out rows."""
@@ -64,6 +69,16 @@ class StoreRows:
     def heldout_documents(self) -> int:
         """How many documents these are from."""
         return len(np.unique(self.store.heldout_documents(self.num_heldout)))
+
+
+def row_ids(
+    store: TokenStore, selection: Selection | None, position: int, count: int, *, seed: int, epochs: int
+) -> Ids:
+    """Numbers [count] of the rows that a training reads after the first `position` of all epochs."""
+    if selection is not None:
+        return selection.row_ids(position, count, seed=seed)
+    ids: Ids = store.row_ids(position, count, seed=seed, epochs=epochs)
+    return ids
 
 
 def packed(ids: Ids, row_ids: Ids, eos_id: int | None) -> Batch:

@@ -214,6 +214,9 @@ def test_a_chat_model_asked_in_plain_text_is_told_of_once(
     evaluate_model(model, EvalConfig(speed=False, device="cpu"), prompts=["No benchmark"])
     evaluate_model(world["model"], options(world, folder))  # a tokenizer without a template
     assert told not in capsys.readouterr().err
+    dated = speaker(tmp_path / "dated", "{{ strftime_now('%d %b %Y') }}" + CHATML, adds_bos=False)
+    evaluate_model(dated, options(world, folder, chat_template=True))
+    assert "today's date" in capsys.readouterr().err
 
 
 def test_given_prompts_are_answered_as_transformers_writes_chats(tmp_path: Path) -> None:
