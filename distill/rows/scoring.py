@@ -39,7 +39,6 @@ def selection_for(
             return
         guide = load_checkpoint(teacher)
         learner = load_checkpoint(student) if select.by == "student_disagreement" else None
-
         block = _BLOCK_TOKENS if guide.device.type == "cpu" else _DEVICE_BLOCK_TOKENS
 
         def of_rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
