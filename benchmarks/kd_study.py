@@ -3,7 +3,7 @@
     python benchmarks/kd_study.py recipes/kd-study-smollm2.yaml --tables 2 5 --seeds 0 1 --set teacher.model=DIR ...
 
 A run folder in `--out` for each case and seed (so a rerun does what is missing), and `study.json` and `study.md` with a
-table for each number of its blog's tables. Cases share what does not depend on them: text, and the models' first scores.
+table for each of its numbers in the blog. Cases share what does not depend on them: text, and first scores of models.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from pydantic import Field
 from compress.base.config import config, key_of
 from compress.base.currency import FREE, Before, Meaning
 from compress.base.units import Count, Every, EveryOrAuto
+from compress.distill.select import SelectConfig
 from compress.distill.students.config import StudentConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -162,6 +163,10 @@ class DistillConfig(StudentConfig):
     """How the term `similarity` is made, where `weights` gives it one."""
     balance: Annotated[Literal["fixed", "level"], Before("fixed")] = "fixed"
     """level: each term is scaled, without gradient, to the size that the hard loss had at the step before."""
+    select: Annotated[SelectConfig | None, Before(None)] = None
+    """Which rows, or tokens, of the store to learn from, by how hard they are: {by: teacher_loss, to: 0.9}."""
+    order: Annotated[Literal["random", "easy_to_hard"], Before("random")] = "random"
+    """Order of the rows in an epoch: easy_to_hard is that of `select.by`, or of the teacher's loss."""
     tokens: PositiveCount | None = None
     """Tokens to train on; None is the whole store, `epochs` times."""
     epochs: AtLeastOne = 1

@@ -25,6 +25,7 @@ from compress.distill.plan import DistillPlan, plan_distill
 from compress.distill.preflight import check_start
 from compress.distill.publish import DistillResult, finished, publish
 from compress.distill.resources.auto import saved_dtype
+from compress.distill.rows.scoring import selection_for
 from compress.model.facts import kept_layers
 from compress.model.load import load_config
 
@@ -74,8 +75,11 @@ def distill(
         if not config.is_whole:
             how = f"train: {config.train}" if config.lora is None else f"lora, r = {config.lora.r}"
             say(f"{plan.trained_text()} parameters are trained ({how}).")
+        selection = selection_for(config, store, student=start, teacher=source, inputs=inputs)
         with working("opening the models"):
-            session = open_session(config, student=start, teacher=source, store=store, inputs=inputs, work=work)
+            session = open_session(
+                config, student=start, teacher=source, store=store, selection=selection, inputs=inputs, work=work
+            )
         meter.restart()
         train(session, work)
         facts = _facts(session, str(student), None if teacher is None else str(teacher))

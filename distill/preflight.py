@@ -1,6 +1,7 @@
 """What can be said of a distillation before text is prepared for it, or a weight is read."""
 
 import copy
+import dataclasses
 import functools
 import math
 import os
@@ -98,6 +99,8 @@ def check_distill(
 
 
 def _require_teacher(config: DistillConfig, teacher: str | Path | None) -> None:
+    if teacher is None and (config.select is not None or config.order != "random"):
+        raise UsageError("distill.select and distill.order go by what a teacher says of the text: name one.")
     if teacher is None and most(weight_of(config, "soft")) > 0:
         raise UsageError(
             f"alpha = {format_value(config.alpha)} needs a teacher; name one, or set alpha to 0 to train on the text "
@@ -116,8 +119,11 @@ def _check_objective(config: DistillConfig, student: ModelFacts, teacher: ModelF
 
 def _check_extent(config: DistillConfig, text: TextFacts) -> None:
     """Raises as `budget`, which is asked for no more than is there where the rows are not counted yet."""
-    asked = 1 if config.tokens is None else math.ceil(config.tokens / text.seq_len)
-    budget(config, num_rows=asked if text.num_rows is None else text.num_rows, seq_len=text.seq_len)
+    if text.num_rows is None:
+        asked = 1 if config.tokens is None else math.ceil(config.tokens / text.seq_len)
+        budget(dataclasses.replace(config, select=None), num_rows=asked, seq_len=text.seq_len)
+    else:
+        budget(config, num_rows=text.num_rows, seq_len=text.seq_len)
 
 
 def _check_attention(config: DistillConfig, model: ModelFacts, device: torch.device, seq_len: int) -> None:

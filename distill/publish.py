@@ -113,6 +113,8 @@ class DistillResult:
     """Of the student. None in a record that does not say, as of those that are trained."""
     trained_parameters: int | None = None
     """Of its own, or of adapters."""
+    selection: dict[str, Any] | None = None
+    """What of the text was learned from, and how hard it was; None where all was, in random order."""
     attention: str | None = None
     """How the student computed attention, as transformers calls it. None in a record that does not say."""
 

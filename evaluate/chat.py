@@ -7,8 +7,6 @@ prompt is a chat of one message.
 import hashlib
 from typing import Any
 
-from jinja2 import TemplateError
-
 from compress.base.errors import UsageError, reason_of
 from compress.base.progress import say_once
 from compress.evaluate.config import EvalConfig
@@ -18,7 +16,7 @@ from compress.model.facts import ModelFacts
 Message = dict[str, str]
 """`role` (system, user, assistant) and `content`."""
 _USER: Message = {"role": "user", "content": "a"}
-_SYSTEM: Message = {"role": "system", "content": "a"}
+_SYSTEM: Message = {"role": "system", "content": "a text to be found again"}
 
 
 def template_of(tokenizer: Any) -> str | None:
@@ -31,12 +29,11 @@ def template_of(tokenizer: Any) -> str | None:
 
 
 def takes_system(tokenizer: Any) -> bool:
-    """Whether the template has a place for a system text: some raise an error instead."""
+    """Whether the template has a place for a system text: some raise an error instead, others pass over it."""
     try:
-        tokenizer.apply_chat_template([_SYSTEM, _USER], tokenize=False)
-    except TemplateError:
+        return _SYSTEM["content"] in tokenizer.apply_chat_template([_SYSTEM, _USER], tokenize=False)
+    except Exception:  # whatever a template does
         return False
-    return True
 
 
 def check_chat(config: EvalConfig, model: ModelFacts) -> None:
@@ -94,7 +91,7 @@ def prompting(config: EvalConfig, tokenizer: Any) -> dict[str, Any] | None:
     template = template_of(tokenizer) if config.chat_template else None
     return {
         "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
-        "system": config.system,
+        "system": config.system or None,
         "fewshot_as_multiturn": config.multiturn,
     }
 

@@ -24,3 +24,5 @@ GEMMA2 = (
     "{% endif %}{% set first = '' %}" + _TURNS
 )
 """Gemma 2's: no system text."""
+DEAF = CHATML.replace("{% for message in messages %}", "{% for message in messages if message['role'] != 'system' %}")
+"""Passes over a system text, as some do."""

@@ -157,6 +157,10 @@ EARLY: dict[str, Early] = {
     "distill.tokens": early(
         "no more than data.tokens and epochs give", ("distill.tokens=9k data.tokens=2k", "needs 141 sequences")
     ),
+    "distill.select.to": early(
+        "a row is left; there is a teacher", ("distill.select={to:0.001} data.tokens=2k", "distill.select leaves none")
+    ),
+    "distill.order": early("there is a teacher"),
     "distill.epochs": early("as distill.tokens"),
     "distill.optimizer": early(
         "its package is installed", ("distill.optimizer=adamw8bit", "needs the package torchao")

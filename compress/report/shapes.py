@@ -130,10 +130,33 @@ class PruneRecord(_Shape):
     manifest: Object | None = None
 
 
+class Histogram(_Shape):
+    """Counts of bins between edges."""
+
+    edges: Annotated[list[float], Field(min_length=2)]
+    counts: Annotated[list[int], Field(min_length=1)]
+
+
+class SelectionRecord(_Shape):
+    """What of the text was learned from, by which scores."""
+
+    by: str
+    of: str
+    order: str
+    taken: int
+    count: int
+    low: float
+    high: float
+    mean: float
+    quantiles: dict[str, float]
+    histogram: Histogram
+
+
 class TrainingRecord(_Shape):
     """RUN/student/distill.json."""
 
     memory_plan: dict[str, float] | None = None
+    selection: SelectionRecord | None = None
     manifest: Object | None = None
 
 

@@ -155,7 +155,10 @@ def _rows(training: DistillConfig, text: TextFacts) -> int | None:
 def _plan(
     training: DistillConfig, text: TextFacts, student: Any, teacher: Any | None, kept: tuple[int, ...] | None
 ) -> DistillPlan:
-    """A training on all the text; on one step of it where nobody says how much there is."""
+    """A training on what is selected of the text or, where its rows are not counted yet, on what is asked for; on one
+    step where nobody says how much there is."""
+    if text.num_rows is None:
+        training = dataclasses.replace(training, select=None)
     rows = _rows(training, text) or max(1, training.batch_tokens // text.seq_len)
     return plan_distill(training, student=student, teacher=teacher, num_rows=rows, seq_len=text.seq_len, kept=kept)
 

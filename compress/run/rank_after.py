@@ -69,10 +69,13 @@ def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> Ra
 
 
 def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
-    """How a candidate is healed: as the student will be, on fewer tokens, and measured and saved at its end only."""
+    """How a candidate is healed: as the student will be, on fewer tokens as they come, and measured and saved at its
+    end only."""
     return dataclasses.replace(
         healing,
         tokens=tokens,
+        select=None,
+        order="random",
         heldout_every=0,
         heldout_sequences=most_heldout_rows(healing),
         checkpoint_every=0,

@@ -17,10 +17,13 @@ from compress.data.store.order import START, extend
 from compress.distill.config import DistillConfig
 from compress.distill.publish import RECORD
 from compress.distill.resources.schedule import Budget, budget
+from compress.distill.rows.selection import Selection, find_selection
+from compress.distill.rows.source import row_ids
+from compress.distill.select import rows_left
 from compress.verify.checks import require, typed
 from compress.verify.records import count_files, differing_files, read_record
 
-_DECISIVE = ("tokens", "epochs", "batch_tokens", "seed")
+_DECISIVE = ("tokens", "epochs", "batch_tokens", "seed", "select", "order")
 _HASH = "rows_sha256"
 
 
@@ -65,14 +68,30 @@ class Training:
         Raises:
             Missing: neither a student nor a checkpoint says what they were.
         """
+        made = self._made("config")
+        return build_from(DistillConfig, {name: made[name] for name in _DECISIVE if name in made}, str(self.out))
+
+    def _made(self, part: str) -> dict[str, Any]:
+        """`config` or `inputs` of the student's manifest or, before there is one, of the latest checkpoint."""
         if self.finished:
-            made = read_record(self.out / RECORD).config
+            path, record = self.out / RECORD, self.record()["manifest"]
         elif states := self.checkpoints():
             path = states[-1] / "state.json"
-            made = typed(typed(read_json(path), dict, str(path)).get("config"), dict, f"{path}: config")
+            record = typed(read_json(path), dict, str(path))
         else:
             raise Missing("there is neither a student nor a checkpoint to say with which options")
-        return build_from(DistillConfig, {name: made[name] for name in _DECISIVE if name in made}, str(self.out))
+        return typed(record.get(part), dict, f"{path}: {part}")
+
+    def selection(self, store: TokenStore) -> Selection | None:
+        """What was taken of the store, by the scores that are kept in it.
+
+        Raises:
+            Missing: as `config`, or the scores are not there.
+        """
+        try:
+            return find_selection(self.config(), store, self._made("inputs"))
+        except InputError as error:
+            raise Missing(f"the scores that rows were selected by cannot be read ({error})") from error
 
     def extent(self, store: TokenStore) -> Budget:
         """The whole training in rows and steps."""
@@ -165,7 +184,7 @@ def check_order(training: Training, store: TokenStore) -> str:
     claims = _claims(training)
     if not any(claim.sha256 is not None for claim in claims):
         raise Missing("the log has no hashes of the rows read")
-    extent, config = training.extent(store), training.config()
+    extent = training.extent(store)
     due: dict[int, list[Claim]] = {}
     for claim in claims:
         due.setdefault(claim.step, []).append(claim)
@@ -173,7 +192,7 @@ def check_order(training: Training, store: TokenStore) -> str:
         f"{claim.where} is none of the {extent.steps} steps" for claim in claims if not 0 < claim.step <= extent.steps
     ]
     digest, compared = START, 0
-    for step, ids in enumerate(_reads(store, config, extent, max(due)), 1):
+    for step, ids in enumerate(_reads(training, store, extent, max(due)), 1):
         digest = extend(digest, ids)
         for claim in due.get(step, []):
             if claim.sha256 is None and compared:
@@ -188,14 +207,14 @@ def check_order(training: Training, store: TokenStore) -> str:
 
 def check_uses(training: Training, store: TokenStore) -> str:
     """Whether no row of the data was read twice within an epoch, and distill.json counts the tokens that were read."""
-    extent, config = training.extent(store), training.config()
+    extent, num_rows = training.extent(store), len(rows_left(training.config().select, store.num_rows))
     steps = extent.steps if training.finished else max((claim.step for claim in _claims(training)), default=0)
     if steps == 0:
         raise Missing("no step is finished")
     used = np.zeros(store.num_rows, dtype=bool)
     epoch = position = 0
-    for ids in _reads(store, config, extent, steps):
-        epochs = np.arange(position, position + len(ids)) // store.num_rows
+    for ids in _reads(training, store, extent, steps):
+        epochs = np.arange(position, position + len(ids)) // num_rows
         for number in np.unique(epochs):
             part = ids[epochs == number]
             if number != epoch:
@@ -207,9 +226,7 @@ def check_uses(training: Training, store: TokenStore) -> str:
     tokens = position * store.seq_len
     if training.finished and training.record().get("tokens") != tokens:
         raise InputError(f"{RECORD} says {training.record().get('tokens')!r} tokens, and the steps read {tokens}.")
-    return (
-        f"{position} rows ({tokens} tokens) of {store.num_rows} in {epoch + 1} epoch{'s' if epoch else ''}, none twice"
-    )
+    return f"{position} rows ({tokens} tokens) of {num_rows} in {epoch + 1} epoch{'s' if epoch else ''}, none twice"
 
 
 def _claims(training: Training) -> list[Claim]:
@@ -224,11 +241,12 @@ def _claims(training: Training) -> list[Claim]:
     ]
 
 
-def _reads(store: TokenStore, config: DistillConfig, extent: Budget, steps: int) -> Iterator[NDArray[np.int64]]:
+def _reads(training: Training, store: TokenStore, extent: Budget, steps: int) -> Iterator[NDArray[np.int64]]:
     """Row ids of each of the first `steps` steps."""
+    config, selection = training.config(), training.selection(store)
     for position in range(0, _position(extent, steps), extent.rows_per_step):
         count = min(extent.rows_per_step, extent.rows - position)
-        yield store.row_ids(position, count, seed=config.seed, epochs=config.epochs)
+        yield row_ids(store, selection, position, count, seed=config.seed, epochs=config.epochs)
 
 
 def _position(extent: Budget, step: int) -> int:

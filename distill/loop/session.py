@@ -28,6 +28,7 @@ from compress.distill.resources.flops import (
 )
 from compress.distill.resources.schedule import Budget, budget, heldout_rows, heldout_steps
 from compress.distill.rows.batch import Batch
+from compress.distill.rows.selection import Selection
 from compress.distill.rows.source import RowSource, StoreRows
 from compress.distill.students.parts import sketch
 from compress.distill.students.student import Student, WithLearned, load_student
@@ -85,7 +86,14 @@ def fingerprints(student: Path, teacher: Path | None, store: Any) -> dict[str, A
 
 
 def open_session(
-    config: DistillConfig, *, student: Path, teacher: Path | None, store: Any, inputs: dict[str, Any], work: Path
+    config: DistillConfig,
+    *,
+    student: Path,
+    teacher: Path | None,
+    store: Any,
+    selection: Selection | None,
+    inputs: dict[str, Any],
+    work: Path,
 ) -> Session:
     """Check everything that can be checked, load the models, and continue from the last checkpoint if there is one.
 
@@ -114,7 +122,7 @@ def open_session(
         documents_apart=config.document_mask or store.apart,
     )
     of_row = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len) / (per_token * extent.rows)
-    rows = _rows(config if found is None else _as_begun(config, found[1]), store, of_row)
+    rows = _rows(config if found is None else _as_begun(config, found[1]), store, selection, of_row)
     heldout, once = rows.heldout(), rows.num_heldout * of_row
     measured = heldout_steps(config, extent.steps, once)
     if len(heldout):
@@ -161,6 +169,7 @@ def open_session(
             "compiled": here.compiled,
             "attention": learner.model.config._attn_implementation,
             "teacher_kl": guide.kl,
+            "selection": None if selection is None else dict(selection.facts),
         },
     )
 
@@ -180,13 +189,14 @@ def _as_begun(config: DistillConfig, state: dict[str, Any]) -> DistillConfig:
     return dataclasses.replace(config, heldout_sequences=state["config"]["heldout_sequences"])
 
 
-def _rows(config: DistillConfig, store: Any, cost: float) -> StoreRows:
+def _rows(config: DistillConfig, store: Any, selection: Selection | None, cost: float) -> StoreRows:
     return StoreRows(
         store=store,
         seed=config.seed,
         epochs=config.epochs,
         num_heldout=heldout_rows(config, store.num_heldout, cost),
         apart=config.document_mask or store.apart,
+        selection=selection,
     )
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from compress.base.errors import UsageError
 from compress.distill.config import DistillConfig
+from compress.distill.select import rows_left
 
 
 class Budget(NamedTuple):
@@ -17,7 +18,7 @@ class Budget(NamedTuple):
 
 
 def budget(config: DistillConfig, *, num_rows: int, seq_len: int) -> Budget:
-    """How much a run trains on, given a store of `num_rows` sequences of `seq_len` tokens.
+    """How much a run trains on, given a store of `num_rows` sequences of `seq_len` tokens, of which some are selected.
 
     Raises:
         UsageError: a step is shorter than a sequence, or more tokens are asked than the store has in `epochs`.
@@ -27,17 +28,19 @@ def budget(config: DistillConfig, *, num_rows: int, seq_len: int) -> Budget:
             f"batch_tokens = {config.batch_tokens} is less than one sequence of {seq_len} tokens; raise it, or prepare "
             "the data with a shorter seq_len."
         )
+    num_rows = len(rows_left(config.select, num_rows))
+    there = "the store has" if config.select is None else "distill.select leaves"
+    if num_rows == 0:
+        raise UsageError(f"There are no training rows: {there} none.")
     rows_per_step = config.batch_tokens // seq_len
     available = num_rows * config.epochs
     rows = available if config.tokens is None else math.ceil(config.tokens / seq_len)
     if rows > available:
         raise UsageError(
-            f"tokens = {config.tokens} needs {rows} sequences of {seq_len} tokens and the store has {num_rows}, "
+            f"tokens = {config.tokens} needs {rows} sequences of {seq_len} tokens and {there} {num_rows}, "
             f"{available} in epochs = {config.epochs}. Prepare more data, ask for at most {available * seq_len} "
-            f"tokens, or allow the data to be repeated with epochs = {math.ceil(rows / max(num_rows, 1))}."
+            f"tokens, or allow the data to be repeated with epochs = {math.ceil(rows / num_rows)}."
         )
-    if rows == 0:
-        raise UsageError("The token store has no training rows.")
     return Budget(rows_per_step, rows, math.ceil(rows / rows_per_step))
 
 

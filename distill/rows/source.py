@@ -9,6 +9,7 @@ from compress.data import TokenStore
 from compress.data.store.marks import Marks
 from compress.distill.rows.batch import Batch, Ids
 from compress.distill.rows.documents import Mask, document_positions, next_tokens, starts_after_eos
+from compress.distill.rows.selection import Selection
 
 
 class RowSource(Protocol):
@@ -33,8 +34,8 @@ class RowSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StoreRows:
-    """The rows of a token store, each predicting its next tokens, in a new order in each epoch; of conversations, those
-    that are to be learned."""
+    """The rows of a token store, each predicting its next tokens, in a new order in each epoch unless selected so; of
+    conversations, those tokens that are to be learned."""
 
     store: TokenStore
     seed: int
@@ -43,6 +44,8 @@ class StoreRows:
     """Held-out rows to measure on."""
     apart: bool
     """Whether the documents of a row are kept apart."""
+    selection: Selection | None
+    """What of them is learned from, in which order; None takes all in the store's."""
 
     @property
     def seq_len(self) -> int:
@@ -51,12 +54,14 @@ class StoreRows:
 
     def row_ids(self, position: int, count: int) -> Ids:
         """Numbers [count] of the rows after the first `position` of all epochs."""
-        ids: Ids = self.store.row_ids(position, count, seed=self.seed, epochs=self.epochs)
-        return ids
+        return row_ids(self.store, self.selection, position, count, seed=self.seed, epochs=self.epochs)
 
     def read(self, row_ids: Ids) -> Batch:
         """Those rows of the store."""
-        return self._packed(self.store.rows(row_ids), row_ids, self.store.marks(row_ids))
+        batch = self._packed(self.store.rows(row_ids), row_ids, self.store.marks(row_ids))
+        if self.selection is None:
+            return batch
+        return dataclasses.replace(batch, labels=self.selection.labels(batch.labels, row_ids))
 
     def heldout(self) -> Batch:
         """The first `num_heldout` held-out rows."""
@@ -71,6 +76,16 @@ class StoreRows:
         if marks is None:
             return packed(ids, row_ids, starts_after_eos(ids, self.store.eos_id) if self.apart else None)
         return packed(ids, row_ids, marks.starts if self.apart else None, marks.answers)
+
+
+def row_ids(
+    store: TokenStore, selection: Selection | None, position: int, count: int, *, seed: int, epochs: int
+) -> Ids:
+    """Numbers [count] of the rows that a training reads after the first `position` of all epochs."""
+    if selection is not None:
+        return selection.row_ids(position, count, seed=seed)
+    ids: Ids = store.row_ids(position, count, seed=seed, epochs=epochs)
+    return ids
 
 
 def packed(ids: Ids, row_ids: Ids, starts: Mask | None = None, answers: Mask | None = None) -> Batch:

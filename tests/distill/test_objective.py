@@ -359,7 +359,7 @@ def test_a_teacher_that_is_known_by_row_trains_as_one_that_is_run(world: World, 
 
 
 def _rows(world: World) -> StoreRows:
-    return StoreRows(store=TokenStore.open(world.data), seed=0, epochs=1, num_heldout=6, apart=False)
+    return StoreRows(store=TokenStore.open(world.data), seed=0, epochs=1, num_heldout=6, selection=None, apart=False)
 
 
 def _first(output: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import CHATML, GEMMA2, GEMMA3
+from chat_templates import CHATML, DEAF, GEMMA2, GEMMA3
 from helpers import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -114,9 +114,10 @@ def reference(model: Path, world: dict[str, Path], folder: Path, shots: int, **h
         (GEMMA3, True, 2, "Be brief.", None),
         (GEMMA3, False, 2, None, False),
         (GEMMA2, True, 1, None, None),
+        (DEAF, False, 0, None, None),
         (None, True, 1, "Be brief.", None),
     ],
-    ids=["chatml", "chatml-turns-bos", "gemma3-turns", "gemma3-one-turn", "gemma2", "plain-system"],
+    ids=["chatml", "chatml-turns-bos", "gemma3-turns", "gemma3-one-turn", "gemma2", "deaf", "plain-system"],
 )
 def test_prompts_and_scores_are_those_of_lm_eval(
     template: str | None, adds_bos: bool, shots: int, system: str | None, multiturn: bool | None,
@@ -137,7 +138,7 @@ def test_prompts_and_scores_are_those_of_lm_eval(
     text = prepare(rows, model, tmp_path / "store", visible=False).path  # its BOS frames plain prompts, and no chats
     ours = evaluate_model(model, config, out=tmp_path / "e.json", text=text)
     said = capsys.readouterr().err
-    lost = 2 * LIMIT if template == GEMMA2 else 0
+    lost = 2 * LIMIT if template in (GEMMA2, DEAF) else 0
     assert (f"{lost} prompts are without the description" in said) == bool(lost)
     samples = [sample for name in TASKS for sample in theirs["samples"][name]]
     answers = set()
@@ -214,6 +215,9 @@ def test_a_chat_model_asked_in_plain_text_is_told_of_once(
     evaluate_model(model, EvalConfig(speed=False, device="cpu"), prompts=["No benchmark"])
     evaluate_model(world["model"], options(world, folder))  # a tokenizer without a template
     assert told not in capsys.readouterr().err
+    dated = speaker(tmp_path / "dated", "{{ strftime_now('%d %b %Y') }}" + CHATML, adds_bos=False)
+    evaluate_model(dated, options(world, folder, chat_template=True))
+    assert "today's date" in capsys.readouterr().err
 
 
 def test_given_prompts_are_answered_as_transformers_writes_chats(tmp_path: Path) -> None:
@@ -239,8 +243,9 @@ BROKEN = "{{ messages[0].content.missing() }}"
         ({"tool_use": CHATML}, {}, ["has tool_use and no default one"]),
         (BROKEN, {}, ["cannot be used", "missing"]),
         (GEMMA2, {"system": "Be brief."}, ["eval.system", "no place for a system text"]),
+        (DEAF, {"system": "Be brief."}, ["eval.system", "no place for a system text"]),
     ],
-    ids=["none", "no-default", "broken", "system"],
+    ids=["none", "no-default", "broken", "system", "deaf"],
 )
 def test_chats_that_cannot_be_written_are_refused_before_the_model_is_loaded(
     template: Any, way: dict[str, Any], words: list[str], world: dict[str, Path], folder: Path, tmp_path: Path

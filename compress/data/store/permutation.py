@@ -29,6 +29,15 @@ def permute(positions: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> N
     return values.astype(np.int64)
 
 
+def permute_epochs(places: NDArray[np.int64], n: int, *, seed: int) -> NDArray[np.int64]:
+    """Where places [count] int64 in all epochs of 0..n-1, one after another, are sent by the permutations of these."""
+    found = np.empty_like(places)
+    for epoch in np.unique(places // n):
+        here = places // n == epoch
+        found[here] = permute(places[here] % n, n, seed=seed, epoch=int(epoch))
+    return found
+
+
 def _feistel(values: U64, half_bits: int, keys: U64) -> U64:
     bits, mask = np.uint64(half_bits), np.uint64(2**half_bits - 1)
     left, right = values >> bits, values & mask

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from compress.base.disk import read_json, sha256_file, sha256_json
 from compress.base.errors import InputError, UsageError
 from compress.data.store.marks import Marks, read_marks
-from compress.data.store.permutation import permute
+from compress.data.store.permutation import permute, permute_epochs
 from compress.model.framing import Framing
 
 INDEX = "index.json"
@@ -260,12 +260,7 @@ class TokenStore:
                 f"Rows {position} to {stop} of a run were asked for and {self.path} has {self.num_rows} rows, "
                 f"{available} in epochs = {epochs}. Prepare more tokens, train on fewer, or allow more epochs."
             )
-        places = np.arange(position, stop, dtype=np.int64)
-        found = np.empty(count, dtype=np.int64)
-        for epoch in np.unique(places // self.num_rows):
-            here = places // self.num_rows == epoch
-            found[here] = permute(places[here] % self.num_rows, self.num_rows, seed=seed, epoch=int(epoch))
-        return found
+        return permute_epochs(np.arange(position, stop, dtype=np.int64), self.num_rows, seed=seed)
 
     def batch(self, position: int, count: int, seed: int, epochs: int = 1) -> NDArray[np.int64]:
         """The rows [count, seq_len] int64 themselves; arguments and errors as in `row_ids`."""

@@ -6,12 +6,14 @@ from html import escape
 from compress.base.units import format_bytes, format_count, format_seconds
 from compress.report.cells import share_kept
 from compress.report.judge.choice import measures, score_unit
+from compress.report.judge.selection import selection_of, selection_words
 from compress.report.judge.speeds import speed_pair
 from compress.report.pages.candidates import candidates_figure
 from compress.report.pages.extracts import manifest_blocks, sample_rows
 from compress.report.pages.figures import layers_figure, loss_figure, loss_panels
 from compress.report.pages.importance import importance_figure
 from compress.report.pages.layout import alarms, chip, left_out, page, scores_section, section, tables
+from compress.report.pages.selection import selection_figure
 from compress.report.run_files import Record, RunFiles, called, number
 from compress.report.tables.table import labels
 
@@ -27,7 +29,14 @@ _MEANING = {
 
 def html_page(report: Record, run: RunFiles) -> str:
     """The whole page as text."""
-    sections = [_header(report), scores_section(report), _losses(report, run), _classes(report), _sizes(report)]
+    sections = [
+        _header(report),
+        scores_section(report),
+        _losses(report, run),
+        _selection(report),
+        _classes(report),
+        _sizes(report),
+    ]
     sections += [tables(report), _samples(report), _layers(report), _candidates(report), _importance(report)]
     sections.append(_manifest(report, run))
     return page(report["name"], sections)
@@ -81,6 +90,16 @@ def _losses(report: Record, run: RunFiles) -> str:
     )
     caption = "Loss of the student in nats a token, on training batches and on held-out text."
     return section("How it healed", caption, f'<div class="pair">{pictures}</div>')
+
+
+def _selection(report: Record) -> str:
+    """How hard the text was, and what of it was learned from."""
+    found = selection_of(report)
+    if found is None:
+        return ""
+    return section(
+        "What it learned from", f"{selection_words(found)}.", f'<div class="wide">{selection_figure(found)}</div>'
+    )
 
 
 def _classes(report: Record) -> str:

@@ -14,6 +14,7 @@ from compress.report.judge.choice import (
     measures,
     score_unit,
 )
+from compress.report.judge.selection import measured_in, selection_of, selection_words
 from compress.report.run_files import Record, number
 from compress.report.tables.measures import memory
 from compress.report.tables.table import Table
@@ -45,6 +46,17 @@ def training(report: Record) -> Table:
                 [key.replace("heldout", "held-out").replace("_", " ").replace(".", ", ").capitalize(), f"{value:.4f}"]
             )
     return Table(title="Cost of healing", note="From the training record.", columns=["", "Value"], rows=rows)
+
+
+def selection(report: Record) -> Table:
+    """How hard the text was, and what of it was learned from."""
+    found = selection_of(report)
+    columns, rows, note = [""], [], ""
+    if found is not None:
+        columns = ["", *(f"{float(q):.0%}" for q in found["quantiles"]), "mean"]
+        rows = [[measured_in(found), *(f"{value:.3g}" for value in [*found["quantiles"].values(), found["mean"]])]]
+        note = f"Quantiles over all {found['of']}. Learned from: {selection_words(found)}."
+    return Table(title="How hard the text was", note=note, columns=columns, rows=rows)
 
 
 def _flat(record: Record, prefix: str = "") -> list[tuple[str, Any]]:

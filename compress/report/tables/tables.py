@@ -8,7 +8,7 @@ from compress.report.judge.scores import metric_names
 from compress.report.judge.verdicts import p_words
 from compress.report.run_files import Record, number
 from compress.report.tables.habits import habits
-from compress.report.tables.making import importance, ranking, training
+from compress.report.tables.making import importance, ranking, selection, training
 from compress.report.tables.measures import classes, nearness, speed, text
 from compress.report.tables.table import Table, compared, labels, main_tasks
 
@@ -18,8 +18,9 @@ _LONGEST = 160
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
     made = (verdicts(report), scores(report), retention(report), flips(report), nearness(report), classes(report))
-    rest = (habits(report), text(report), speed(report), training(report), ranking(report), importance(report))
-    return [table for table in (*made, *rest, every_metric(report)) if table.rows]
+    rest = (habits(report), text(report), speed(report))
+    making = (training(report), selection(report), ranking(report), importance(report))
+    return [table for table in (*made, *rest, *making, every_metric(report)) if table.rows]
 
 
 def verdicts(report: Record) -> Table:
