@@ -126,7 +126,7 @@ TEMPLATES = {
         f"{USER}hi<|im_end|>\n{ASSISTANT}«yo<|im_end|>»\n{USER}more?<|im_end|>\n{ASSISTANT}"
         "«<think>\n\n</think>\n\nno<|im_end|>»\n",
     ),
-    "nothing ends a turn": (BARE, "user: hi\nassistant: «yo»\nuser: more?\nassistant: «no»\n«<eos>»"),
+    "nothing ends a turn": (BARE, "user: hi\nassistant: «yo»\nuser: more?\nassistant: «no\n<eos>»"),
     "none": (
         None,
         f"{ALPACA}\n\n### Instruction:\nhi\n\n### Response:\n«yo<eos>»\n\n### Instruction:\nmore?\n\n### Response:\n"
@@ -141,6 +141,26 @@ def test_turns_under_each_kind_of_template(name: str, tmp_path: Path) -> None:
     store = prepared(tmp_path, write_chats(tmp_path / "a.jsonl", [TURNS]), template, seq_len=256)
     assert conversations(store) == [by_hand(written, chat_tokenizer())]
     assert store.framing == Framing()
+
+
+WRITTEN = {  # two turns (u, a), (v, b)
+    "chatml": (CHATML, "{U}{u}<|im_end|>\n{A}«{a}<|im_end|>»\n{U}{v}<|im_end|>\n{A}«{b}<|im_end|>»\n"),
+    "thinking": (
+        THINKING,
+        "{U}{u}<|im_end|>\n{A}«{a}<|im_end|>»\n{U}{v}<|im_end|>\n{A}«<think>\n\n</think>\n\n{b}<|im_end|>»\n",
+    ),
+    "bare": (BARE, "user: {u}\nassistant: «{a}»\nuser: {v}\nassistant: «{b}\n<eos>»"),
+}
+
+
+@pytest.mark.parametrize("answer", ["t", "<", "i", "m", "user", " x ", "no\n\nno", "assistant"])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_an_answer_is_not_taken_for_what_is_around_it(kind: str, answer: str, tmp_path: Path) -> None:
+    template, written = WRITTEN[kind]
+    chat = [f"say {answer}", answer, f"{answer}?", answer]
+    store = prepared(tmp_path, write_chats(tmp_path / "a.jsonl", [chat]), template, seq_len=400)
+    filled = written.format(U=USER, A=ASSISTANT, **dict(zip("uavb", chat, strict=True)))
+    assert conversations(store) == [by_hand(filled, chat_tokenizer())]
 
 
 @pytest.mark.parametrize("marking", ["all", "to the end of the turn"])

@@ -9,7 +9,7 @@ class Row(NamedTuple):
     number: int
     """0-based among the rows of a table or an array, or among the lines of a file."""
     text: str | None
-    """A plain text, or a conversation as `compress.data.sources.instructions.conversation` writes it."""
+    """A plain text, or a conversation as `compress.data.sources.instructions.conversation_or_fault` writes it."""
     fault: str | None = None
     progress: float = 0.0
     """Share of the file that has been read, 0 to 1."""

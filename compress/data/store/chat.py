@@ -1,9 +1,10 @@
 """Conversations as tokens: a tokenizer's chat template, or Alpaca's layout, and which tokens are the assistant's.
 
 An answer is what `{% generation %}` encloses, where the template has it. In another template it begins where the prompt
-before it ends (the conversation so far, rendered with a generation prompt) and ends with its own text. It has the token
+before it ends (the conversation so far, rendered with a generation prompt) and ends with its own text, which is where
+the text of another answer would be. It has the token
 that ends the turn either way: the special token that follows, perhaps after white space. A conversation whose last
-answer has none ends with EOS, which is then of the answer.
+answer has none goes on to its end and has EOS there, which are of the answer.
 """
 
 import json
@@ -135,18 +136,9 @@ class Chat:
         """The text, and its answers as they are found between prompts."""
         text, _ = self._render(messages)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        starts = [self._prompt_length(text, messages[:place]) for place in places]
-        spans = []
-        for place, start, limit in zip(places, starts, [*starts[1:], len(text)], strict=True):
-            answer = messages[place]["content"].strip()
-            found = text.find(answer, start, limit)
-            if found >= 0:
-                spans.append((start, found + len(answer)))
-            elif limit == len(text):
-                spans.append((start, limit))  # rewritten by the template: all that is left
-            else:
-                raise Unfit("has an answer that the chat template does not repeat as it is written: " + _ADVICE)
-        return text, spans
+        return text, [
+            (self._prompt_length(text, messages[:place]), self._end(text, messages, place)) for place in places
+        ]
 
     def _prompt_length(self, text: str, messages: list[Message]) -> int:
         if not messages:
@@ -155,6 +147,18 @@ class Chat:
         if not text.startswith(prompt):
             raise Unfit("has an answer whose beginning the chat template does not tell: " + _ADVICE)
         return len(prompt)
+
+    def _end(self, text: str, messages: list[Message], place: int) -> int:
+        """Where an answer ends in the text: after its own text, which stands where another answer's would."""
+        answer = messages[place]["content"]
+        other, _ = self._render([*messages[:place], {**messages[place], "content": _OTHER}, *messages[place + 1 :]])
+        begin = other.find(_OTHER)
+        for written in (answer, answer.strip()):
+            if begin >= 0 and text[:begin] == other[:begin] and text.startswith(written, begin):
+                return begin + len(written)
+        if place == len(messages) - 1:
+            return len(text)  # rewritten by the template: all that is left
+        raise Unfit("has an answer that the chat template does not repeat as it is written: " + _ADVICE)
 
     def _read(self, encoding: Any, text: str, spans: list[Span], ends: bool) -> Rendered:
         ids = np.array(encoding.ids, dtype=np.uint32)
@@ -169,11 +173,14 @@ class Chat:
         before = np.cumsum([0, *(len(character.encode()) for character in text)])
         sizes = np.diff(before[np.maximum.accumulate(last)], prepend=0)
         if ends and complete and not complete[-1]:
+            answers[np.flatnonzero(answers)[-1] :] = True
             ids, sizes = np.append(ids, np.uint32(self._eos_id)), np.append(sizes, 0)
             answers = np.append(answers, True)
         return Rendered(ids, answers, np.where(np.append(special, [True] * (len(ids) - len(special))), 0, sizes))
 
 
+_OTHER = "\N{SYMBOL FOR UNIT SEPARATOR}answer\N{SYMBOL FOR UNIT SEPARATOR}"
+"""An answer that no conversation has."""
 _ADVICE = "enclose what the assistant writes in {% generation %} and {% endgeneration %}"
 
 
