@@ -233,7 +233,7 @@ def _session(scale: Scale, work: Path, *, steps: int, pieces: int = 2, **options
         heldout_sequences=HELDOUT, cpu_tuning=False, **options,
     )  # fmt: skip
     models = {"student": folder / "student", "teacher": folder / "teacher"}
-    return open_session(config, **models, store=store, inputs={}, work=work / "train")
+    return open_session(config, **models, store=store, selection=None, inputs={}, work=work / "train")
 
 
 def step(scale: Scale, work: Path, steps: int = 8, **options: Any) -> dict[str, Any]:
@@ -365,7 +365,6 @@ def resume(scale: Scale, work: Path, deterministic: bool) -> dict[str, Any]:
 
 def evaluate(scale: Scale, work: Path) -> dict[str, Any]:
     """Generation speed of both models, held-out tokens a second with and without fidelity, answer options a second."""
-    import torch
     from harness import seconds
     from lm_eval.api.instance import Instance
 
@@ -373,17 +372,17 @@ def evaluate(scale: Scale, work: Path) -> dict[str, Any]:
     from compress.evaluate import EvalConfig
     from compress.evaluate.harness.scorer import Scorer
     from compress.evaluate.speed import measure_speed
-    from compress.evaluate.text.language import _batch_sums
+    from compress.evaluate.text.language import heldout_scores
     from compress.inference.readout import load_checkpoint
 
     config = EvalConfig(speed_repeats=scale.repeats(3), speed_decode_tokens=4 if scale.smoke else 32)
     models = {name: load_checkpoint(work / "big" / name) for name in ("teacher", "student")}
     student = models["student"]
     found: dict[str, Any] = {"speed": measure_speed(models, config)}
-    rows = torch.from_numpy(TokenStore.open(work / "big" / "data").heldout(4))
+    rows = TokenStore.open(work / "big" / "data").heldout(4)
     for name, teacher in (("loss alone", None), ("loss and fidelity", models["teacher"])):
-        took = milliseconds(functools.partial(_batch_sums, student, teacher, rows, {}, slice(0, len(rows))), 2, 1)
-        found[f"held-out tokens/s, {name}"] = round(rows.numel() / took * 1e3)
+        took = milliseconds(functools.partial(heldout_scores, student, rows, rows.size, teacher=teacher), 2, 1)
+        found[f"held-out tokens/s, {name}"] = round(rows.size / took * 1e3)
     draw = random.Random(1)
 
     def words(count: int) -> str:

@@ -141,7 +141,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_no_moments(
 
 
 def here(precision: str) -> Here:
-    return Here(torch.device("cpu"), precision, None, "none", 4, False, SEQ_LEN)
+    return Here(torch.device("cpu"), precision, None, "none", 4, False, SEQ_LEN, documents_apart=False)
 
 
 def test_what_is_trained_starts_exactly_where_the_checkpoint_is(cut: World, options: Options) -> None:
@@ -156,7 +156,7 @@ def test_what_is_trained_starts_exactly_where_the_checkpoint_is(cut: World, opti
 
 def batch_of(world: World, rows: int) -> Batch:
     store = TokenStore.open(world.data)
-    source = StoreRows(store=store, seed=0, epochs=1, num_heldout=0, eos_id=None)
+    source = StoreRows(store=store, seed=0, epochs=1, num_heldout=0, selection=None, apart=False)
     return source.read(source.row_ids(0, rows))
 
 

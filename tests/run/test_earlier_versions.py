@@ -83,6 +83,7 @@ def known_then(found: dict[str, Any]) -> dict[str, Any]:
     index["manifest"] = {**index["manifest"], "config": dict(index["manifest"]["config"])}
     for later in ("bos", "form", "train_on_prompt", "too_long", "apart"):
         index["manifest"]["config"].pop(later, None)
+    index["manifest"]["versions"] = {k: v for k, v in index["manifest"]["versions"].items() if k != "peft"}
     return found | evals | {"distill.json": record, "metrics": rows, "data/index": index}
 
 

