@@ -12,20 +12,12 @@ from compress.base.progress import say_once
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint
 from compress.model.facts import ModelFacts
+from compress.model.tokenizer import chat_template
 
 Message = dict[str, str]
 """`role` (system, user, assistant) and `content`."""
 _USER: Message = {"role": "user", "content": "a"}
 _SYSTEM: Message = {"role": "system", "content": "a text to be found again"}
-
-
-def template_of(tokenizer: Any) -> str | None:
-    """The text of the template that a chat is written in; None without one, or with none of several as the default."""
-    try:
-        template: str = tokenizer.get_chat_template()
-    except ValueError:
-        return None
-    return template
 
 
 def takes_system(tokenizer: Any) -> bool:
@@ -46,7 +38,7 @@ def check_chat(config: EvalConfig, model: ModelFacts) -> None:
     """
     if not config.chat_template:
         return
-    if template_of(model.tokenizer) is None:
+    if chat_template(model.tokenizer) is None:
         several = model.tokenizer.chat_template
         found = f"has {', '.join(sorted(several))} and no default one" if several else "has none"
         raise UsageError(
@@ -69,7 +61,7 @@ def check_chat(config: EvalConfig, model: ModelFacts) -> None:
 
 def tell_of_template(config: EvalConfig, tokenizer: Any) -> None:
     """Say that a chat model is asked in plain text, or that its template makes each day's prompts others."""
-    template = template_of(tokenizer)
+    template = chat_template(tokenizer)
     if template is None or not config.tasks:
         return
     if not config.chat_template:
@@ -88,7 +80,7 @@ def prompting(config: EvalConfig, tokenizer: Any) -> dict[str, Any] | None:
     """
     if not config.chat_template and not config.system:
         return None
-    template = template_of(tokenizer) if config.chat_template else None
+    template = chat_template(tokenizer) if config.chat_template else None
     return {
         "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         "system": config.system or None,

@@ -95,6 +95,15 @@ def find_tokenizer(folder: str | Path) -> Any:
     return load_tokenizer(path if path.is_dir() else resolve_model(str(folder), weights=False))
 
 
+def chat_template(tokenizer: Any) -> str | None:
+    """The text of the template that chats are written in; None without one, or with none of several as the default."""
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError:
+        return None
+    return template
+
+
 def load_spec(folder: str | Path) -> TokenizerSpec:
     """The tokenizer of a folder as data; raises as `find_tokenizer`."""
     return tokenizer_spec(find_tokenizer(folder))

@@ -385,3 +385,12 @@ def test_a_sample_has_whole_conversations(many: Path, tmp_path: Path) -> None:
     assert found.ids[0, : len(first[0])].tolist() == first[0]
     assert (found.marks[0, : len(first[0])] & 1).astype(bool).tolist() == first[1]
     assert SPECIAL[1] == "<|im_end|>"
+
+
+def test_several_templates_without_a_default_are_refused(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = {"rag": CHATML, "tool_use": CHATML}
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    config = data_config(write_chats(tmp_path / "a.jsonl", [TURNS]), heldout_sequences=0, seq_len=200)
+    with pytest.raises(UsageError, match="has the chat templates rag, tool_use and no default one"):
+        prepare(config, tmp_path / "tokenizer", tmp_path / "store", visible=False)

@@ -2,9 +2,9 @@
 
 An answer is what `{% generation %}` encloses, where the template has it. In another template it begins where the prompt
 before it ends (the conversation so far, rendered with a generation prompt) and ends with its own text, which is where
-the text of another answer would be. It has the token
-that ends the turn either way: the special token that follows, perhaps after white space. A conversation whose last
-answer has none goes on to its end and has EOS there, which are of the answer.
+the text of another answer would be. It has the token that ends the turn either way: the special token that follows,
+perhaps after white space. A conversation whose last answer has none goes on to its end and has EOS there, which are of
+the answer.
 """
 
 import json
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.base.disk import sha256_json
-from compress.base.errors import reason_of
+from compress.base.errors import UsageError, reason_of
+from compress.model.tokenizer import chat_template
 
 Message = dict[str, str]
 Span = tuple[int, int]
@@ -59,8 +60,18 @@ class Unfit(ValueError):
 
 
 def own_template(tokenizer: Any) -> str | None:
-    """The tokenizer's chat template; None where it has none."""
-    return str(tokenizer.get_chat_template()) if tokenizer.chat_template else None
+    """The tokenizer's chat template; None where it has none.
+
+    Raises:
+        UsageError: it has several, and none is the default.
+    """
+    found = chat_template(tokenizer)
+    if found is None and (several := tokenizer.chat_template):
+        raise UsageError(
+            f"The tokenizer has the chat templates {', '.join(sorted(several))} and no default one: put the one for "
+            "these conversations beside it, as chat_template.jinja."
+        )
+    return found
 
 
 def template_sha256(tokenizer: Any) -> str:
