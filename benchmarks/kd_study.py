@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from compress.base.config import to_dict
 from compress.base.machine import environment
 from compress.report.cells import plus_minus
 from compress.run.pipeline import run_recipe
@@ -47,11 +48,9 @@ def tables(recipe: Recipe) -> dict[int, tuple[str, list[Case]]]:
 
 
 def finetuning(recipe: Recipe) -> str:
-    """The teacher's training: as many tokens as the student's, at its pace."""
-    how = recipe.distill
-    options = {"tokens": how.tokens, "lr": how.lr, "batch_tokens": how.batch_tokens, "precision": how.precision}
-    if how.lora is not None:
-        options["lora"] = {"r": how.lora.r, "alpha": how.lora.alpha}
+    """The teacher's training: as many tokens as the student's, at its pace, with its adapters."""
+    names = ("tokens", "lr", "batch_tokens", "precision", "lora")
+    options = {name: value for name, value in to_dict(recipe.distill).items() if name in names}
     return f"teacher.finetune={json.dumps(options)}"
 
 

@@ -1,4 +1,6 @@
-"""Objectives by name, as options of `compress distill`: what recovery.py heals with and objectives.py times."""
+"""Objectives by name, which objectives.py times, and parts of a student: options of `compress distill` that recovery.py
+heals with.
+"""
 
 from typing import Any
 
@@ -28,8 +30,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "hidden-mse": {"alpha": 1.0, "weights": {"hidden": FADING}, "hidden": {"distance": "mse"}},
     "similarity": {"alpha": 1.0, "weights": {"similarity": 1.0}},
     "level": {"alpha": 0.5, "balance": "level"},
+}
+"""Beside tokens, batch, rate and seed; `paper` is the seed paper's alpha under AdamW and a cosine."""
+PARTS: dict[str, dict[str, Any]] = {
     "seams": {"alpha": 1.0, "train": "seams"},
     "last-4": {"alpha": 1.0, "train": "last:4"},
     "lora": {"alpha": 1.0, "lora": {"r": 16, "alpha": 32.0}},
 }
-"""Beside tokens, batch, rate and seed; `paper` is the seed paper's alpha under AdamW and a cosine."""
+"""The objective `kl` for a part of the student, which students.py times."""

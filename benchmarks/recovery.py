@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from objective_recipes import OBJECTIVES
+from objective_recipes import OBJECTIVES, PARTS
 
 from compress.base.config import build_from
 from compress.base.machine import environment
@@ -30,6 +30,7 @@ from compress.base.units import format_count, format_seconds, parse_count
 from compress.report.pages import svg
 
 CUTS = ("alternate", "block-influence", "kl-greedy")
+RECIPES = {**OBJECTIVES, **PARTS}
 ROWS = 256
 _CUTS_AT = (0, 96, 120, 144, 168, 192)
 _TASK = """
@@ -69,7 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, nargs="+", default=[24], help="how many stay")
     parser.add_argument("--cuts", nargs="+", default=CUTS, help="METHODs, or SPECs that keep as many layers")
     parser.add_argument("--repair", nargs="+", choices=("no", "yes"), default=("no", "yes"))
-    parser.add_argument("--recipes", nargs="+", choices=(*OBJECTIVES, "none"), default=("paper", "kl"))
+    parser.add_argument("--recipes", nargs="+", choices=(*RECIPES, "none"), default=("paper", "kl"))
     parser.add_argument("--tokens", type=parse_count, default=64_000, help="of training")
     parser.add_argument("--pool", type=parse_count, default=2_000_000, help="tokens that those are drawn from")
     parser.add_argument("--batch-tokens", type=parse_count, default=4096)
@@ -125,7 +126,7 @@ def _measure(options: argparse.Namespace) -> None:
             name = f"{start.name}-{recipe}-{format_count(options.tokens)}-by-{step}-{seed}"
 
             def heal(start: Path = start, recipe: str = recipe, seed: int = seed, name: str = name) -> Any:
-                return _heal(options, start, stores["text"], OBJECTIVES[recipe], seed, options.out / name)
+                return _heal(options, start, stores["text"], RECIPES[recipe], seed, options.out / name)
 
             _case(options, name, {**facts, "recipe": recipe, "seed": seed, **pace}, heal, stores, options.teacher)
 
