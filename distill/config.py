@@ -269,3 +269,8 @@ class DistillConfig(StudentConfig):
         for term in ("hidden", "similarity"):
             if getattr(self, term) is not None and (self.weights is None or getattr(self.weights, term) is None):
                 raise ValueError(f"`{term}` counts nothing without a weight: write weights: {{{term}: 0.1}} too")
+
+    @property
+    def scored(self) -> SelectConfig | None:
+        """What rows and tokens are scored for: to be selected, or to be read in an order; None is neither."""
+        return SelectConfig() if self.select is None and self.order == "easy_to_hard" else self.select

@@ -99,7 +99,7 @@ def check_distill(
 
 
 def _require_teacher(config: DistillConfig, teacher: str | Path | None) -> None:
-    if teacher is None and (config.select is not None or config.order != "random"):
+    if teacher is None and config.scored is not None:
         raise UsageError("distill.select and distill.order go by what a teacher says of the text: name one.")
     if teacher is None and most(weight_of(config, "soft")) > 0:
         raise UsageError(

@@ -79,10 +79,12 @@ class TeacherConfig:
             raise ValueError("a teacher from scratch has no teacher of its own: write `train: {alpha: 0}`")
         if self.scratch is not None and not self.scratch.train.is_whole:
             raise ValueError("a teacher from scratch is trained whole: leave lora and train out of its `train`")
-        if self.scratch is not None and (self.scratch.train.select or self.scratch.train.order != "random"):
-            raise ValueError("a teacher from scratch has no teacher to select text by: leave `select` and `order` out")
         if self.finetune is not None and self.scratch is not None:
             raise ValueError("a teacher from scratch is trained on the run's text anyway: leave `finetune` out")
+        if self.training is not None and self.training.scored is not None:
+            raise ValueError(
+                "a teacher that is trained has no teacher to select text by: leave `select` and `order` out"
+            )
 
     @property
     def training(self) -> DistillConfig | None:

@@ -15,7 +15,7 @@ from compress.base.progress import say
 from compress.data import INDEX, TokenStore
 from compress.data.store.scores import make_scores, scores_folder
 from compress.distill.config import DistillConfig
-from compress.distill.rows.selection import Selection, asked_selection, find_selection, made_of
+from compress.distill.rows.selection import Selection, find_selection, made_of
 from compress.inference.readout import Readout, load_checkpoint, require_numbers
 
 _BLOCK_TOKENS, _DEVICE_BLOCK_TOKENS = 1024, 8192  # a CPU is busy with few, a device needs more
@@ -30,7 +30,7 @@ def selection_for(
         UsageError: the rows are conversations, whose prompts would be scored like answers.
         UsageError, InputError: as `make_scores`, and as loading the models.
     """
-    select = asked_selection(config)
+    select = config.scored
     if select is None:
         return None
     if store.marked:

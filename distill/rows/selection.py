@@ -47,13 +47,6 @@ class Selection:
         return np.where((scores >= self.low) & (scores <= self.high), labels, IGNORE_INDEX)
 
 
-def asked_selection(config: DistillConfig) -> SelectConfig | None:
-    """What rows and tokens are scored for: to be selected, or to be read in an order, or neither."""
-    if config.select is None and config.order == "easy_to_hard":
-        return SelectConfig()
-    return config.select
-
-
 def made_of(select: SelectConfig, store: TokenStore, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What scores are made of: `inputs` are the hashes of a training's models."""
     student = inputs["student"] if select.by == "student_disagreement" else None
@@ -73,7 +66,7 @@ def find_selection(config: DistillConfig, store: TokenStore, inputs: Mapping[str
     Raises:
         InputError: the scores are not there, or damaged.
     """
-    select = asked_selection(config)
+    select = config.scored
     if select is None:
         return None
     return select_from(config, select, open_scores(scores_folder(store, made_of(select, store, inputs)), store))

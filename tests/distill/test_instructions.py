@@ -159,6 +159,12 @@ def test_a_model_that_cannot_keep_them_apart_is_told_how(chats: World, options: 
         chats.run("run", options(alpha=0.0, batch_tokens=SEQ_LEN, tokens=SEQ_LEN), student=mamba, teacher=None)
 
 
+def test_conversations_are_not_selected_from(chats: World, options: Options) -> None:
+    with pytest.raises(UsageError, match="score rows of text, and these are conversations"):
+        chats.run("run", options(order="easy_to_hard", batch_tokens=SEQ_LEN, tokens=SEQ_LEN))
+    assert not list(chats.data.glob("scores-*"))
+
+
 def test_marks_must_belong_to_their_store(chats: World) -> None:
     copy = chats.root / "copy"
     copy.mkdir()

@@ -113,6 +113,7 @@ def test_a_correction_that_is_killed_goes_on_to_the_same_bytes(world: Path, corr
     [
         ("prune.keep=0,3", "leave `prune` out, or `student`"),
         ("teacher.finetune={alpha: 0.5}", "teacher.finetune.alpha"),
+        ("teacher.finetune={order: easy_to_hard}", "has no teacher to select text by"),
         (
             "teacher={scratch: {architecture: {}, tokenizer: t, train: {alpha: 0}}, finetune: {}}",
             "leave `finetune` out",
