@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from chat_templates import GEMMA2
-from helpers import save_tiny_model
+from helpers import run_cli, save_tiny_model
 
 from compress.run.layout import Layout
 from compress.run.pipeline import resolve_paths
@@ -72,6 +72,13 @@ def make_pair_world(folder: Path) -> Path:
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
     save_tiny_model(folder / "small", seed=1, scale=0.1, **small)
     return folder
+
+
+def run_to(out: Path, recipe: Path, *changes: str) -> Path:
+    """Run a recipe with `--set` changes to its end; returns the run folder."""
+    done = run_cli("run", str(recipe), "--out", str(out), *(f"--set={change}" for change in changes))
+    assert done.returncode == 0, done.stderr
+    return out
 
 
 def make_steps(recipe: Recipe, run: Path, teacher: Path, *groups: str) -> None:

@@ -75,12 +75,12 @@ def read_run(run: Path) -> RunFiles:
             f"`compress eval {run / 'student'} --out {run / 'eval' / 'student.json'}`."
         )
     recipe = run / "recipe.yaml"
-    name = _recipe(run).get("name")
+    said = _recipe(run)
     rows = _jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep)
     return RunFiles(
-        name=str(name or run.resolve().name),
+        name=str(said.get("name") or run.resolve().name),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
-        given_student=has_given_student(run),
+        given_student=bool(said.get("student")),
         prune=_record(run / "student-init" / "prune.json", shapes.PruneRecord),
         distill=_record(run / "student" / "distill.json", shapes.TrainingRecord),
         evals=found,
@@ -90,14 +90,9 @@ def read_run(run: Path) -> RunFiles:
     )
 
 
-def has_given_student(run: Path) -> bool:
-    """Whether the recipe in a run folder names a student."""
-    return bool(_recipe(run).get("student"))
-
-
 def labels_of(run: Path) -> dict[str, str]:
     """Model key -> its name in the report of a run folder."""
-    return _labels(has_given_student(run))
+    return _labels(bool(_recipe(run).get("student")))
 
 
 def _labels(given_student: bool) -> dict[str, str]:

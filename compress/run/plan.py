@@ -1,5 +1,6 @@
 """`compress run --dry-run`: what a recipe will do and cost, from config.json files alone."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
@@ -11,8 +12,7 @@ from compress.base.machine import total_memory
 from compress.base.units import format_bytes, format_count
 from compress.data import TextFacts
 from compress.distill import DistillConfig, DistillPlan, plan_distill
-from compress.model.costs import model_costs
-from compress.model.facts import ModelFacts
+from compress.model.parts import count_parameters, empty_model
 from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
 from compress.run.layout import Layout
@@ -127,22 +127,19 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
     if cut is not None and isinstance(choice, RankAfterConfig):
         ranked = choice.rank_after * len(choice.proposals(cut.layer_types))
     training = recipe.teacher.training
+    healing = _plan(recipe.distill, known.text, student.config, teacher.config, student.kept)
     return RecipePlan(
         name=recipe.name,
         prune=None if cut is None else cut.plan,
-        parameters=(_size(student), _size(teacher)),
+        parameters=(healing.parameters, count_parameters(empty_model(copy.deepcopy(teacher.config)))),
         teacher_training=None if training is None else _plan(training, known.text, teacher.config, None, None),
-        distill=_plan(recipe.distill, known.text, student.config, teacher.config, student.kept),
+        distill=healing,
         available_bytes=total_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
         counted=_rows(recipe.distill, known.text) is not None,
         ranking_tokens=ranked,
     )
-
-
-def _size(model: ModelFacts) -> int:
-    return sum(model_costs(model.config).parameters.values())
 
 
 def _rows(training: DistillConfig, text: TextFacts) -> int | None:

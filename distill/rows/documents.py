@@ -1,9 +1,8 @@
 """Documents packed into one row, kept apart: positions that start anew, no loss across a boundary, and a check.
 
 Rows of text are cut from one stream of documents that each end with EOS; rows of conversations have a mark where each
-begins. transformers recognises packed
-documents by position ids that start anew, and then builds block-diagonal causal (and sliding-window) masks for
-eager, SDPA and flex attention, and variable-length calls for flash attention.
+begins. transformers recognises packed documents by position ids that start anew, and then builds block-diagonal causal
+(and sliding-window) masks for eager, SDPA and flex attention, and variable-length calls for flash attention.
 """
 
 from typing import Any

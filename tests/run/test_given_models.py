@@ -6,7 +6,7 @@ import pytest
 from commands import warm
 from fault_injection import Signal
 from helpers import run_cli, save_tiny_model
-from recipe_world import make_pair_world
+from recipe_world import make_pair_world, run_to
 from safetensors.torch import load_file
 
 from compress.base.disk import read_json, sha256_tree
@@ -26,16 +26,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(world: Path) -> Path:
-    done = run_cli("run", str(world / "pair.yaml"), "--out", str(world / "pair"))
-    assert done.returncode == 0, done.stderr
-    return world / "pair"
+    return run_to(world / "pair", world / "pair.yaml")
 
 
 @pytest.fixture(scope="module")
 def corrected(world: Path) -> Path:
-    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(world / "corrected"), "--set", FINETUNE)
-    assert done.returncode == 0, done.stderr
-    return world / "corrected"
+    return run_to(world / "corrected", world / "recipe.yaml", FINETUNE)
 
 
 def failed(run: Path) -> list[str]:

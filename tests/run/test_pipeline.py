@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from commands import Outcome, warm
 from helpers import byte_tokenizer, run_cli
-from recipe_world import RECIPE, SIDE_FILES, make_run_world, make_steps
+from recipe_world import RECIPE, SIDE_FILES, make_run_world, make_steps, run_to
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -43,9 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(world: Path) -> Path:
-    done = run_cli("run", str(world / "recipe.yaml"), "--out", str(world / "run"))
-    assert done.returncode == 0, done.stderr
-    return world / "run"
+    return run_to(world / "run", world / "recipe.yaml")
 
 
 def test_layers_are_measured_on_the_runs_own_text(world: Path, tmp_path: Path) -> None:
