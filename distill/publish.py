@@ -91,6 +91,8 @@ class DistillResult:
     heldout_kl_stderr: float | None = None
     """Its standard error; None where micro-batches were too few to say, as that of `heldout_hard`."""
     heldout_hard_stderr: float | None = None
+    heldout_sources: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Of each source of a blend: `kl`, `hard` and their standard errors on its held-out rows, of the final student."""
     heldout_documents: int | None = None
     """Documents that the held-out rows are from. None in a record that does not say."""
     best_heldout_kl: float | None = None
@@ -131,6 +133,9 @@ class DistillResult:
         ]
         if measures := self._describe_heldout():
             lines.insert(1, measures)
+        for name, found in self.heldout_sources.items():
+            told = [f"{title} {found[key]:.4f}" for title, key in (("KL", "kl"), ("loss", "hard")) if key in found]
+            lines.insert(2, f"held-out {name}: {', '.join(told)}")
         if self.parameters and self.trained_parameters not in (None, self.parameters):
             lines.insert(
                 1, f"trained: {format_count(self.trained_parameters)} of {format_count(self.parameters)} parameters"

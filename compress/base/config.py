@@ -141,8 +141,10 @@ def _explain(path: str, fault: ErrorDetails, cls: type, document: Document) -> s
 
 
 def _fields_at(cls: Any, parts: Sequence[str]) -> list[str]:
-    """Field names of the config found by walking `parts` from `cls`, through what may be of several kinds."""
+    """Field names of the config found by walking `parts` from `cls`, through lists and what may be of several kinds."""
     for part in parts:
+        if part.isdigit():
+            continue
         hint = next((f.type for f in dataclasses.fields(cls) if key_of(f.name) == part), None)
         cls = next((kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)), None)
         if cls is None:

@@ -17,7 +17,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from compress.base.config import key_of, to_dict
 from compress.base.disk import sha256_file
@@ -49,7 +49,7 @@ class _Rule:
     before: Any = None
     """What a result without this setting was made with."""
     options: type | None = None
-    """The config that the setting's own settings belong to."""
+    """The config that the setting's own settings belong to, or those of each of its parts where it is a list."""
     meaning: Meaning | None = None
 
     def as_meant(self, value: Any) -> Any:
@@ -72,15 +72,23 @@ def _rule(field: "dataclasses.Field[Any]", hint: Any) -> _Rule:
     before = None if field.default is dataclasses.MISSING else field.default
     if field.default_factory is not dataclasses.MISSING:
         before = field.default_factory()
-    kinds = [found for found in (hint, *get_args(hint)) if isinstance(found, type) and dataclasses.is_dataclass(found)]
     return _Rule(
         free=FREE in marks,
         place=PLACE in marks,
         newer=bool(newer),
         before=plain(newer[0].value if newer else before),
-        options=kinds[0] if kinds else None,
+        options=_options_in(hint),
         meaning=next((mark for mark in marks if isinstance(mark, Meaning)), None),
     )
+
+
+def _options_in(hint: Any) -> type | None:
+    """The first config in an annotation; what is under keys of a user's own is left out."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    if get_origin(hint) in (dict, Mapping):
+        return None
+    return next((found for part in get_args(hint) if (found := _options_in(part)) is not None), None)
 
 
 def plain(value: Any) -> Any:
@@ -98,8 +106,15 @@ def as_before(kind: type | None, settings: Mapping[str, Any]) -> dict[str, Any]:
         rule = rules.get(name, _Rule())
         value = rule.as_meant(value)
         if not (rule.newer and value == rule.before):
-            found[name] = as_before(rule.options, value) if rule.options and isinstance(value, dict) else value
+            found[name] = _each(value, functools.partial(as_before, rule.options)) if rule.options else value
     return found
+
+
+def _each(value: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """The settings of a config, or those of each in a list of them, changed; anything else as it is."""
+    if isinstance(value, list):
+        return [_each(part, change) for part in value]
+    return change(value) if isinstance(value, dict) else value
 
 
 def is_complete(kind: type, settings: Mapping[str, Any]) -> bool:
@@ -107,7 +122,8 @@ def is_complete(kind: type, settings: Mapping[str, Any]) -> bool:
     rules = _rules(kind)
     if not {name for name, rule in rules.items() if not rule.newer} <= settings.keys() <= rules.keys():
         return False
-    parts = [(rule.options, settings[name]) for name, rule in rules.items() if rule.options and name in settings]
+    given = [(rule.options, settings[name]) for name, rule in rules.items() if rule.options and name in settings]
+    parts = [(options, part) for options, value in given for part in (value if isinstance(value, list) else [value])]
     return all(is_complete(options, part) for options, part in parts if isinstance(part, dict))
 
 
@@ -132,6 +148,12 @@ def setting_changes(kind: type | None, made: Mapping[str, Any], asked: Mapping[s
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += setting_changes(rule.options, old, new, f"{at}{name}.")
+        elif rule.options and isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            found += [
+                change
+                for number, (was, now) in enumerate(zip(old, new, strict=True))
+                for change in setting_changes(rule.options, was, now, f"{at}{name}.{number}.")
+            ]
         else:
             found.append(f"{at}{name} was {json.dumps(old)} and is {json.dumps(new)}")
     return found

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compress.data.preparing import (
         changes_of_begun,
         changes_since,
+        named_store,
         options_unlike,
         prepare,
         store_inputs,
@@ -49,6 +50,7 @@ __all__ = [
     "find_source",
     "fit_rows",
     "framing_for",
+    "named_store",
     "options_unlike",
     "prepare",
     "require_apart",
@@ -74,6 +76,7 @@ _HOMES = {
     "facts_of_store": "preflight",
     "find_source": "sources.sources",
     "fit_rows": "preflight",
+    "named_store": "preparing",
     "options_unlike": "preparing",
     "prepare": "preparing",
     "framing_for": "sample",

@@ -1,6 +1,7 @@
 """What can be said of text before it is prepared or read: what refuses it then refuses it now."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Iterable
 from contextlib import closing
@@ -46,14 +47,15 @@ def facts_of_store(store: TokenStore) -> TextFacts:
 def facts_of_plan(config: DataConfig) -> TextFacts:
     """The facts of a token store that is to be prepared."""
     wanted = wanted_tokens(config)
-    return TextFacts(config.seq_len, wanted and wanted // config.seq_len, config.heldout_sequences)
+    held = sum(part.heldout_sequences for part in config.parts())
+    return TextFacts(config.seq_len, wanted and wanted // config.seq_len, held)
 
 
 def fit_rows(config: DataConfig, models: Iterable[ModelFacts | None]) -> DataConfig:
     """The same; or rows as long as all models read, where that is less than `seq_len` is by default, and nobody wrote
     another length. It is said."""
     limit = shortest_context(model.config for model in models if model is not None)
-    if config.seq_len != DataConfig(dataset=config.dataset).seq_len:
+    if config.seq_len != DataConfig.__dataclass_fields__["seq_len"].default:
         return config
     length, _ = fit("Rows of text (data.seq_len)", config.seq_len, 0, limit)
     return dataclasses.replace(config, seq_len=length)
@@ -61,7 +63,8 @@ def fit_rows(config: DataConfig, models: Iterable[ModelFacts | None]) -> DataCon
 
 def check_data(config: DataConfig, model: ModelFacts | None, out: Path, faults: Faults) -> TextFacts:
     """Find what would refuse the preparation of `out` with a model's tokenizer, if that is known."""
-    faults.of(lambda: check_source(config, None if model is None else model.tokenizer))
+    for part in config.parts():
+        faults.of(functools.partial(check_source, part, None if model is None else model.tokenizer))
     spec = None if model is None else faults.of(lambda: tokenizer_spec(model.tokenizer))
     if spec is not None:
         faults.of(lambda: check_space(config, spec, out))
@@ -100,28 +103,28 @@ def check_source(config: DataConfig, tokenizer: Any = None) -> None:
         InputError: no such file or dataset, nothing in it that can be read, no text column, or a chat template that
             makes nothing of its conversations.
     """
-    source = find_source(config)
+    source, (name,) = find_source(config), config.datasets
     try:
         source.connect()
-        source.unread.tell(config.dataset)
+        source.unread.tell(name)
         form = form_of(source, asked_of(config), Retry(StopRequest(), tries=0))
         for index in range(1 if isinstance(source, HubSource) else len(source.files)):
             _first_row(source, index, form)
         check_options(config, form)
         if not form.is_text and tokenizer is not None:
-            _check_layout(config.dataset, source, form, Chat(tokenizer))
+            _check_layout(name, source, form, Chat(tokenizer))
     except CompressError as error:
         if not isinstance(source, HubSource) or not isinstance(error, Unavailable) or is_final(error.__cause__):
             raise
-        _say_later(config, error.__cause__)
+        _say_later(name, error.__cause__)
     except Exception as error:
         if is_final(error):
-            raise InputError(f"{config.dataset} cannot be read ({reason_of(error)}).") from error
-        _say_later(config, error)
+            raise InputError(f"{name} cannot be read ({reason_of(error)}).") from error
+        _say_later(name, error)
 
 
-def _say_later(config: DataConfig, error: object) -> None:
-    say(f"{config.dataset} cannot be looked at now ({reason_of(error)}): it will be tried again when its turn comes.")
+def _say_later(name: str, error: object) -> None:
+    say(f"{name} cannot be looked at now ({reason_of(error)}): it will be tried again when its turn comes.")
 
 
 def _first_row(source: Source, index: int, form: Form) -> None:

@@ -1,21 +1,22 @@
 """Text to a token store, or the store that is there already."""
 
-import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from compress.base.config import build_from, to_dict
 from compress.base.currency import Inputs, Missing, input_changes, inputs_now, setting_changes
-from compress.base.errors import DISK_FULL, CompressError, InterruptedRun, UsageError
+from compress.base.disk import read_json
+from compress.base.errors import DISK_FULL, CompressError, UsageError
 from compress.base.outputs import Output, has_manifest, require_outputs
 from compress.base.signals import stop_on_signal
 from compress.data.config import DataConfig
 from compress.data.sources.sources import find_source
-from compress.data.sources.stream import Unavailable
+from compress.data.store.blend import part_folder, parts_of
 from compress.data.store.chat import template_sha256
 from compress.data.store.framing import asked_framing
-from compress.data.store.partial import begun, is_begun, owned_folder, partial_of, remove_if_empty
-from compress.data.store.preparation import Preparation
+from compress.data.store.making import Maker
+from compress.data.store.partial import begun, is_begun, owned_folder, partial_of
 from compress.data.store.record import identity
 from compress.data.store.store import INDEX, TokenStore
 from compress.model.tokenizer import find_tokenizer, load_spec, tokenizer_spec
@@ -36,7 +37,8 @@ def prepare(
 
     Documents are tokenized as plain text, framed as the tokenizer frames a text and followed by EOS, and packed without
     gaps into rows of `seq_len` tokens, which begin with BOS where the `reader` reads them better so. Conversations are
-    laid out by the tokenizer's chat template and packed whole, what is left of a row filled up.
+    laid out by the tokenizer's chat template and packed whole, what is left of a row filled up. Of a blend each source
+    is a store of its own within `out` (see `compress.data.store.blend`).
     Held-out documents (see `HeldOutPool`) are packed apart. The files are the same however often the preparation
     was cut and continued, on however many cores. A failure leaves nothing of what this call began, and
     all of what an earlier one saved.
@@ -71,16 +73,12 @@ def prepare(
     asked_framing(config.bos, spec)
     require_outputs(*store_outputs(out))
     with stop_on_signal() as stop, owned_folder(out) as folder:
-        preparation = Preparation(config, words, spec, Path(reader or tokenizer), out, folder, stop)
+        make = Maker(words, spec, Path(reader or tokenizer), stop, visible=visible)
         try:
-            preparation.run(visible=visible)
-        except (InterruptedRun, Unavailable):
-            remove_if_empty(folder)
-            raise
-        except CompressError:
-            if preparation.began_here:
-                shutil.rmtree(folder)
-            raise
+            if config.sources is None:
+                make.store(config, out, folder)
+            else:
+                make.blend(config, out, folder)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
@@ -89,6 +87,12 @@ def prepare(
                 "saved is kept."
             ) from error
     return TokenStore.open(out)
+
+
+def named_store(config: DataConfig) -> Path | None:
+    """The token store that a config names in place of text."""
+    place = Path(config.datasets[0])
+    return place if config.sources is None and (place / INDEX).is_file() else None
 
 
 def store_outputs(out: Path) -> list[Output]:
@@ -113,7 +117,8 @@ def store_inputs(config: DataConfig, tokenizer: Callable[[], Path | str], out: P
     def source() -> str:
         index = TokenStore.open(out).index
         try:
-            same = find_source(config).matches(index["source"])
+            now, made = [find_source(part) for part in config.parts()], parts_of(index["source"])
+            same = len(now) == len(made) and all(source.matches(then) for source, then in zip(now, made, strict=True))
         except CompressError as error:
             raise Missing(f"the text is not there ({error})") from error
         recorded: str = index["manifest"]["inputs"]["source"]
@@ -131,14 +136,25 @@ def changes_of_begun(config: DataConfig, tokenizer: Callable[[], Path | str], ou
     made = begun(out)
     if made is None:
         return []
+    found = setting_changes(DataConfig, made["identity"], identity(config, load_spec(tokenizer()).sha256))
+    if config.sources is None:
+        return found + ([] if _is_same(config, made) else ["the source is another"])
+    for number, (name, part) in enumerate(zip(config.names, config.parts(), strict=True)):
+        place = part_folder(partial_of(out), number)
+        made = read_json(place / INDEX) if (place / INDEX).is_file() else begun(place)
+        if made is not None and not _is_same(part, made):
+            found.append(f"the source {name} is another")
+    return found
+
+
+def _is_same(config: DataConfig, made: Mapping[str, Any]) -> bool:
+    """Whether a source is as it was when a preparation of it, which `made` is of, began."""
     try:
         source = find_source(config, made.get("commit"))
         complete = "fingerprint" in made
-        same = source.matches(made["source"]) if complete else source.listing() == made["source"]
+        return source.matches(made["source"]) if complete else source.listing() == made["source"]
     except CompressError:
-        same = True  # what is wrong with the source is said when it is read
-    found = setting_changes(DataConfig, made["identity"], identity(config, load_spec(tokenizer()).sha256))
-    return found + ([] if same else ["the source is another"])
+        return True  # what is wrong with the source is said when it is read
 
 
 def options_unlike(out: Path, config: DataConfig, given: Collection[str]) -> list[str]:

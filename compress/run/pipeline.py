@@ -24,11 +24,11 @@ from compress.base.outputs import require_outputs
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.data import (
-    INDEX,
     TokenStore,
     check_data,
     facts_of_store,
     fit_rows,
+    named_store,
     options_unlike,
     prepare,
     require_apart,
@@ -196,24 +196,24 @@ def distill_text(
 
 def _store_of(options: DistillOptions, given: Collection[str], *, student: str, teacher: str | None, run: Path) -> Path:
     """The token store to train on, made if need be, once all that can be known of the training is."""
-    layout, named, faults = Layout(run), Path(options.data.dataset), Faults()
-    is_store = (named / INDEX).is_file()
-    if is_store:
-        faults.of(lambda: _check_options(options, given))
+    layout, named, faults = Layout(run), named_store(options.data), Faults()
+    if named is not None:
+        faults.of(lambda: _check_options(named, options, given))
         store = faults.of(lambda: TokenStore.open(named))
         text = None if store is None else facts_of_store(store)
     else:
-        faults.of(lambda: require_apart(options.data.dataset, run))
+        for source in options.data.datasets:
+            faults.of(functools.partial(require_apart, source, run))
         models = [None if name is None else look_at_config(name, Faults()) for name in (student, teacher)]
         options = dataclasses.replace(options, data=fit_rows(options.data, models))
         text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
-    faults.of(lambda: _check_current(options, layout, named if is_store else None, student=student, teacher=teacher))
+    faults.of(lambda: _check_current(options, layout, named, student=student, teacher=teacher))
     found = faults.of(
         lambda: check_start(options.distill, student=student, teacher=teacher, out=layout.student, text=text)
     )
     faults.refuse()
     assert found is not None
-    if is_store:
+    if named is not None:
         return named
     prepare(options.data, found[0], layout.data, reader=found[1])
     return layout.data
@@ -246,10 +246,10 @@ def _check_current(
         )
 
 
-def _check_options(options: DistillOptions, given: Collection[str]) -> None:
+def _check_options(named: Path, options: DistillOptions, given: Collection[str]) -> None:
     of_training = {"tokens"} if options.data.tokens == options.distill.tokens else set()  # as --tokens sets both
-    if differing := options_unlike(Path(options.data.dataset), options.data, set(given) - of_training):
+    if differing := options_unlike(named, options.data, set(given) - of_training):
         raise UsageError(
-            f"{options.data.dataset} is a token store, and was made with other options: {'; '.join(differing)}. Leave "
+            f"{named} is a token store, and was made with other options: {'; '.join(differing)}. Leave "
             "them out, or name the text, to prepare it with them."
         )

@@ -89,7 +89,7 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
         student = given or student_facts(cut, teacher)
         if "prune" in left.groups and isinstance(recipe.prune.choice, RankAfterConfig):
             models = (student, teacher)
-            check_ranking(recipe.distill, recipe.prune.choice, recipe.data.dataset, models, text, faults)
+            check_ranking(recipe.distill, recipe.prune.choice, ", ".join(recipe.data.datasets), models, text, faults)
         if "teacher" in left.groups and (training := recipe.teacher.training) is not None:
             check_distill(training, student=teacher, teacher=None, text=text, faults=faults)
         if "distill" in left.groups:
@@ -109,7 +109,7 @@ def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faul
     left = [output for step in steps for output in step.outputs if not step.only_reads(output)]
     check_outputs([*own, *ranking, *left, *report_outputs(layout.run)], faults)
     faults.of(lambda: _check_name(recipe, layout))
-    for text in filter(None, (recipe.data.dataset, recipe.eval.other_text)):
+    for text in filter(None, (*recipe.data.datasets, recipe.eval.other_text)):
         faults.of(functools.partial(require_apart, text, layout.run))
 
 
@@ -174,7 +174,7 @@ def _text(recipe: Recipe, layout: Layout, left: Left, teacher: ModelFacts | None
     if "data" not in left.groups:
         store = faults.of(lambda: TokenStore.open(layout.data))
         return facts_of_plan(recipe.data) if store is None else facts_of_store(store)
-    if left.will_make(recipe.data.dataset):
+    if any(map(left.will_make, recipe.data.datasets)):
         return facts_of_plan(recipe.data)
     return check_data(recipe.data, teacher if _tokenizer_is_there(recipe, left) else None, layout.data, faults)
 

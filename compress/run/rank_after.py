@@ -7,6 +7,7 @@ heal together; the main one does the rest.
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import time
 from pathlib import Path
@@ -20,13 +21,14 @@ from compress.base.outputs import UNFINISHED, Output, beside, check_outputs, has
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.data import (
-    INDEX,
     DataConfig,
     TextFacts,
     TokenStore,
     check_data,
+    facts_of_plan,
     facts_of_store,
     fit_rows,
+    named_store,
     prepare,
     require_apart,
     store_outputs,
@@ -100,8 +102,8 @@ def prune_ranked(options: PruneOptions, *, teacher: str, out: Path) -> PruneResu
         on_main(lambda: lock.enter_context(owned(work)))
 
         def store() -> Path:
-            if (Path(text.dataset) / INDEX).is_file():
-                return Path(text.dataset)
+            if (named := named_store(text)) is not None:
+                return named
             prepare(text, resolve_model(teacher), work / "data")
             return work / "data"
 
@@ -124,9 +126,10 @@ def plan_ranked(options: PruneOptions, *, teacher: str, out: Path) -> tuple[Prun
     cut = None if known is None else check_prune(choice, known, faults, **options.prune.how)
     student = student_facts(cut, known)
     if text is not None:
-        faults.of(lambda: require_apart(text.dataset, work))
+        for name in text.datasets:
+            faults.of(functools.partial(require_apart, name, work))
     if facts is not None and text is not None:
-        check_ranking(options.distill, choice, text.dataset, (student, known), facts, faults)
+        check_ranking(options.distill, choice, ", ".join(text.datasets), (student, known), facts, faults)
     return None if cut is None else cut.plan, faults
 
 
@@ -158,12 +161,12 @@ def _healed_on(options: PruneOptions, teacher: str) -> DataConfig:
             "local file, folder or glob, or a token store."
         )
     text = fit_rows(text, [look_at_config(teacher, Faults())])
-    return dataclasses.replace(text, tokens=text.tokens or choice.rank_after)
+    return text if facts_of_plan(text).num_rows else dataclasses.replace(text, tokens=choice.rank_after)
 
 
 def _facts_of(text: DataConfig, model: ModelFacts | None, out: Path, faults: Faults) -> TextFacts | None:
-    if (Path(text.dataset) / INDEX).is_file():
-        store = faults.of(lambda: TokenStore.open(text.dataset))
+    if (named := named_store(text)) is not None:
+        store = faults.of(lambda: TokenStore.open(named))
         return None if store is None else facts_of_store(store)
     return check_data(text, model, out, faults)
 

@@ -91,7 +91,7 @@ def preparation(
     out = layout.data
 
     def make() -> None:
-        say(f"data: {config.dataset} -> {out}")
+        say(f"data: {', '.join(config.datasets)} -> {out}")
         prepare(config, tokenizer(), out, reader=None if reader is None else reader())
 
     def intact(_: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,8 @@ from compress.data.store import order
 
 Measure = Literal["heldout_kl", "heldout_hard", "heldout_loss"]
 MEASURES: tuple[Measure, ...] = ("heldout_kl", "heldout_hard", "heldout_loss")
+OF_SOURCES = ("kl", "hard", "kl_stderr", "hard_stderr")
+"""What is kept of the measures of each source of a blend."""
 STDERRS = ("heldout_kl_stderr", "heldout_hard_stderr")
 
 
@@ -54,6 +56,8 @@ class Progress:
     best_by: Measure = "heldout_loss"
     """What the best step has least of: `heldout_kl`, or `heldout_hard` without a teacher, whatever is minimised.
     A run begun before these were measured goes on by its `heldout_loss`."""
+    heldout_sources: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Of each source of a blend, by its name: `kl`, `hard` and their standard errors, on its held-out rows."""
     levels: dict[str, float] = dataclasses.field(default_factory=dict)
     """The terms of the step before, where the next one's weights go by them (`balance: level`)."""
 
@@ -63,9 +67,11 @@ class Progress:
         self.rows_sha256 = order.extend(self.rows_sha256, row_ids)
         for name in (*MEASURES, *STDERRS):
             setattr(self, name, None)
+        self.heldout_sources = {}
 
-    def note_heldout(self, found: Mapping[str, float]) -> None:
-        """Take what `Losses.measure` found of the student as it is; what is not finite counts as none."""
+    def note_heldout(self, found: Mapping[str, float], sources: Mapping[str, Mapping[str, float]]) -> None:
+        """Take what `Losses.measure` found of the student as it is, and on the rows of each source of a blend; what is
+        not finite counts as none."""
         now = {name: found.get(name.removeprefix("heldout_")) for name in MEASURES}
         now = {name: value if value is not None and math.isfinite(value) else None for name, value in now.items()}
         best, value = getattr(self, f"best_{self.best_by}"), now[self.best_by]
@@ -76,6 +82,10 @@ class Progress:
                 setattr(self, f"best_{name}", now[name])
         for error in STDERRS:
             setattr(self, error, found.get(error.removeprefix("heldout_")))
+        self.heldout_sources = {
+            source: {name: values[name] for name in OF_SOURCES if math.isfinite(values.get(name, math.nan))}
+            for source, values in sources.items()
+        }
 
     def heldout(self) -> dict[str, Any]:
         """All held-out measures, last and best, for a record."""
@@ -83,10 +93,20 @@ class Progress:
             **{name: getattr(self, name) for name in (*MEASURES, *STDERRS)},
             **{f"best_{name}": getattr(self, f"best_{name}") for name in MEASURES},
             "best_by": self.best_by,
+            "heldout_sources": self.heldout_sources,
         }
 
 
-_LATER = (*STDERRS, "heldout_kl", "heldout_hard", "best_heldout_kl", "best_heldout_hard", "best_by", "levels")
+_LATER = (
+    *STDERRS,
+    "heldout_kl",
+    "heldout_hard",
+    "best_heldout_kl",
+    "best_heldout_hard",
+    "best_by",
+    "levels",
+    "heldout_sources",
+)
 """Fields that a state of an earlier version lacks; their defaults mean that all goes on as it began."""
 
 

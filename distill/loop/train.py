@@ -13,12 +13,13 @@ from torch import Tensor
 from compress.base.config import to_dict
 from compress.base.errors import InterruptedRun
 from compress.base.machine import peak_memory_gib
-from compress.base.progress import progress_bar, say, working
+from compress.base.progress import progress_bar, working
 from compress.base.signals import stop_on_signal
 from compress.distill.loop.checkpoint import Checkpointer
 from compress.distill.loop.guard import StepGuard, tell_skips
+from compress.distill.loop.heldout import measure_heldout
 from compress.distill.loop.meters import Clock, step_seed
-from compress.distill.loop.metrics import Metrics, heldout_columns, step_columns
+from compress.distill.loop.metrics import Metrics, step_columns
 from compress.distill.loop.progress import Progress
 from compress.distill.loop.session import Session
 from compress.distill.loop.stop_vote import StopVote
@@ -59,7 +60,7 @@ def train(session: Session, work: Path) -> None:
     ):
         if unmeasured:
             with clock.paused(s.accelerator.device):
-                _measure_heldout(s, metrics)
+                measure_heldout(s, metrics)
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             if config.balance == "level" and not run.levels:
@@ -82,7 +83,7 @@ def train(session: Session, work: Path) -> None:
             save = stopping or is_due(config.checkpoint_every, run.step, steps)
             if not stopping and run.step in s.measured:
                 with clock.paused(s.accelerator.device):
-                    _measure_heldout(s, metrics)
+                    measure_heldout(s, metrics)
             if save:
                 with clock.paused(s.accelerator.device), working("writing a checkpoint"):
                     _count_skips(s, guard)
@@ -162,18 +163,6 @@ def _log(s: Session, metrics: Metrics, clock: Clock, terms: Terms, grad_norm: Te
     parts = ", ".join(f"{name} {value:.3f}" for name, value in zip(terms, raw, strict=True)) if len(terms) > 1 else ""
     loss = f"loss {columns['loss']:.3f}{parts and f' ({parts})'}"
     return f"step {s.progress.step} of {s.budget.steps}, {loss}, {rate:,.0f} tokens/s"
-
-
-def _measure_heldout(s: Session, metrics: Metrics) -> None:
-    """Measure and log the student as it is on the held-out rows; what is not finite counts as none."""
-    if not len(s.heldout):
-        return
-    with progress_bar("held-out text", s.heldout.ids.size, unit="tokens") as bar:
-        found = s.losses.measure(s.losses.share(s.heldout), s.setting(), bar.advance)
-    s.progress.note_heldout(found)
-    if not math.isfinite(found["loss"]):
-        say(f"The held-out loss after step {s.progress.step} is {found['loss']}.")
-    metrics.write({"step": s.progress.step, "tokens": s.tokens, **heldout_columns(found)})
 
 
 def mfu(s: Session, tokens_per_s: float) -> float:

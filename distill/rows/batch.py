@@ -34,6 +34,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def by_source(self) -> "dict[str, Batch]":
+        """The rows of each source by its tag, in the order of their first rows; empty where there is one source."""
+        tags = self.sources or ()
+        return {tag: self.take(np.flatnonzero([each == tag for each in tags])) for tag in dict.fromkeys(tags)}
+
+    @property
+    def num_labels(self) -> float:
+        """What the labels that are not ignored count, all together."""
+        valid = self.labels != IGNORE_INDEX
+        return float(valid.sum() if self.weights is None else self.weights[valid].sum())
+
     def take(self, rows: Ids) -> "Batch":
         """The rows at these places [M], which may repeat."""
         return Batch(
@@ -146,7 +157,5 @@ class Share(NamedTuple):
 
 def share(batch: Batch, *, size: int, processes: int, rank: int) -> Share:
     """This process's share of a batch in micro-batches of at most `size` rows. It touches no device."""
-    valid = batch.labels != IGNORE_INDEX
-    count = float(valid.sum() if batch.weights is None else batch.weights[valid].sum())
     pieces = split(batch, size=size, processes=processes, rank=rank)
-    return Share(len(batch), [micro_batch(piece) for piece in pieces], (count or 1.0) / processes)
+    return Share(len(batch), [micro_batch(piece) for piece in pieces], (batch.num_labels or 1.0) / processes)

@@ -59,6 +59,8 @@ class StoreRows:
     def read(self, row_ids: Ids) -> Batch:
         """Those rows of the store."""
         batch = self._packed(self.store.rows(row_ids), row_ids, self.store.marks(row_ids))
+        if self.store.sources:
+            batch = self._tagged(batch, self.store.sources_of(row_ids))
         if self.selection is None:
             return batch
         return dataclasses.replace(batch, labels=self.selection.labels(batch.labels, row_ids))
@@ -66,11 +68,15 @@ class StoreRows:
     def heldout(self) -> Batch:
         """The first `num_heldout` held-out rows."""
         rows = self.store.heldout(self.num_heldout)
-        return self._packed(rows, np.arange(len(rows)), self.store.heldout_marks(self.num_heldout))
+        batch = self._packed(rows, np.arange(len(rows)), self.store.heldout_marks(self.num_heldout))
+        return self._tagged(batch, self.store.heldout_sources(self.num_heldout)) if self.store.sources else batch
 
     def heldout_documents(self) -> int:
         """How many documents these are from."""
         return len(np.unique(self.store.heldout_documents(self.num_heldout)))
+
+    def _tagged(self, batch: Batch, numbers: Ids) -> Batch:
+        return dataclasses.replace(batch, sources=tuple(self.store.sources[number] for number in numbers))
 
     def _packed(self, ids: Ids, row_ids: Ids, marks: Marks | None) -> Batch:
         if marks is None:

@@ -320,7 +320,7 @@ def test_without_a_teacher_runs_are_compared_by_cross_entropy(world: World, opti
 def test_the_best_step_is_that_of_least_kl_and_the_others_are_of_that_step() -> None:
     run = Progress(best_by="heldout_kl")
     for loss, kl, hard in ((3.0, 0.5, 4.0), (2.0, 0.9, 3.0), (2.5, 0.4, 3.5), (1.0, math.nan, 1.0)):
-        run.note_heldout({"loss": loss, "kl": kl, "hard": hard})
+        run.note_heldout({"loss": loss, "kl": kl, "hard": hard}, {})
     assert (run.best_heldout_kl, run.best_heldout_loss, run.best_heldout_hard) == (0.4, 2.5, 3.5)
     assert (run.heldout_kl, run.heldout_loss) == (None, 1.0)
 

@@ -70,7 +70,7 @@ def find_source(config: DataConfig, commit: str | None = None) -> Source:
         UsageError: options that do not go with the source, or files of several formats.
         InputError: no such file or dataset, or nothing in it that can be read.
     """
-    name = config.dataset
+    name = config.datasets[0]
     hub = name.startswith("hub:")
     if not hub:
         path = Path(name).expanduser()

@@ -86,6 +86,13 @@ def alone(rows: NDArray[np.int64], marks: Marks) -> tuple[NDArray[np.int64], NDA
     return ids, answers
 
 
+def of_text(rows: NDArray[Any], eos_id: int) -> NDArray[np.uint8]:
+    """Stored marks [n, S] of rows of texts: all is to be learned, and a text begins after EOS."""
+    marks = np.full(rows.shape, ANSWER, np.uint8)
+    marks[:, 1:][rows[:, :-1] == eos_id] |= FIRST
+    return marks
+
+
 def read_marks(stored: NDArray[np.uint8]) -> Marks:
     """Stored marks [n, S]."""
     return Marks((stored & ANSWER) > 0, (stored & FIRST) > 0)

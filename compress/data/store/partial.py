@@ -6,14 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.base.disk import fsync_path, owned, read_json, write_text
+from compress.base.disk import fsync_path, owned, publish_folder, read_json, write_text
 from compress.base.errors import InputError
 from compress.base.outputs import UNFINISHED, has_fields, has_only
 from compress.data.store.store import INDEX
 
 _STATE = "state.json"
 _NAMES = rf"train-[0-9]{{5,}}\.(bin|marks)(\.partial)?|heldout\.(bin|marks)|(state|index)\.json{UNFINISHED}"
-"""Names of the files of a preparation, this version's and earlier ones'."""
+_SOURCES = r"source-[0-9]+(\.partial)?"
+"""Names of the files of a preparation, this version's and earlier ones', and of the folders of a blend."""
 
 
 def partial_of(out: Path) -> Path:
@@ -24,7 +25,7 @@ def partial_of(out: Path) -> Path:
 def is_begun(folder: Path) -> bool:
     """Whether all in a folder is a preparation's, by its names and by what its records say."""
     records = [path for path in (folder / INDEX, folder / _STATE) if path.exists()]
-    return has_only(_NAMES)(folder) and all(has_fields("identity", "source")(path) for path in records)
+    return has_only(f"{_NAMES}|{_SOURCES}")(folder) and all(has_fields("identity", "source")(path) for path in records)
 
 
 @contextmanager
@@ -78,6 +79,12 @@ def forget_state(folder: Path) -> None:
     """Remove the record: the store is complete."""
     (folder / _STATE).unlink(missing_ok=True)
     fsync_path(folder)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Make a complete store of its folder."""
+    forget_state(folder)
+    publish_folder(folder, out)
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from compress.base.disk import clear_folder, publish_folder, read_json, write_json
+from compress.base.disk import clear_folder, read_json, write_json
 from compress.base.errors import InputError, InterruptedRun
 from compress.base.progress import Bar, progress_bar, say
 from compress.base.signals import StopRequest
@@ -46,7 +46,9 @@ class Preparation:
         out: Path,
         folder: Path,
         stop: StopRequest,
+        framing: Framing | None = None,
     ) -> None:
+        self._asked_framing = framing
         self._config, self._out, self._folder, self._stop = config, out, folder, stop
         self._tokenizer, self._spec, self._reader = tokenizer, spec, reader
         self.began_here = not partial.can_continue(folder)
@@ -93,15 +95,16 @@ class Preparation:
             read_json(self._folder / INDEX)
         except InputError:
             return False
-        self._publish()
+        partial.publish(self._folder, self._out)
         return True
 
     def _connect(self) -> dict[str, Any] | None:
         """Find the source, and the state of an earlier process, which prepared the same (see `changes_of_begun`)."""
         state = partial.load_state(self._folder)
         self._source: Source = find_source(self._config, state["commit"] if state else None)
-        self._retry.call(self._config.dataset, self._source.connect)
-        self._source.unread.tell(self._config.dataset)
+        (name,) = self._config.datasets
+        self._retry.call(name, self._source.connect)
+        self._source.unread.tell(name)
         self._way = find_way(self._config, self._source, self._tokenizer, self._spec, self._retry)
         if said := self._way.describe():
             say(said)
@@ -127,6 +130,9 @@ class Preparation:
         clear_folder(self._folder)
         self.began_here = True
         check_space(self._config, self._spec, self._out, marks=self._way.chat is not None)
+        if self._asked_framing is not None and self._way.chat is None:
+            self._decided = None
+            return self._begin(self._asked_framing, None, "normalised", 1)
         framing, self._decided = self._way.framing(self._source, self._reader, self._retry)
         return self._begin(framing, None, "normalised", 1)
 
@@ -272,7 +278,7 @@ class Preparation:
         how = self._way.record()
         index = make_index(self._config, content, framing, how, self._counts, self._pool, source, self._seconds())
         write_json(self._folder / INDEX, index)
-        self._publish()
+        partial.publish(self._folder, self._out)
         if copies := self._pool.copies:
             say(
                 f"{copies} copies of held-out documents are in neither part, {self._pool.near_copies} of them written "
@@ -282,7 +288,3 @@ class Preparation:
             say(f"Skipped {skipped} while preparing {self._out}: {self._counts}.")
         if self._counts.cut:
             say(f"{self._counts.cut} conversations were longer than a row of {self._config.seq_len} tokens, and cut.")
-
-    def _publish(self) -> None:
-        partial.forget_state(self._folder)
-        publish_folder(self._folder, self._out)

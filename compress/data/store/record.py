@@ -23,8 +23,11 @@ _EXAMPLES = 20
 
 
 def wanted_tokens(config: DataConfig) -> int | None:
-    """Training tokens to prepare, in whole rows; None for all there are."""
-    return None if config.tokens is None else math.ceil(config.tokens / config.seq_len) * config.seq_len
+    """Training tokens to prepare, in whole rows of each source; None for all there are."""
+    found = [part.tokens for part in config.parts()]
+    if None in found:
+        return None
+    return sum(math.ceil((tokens or 0) / config.seq_len) * config.seq_len for tokens in found)
 
 
 def identity(config: DataConfig, tokenizer_sha256: str) -> dict[str, Any]:

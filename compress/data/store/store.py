@@ -1,6 +1,6 @@
 """A finished token store: rows of token ids read through memory maps, in a seeded order with one integer of state."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,6 +16,7 @@ from compress.data.store.permutation import permute, permute_epochs
 from compress.model.framing import Framing
 
 INDEX = "index.json"
+_BLOCK_TOKENS = 1 << 20
 FORMAT = "compress-token-store-1"
 _CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "train", "heldout")
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -29,13 +30,16 @@ class _Shape(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+_FileName = Annotated[str, Field(pattern=r"^(source-[0-9]+/)?[a-z0-9-]+\.(bin|marks)$")]
+
+
 class _Marks(_Shape):
-    file: str
+    file: _FileName
     sha256: str
 
 
 class _Shard(_Shape):
-    file: str
+    file: _FileName
     rows: Count
     sha256: str
     marks: _Marks | None = None
@@ -53,12 +57,19 @@ class _NoRows(_Shape):
 class _HeldOut(_Shard):
     bytes: list[Count]
     parts: list[list[Count]] | None = None
+    sources: list[Count] | None = None
 
 
 class _Framing(_Shape):
     documents: list[Count]
     rows: list[Count]
     decided: dict[str, Any] | None
+
+
+class _Source(_Shape):
+    name: str
+    rows: Count
+    heldout_rows: Count
 
 
 class _Manifest(_Shape):
@@ -83,6 +94,7 @@ class _Index(_Shape):
     heldout: _HeldOut | _NoRows
     framing: _Framing | None = None
     instructions: _Instructions | None = None
+    sources: list[_Source] | None = None
     identity: dict[str, Any]
     source: dict[str, Any]
     manifest: _Manifest
@@ -122,7 +134,9 @@ class TokenStore:
         """Whether marks keep the conversations of a row apart."""
         self.num_rows: int = index["train"]["rows"]
         self.num_heldout: int = index["heldout"]["rows"]
-        self._dtype = _DTYPES[index["dtype"]]
+        self.sources: tuple[str, ...] = tuple(source["name"] for source in index.get("sources", ()))
+        """What the sources of a blend are called; empty where there is one."""
+        self.dtype = _DTYPES[index["dtype"]]
         shards = index["train"]["shards"]
         self._ends = np.cumsum([shard["rows"] for shard in shards])
 
@@ -145,6 +159,7 @@ class TokenStore:
             store = cls(folder, index)
             intact = intact and store.num_rows == sum(shard["rows"] for shard in index["train"]["shards"])
             intact = intact and all(("marks" in shard) == store.marked for shard in store.shards())
+            intact = intact and store._knows_sources()
         except ValidationError as error:
             fault = error.errors()[0]
             field = ".".join(map(str, fault["loc"]))
@@ -226,6 +241,19 @@ class TokenStore:
         lengths = np.diff(places, append=self.num_heldout * self.seq_len)
         return np.repeat(documents, lengths)[: n * self.seq_len].reshape(n, self.seq_len)
 
+    def sources_of(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """Numbers [n] of the sources in `sources` that the training rows at `indices` [n] are from."""
+        ends = np.cumsum([source["rows"] for source in self.index["sources"]])
+        return np.searchsorted(ends, np.asarray(indices, dtype=np.int64), side="right")
+
+    def heldout_sources(self, n: int | None = None) -> NDArray[np.int64]:
+        """Numbers [n] of the sources in `sources` that the first `n` held-out rows are from.
+
+        Raises:
+            UsageError: the store has fewer rows.
+        """
+        return np.asarray(self.index["heldout"].get("sources", ())[: self._check_heldout(n)], dtype=np.int64)
+
     def heldout_bytes(self, n: int | None = None) -> int:
         """UTF-8 bytes of the text that tokens 1..seq_len-1 of the first `n` held-out rows stand for; of conversations,
         those to be learned.
@@ -281,23 +309,38 @@ class TokenStore:
 
     def _map(self, shard: Mapping[str, Any]) -> NDArray[Any]:
         shape = (shard["rows"], self.seq_len)
-        mapped: NDArray[Any] = np.memmap(self.path / shard["file"], dtype=self._dtype, mode="r", shape=shape)
+        mapped: NDArray[Any] = np.memmap(self.path / shard["file"], dtype=self.dtype, mode="r", shape=shape)
         return mapped
+
+    def blocks(self, shard: Mapping[str, Any]) -> Iterator[NDArray[Any]]:
+        """All rows [n, seq_len] of one of `shards`, some thousands at once."""
+        rows = self._map(shard)
+        step = max(1, _BLOCK_TOKENS // self.seq_len)
+        return (rows[start : start + step] for start in range(0, len(rows), step))
 
     def shards(self) -> list[dict[str, Any]]:
         """The index's entry of each file of ids: {"file", "rows", "sha256"}, and "marks" where it has them."""
         return [*self.index["train"]["shards"], *([self.index["heldout"]] if self.num_heldout else [])]
 
+    def _knows_sources(self) -> bool:
+        """Whether the sources of a blend are those of its rows."""
+        sources, tags = self.index.get("sources"), self.index["heldout"].get("sources", [])
+        if sources is None:
+            return not tags
+        counts = [tags.count(number) for number in range(len(sources))]
+        counted = counts == [source["heldout_rows"] for source in sources] and len(tags) == self.num_heldout
+        return counted and sum(source["rows"] for source in sources) == self.num_rows
+
     def _check_sizes(self) -> None:
         for shard in self.shards():
             tokens = shard["rows"] * self.seq_len
-            self._check_size(shard["file"], tokens * self._dtype.itemsize)
+            self._check_size(shard["file"], tokens * self.dtype.itemsize)
             if self.marked:
                 self._check_size(shard["marks"]["file"], tokens)
 
     def _check_size(self, name: str, expected: int) -> None:
         path = self.path / name
-        if path.parent != self.path or not path.is_file():
+        if not path.is_file():
             raise InputError(f"{path} is missing, though the index names it. Prepare the data again.")
         if path.stat().st_size != expected:
             raise InputError(f"{path} has {path.stat().st_size} bytes, not {expected}. Prepare the data again.")
