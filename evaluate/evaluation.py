@@ -210,6 +210,7 @@ def _measure(
             text.text_bytes,
             documents=text.documents,
             answers=text.answers,
+            sources=text.sources,
             teacher=teacher,
             batch_tokens=config.batch_tokens,
             journal=journal,

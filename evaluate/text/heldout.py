@@ -25,6 +25,8 @@ class Heldout:
     documents: NDArray[np.int64]
     answers: NDArray[np.bool_] | None = None
     """[n, S]: of conversations, the tokens to score; None scores all."""
+    sources: tuple[str, ...] | None = None
+    """[n]: what the source of each row is called, where the text is a blend."""
 
 
 def framing_of_text(text: str | Path, config: EvalConfig, reader: Path) -> Framing:
@@ -49,21 +51,31 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig, f
         count, column = config.heldout_sequences, config.text_column
         found = text_rows(str(text), checkpoint.tokenizer, count, length, column, framing=framing)
         marks = None if found.marks is None else read_marks(found.marks)
-        return _heldout(found.ids.astype(np.int64), sum(found.text_bytes), found.documents, marks, apart=True)
+        return _heldout(found.ids.astype(np.int64), sum(found.text_bytes), found.documents, marks, None, apart=True)
     store = TokenStore.open(Path(text))
     check_store(store, checkpoint.tokenizer, checkpoint.name, context=checkpoint.context)
     count = min(config.heldout_sequences, store.num_heldout)
     rows, documents = store.heldout(count), store.heldout_documents(count)
-    return _heldout(rows, store.heldout_bytes(count), documents, store.heldout_marks(count), apart=store.apart)
+    sources = tuple(store.sources[number] for number in store.heldout_sources(count)) if store.sources else None
+    marks = store.heldout_marks(count)
+    return _heldout(rows, store.heldout_bytes(count), documents, marks, sources, apart=store.apart)
 
 
 def _heldout(
-    rows: NDArray[np.int64], text_bytes: int, documents: NDArray[np.int64], marks: Marks | None, *, apart: bool
+    rows: NDArray[np.int64],
+    text_bytes: int,
+    documents: NDArray[np.int64],
+    marks: Marks | None,
+    sources: tuple[str, ...] | None,
+    *,
+    apart: bool,
 ) -> Heldout:
     """Rows of text, or of conversations: those are each alone in a row where training keeps them `apart`."""
     if marks is None:
-        return Heldout(rows, text_bytes, documents)
+        return Heldout(rows, text_bytes, documents, None, sources)
     if not apart:
-        return Heldout(rows, text_bytes, documents, marks.answers)
-    ids, answers = alone(rows, marks)
-    return Heldout(ids, text_bytes, np.repeat(np.arange(len(ids))[:, None], ids.shape[1], axis=1), answers)
+        return Heldout(rows, text_bytes, documents, marks.answers, sources)
+    found = alone(rows, marks)
+    numbers = np.repeat(np.arange(len(found.ids))[:, None], found.ids.shape[1], axis=1)
+    tags = None if sources is None else tuple(sources[row] for row in found.rows)
+    return Heldout(found.ids, text_bytes, numbers, found.answers, tags)

@@ -40,6 +40,7 @@ def heldout_scores(
     *,
     documents: NDArray[np.int64] | None = None,
     answers: NDArray[np.bool_] | None = None,
+    sources: Sequence[str] | None = None,
     teacher: Checkpoint | None = None,
     batch_tokens: int = 8192,
     journal: Journal | None = None,
@@ -47,7 +48,8 @@ def heldout_scores(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Score `rows` [n, S] of token ids; each row's tokens 1..S-1 are predicted from those before them in the row.
     `documents` [n, S] says which document each token is from; None means one a row. `answers` [n, S] says which tokens
-    are scored; None scores all. Each text of an evaluation has a `stage` of its journal to itself.
+    are scored; None scores all. `sources` [n] names the source of each row of a blend. Each text of an evaluation has a
+    `stage` of its journal to itself.
 
     Returns (heldout, fidelity), over the N predicted tokens (n (S - 1) without `answers`), with p the teacher's and q
     the model's next-token distribution:
@@ -61,6 +63,8 @@ def heldout_scores(
       each other (of a ratio of sums: Cochran, Sampling Techniques, section 6.4); null for one document
     - by_position, by_token, by_frequency of both: the loss, the KL and the agreement by class of the predicted token
       (see `compress.evaluate.text.token_classes`), with each class's tokens
+    - by_source of both, where there are `sources`: those means of each source, with tokens, documents and standard
+      errors
 
     Raises:
         InputError: no token to score, a token id beyond the vocabulary, a teacher with another tokenizer, or logits
@@ -106,7 +110,38 @@ def heldout_scores(
         "documents": len(numbers),
         **_by_class({"loss_nats": sums["loss"]}, groupings),
     }
-    return heldout, None if teacher is None else _fidelity(sums, groupings, by_document)
+    fidelity = None if teacher is None else _fidelity(sums, groupings, by_document)
+    if sources is not None:
+        of_documents = _sources_of(sources, by_document)
+        heldout["by_source"] = _by_source({"loss_nats": sums["loss"]}, by_document, of_documents)
+        if fidelity is not None:
+            near = {"kl_nats": sums["kl"], "top1_agreement": sums["top1"]}
+            fidelity["by_source"] = _by_source(near, by_document, of_documents)
+    return heldout, fidelity
+
+
+def _sources_of(sources: Sequence[str], by_document: Grouping) -> NDArray[np.str_]:
+    """The source of each document, of which all rows are from one."""
+    found = np.empty(len(by_document.labels), dtype=object)
+    for source, codes in zip(sources, by_document.codes, strict=True):
+        found[np.unique(codes[codes >= 0])] = source
+    return found.astype(np.str_)
+
+
+def _by_source(
+    quantities: Mapping[str, Mapping[str, list[float]]], by_document: Grouping, sources: NDArray[np.str_]
+) -> dict[str, Any]:
+    """Source -> its tokens and documents, and the mean of each quantity with its standard error."""
+    found: dict[str, dict[str, Any]] = {}
+    for source in dict.fromkeys(sources.tolist()):
+        here = sources == source
+        tokens = by_document.counts[here]
+        found[source] = {"tokens": int(tokens.sum()), "documents": len(tokens)}
+        for name, sums in quantities.items():
+            values = np.asarray(sums[_DOCUMENTS])[here]
+            found[source][name] = math.fsum(values) / int(tokens.sum())
+            found[source][f"{name}_stderr"] = _ratio_stderr(values, tokens)
+    return found
 
 
 def _fidelity(sums: Sums, groupings: Mapping[str, Grouping], by_document: Grouping) -> dict[str, Any]:
@@ -155,10 +190,14 @@ def _join(found: list[Sums]) -> Sums:
 
 def _stderr(sums: Mapping[str, list[float]], by_document: Grouping) -> float | None:
     """Standard error of a mean over tokens that come in documents: that of a ratio of sums, of values and of tokens."""
-    count = len(by_document.labels)
+    return _ratio_stderr(np.asarray(sums[_DOCUMENTS]), by_document.counts)
+
+
+def _ratio_stderr(values: NDArray[Any], tokens: NDArray[Any]) -> float | None:
+    """Standard error of sum(values) / sum(tokens), both by document (Cochran, Sampling Techniques, section 6.4)."""
+    count = len(tokens)
     if count < 2:
         return None
-    values, tokens = np.asarray(sums[_DOCUMENTS]), by_document.counts
     left = values - tokens * values.sum() / tokens.sum()
     return float(math.sqrt(count / (count - 1) * np.square(left).sum()) / tokens.sum())
 

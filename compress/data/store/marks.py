@@ -67,9 +67,19 @@ def filler(filled: int, seq_len: int, eos_id: int, wanted: int | None = None) ->
     return marked(np.full(room, eos_id, np.uint32), np.zeros(room, np.bool_))
 
 
-def alone(rows: NDArray[np.int64], marks: Marks) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Rows [m, L] of ids that hold one conversation each of the rows [n, S], and which tokens are to be learned; the
-    longest has L tokens, and the others are filled up with id 0, on which nothing before it depends."""
+class Alone(NamedTuple):
+    """Conversations that have a row [m, L] each."""
+
+    ids: NDArray[np.int64]
+    """[m, L]: the longest has L tokens, and the others are filled up with id 0, on which nothing before it depends."""
+    answers: NDArray[np.bool_]
+    """[m, L]: whether the token is to be learned."""
+    rows: NDArray[np.int64]
+    """[m] number of the row that each was in."""
+
+
+def alone(rows: NDArray[np.int64], marks: Marks) -> Alone:
+    """The conversations of rows [n, S], but for those of which nothing is to be learned."""
     starts = marks.starts.copy()
     starts[:, 0] = True
     places = np.flatnonzero(starts)
@@ -83,7 +93,7 @@ def alone(rows: NDArray[np.int64], marks: Marks) -> tuple[NDArray[np.int64], NDA
     for row, span in enumerate(spans):
         ids[row, : span.stop - span.start] = rows.ravel()[span]
         answers[row, : span.stop - span.start] = marks.answers.ravel()[span]
-    return ids, answers
+    return Alone(ids, answers, np.array([span.start // rows.shape[1] for span in spans], dtype=np.int64))
 
 
 def of_text(rows: NDArray[Any], eos_id: int) -> NDArray[np.uint8]:

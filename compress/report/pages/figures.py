@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compress.base.units import format_count
 from compress.report.cells import percent, share_kept
@@ -26,6 +26,7 @@ _TITLES = {
     "similarity": "Similarity of tokens: distance from the teacher's",
 }
 _LOG_RATIO = 5.0
+_DASHES, _LONGEST_SOURCE = 4, 12
 _SAME_ROWS_NATS = 0.02
 
 
@@ -137,12 +138,14 @@ def marker(key: str, x: float, y: float, class_: str, told: str = "") -> Markup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossPanel:
-    """One loss over training tokens: points are (tokens, nats a token); references are (model key, its name, nats)."""
+    """One loss over training tokens: points are (tokens, nats a token); references are (model key, its name, nats);
+    `sources` are held-out points of each source of a blend, by its name."""
 
     title: str
     training: Points
     heldout: Points
     references: list[tuple[str, str, float]]
+    sources: dict[str, Points] = field(default_factory=dict)
 
 
 def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
@@ -153,7 +156,10 @@ def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
         if training or (held and held not in [panel.heldout for panel in panels]):
             references = _references(report, held) if key == "hard" else []
             title = _TITLES.get(key, f"Term {key}")
-            panels.append(LossPanel(title=title, training=_thin(training), heldout=held, references=references))
+            sources = _by_source(run.heldout_rows, key)
+            panels.append(
+                LossPanel(title=title, training=_thin(training), heldout=held, references=references, sources=sources)
+            )
     if not panels and (training := _curve(run.train_rows, "loss")):
         held = _curve(run.heldout_rows, "heldout_loss")
         panels.append(LossPanel(title="Loss", training=_thin(training), heldout=held, references=[]))
@@ -163,7 +169,15 @@ def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
 def _terms(heldout_rows: Sequence[Record]) -> list[str]:
     """Names of the columns of losses, but for the total: those that held-out rows have."""
     logged = (key.removeprefix("heldout_") for row in heldout_rows for key in row if key.startswith("heldout_"))
-    return [name for name in dict.fromkeys((*_TITLES, *logged)) if name != "loss" and not name.endswith("_stderr")]
+    names = (name for name in dict.fromkeys((*_TITLES, *logged)) if "/" not in name)
+    return [name for name in names if name != "loss" and not name.endswith("_stderr")]
+
+
+def _by_source(heldout_rows: Sequence[Record], key: str) -> dict[str, Points]:
+    """The curve of a measure on each source of a blend, by its name."""
+    start = f"heldout_{key}/"
+    columns = dict.fromkeys(column for row in heldout_rows for column in row if column.startswith(start))
+    return {column.removeprefix(start): _curve(heldout_rows, column) for column in columns}
 
 
 def _curve(rows: Sequence[Record], key: str) -> Points:
@@ -194,12 +208,13 @@ def _references(report: Record, heldout: Points) -> list[tuple[str, str, float]]
 def loss_figure(panel: LossPanel) -> str:
     """Training and held-out loss over tokens; a logarithmic axis when the values span a factor of five."""
     width, height, left, right, top, bottom = 470.0, 290.0, 44.0, 112.0, 10.0, 250.0
-    values = [y for _, y in panel.training + panel.heldout] + [y for *_, y in panel.references]
+    measured = [point for points in (panel.training, panel.heldout, *panel.sources.values()) for point in points]
+    values = [y for _, y in measured] + [y for *_, y in panel.references]
     low, high = min(values), max(values)
     log = low > 0 and high / low > _LOG_RATIO
     pad = 0.0 if log else 0.06 * ((high - low) or 1.0)
     low, high = (low / 1.12, high * 1.12) if log else (low - pad, high + pad)
-    across = Scale(0.0, max(x for x, _ in panel.training + panel.heldout) or 1.0, left, width - right)
+    across = Scale(0.0, max(x for x, _ in measured) or 1.0, left, width - right)
     up = Scale(low, high, bottom, top, log)
     parts = [svg.line(left, up(t), width - right, up(t), "grid") for t in up.ticks()]
     parts += [svg.text(left - 8, up(t) + 4, f"{t:.4g}", class_="tick end") for t in up.ticks()]
@@ -211,11 +226,19 @@ def loss_figure(panel: LossPanel) -> str:
         if points:
             parts.append(svg.path([(across(x), up(y)) for x, y in points], f"curve student {style}"))
             ends.append((f"{name} {points[-1][1]:.2f}", points[-1][1], f"student {style}"))
+    for count, (name, points) in enumerate(panel.sources.items()):
+        style = f"source dash{count % _DASHES}"
+        parts.append(svg.path([(across(x), up(y)) for x, y in points], f"curve {style}"))
+        ends.append((f"{_short(name)} {points[-1][1]:.2f}", points[-1][1], style))
     if len(panel.heldout) <= 30:
         parts += [svg.element("circle", cx=across(x), cy=up(y), r=2.6, class_="mark student") for x, y in panel.heldout]
     for (label, _, style), y in zip(ends, svg.spread([up(v) for _, v, _ in ends], 16, top + 4, bottom), strict=True):
         parts.append(svg.text(width - right + 9, y + 4, label, class_=f"label {style}"))
     return svg.figure(width, height, panel.title, *parts)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_SOURCE else name[: _LONGEST_SOURCE - 1] + "…"
 
 
 def layers_figure(prune: Record) -> str:

@@ -63,7 +63,7 @@ def summary(report: Record) -> Group:
         last = [share_kept(share.get("chance_corrected"))] if kept else []
         table.add_row(*map(Text, [name, *cells, *last]))
     table.add_section()
-    for label, place, field, show in _FACTS:
+    for label, place, field, show in [*_FACTS, *_of_sources(report)]:
         parts = [_part(report[key], place) for key in keys]
         if any(parts) or _OTHER not in place:
             table.add_row(*map(Text, [label, *(with_error(part, field, show) for part in parts)]))
@@ -71,6 +71,13 @@ def summary(report: Record) -> Group:
     shown = [Text(f"! {line}") for line in alarms[:_ALARMS]]
     more = [Text(f"! and {len(alarms) - _ALARMS} more.")] if len(alarms) > _ALARMS else []
     return Group(table, *shown, *more)
+
+
+def _of_sources(report: Record) -> list[tuple[str, tuple[str, ...], str, Callable[[float], str]]]:
+    """The facts of each source of a blend."""
+    found = [((report[key].get("fidelity") or {}).get("by_source") or {}) for key in labels(report)]
+    names = dict.fromkeys(name for sources in found for name in sources)
+    return [(f"KL, {name}", ("fidelity", "by_source", name), "kl_nats", fixed(4)) for name in names]
 
 
 def _part(record: Record | None, place: tuple[str, ...]) -> Record | None:

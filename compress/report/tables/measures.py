@@ -24,11 +24,13 @@ def text(report: Record) -> Table:
 
 
 def _on_texts(report: Record, part: str) -> Iterator[tuple[str, Record]]:
-    """What a row is called, and `part` of what was measured: of each model on held-out text, then on other text."""
+    """What a row is called, and `part` of what was measured: of each model on held-out text, on that of each source of
+    a blend, then on other text."""
     for key, label in labels(report).items():
         for name, measured in ((label, report[key]), (f"{label}, other text", report[key].get("other_text"))):
             if found := (measured or {}).get(part):
                 yield name, found
+                yield from ((f"{label}, {source}", of_it) for source, of_it in (found.get("by_source") or {}).items())
 
 
 def _other(report: Record) -> str:
