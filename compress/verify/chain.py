@@ -9,6 +9,7 @@ from compress.base.config import build_from
 from compress.base.currency import Inputs, Missing, setting_changes
 from compress.base.errors import CompressError, InputError
 from compress.data import DataConfig, LocalSource, find_source
+from compress.data.store.blend import parts_of
 from compress.model.load import load_tokenizer
 from compress.model.tokenizer import tokenizer_fingerprint
 from compress.verify.checks import Check, perform, require, typed
@@ -83,25 +84,39 @@ def check_tokenizer(run: RunFolder) -> str:
 
 
 def check_source(run: RunFolder) -> str:
-    """Whether the text's own files are as they were when they were read; their content is read again."""
-    index = run.store.index
-    recorded = typed(index.get("source"), dict, f"{run.data}: source")
-    if recorded.get("kind") != "local":
-        raise Missing("the text came from the hub")
+    """Whether the text's own files, of a blend those of each source, are as they were when they were read; their
+    content is read again."""
     made = read_record(run.data / "index.json").config
     config = run.resolved.data if run.resolved else build_from(DataConfig, made)
+    recorded = parts_of(typed(run.store.index.get("source"), dict, f"{run.data}: source"))
+    if len(config.parts()) != len(recorded):
+        raise InputError(f"{run.data} was made from {len(recorded)} sources, and the recipe has {len(config.parts())}.")
+    told, unknown = [], []
+    for part, entry in zip(config.parts(), recorded, strict=True):
+        try:
+            told.append(_check_files(part, typed(entry, dict, f"{run.data}: source"), run.data))
+        except Missing as missing:
+            unknown.append(str(missing))
+    if unknown:
+        raise Missing("; ".join([*unknown, *told]))
+    return "; ".join(told)
+
+
+def _check_files(config: DataConfig, recorded: Mapping[str, Any], data: Path) -> str:
+    """Whether the files of one source are as they were."""
+    (name,) = config.datasets
+    if recorded.get("kind") != "local":
+        raise Missing("the text came from the hub")
     try:
         source = find_source(config)
     except CompressError as error:
         raise Missing(f"the text is not there ({error})") from error
-    entries = [typed(entry, dict, f"{run.data}: source.files") for entry in typed(recorded.get("files"), list, "files")]
+    entries = [typed(entry, dict, f"{data}: source.files") for entry in typed(recorded.get("files"), list, "files")]
     read = sum("sha256" in entry for entry in entries)
     now = source.fingerprint(read)["files"] if isinstance(source, LocalSource) else []
     if _without_times(now) != _without_times(entries):
-        raise InputError(f"the files of {config.dataset} changed since they were read.")
-    return (
-        f"the {read} file{'s' if read > 1 else ''} read from {config.dataset} {'are' if read > 1 else 'is'} unchanged"
-    )
+        raise InputError(f"the files of {name} changed since they were read.")
+    return f"the {read} file{'s' if read > 1 else ''} read from {name} {'are' if read > 1 else 'is'} unchanged"
 
 
 def _without_times(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

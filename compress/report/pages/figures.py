@@ -26,7 +26,7 @@ _TITLES = {
     "similarity": "Similarity of tokens: distance from the teacher's",
 }
 _LOG_RATIO = 5.0
-_DASHES, _LONGEST_SOURCE = 4, 12
+_DASHES, _LONGEST_SOURCE = 4, 14
 _SAME_ROWS_NATS = 0.02
 
 
@@ -156,7 +156,8 @@ def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
         if training or (held and held not in [panel.heldout for panel in panels]):
             references = _references(report, held) if key == "hard" else []
             title = _TITLES.get(key, f"Term {key}")
-            sources = _by_source(run.heldout_rows, key)
+            is_kl = held == _curve(run.heldout_rows, "heldout_kl")
+            sources = _by_source(run.heldout_rows, "kl" if is_kl else key)
             panels.append(
                 LossPanel(title=title, training=_thin(training), heldout=held, references=references, sources=sources)
             )
@@ -207,7 +208,7 @@ def _references(report: Record, heldout: Points) -> list[tuple[str, str, float]]
 
 def loss_figure(panel: LossPanel) -> str:
     """Training and held-out loss over tokens; a logarithmic axis when the values span a factor of five."""
-    width, height, left, right, top, bottom = 470.0, 290.0, 44.0, 112.0, 10.0, 250.0
+    width, height, left, right, top, bottom = 470.0, 290.0, 44.0, 150.0 if panel.sources else 112.0, 10.0, 250.0
     measured = [point for points in (panel.training, panel.heldout, *panel.sources.values()) for point in points]
     values = [y for _, y in measured] + [y for *_, y in panel.references]
     low, high = min(values), max(values)

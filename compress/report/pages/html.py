@@ -89,6 +89,8 @@ def _losses(report: Record, run: RunFiles) -> str:
         f"<figure><figcaption>{escape(panel.title)}</figcaption>{loss_figure(panel)}</figure>" for panel in panels
     )
     caption = "Loss of the student in nats a token, on training batches and on held-out text."
+    if any(panel.sources for panel in panels):
+        caption += " Grey lines are the held-out text of each source."
     return section("How it healed", caption, f'<div class="pair">{pictures}</div>')
 
 
