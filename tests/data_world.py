@@ -138,7 +138,11 @@ def all_rows(store: TokenStore) -> list[int]:
 
 def content(folder: Path) -> dict[str, Any]:
     """Everything in a store that must not depend on how often it was cut: all files, and the index but for timings."""
-    found: dict[str, Any] = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix != ".json"}
+    found: dict[str, Any] = {
+        path.name: content(path) if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.suffix != ".json"
+    }
     index = json.loads((folder / "index.json").read_text())
     for volatile in ("seconds", "peak_gib", "command", "git_commit"):
         index["manifest"].pop(volatile)

@@ -17,7 +17,12 @@ from compress.cli.results import print_result
     metavar="MODEL",
     help="The model to learn from: a folder, a GGUF file or a hub id; not needed with --alpha 0.",
 )
-@flag("compress.data:DataConfig", "dataset", "--data", required=True, more="Or a run's data/, prepared.")
+@flag(
+    "compress.data:DataConfig",
+    "dataset",
+    "--data",
+    more="Or a run's data/, prepared. A blend: `--set data.sources=[...]`.",
+)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Run folder: OUT/data, OUT/train, OUT/student."
 )
@@ -29,7 +34,7 @@ from compress.cli.results import print_result
 def distill(
     student: str,
     teacher: str | None,
-    dataset: str,
+    dataset: str | None,
     out: Path,
     overrides: tuple[str, ...],
     as_json: bool,

@@ -94,7 +94,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.sources is None):
-            raise ValueError("write exactly one of `dataset` and `sources`")
+            raise ValueError("write exactly one of `dataset` (--data) and `sources`")
         if self.sources is None:
             return
         if len(self.sources) < 2:

@@ -212,7 +212,7 @@ def test_a_finished_store_is_opened_and_nothing_done(
     def refuse(*args: object) -> None:
         raise AssertionError("prepared again")
 
-    monkeypatch.setattr(importlib.import_module("compress.data.preparing"), "Preparation", refuse)
+    monkeypatch.setattr(importlib.import_module("compress.data.preparing"), "Maker", refuse)
     again = prepare(data_config(source.parent, num_proc=3), tokenizer_folder, tmp_path / "store")
     assert again.fingerprint == made.fingerprint
     assert content(tmp_path / "store") == before

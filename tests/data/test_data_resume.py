@@ -1,7 +1,7 @@
 """Cut anywhere and continued, the files are those of a preparation that was never cut.
 
-Run as a script (FOLDER), this file prepares FOLDER/source in children that kill themselves with SIGKILL at a random
-fsync, rename or document, again and again until one comes to the end.
+Run as a script (FOLDER TOKENIZER KIND), this file prepares FOLDER/source in children that kill themselves with SIGKILL
+at a random fsync, rename or document, again and again until one comes to the end.
 """
 
 import errno
@@ -24,10 +24,11 @@ from fault_injection import Signal
 
 from compress.base.disk import sha256_tree
 from compress.base.errors import CompressError, InputError, InterruptedRun, UsageError
-from compress.data import prepare
+from compress.data import DataConfig, prepare
+from compress.data.config import SourceConfig
 from compress.data.sources import stream
 from compress.data.sources.sources import LocalSource
-from compress.data.store import preparation, shards
+from compress.data.store import partial, preparation, shards
 from compress.data.store.preparation import Preparation
 
 
@@ -50,12 +51,21 @@ def write_sources(folder: Path) -> None:
         write_source(folder / "source" / name, texts[i * 50 : (i + 1) * 50])
 
 
+def config_of(folder: Path, kind: str) -> DataConfig:
+    """All the files as one source, or as two sources of a blend."""
+    if kind == "one source":
+        return data_config(folder / "source")
+    sources = tuple(SourceConfig(dataset=str(folder / "source" / name)) for name in ("a.parquet", "[bc].parquet"))
+    return DataConfig(sources=sources, seq_len=32, heldout_sequences=5)
+
+
 @pytest.mark.faults(2)
-def test_killed_at_random_moments(tmp_path: Path, tokenizer_folder: Path, small_steps: None) -> None:
+@pytest.mark.parametrize("kind", ["one source", "blend"])
+def test_killed_at_random_moments(tmp_path: Path, tokenizer_folder: Path, small_steps: None, kind: str) -> None:
     write_sources(tmp_path)
-    prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "uncut")
+    prepare(config_of(tmp_path, kind), tokenizer_folder, tmp_path / "uncut")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path), str(tokenizer_folder)]
+    command = [sys.executable, __file__, str(tmp_path), str(tokenizer_folder), kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     kills = list(map(int, done.stdout.split()))
@@ -288,7 +298,7 @@ def test_a_complete_store_that_was_not_renamed_is_only_renamed(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "publish_folder", fail)
+        patch.setattr(partial, "publish_folder", fail)
         with pytest.raises(OSError, match="Input/output"):
             prepare(data_config(tmp_path / "source"), tokenizer_folder, tmp_path / "cut")
     monkeypatch.setattr(Preparation, "_read", fail)
@@ -301,7 +311,7 @@ def test_a_complete_store_that_was_not_renamed_is_only_renamed(
 MOMENTS = ("os:fsync", "os:replace", "compress.data.store.preparation:Preparation._take_document")
 
 
-def prepare_until_done(folder: Path, tokenizer: Path, out: Path) -> int:
+def prepare_until_done(config: DataConfig, tokenizer: Path, out: Path) -> int:
     """The number of children that were killed before one finished."""
     kills = 0
     while True:
@@ -309,7 +319,7 @@ def prepare_until_done(folder: Path, tokenizer: Path, out: Path) -> int:
         if child == 0:
             random.seed(kills * 1000 + os.getpid())
             Signal(at=MOMENTS, call=random.randint(1, 90), after=random.random() < 0.5).install()
-            prepare(data_config(folder / "source"), tokenizer, out, visible=False)
+            prepare(config, tokenizer, out, visible=False)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         if status == 0:
@@ -323,5 +333,6 @@ if __name__ == "__main__":
     import compress.model.load  # noqa: F401  (once, before the forks)
 
     take_small_steps(setattr)
+    here, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
     for number in range(3):
-        print(prepare_until_done(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[1], f"cut-{number}")))  # noqa: T201
+        print(prepare_until_done(config_of(here, sys.argv[3]), tokenizer, here / f"cut-{number}"))  # noqa: T201

@@ -90,5 +90,6 @@ def _of_blend(name: str, folder: Path) -> Iterator[None]:
     except (InputError, UsageError) as error:
         if not any(path.is_dir() for path in folder.iterdir()):
             partial.forget_state(folder)
-        own = "Of a blend, data.tokens is the source's own part: its `tokens`, or what its `weight` gives it."
-        raise type(error)(f"Source {name} of the blend: {error} ({own})") from error
+        own = " Of a blend, data.tokens is here the source's part: its `tokens`, or what its `weight` gives it."
+        told = f"Source {name} of the blend: {error}"
+        raise type(error)(told + (own if "data.tokens" in told else "")) from error
