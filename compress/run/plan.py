@@ -45,6 +45,8 @@ class RecipePlan:
     """Whether it is known how much text there is; else `distill` is a plan of one step."""
     ranking_tokens: int = 0
     """Tokens that the candidates of a ranking are healed on, all together, if no two name the same cut."""
+    sources: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    """Of a blend: the training tokens of each source by its name; None for all that it has."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
@@ -83,6 +85,9 @@ class RecipePlan:
         if self.ranking_tokens:
             tokens, hours = format_count(self.ranking_tokens), self._ranking_hours()
             lines.append(f"rank candidate cuts: at most {tokens} tokens, {hours:.2g} h")
+        if self.sources:
+            parts = [f"{name} {format_count(count) if count else '(all)'}" for name, count in self.sources.items()]
+            lines.append(f"blend, in tokens: {', '.join(parts)}")
         for name, plan in self._trainings().items():
             lines += [
                 f"{name}: {self._extent(name, plan)}",
@@ -139,6 +144,7 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         tasks=tuple(recipe.eval.tasks),
         counted=_rows(recipe.distill, known.text) is not None,
         ranking_tokens=ranked,
+        sources={name: part.tokens for name, part in zip(recipe.data.names, recipe.data.parts(), strict=False)},
     )
 
 
