@@ -123,4 +123,7 @@ def test_distill_takes_a_blend_by_its_options(world: Path) -> None:
     done = run_cli("distill", *models, f"--out={world}/none")
     assert done.returncode == 2
     assert "write exactly one of `dataset`" in done.stderr
+
+
+def test_the_plan_says_what_each_source_gives(world: Path) -> None:
     assert "blend, in tokens: num <b> 3k, words 9k" in run_cli("run", str(world / "blend.yaml"), "--dry-run").stdout
