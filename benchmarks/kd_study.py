@@ -38,7 +38,7 @@ RATES = (1e-5, 1e-4, 3e-4, 1e-3)
 def tables(recipe: Recipe) -> dict[int, tuple[str, list[Case]]]:
     """Number in torchtune's blog -> what it asks, and its rows."""
     ratios = {ratio: Case(f"kd-{ratio:g}", f"{ratio:g}", (f"distill.alpha={ratio}",)) for ratio in RATIOS}
-    own = Case("recipe", "as they are")
+    own = ratios.get(recipe.distill.alpha, Case("recipe", ""))._replace(row="as they are")  # type: ignore[arg-type]
     return {
         2: ("the teacher", [own, Case("teacher-tuned", "fine-tuned first", (finetuning(recipe),))]),
         3: ("the student", [own, ratios[0.0], Case("student-tuned", "fine-tuned first", tuned_student=True)]),
@@ -67,7 +67,7 @@ def main() -> None:
     asked = [known[number] for number in options.tables]
     reports: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
-        for case in dict.fromkeys(case for _, cases in asked for case in cases):
+        for case in {case.name: case for _, cases in asked for case in cases}.values():
             reports.setdefault(case.name, []).append(run(options, case, seed))
             write(options.out, asked, reports)
     sys.stdout.write((options.out / "study.md").read_text())

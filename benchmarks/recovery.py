@@ -77,6 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--heldout", type=int, default=128, help="held-out rows of each text, one a document")
+    parser.add_argument("--points", type=int, default=4, help="of a training's curve, after its start; 0 draws none")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16"), help="of evaluations")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="of training")
     parser.add_argument("--tasks", nargs="*", default=[])
@@ -200,7 +201,7 @@ def _heal(
         "batch_tokens": options.batch_tokens,
         "seed": seed,
         "precision": options.precision,
-        "heldout_every": 0.25,
+        **({"heldout_every": 1 / options.points} if options.points else {"heldout_sequences": 0}),
         "checkpoint_every": 0,
         "log_every": 1,
     }
