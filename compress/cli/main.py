@@ -12,6 +12,7 @@ from compress.cli.demo import demo
 from compress.cli.distill import distill
 from compress.cli.evaluate import evaluate
 from compress.cli.exits import fail
+from compress.cli.generate import generate
 from compress.cli.init import init
 from compress.cli.prune import prune
 from compress.cli.report import report
@@ -45,7 +46,7 @@ def cli(debug: bool) -> None:
     """Turn a Hugging Face causal LM into a smaller, faster one, and prove what it kept."""
 
 
-for _command in (init, prune, distill, evaluate, run, report, compare, verify, demo):
+for _command in (init, prune, distill, generate, evaluate, run, report, compare, verify, demo):
     cli.add_command(_command)
 
 

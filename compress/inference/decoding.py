@@ -36,6 +36,15 @@ class Stops:
         return any(string in text for string in self._strings)
 
 
+Choose = Callable[[Tensor, Sequence[int]], Tensor]
+"""Takes tokens [B] of logits [B, V], for the answers of these numbers, in the order in which they are asked for."""
+
+
+def greedy(logits: Tensor, _: Sequence[int]) -> Tensor:
+    """The likeliest tokens."""
+    return logits.argmax(dim=-1)
+
+
 @torch.inference_mode()
 def decode(
     checkpoint: Checkpoint,
@@ -44,8 +53,10 @@ def decode(
     rows: Sequence[Sequence[Ids]],
     limit: int,
     ended: Callable[[Sequence[int]], bool],
+    choose: Choose = greedy,
 ) -> list[list[int]]:
-    """The tokens after each prompt of `rows`, in their order: argmaxes of float32 logits, `limit` or until `ended`.
+    """The tokens after each prompt of `rows`, in their order, `limit` or until `ended`: those that `choose` takes of
+    float32 logits.
 
     The last token of an answer that ended is the one that ended it.
     """
@@ -54,12 +65,12 @@ def decode(
     row = torch.tensor([number for number, tree in enumerate(built) for _ in tree.paths])
     paths = [torch.from_numpy(path) for tree in built for path in tree.paths]
     last = torch.stack([path[-1] for path in paths])
-    token = checkpoint.logits(states[row, last]).argmax(dim=-1)
+    live = list(range(len(paths)))
+    token = choose(checkpoint.logits(states[row, last]), live)
     cache, visible = _own_caches(kept, row, paths, job.base)
     del states, kept
     position = visible.sum(dim=1)
     answers: list[list[int]] = [[] for _ in paths]
-    live = list(range(len(paths)))
     while True:
         check_interrupt()
         for number, value in zip(live, token.tolist(), strict=True):
@@ -73,12 +84,12 @@ def decode(
             token, position, visible = token[chosen], position[chosen], visible[chosen]
             live = [live[at] for at in going]
         visible = torch.cat([visible, visible.new_ones(len(live), 1)], dim=1)
-        token = _next(checkpoint, token, position, visible, cache)
+        token = choose(_next(checkpoint, token, position, visible, cache), live)
         position = position + 1
 
 
 def _next(checkpoint: Checkpoint, token: Tensor, position: Tensor, visible: Tensor, cache: Any) -> Tensor:
-    """The tokens [B] after `token` [B], whose keys and values go into the cache."""
+    """Logits [B, V] of what follows `token` [B], whose keys and values go into the cache."""
     states = checkpoint.model.base_model(
         input_ids=token[:, None],
         position_ids=position[:, None],
@@ -86,7 +97,7 @@ def _next(checkpoint: Checkpoint, token: Tensor, position: Tensor, visible: Tens
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    return checkpoint.logits(states[:, -1]).argmax(dim=-1)
+    return checkpoint.logits(states[:, -1])
 
 
 def _own_caches(kept: KeyValues, row: Tensor, paths: Sequence[Tensor], base: int) -> tuple[Any, Tensor]:

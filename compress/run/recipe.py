@@ -16,6 +16,7 @@ from compress.data import DataConfig
 from compress.demo import WorldConfig
 from compress.distill import DistillConfig
 from compress.evaluate import EvalConfig
+from compress.generate import GenerateConfig
 from compress.prune import PruneConfig
 
 _LONGEST_NAME = 200
@@ -152,6 +153,13 @@ class EvalOptions:
     """What `compress eval` takes: one section of a recipe."""
 
     eval: EvalConfig = EvalConfig()
+
+
+@config
+class GenerateOptions:
+    """What `compress generate` takes."""
+
+    generate: GenerateConfig = GenerateConfig()
 
 
 def recipe_output(path: Path) -> Output:

@@ -19,6 +19,8 @@ _COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """What rows of a form must have: one of these."""
 _OPTIONAL = {"alpaca": ("input",)}
+_ANSWERS = {"alpaca": ("output",), "completion": ("completion",)}
+"""Columns that rows to be answered need not have."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 """What ShareGPT's spelling calls them."""
 
@@ -30,6 +32,8 @@ class Form(NamedTuple):
 
     name: FormName
     columns: tuple[str, ...]
+    answered: bool = True
+    """Whether a row has an answer; else it is read up to where one is to be written, whatever follows."""
 
     @property
     def is_text(self) -> bool:
@@ -39,14 +43,16 @@ class Form(NamedTuple):
     @property
     def required(self) -> tuple[str, ...]:
         """Those of the columns that every row has."""
-        return tuple(column for column in self.columns if column not in _OPTIONAL.get(self.name, ()))
+        optional = _OPTIONAL.get(self.name, ()) + (() if self.answered else _ANSWERS.get(self.name, ()))
+        return tuple(column for column in self.columns if column not in optional)
 
 
 class Asked(NamedTuple):
-    """What rows are to be read as: `data.form` and `data.text_column`."""
+    """What rows are to be read as: `data.form` and `data.text_column`, and whether they have answers."""
 
     form: FormName | Literal["auto"]
     text_column: str
+    answered: bool = True
 
     def find(self, columns: Collection[str]) -> Form | None:
         """The form of rows with these columns; None where it is none that was asked for. A text comes first."""
@@ -54,8 +60,9 @@ class Asked(NamedTuple):
             return Form("text", (self.text_column,))
         for name, choices in _COLUMNS.items():
             for required in choices:
-                if self.form in ("auto", name) and set(required) <= set(columns):
-                    return Form(name, (*required, *_OPTIONAL.get(name, ())))  # type: ignore[arg-type]
+                form = Form(name, (*required, *_OPTIONAL.get(name, ())), self.answered)  # type: ignore[arg-type]
+                if self.form in ("auto", name) and set(form.required) <= set(columns):
+                    return form
         return None
 
     @property
@@ -63,7 +70,7 @@ class Asked(NamedTuple):
         """The form whose absence is an error."""
         if self.form == "auto" or self.form == "text":
             return Form("text", (self.text_column,))
-        return Form(self.form, _COLUMNS[self.form][0])
+        return Form(self.form, _COLUMNS[self.form][0], self.answered)
 
 
 def how_to_say(form: Form) -> str:
@@ -80,7 +87,8 @@ def how_to_say(form: Form) -> str:
 def conversation_or_fault(row: Mapping[str, Any], form: Form) -> tuple[str | None, str | None]:
     """A row as the JSON of its messages [{"role", "content"}, ...], or what is wrong with it in a few words.
 
-    Alpaca's input stands beside its instruction, as "input" of the user's message.
+    Alpaca's input stands beside its instruction, as "input" of the user's message. Rows to be answered end with what
+    the user says last.
     """
     try:
         return _conversation(row, form), None
@@ -93,13 +101,27 @@ def _conversation(row: Mapping[str, Any], form: Form) -> str:
         user = {"role": "user", "content": _text(row, "instruction")}
         if row.get("input") and (given := _text(row, "input")).strip():
             user["input"] = given
-        messages = [user, {"role": "assistant", "content": _text(row, "output")}]
+        messages = [user, *([{"role": "assistant", "content": _text(row, "output")}] if form.answered else [])]
     elif form.name == "completion":
-        messages = [*_side(row, "prompt", "user"), *_side(row, "completion", "assistant")]
+        messages = [*_side(row, "prompt", "user"), *(_side(row, "completion", "assistant") if form.answered else [])]
     else:
         messages = _messages(row, form.columns[0])
+    if not form.answered:
+        return _as_json(_to_answer(messages))
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise ValueError(NO_ANSWER)
+    return _as_json(messages)
+
+
+def _to_answer(messages: Messages) -> Messages:
+    """A conversation up to what the user says last."""
+    places = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    if not places or not messages[places[-1]]["content"].strip():
+        raise ValueError("has nothing that a user says")
+    return messages[: places[-1] + 1]
+
+
+def _as_json(messages: Messages) -> str:
     found = json.dumps(messages, ensure_ascii=False)
     try:
         found.encode()

@@ -101,6 +101,20 @@ class Chat:
         self._tokenizer.no_padding()
         self._tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")  # may shorten offsets
 
+    def prompt(self, messages: list[Message]) -> NDArray[np.uint32] | Unfit:
+        """Ids [n] of a conversation that ends with a user's message, up to where the answer begins; or why it cannot be
+        rendered."""
+        try:
+            if self.has_template:
+                messages = [joined(message) for message in messages]
+            self._check(messages)
+            text, _ = self._render(messages, add_generation_prompt=True)
+        except Unfit as unfit:
+            return unfit
+        except Exception as error:  # whatever a template raises, or jinja for it
+            return Unfit(f"is refused by the chat template ({reason_of(error)})")
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+
     def __call__(self, conversations: Sequence[str]) -> list[Rendered | Unfit]:
         """Each of the conversations, as `conversation_or_fault` writes them, or why it cannot be rendered."""
         laid_out = [self._lay_out(json.loads(conversation)) for conversation in conversations]
@@ -112,7 +126,7 @@ class Chat:
         """The text, its answers, and whether the last of them ends it; or why there is none."""
         try:
             if self.has_template:
-                messages = [_joined(message) for message in messages]
+                messages = [joined(message) for message in messages]
             self._check(messages)
             text, spans = self._marked(messages) if self._marks_answers else self._found(messages)
         except Unfit as unfit:
@@ -195,7 +209,7 @@ _OTHER = "\N{SYMBOL FOR UNIT SEPARATOR}answer\N{SYMBOL FOR UNIT SEPARATOR}"
 _ADVICE = "enclose what the assistant writes in {% generation %} and {% endgeneration %}"
 
 
-def _joined(message: Message) -> Message:
+def joined(message: Message) -> Message:
     """A message with Alpaca's input below its instruction."""
     given = message.get("input")
     rest = {key: value for key, value in message.items() if key != "input"}

@@ -1,0 +1,140 @@
+"""Token ids of answers to prompts, in batches that a journal keeps."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from compress.base.journal import Batch, Journal
+from compress.base.progress import say
+from compress.generate.config import GenerateConfig
+from compress.generate.sampling import Sampler
+from compress.inference.decoding import Stops, decode
+from compress.inference.halving import Halving
+from compress.inference.planning import Job, plan
+from compress.inference.prefix_cache import TreeModel
+from compress.inference.readout import Checkpoint
+from compress.inference.sharing import why_plain
+from compress.inference.tree import Ids
+
+_STAGE = "Writing"
+
+
+def end_tokens(checkpoint: Checkpoint) -> set[int]:
+    """Tokens that end an answer: the tokenizer's end of text, and what the model's generation config names."""
+    named = checkpoint.model.generation_config.eos_token_id
+    named = [named] if isinstance(named, int) else named or []
+    return {token for token in (checkpoint.tokenizer.eos_token_id, *named) if token is not None}
+
+
+class Writer:
+    """Lets a model answer: what prompts share is computed once, and a finished answer leaves its batch.
+
+    A model that cannot be run so (see `compress.inference.sharing`) writes by transformers' own generation, with the
+    same draws.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: GenerateConfig) -> None:
+        self._checkpoint, self._config = checkpoint, config
+        self._trees = TreeModel(checkpoint)
+        self._halving = Halving(self._trees.forget)
+        self._stops = Stops(checkpoint.tokenizer, (), end_tokens(checkpoint))
+        reason, _ = why_plain(checkpoint)
+        self._shares = reason is None
+        if reason is not None:
+            say(f"Answers are written by transformers' own generation: {checkpoint.name} is none for ours ({reason}).")
+
+    def answers(self, prompts: Sequence[Ids], journal: Journal) -> list[list[list[int]]]:
+        """Token ids of `samples` answers to each prompt [n], ends included."""
+        names: dict[bytes, list[tuple[int, int]]] = {}
+        for number, ids in enumerate(prompts):
+            names.setdefault(ids.tobytes(), []).extend((number, sample) for sample in range(self._config.samples))
+        batches: list[tuple[Job, list[tuple[int, int]]]] = []
+        for turn in range(max(map(len, names.values()))):  # prompts that are alike are no part of one plan
+            asked = [answers[turn] for answers in names.values() if turn < len(answers)]
+            sequences = [prompts[number] for number, _ in asked]
+            jobs = plan(
+                sequences,
+                [len(ids) - 1 for ids in sequences],
+                self._config.batch_tokens,
+                share=self._shares,
+                cost=self._cost,
+            )
+            batches += [(job, [asked[number] for number in job.members]) for job in jobs]
+        found = journal.measure(
+            _STAGE,
+            [
+                Batch([job.cuts, [prompts[number].tolist() for number, _ in asked], asked], len(asked))
+                for job, asked in batches
+            ],
+            lambda number: self._write(*batches[number], prompts),
+        )
+        self._trees.forget()
+        answers: list[list[list[int]]] = [[[] for _ in range(self._config.samples)] for _ in prompts]
+        for (_, asked), written in zip(batches, found, strict=True):
+            for (number, sample), answer in zip(asked, written, strict=True):
+                answers[number][sample] = answer
+        return answers
+
+    def _cost(self, _: int, longest: int, sequences: int, base: int) -> int:
+        """Tokens that the caches of a batch hold at most."""
+        return sequences * (base + longest + self._config.new_tokens)
+
+    def _write(self, job: Job, asked: Sequence[tuple[int, int]], prompts: Sequence[Ids]) -> list[list[int]]:
+        """The answers of one batch."""
+        left = iter(asked)
+        rows = [[next(left) for _ in row] for row in job.rows]
+
+        def written(part: Sequence[Sequence[tuple[int, int]]]) -> list[list[list[int]]]:
+            own = [each for row in part for each in row]
+            names = [f"{number} {sample}" for number, sample in own]
+            sampler = Sampler(self._config.temperature, self._config.top_p, self._config.seed, names)
+            if self._shares:
+                ids = [[prompts[number] for number, _ in row] for row in part]
+                found = decode(self._checkpoint, self._trees, job, ids, self._config.new_tokens, self._stops, sampler)
+            else:
+                found = self._by_transformers([prompts[number] for number, _ in own], sampler)
+            answers = iter(found)
+            return [[next(answers) for _ in row] for row in part]
+
+        def tokens(part: Sequence[Sequence[tuple[int, int]]]) -> int:
+            return sum(len(prompts[number]) + self._config.new_tokens for row in part for number, _ in row)
+
+        return [answer for row in self._halving.run(rows, written, tokens) for answer in row]
+
+    @torch.inference_mode()
+    def _by_transformers(self, prompts: Sequence[Ids], sampler: Sampler) -> list[list[int]]:
+        """The answers by `generate`, which pads on the left."""
+        checkpoint, ends = self._checkpoint, end_tokens(self._checkpoint)
+        pad, longest = min(ends, default=0), max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        out = checkpoint.model.generate(
+            input_ids=ids.to(checkpoint.device),
+            attention_mask=mask.to(checkpoint.device),
+            generation_config=GenerationConfig(
+                max_new_tokens=self._config.new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad
+            ),
+            logits_processor=LogitsProcessorList([_Drawn(sampler)]),
+        )
+        return [_until(answer, ends) for answer in out[:, longest:].tolist()]
+
+
+class _Drawn(LogitsProcessor):  # type: ignore[misc]
+    """Leaves of the logits [B, V] those of the tokens that a sampler takes."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    def __call__(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        tokens = self._sampler(scores.float(), range(len(scores)))
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+
+def _until(answer: list[int], ends: set[int]) -> list[int]:
+    """An answer without what pads it after its end."""
+    place = next((i for i, token in enumerate(answer) if token in ends), len(answer) - 1)
+    return answer[: place + 1]
