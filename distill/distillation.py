@@ -12,7 +12,7 @@ import torch
 from compress.base.config import build_from, to_dict
 from compress.base.disk import owned
 from compress.base.errors import UsageError, reason_of
-from compress.base.machine import default_device, fast_fp32_products, keep_freed_memory
+from compress.base.machine import default_device, fast_fp32_products, give_back_memory, keep_freed_memory
 from compress.base.processes import count, join, on_main
 from compress.base.progress import say, working
 from compress.distill.config import DistillConfig
@@ -76,16 +76,20 @@ def distill(
             how = f"train: {config.train}" if config.lora is None else f"lora, r = {config.lora.r}"
             say(f"{plan.trained_text()} parameters are trained ({how}).")
         selection = selection_for(config, store, student=start, teacher=source, inputs=inputs)
-        with working("opening the models"):
-            session = open_session(
-                config, student=start, teacher=source, store=store, selection=selection, inputs=inputs, work=work
-            )
-        meter.restart()
-        train(session, work)
-        facts = _facts(session, str(student), None if teacher is None else str(teacher))
-        facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
-        facts |= {"parameters": plan.parameters, "trained_parameters": plan.trained_parameters}
-        return _publish(session, facts, out, start)
+
+        def trained() -> DistillResult:
+            with working("opening the models"):
+                session = open_session(
+                    config, student=start, teacher=source, store=store, selection=selection, inputs=inputs, work=work
+                )
+            meter.restart()
+            train(session, work)
+            facts = _facts(session, str(student), None if teacher is None else str(teacher))
+            facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
+            facts |= {"parameters": plan.parameters, "trained_parameters": plan.trained_parameters}
+            return _publish(session, facts, out, start)
+
+        return trained()
 
 
 def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any) -> tuple[DistillPlan, MemoryMeter]:
@@ -129,7 +133,10 @@ def _tuned(config: DistillConfig) -> Iterator[None]:
             f"(cpu_tuning: false turns both off), the loss's pass over the logits in "
             f"{'C++ (fused_loss: false turns it off)' if compiled else 'torch'}."
         )
-        yield
+        try:
+            yield
+        finally:
+            give_back_memory()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -256,7 +256,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next use rather than return it to the system; whether it was possible.
 
     Filling fresh pages is six times slower than filling old ones, and large temporaries are fresh pages each time.
-    The process's memory stays at its peak from then on, until it ends.
+    The process's memory stays at its peak from then on, until `give_back_memory` or its end.
     """
     import ctypes
 
@@ -266,3 +266,12 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     return all((mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 64 << 20)))
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, as far as glibc can: where blocks of many sizes came and went, the holes
+    between those that are in use would add up from one training of a process to the next."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,5 +1,7 @@
 """All of memory: the machine's, and what control groups leave of it."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,3 +100,26 @@ def test_every_reader_sees_the_limit(
 def test_this_machine_has_memory() -> None:
     free, total = host_memory()
     assert 1 << 20 < free < total < 1 << 50
+
+
+HOLES = """
+import numpy as np, psutil
+from compress.base.machine import give_back_memory, keep_freed_memory
+assert keep_freed_memory()
+resident = lambda: psutil.Process().memory_info().rss
+before = resident()
+blocks = [(np.ones(1 << 20), np.ones(1 << 10)) for _ in range(40)]  # 8 MiB that goes, 8 KiB that stays behind it
+kept = [small for _, small in blocks]
+del blocks
+held = resident() - before
+give_back_memory()
+print(held, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_holes_between_blocks_in_use_are_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    held, left = map(int, done.stdout.split())
+    assert held > 300 * 2**20
+    assert left < 50 * 2**20
