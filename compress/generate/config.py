@@ -29,6 +29,9 @@ class GenerateConfig:
     """Tokens of a text that are its prompt, from its beginning."""
     chat: bool = False
     """Take each text as what a user says to the model, rather than as what it is to continue."""
+    rewrite: bool = False
+    """Write the answers of conversations anew, with each row's own answer as a hint. What comes to the same is taken;
+    else the row's own stays."""
     unfinished: Literal["auto", "keep", "leave_out"] = "auto"
     """Answers that `new_tokens` cut off: auto keeps those of texts, and leaves out those of conversations, which would
     teach to end midway. Either is counted."""
@@ -44,3 +47,7 @@ class GenerateConfig:
     """Weights and activations; `auto` is the checkpoint's own on an accelerator and float32 on the CPU."""
     device: Annotated[str | None, FREE] = None
     """torch device (`cpu`, `cuda:1`); None takes the accelerator there is, else the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.rewrite and (self.chat or self.form == "text"):
+            raise ValueError("rewrite is of conversations, which have an answer: leave `chat` and `form: text` out")

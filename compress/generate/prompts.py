@@ -19,6 +19,7 @@ from compress.data.sources.sources import Source, find_source
 from compress.data.sources.stream import Position, Retry, form_of, read_items
 from compress.data.store.chat import Chat, Unfit, joined
 from compress.generate.config import GenerateConfig
+from compress.generate.rewriting import agrees, with_hint
 from compress.inference.readout import Checkpoint
 from compress.inference.tree import Ids
 from compress.model.framing import Framing, begun
@@ -33,15 +34,24 @@ class Prompt:
     """[n]"""
     messages: list[dict[str, str]] | None
     """The conversation so far; None where the prompt is the beginning of a text."""
+    reference: str | None = None
+    """The answer that is to be written anew."""
 
     def answered(self, answer: Sequence[int], tokenizer: Any) -> dict[str, Any] | None:
-        """A row of data: `messages`, or `text`; None where the answer has no text."""
+        """A row of data: `messages`, or `text`; None where the answer has no text, or disagrees with the reference."""
         written = tokenizer.decode(answer, skip_special_tokens=True)
-        if not written.strip():
+        if not written.strip() or (self.reference is not None and not agrees(written, self.reference)):
             return None
         if self.messages is not None:
-            return {"messages": [*self.messages, {"role": "assistant", "content": written}]}
+            return self._with(written)
         return {"text": tokenizer.decode([*self.ids.tolist(), *answer], skip_special_tokens=True)}
+
+    def unchanged(self) -> dict[str, Any] | None:
+        """The row with the answer that it had; None where it is not known."""
+        return None if self.reference is None else self._with(self.reference)
+
+    def _with(self, answer: str) -> dict[str, Any]:
+        return {"messages": [*(self.messages or ()), {"role": "assistant", "content": answer}]}
 
 
 class Prompts(NamedTuple):
@@ -57,7 +67,7 @@ class Prompts(NamedTuple):
         """Find a SOURCE and what its rows are.
 
         Raises:
-            UsageError: a hub dataset, and no `limit`.
+            UsageError: a hub dataset, and no `limit`; or texts that are to be rewritten.
             InputError: there is no such source, or nothing in it that can be read.
         """
         source = find_source(DataConfig(dataset=name, text_column=config.text_column, tokens=1))
@@ -66,7 +76,10 @@ class Prompts(NamedTuple):
         retry = Retry(StopRequest())
         retry.call(name, source.connect)
         source.unread.tell(name)
-        return cls(name, source, form_of(source, Asked(config.form, config.text_column, answered=False), retry), retry)
+        form = form_of(source, Asked(config.form, config.text_column, answered=config.rewrite), retry)
+        if config.rewrite and form.is_text:
+            raise UsageError(f"generate.rewrite is of conversations, and {name} holds texts. Leave the option out.")
+        return cls(name, source, form, retry)
 
     def framing(self, config: GenerateConfig, reader: Path) -> Framing:
         """What texts begin with: as the model in `reader` reads them best. A chat template writes its own start."""
@@ -125,8 +138,15 @@ class Prompts(NamedTuple):
             kept = checkpoint.prompt_ids(row)[: len(checkpoint.prefix) + config.prompt_tokens]
             return Prompt(np.asarray(kept, dtype=np.int64), None) if kept else "has no token"
         messages = [{"role": "user", "content": row}] if self.form.is_text else json.loads(row)
-        ids = chat.prompt(messages)
+        reference = None
+        if config.rewrite:
+            *messages, last = list(map(joined, messages))
+            if last["role"] != "assistant" or not messages or messages[-1]["role"] != "user":
+                return "does not end with an answer to what a user says"
+            reference = last["content"]
+        ids = chat.prompt(messages if reference is None else with_hint(messages, reference))
         if isinstance(ids, Unfit):
             return str(ids)
         start = () if chat.has_template else tokenizer_spec(checkpoint.tokenizer).prefix
-        return Prompt(np.asarray(begun(ids.tolist(), start), dtype=np.int64), list(map(joined, messages)))
+        begun_ids = np.asarray(begun(ids.tolist(), start), dtype=np.int64)
+        return Prompt(begun_ids, list(map(joined, messages)), reference)

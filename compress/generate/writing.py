@@ -45,6 +45,8 @@ class GenerateResult:
     """Answers that were cut off at `new_tokens`."""
     left_out: int
     """Of these, those that were left out."""
+    unchanged: int
+    """Answers that were to be written anew and stayed as they were: the new one was empty, unfinished, or disagreed."""
     prompt_tokens: int
     new_tokens: int
     """Tokens written, ends included."""
@@ -67,6 +69,8 @@ class GenerateResult:
         if self.unfinished:
             left = f"{self.left_out} of them left out" if self.left_out else "kept"
             lines.insert(1, f"{self.unfinished} were cut off at new_tokens, {left}")
+        if self.unchanged:
+            lines.insert(1, f"{self.unchanged} answers stayed as they were")
         if self.empty:
             lines.insert(1, f"{self.empty} ended at once, and were left out")
         return "\n".join(lines)
@@ -168,7 +172,7 @@ def _rows(
     """The rows that are kept, in the order of the prompts, and what the answers came to."""
     ends = end_tokens(checkpoint)
     rows: list[dict[str, Any]] = []
-    counts = dict.fromkeys(("empty", "unfinished", "left_out", "new_tokens"), 0)
+    counts = dict.fromkeys(("empty", "unfinished", "left_out", "unchanged", "new_tokens"), 0)
     for prompt, own in zip(prompts, answers, strict=True):
         keeps = config.unfinished == "keep" or (config.unfinished == "auto" and prompt.messages is None)
         for answer in own:
@@ -176,12 +180,13 @@ def _rows(
             finished = answer[-1] in ends
             counts["unfinished"] += not finished
             row = prompt.answered(answer[:-1] if finished else answer, checkpoint.tokenizer)
-            if row is None:
-                counts["empty"] += 1
-            elif finished or keeps:
+            if row is not None and (finished or keeps):
                 rows.append(row)
+            elif (before := prompt.unchanged()) is not None:
+                counts["unchanged"] += 1
+                rows.append(before)
             else:
-                counts["left_out"] += 1
+                counts["empty" if row is None else "left_out"] += 1
     return rows, counts
 
 

@@ -19,6 +19,7 @@ from compress.base.disk import read_rows, sha256_file
 from compress.base.errors import InputError, UsageError
 from compress.data import DataConfig, prepare
 from compress.generate import GenerateConfig, generate
+from compress.generate.rewriting import agrees
 from compress.generate.sampling import Sampler
 
 EOS = 256
@@ -46,7 +47,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that ends about one token in ten: with <|im_end|>, as its generation config says."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("model") / "chat", scale=0.02, vocab_size=261)
+    folder = save_tiny_model(
+        tmp_path_factory.mktemp("model") / "chat", scale=0.02, vocab_size=261, max_position_embeddings=1024
+    )
     chat_tokenizer(CHATML).save_pretrained(folder)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -209,3 +212,44 @@ def test_what_cannot_be_written_is_refused(model: Path, texts: str, tmp_path: Pa
     with pytest.raises(UsageError, match="nothing is written over it"):
         generate(model, texts, tmp_path / "taken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.jsonl", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("So it is 1,234 in all.", "12 * 100 = 1200, 1200 + 34 = 1234\n#### 1234", True),
+        ("So it is 1235.", "12 * 100 = 1200\n#### 1234", False),
+        ("It must be -3.5 then", r"Therefore \boxed{-3.5}.", True),
+        ("paris, of course", "Paris", True),
+        ("Lyon", "Paris", False),
+        ("The new york times is it.", "New York", True),
+        ("Newer York", "New York", False),
+        ("whatever", "a longer text of which nobody can tell", True),
+    ],
+)
+def test_answers_that_come_to_the_same_agree(answer: str, reference: str, same: bool) -> None:
+    assert agrees(answer, reference) == same
+
+
+def test_answers_written_anew_stand_in_the_rows_they_were_of(chat_model: Path, tmp_path: Path) -> None:
+    """With its own answer as a hint; a short answer is never met by a model that writes at random, and stays."""
+    long = "an answer of more words than can be told apart"
+    asked = [{"instruction": f"do {n}", "input": "it", "output": "yes" if n % 2 else long} for n in range(30)]
+    config = GenerateConfig(new_tokens=30, rewrite=True, dtype="float32")
+    result = generate(chat_model, write(tmp_path / "a.jsonl", asked), tmp_path / "out", config)
+    rows = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert [row["messages"][0]["content"] for row in rows] == [f"do {n}\n\nit" for n in range(30)]
+    answers = [row["messages"][1]["content"] for row in rows]
+    assert set(answers[1::2]) == {"yes"}
+    anew = [answer for answer in answers[::2] if answer != long]
+    assert len(anew) == 30 - result.unchanged > 0
+    hint = "a reference answer. Using the reference answer as a guide, write your own response.\n\n### Instruction:\n"
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    prompts = [
+        f"<|im_start|>user\nBelow are an instruction that describes a task along with {hint}do {n}\n\nit\n\n"
+        f"### Reference Answer:\n{row['output']}\n\n### Response:<|im_end|>\n<|im_start|>assistant\n"
+        for n, row in enumerate(asked)
+    ]
+    assert result.prompt_tokens == sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    with pytest.raises(UsageError, match="rewrite is of conversations"):
+        generate(chat_model, write(tmp_path / "t.jsonl", [{"text": "x"}]), tmp_path / "none", config)
