@@ -17,7 +17,8 @@ from compress.inference.readout import Checkpoint
 from compress.inference.sharing import why_plain
 from compress.inference.tree import Ids
 
-_STAGE = "Writing"
+STAGE = "Writing"
+"""What the journal calls it."""
 
 
 def end_tokens(checkpoint: Checkpoint) -> set[int]:
@@ -62,7 +63,7 @@ class Writer:
             )
             batches += [(job, [asked[number] for number in job.members]) for job in jobs]
         found = journal.measure(
-            _STAGE,
+            STAGE,
             [
                 Batch([job.cuts, [prompts[number].tolist() for number, _ in asked], asked], len(asked))
                 for job, asked in batches

@@ -43,6 +43,8 @@ class GenerateConfig:
     """What rows hold, as `data.form`; of conversations what follows the user's last message is left out."""
     batch_tokens: Annotated[AtLeastOne, FREE] = 8192
     """Tokens that the key-value caches of a batch hold, at most. Others may round otherwise."""
+    engine: Literal["auto", "own", "vllm"] = "auto"
+    """What writes: auto takes vLLM where it is installed and there is a CUDA device, else our own decoding."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; `auto` is the checkpoint's own on an accelerator and float32 on the CPU."""
     device: Annotated[str | None, FREE] = None

@@ -24,6 +24,7 @@ from compress.data import require_apart, text_fingerprint
 from compress.generate.answers import Writer, end_tokens
 from compress.generate.config import GenerateConfig
 from compress.generate.prompts import Prompt, Prompts
+from compress.generate.vllm import VllmWriter, vllm_version
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import model_fingerprint, resolve_model
@@ -94,13 +95,16 @@ def generate(model: str | Path, prompts: str, out: Path, config: GenerateConfig 
     inputs = on_main(lambda: _check(model, prompts, out, config))
     if (out / RECORD).is_file():
         return _finished(out, config, inputs)
+    engine = vllm_version(config)
     with contextlib.ExitStack() as opened:
-        journal = opened.enter_context(open_journal(out, _header(config, inputs)))
+        journal = opened.enter_context(open_journal(out, _header(config, inputs, engine)))
         source = Prompts.of(prompts, config)
         framing = on_main(lambda: source.framing(config, resolve_model(str(model))))
-        checkpoint = load_checkpoint(model, dtype=config.dtype, device=config.device, framing=framing)
+        device = config.device if engine is None else "cpu"  # whose memory vLLM wants for itself
+        checkpoint = load_checkpoint(model, dtype=config.dtype, device=device, framing=framing)
         asked = source.read(checkpoint, config)
-        answers = Writer(checkpoint, config).answers([prompt.ids for prompt in asked], journal)
+        writer = Writer(checkpoint, config) if engine is None else VllmWriter(checkpoint, config)
+        answers = writer.answers([prompt.ids for prompt in asked], journal)
 
         def publish() -> GenerateResult:
             rows, counts = _rows(asked, answers, checkpoint, config)
@@ -125,6 +129,7 @@ def _check(model: str | Path, prompts: str, out: Path, config: GenerateConfig) -
     check_outputs([generated_output(out), journal_output(out)], faults)
     faults.of(lambda: require_apart(prompts, out))
     faults.of(lambda: find_device(config.device))
+    faults.of(lambda: vllm_version(config))
     look_at_model(str(model), faults)
     faults.refuse()
     return {
@@ -152,14 +157,14 @@ def _finished(out: Path, config: GenerateConfig, inputs: dict[str, Any]) -> Gene
     return GenerateResult(out=out, **record)
 
 
-def _header(config: GenerateConfig, inputs: dict[str, Any]) -> Header:
+def _header(config: GenerateConfig, inputs: dict[str, Any], engine: str | None) -> Header:
     """What decides every answer, beside its batch."""
     device = find_device(config.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "config": decisive(GenerateConfig, to_dict(config)),
         "inputs": inputs,
-        "environment": {"device": name, "commit": git_commit(), **versions()},
+        "environment": {"device": name, "commit": git_commit(), "vllm": engine, **versions()},
     }
 
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -253,3 +256,41 @@ def test_answers_written_anew_stand_in_the_rows_they_were_of(chat_model: Path, t
     assert result.prompt_tokens == sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
     with pytest.raises(UsageError, match="rewrite is of conversations"):
         generate(chat_model, write(tmp_path / "t.jsonl", [{"text": "x"}]), tmp_path / "none", config)
+
+
+class Recorded:
+    """What vLLM's `LLM` and `SamplingParams` are given; the answers end each with the token of its prompt's length."""
+
+    calls: ClassVar[list[Any]] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def generate(self, prompts: list[Any], settings: list["Recorded"], *, use_tqdm: bool) -> list[Any]:
+        Recorded.calls.append((self.options, prompts, [each.options for each in settings]))
+        answers = [[97, len(prompt["prompt_token_ids"]), EOS] for prompt in prompts]
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=answer)]) for answer in answers]
+
+
+def test_vllm_is_asked_for_the_same(model: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its interface alone: vLLM itself needs a GPU."""
+    config = GenerateConfig(new_tokens=12, prompt_tokens=9, samples=2, temperature=0.8, top_p=0.9, engine="vllm")
+    with pytest.raises(UsageError, match="vllm, which is not installed"):
+        generate(model, texts, tmp_path / "out", config)
+    module = ModuleType("vllm")
+    module.LLM = module.SamplingParams = Recorded  # type: ignore[attr-defined]
+    module.__spec__ = ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr("compress.generate.vllm.metadata.version", lambda _: "0")
+    result = generate(model, texts, tmp_path / "out", config)
+    ((engine, prompts, settings),) = Recorded.calls
+    assert engine["model"] == str(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    expected = [tokenizer(row["text"])["input_ids"][:9] for row in read_rows(Path(texts)) for _ in range(2)]
+    assert [prompt["prompt_token_ids"] for prompt in prompts] == expected
+    assert len({each.pop("seed") for each in settings}) == len(settings) == 28
+    stops = {"stop_token_ids": [EOS], "detokenize": False}
+    assert settings == 28 * [{"temperature": 0.8, "top_p": 0.9, "max_tokens": 12, **stops}]
+    assert result.rows == 28
+    first = tokenizer.decode([*expected[0], 97, len(expected[0])])
+    assert read_rows(tmp_path / "out" / "rows.jsonl")[0] == {"text": first}
