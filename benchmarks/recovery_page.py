@@ -94,12 +94,8 @@ def by_recipe(cases: list[dict[str, Any]], reference: str = "kl") -> str:
             groups.setdefault((*start, case["recipe"]), {})[case["seed"]] = case
     rows = []
     for (*start, recipe), seeds in groups.items():
-        cells = [
-            f"{start[0]}, {start[1]}{', repaired' if start[2] else ''}",
-            recipe,
-            format_count(start[4]),
-            len(seeds),
-        ]
+        begun = f"{start[0]}, {start[1]}{', repaired' if start[2] else ''}"
+        cells = [begun, recipe, format_count(start[4]), str(len(seeds))]
         compared = groups.get((*start, reference), {})
         for kind in _TEXTS:
             found = [case[kind] for case in seeds.values() if kind in case]

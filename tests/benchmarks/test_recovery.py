@@ -62,7 +62,10 @@ def test_every_kind_of_case_and_a_rerun(tmp_path: Path) -> None:
         tokens, kl = cases[name]["curve"][-1]
         assert tokens == 2048
         assert kl == pytest.approx(cases[name]["text"]["kl_nats"], rel=1e-3)
-    assert shown.count("\n") == 2 + len(cases)
+    by_case, by_recipe = (table.strip().splitlines() for table in shown.split("\n\n"))
+    assert (len(by_case), len(by_recipe)) == (2 + len(cases), 2 + len(healed))
+    paper, kl = (cases[f"alternate-3-{recipe}-2.05k-by-1.02k-0"]["text"]["kl_nats"] for recipe in ("paper", "kl"))
+    assert any(f"3, alternate | paper | 2.05k | 1 | {paper:.4f} ({paper - kl:+.4f})" in line for line in by_recipe)
     assert "<path" in (tmp_path / "out" / "results.svg").read_text()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*") if path.is_file()}
     assert measure(tmp_path, *asked, "--continuations") == shown
