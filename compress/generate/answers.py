@@ -38,7 +38,7 @@ class Writer:
     def __init__(self, checkpoint: Checkpoint, config: GenerateConfig) -> None:
         self._checkpoint, self._config = checkpoint, config
         self._trees = TreeModel(checkpoint)
-        self._halving = Halving(self._trees.forget)
+        self._halving = Halving(self._trees.forget, "generate")
         self._stops = Stops(checkpoint.tokenizer, (), end_tokens(checkpoint))
         reason, _ = why_plain(checkpoint)
         self._shares = reason is None

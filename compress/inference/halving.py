@@ -31,8 +31,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Halving:
     """Runs batches, in halves where they have proved too large; it remembers how large that was."""
 
-    def __init__(self, free: Callable[[], None]) -> None:
-        self._free = free
+    def __init__(self, free: Callable[[], None], section: str = "eval") -> None:
+        self._free, self._section = free, section  # the latter of a recipe, or of --set: which options help
         self._limit: int | None = None
 
     def run(
@@ -56,7 +56,7 @@ class Halving:
                 if len(items) == 1:
                     raise InputError(
                         f"The memory does not hold the model and a sequence of {size} tokens. Choose a smaller model, "
-                        "--set eval.dtype=bfloat16, a device with more memory, or shorter prompts or rows."
+                        f"--set {self._section}.dtype=bfloat16, a device with more memory, or shorter prompts or rows."
                     ) from error
             self._recover(size)
         middle = len(items) // 2
@@ -68,4 +68,5 @@ class Halving:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        say(f"The memory does not hold a batch of {size} tokens: going on with {self._limit} (eval.batch_tokens).")
+        option = f"{self._section}.batch_tokens"
+        say(f"The memory does not hold a batch of {size} tokens: going on with {self._limit} ({option}).")
