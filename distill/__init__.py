@@ -7,7 +7,7 @@ from compress.distill.config import DistillConfig
 if TYPE_CHECKING:
     from compress.distill.distillation import distill
     from compress.distill.objective.loss import DistillationLoss, distillation_loss
-    from compress.distill.plan import DistillPlan, plan_distill
+    from compress.distill.plan import DistillPlan, ScoringPlan, plan_distill, plan_scoring
     from compress.distill.publish import DistillResult, begun_otherwise, student_output, training_output
 
 __all__ = [
@@ -15,10 +15,12 @@ __all__ = [
     "DistillPlan",
     "DistillResult",
     "DistillationLoss",
+    "ScoringPlan",
     "begun_otherwise",
     "distill",
     "distillation_loss",
     "plan_distill",
+    "plan_scoring",
     "student_output",
     "training_output",
 ]
@@ -27,10 +29,12 @@ _HOMES = {
     "DistillPlan": "plan",
     "DistillResult": "publish",
     "DistillationLoss": "objective.loss",
+    "ScoringPlan": "plan",
     "begun_otherwise": "publish",
     "distill": "distillation",
     "distillation_loss": "objective.loss",
     "plan_distill": "plan",
+    "plan_scoring": "plan",
     "student_output": "publish",
     "training_output": "publish",
 }

@@ -20,7 +20,7 @@ from compress.distill.resources.auto import (
     resolve_precision,
     resolve_sharding,
 )
-from compress.distill.resources.flops import training_flops_per_token
+from compress.distill.resources.flops import measuring_flops_per_token, training_flops_per_token
 from compress.distill.resources.loading import recompute_activations
 from compress.distill.resources.schedule import budget
 from compress.distill.resources.step_memory import StepShape, trace_step
@@ -65,6 +65,35 @@ class DistillPlan:
     def memory_text(self) -> str:
         """`weights 2.79 GiB, gradients 2.79 GiB, ...` for people."""
         return ", ".join(f"{name} {format_bytes(size)}" for name, size in self.memory_bytes.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringPlan:
+    """Cost of the pass that scores the text, which a store whose scores are kept is spared."""
+
+    tokens: int | None
+    """Of all training rows; None where these are not counted yet."""
+    flops_per_token: float
+
+    @property
+    def flops(self) -> float | None:
+        """Of the whole pass."""
+        return None if self.tokens is None else self.tokens * self.flops_per_token
+
+
+def plan_scoring(
+    config: DistillConfig, *, student: Any, teacher: Any, num_rows: int | None, seq_len: int
+) -> ScoringPlan | None:
+    """The pass over a store before a training that selects from it or orders it; None where neither is asked for.
+
+    `student` and `teacher` are model configs. Heads are counted at every token; of conversations they run at those that
+    are learned.
+    """
+    if config.scored is None:
+        return None
+    learner = student if config.scored.by == "student_disagreement" else None
+    flops = measuring_flops_per_token(learner, teacher, seq_len)
+    return ScoringPlan(None if num_rows is None else num_rows * seq_len, flops)
 
 
 def plan_distill(

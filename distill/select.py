@@ -16,9 +16,9 @@ class SelectConfig:
     by: Literal["teacher_loss", "teacher_wrong", "disagreement", "student_disagreement"] = "teacher_loss"
     """How hard a token is. teacher_loss: -log p(token), p the teacher's; teacher_wrong: 1 where another is its first
     choice, else 0; disagreement: 1 - p(token), how far p is from the text; student_disagreement: KL(p || q), q the
-    student's as it starts. A row has the mean of its tokens."""
+    student's as it starts. A row has the mean of its tokens that are learned: of a conversation, its answers'."""
     of: Literal["rows", "tokens"] = "rows"
-    """Whether rows are left out, or tokens of all rows: those predict nothing, and are read all the same."""
+    """Whether rows are left out, or tokens of all rows that would be learned: those are read all the same."""
     from_: Quantile = 0.0
     """Where in the order of all from easy to hard the share begins; `from` in a recipe."""
     to: Quantile = 1.0

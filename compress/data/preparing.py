@@ -1,5 +1,6 @@
 """Text to a token store, or the store that is there already."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from compress.data.store.making import Maker
 from compress.data.store.partial import begun, is_begun, owned_folder, partial_of
 from compress.data.store.record import identity
 from compress.data.store.store import INDEX, TokenStore
-from compress.model.tokenizer import find_tokenizer, load_spec, tokenizer_spec
+from compress.model.tokenizer import find_tokenizer, load_spec, tokenizer_fingerprint, tokenizer_spec
 
 _OF_NO_CONSEQUENCE = ("dataset", "num_proc")
 """Options that may be others than those of the store: where it is itself, and a matter of speed."""
@@ -124,11 +125,12 @@ def store_inputs(config: DataConfig, tokenizer: Callable[[], Path | str], out: P
         recorded: str = index["manifest"]["inputs"]["source"]
         return recorded if same else "other files, or their content changed"
 
-    def template() -> str | None:
-        made = TokenStore.open(out).marked
-        return template_sha256(find_tokenizer(tokenizer())) if made else None
+    words = functools.cache(lambda: find_tokenizer(tokenizer()))
 
-    return {"tokenizer": lambda: load_spec(tokenizer()).sha256, "source": source, "chat template": template}
+    def template() -> str | None:
+        return template_sha256(words()) if TokenStore.open(out).marked else None
+
+    return {"tokenizer": lambda: tokenizer_fingerprint(words()), "source": source, "chat template": template}
 
 
 def changes_of_begun(config: DataConfig, tokenizer: Callable[[], Path | str], out: Path) -> list[str]:

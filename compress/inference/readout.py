@@ -54,12 +54,13 @@ class Readout:
         budget = _CHUNK_LOGITS if self.device.type == "cpu" else 4 * _CHUNK_LOGITS
         return max(1, budget // self.vocab_size)
 
-    def states(self, input_ids: Tensor) -> Tensor:
-        """What the head turns into logits, [B, S, D], for `input_ids` [B, S] (padding, if any, on the right)."""
+    def states(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """What the head turns into logits, [B, S, D], for `input_ids` [B, S] (padding, if any, on the right) and what
+        else the model is to be given."""
         if self.head is None:
-            logits: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+            logits: Tensor = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
             return logits
-        return hidden_states(self.model, input_ids)
+        return hidden_states(self.model, input_ids, **inputs)
 
     def logits(self, states: Tensor) -> Tensor:
         """float32 logits [N, V] of `states` [N, D]."""

@@ -90,6 +90,20 @@ def read_run(run: Path) -> RunFiles:
     )
 
 
+def read_training(run: Path) -> Record | None:
+    """What a run records of its training, with the hash of all rows read (`rows_sha256`, or None); None of another.
+
+    Raises:
+        InputError: a record cannot be read.
+    """
+    record = _record(run / "student" / "distill.json", shapes.TrainingRecord)
+    if record is None or "alpha" not in ((record.get("manifest") or {}).get("config") or {}):
+        return None
+    logged = _jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep)
+    hashes = [row["rows_sha256"] for row in logged if row.get("step") == record.get("steps") and "rows_sha256" in row]
+    return {**record, "rows_sha256": hashes[-1] if hashes else None}
+
+
 def labels_of(run: Path) -> dict[str, str]:
     """Model key -> its name in the report of a run folder."""
     return _labels(bool(_recipe(run).get("student")))

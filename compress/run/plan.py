@@ -11,7 +11,7 @@ from compress.base.errors import Faults, UsageError
 from compress.base.machine import total_memory
 from compress.base.units import format_bytes, format_count
 from compress.data import TextFacts
-from compress.distill import DistillConfig, DistillPlan, plan_distill
+from compress.distill import DistillConfig, DistillPlan, ScoringPlan, plan_distill, plan_scoring
 from compress.model.parts import count_parameters, empty_model
 from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
@@ -47,14 +47,23 @@ class RecipePlan:
     """Tokens that the candidates of a ranking are healed on, all together, if no two name the same cut."""
     sources: dict[str, int | None] = dataclasses.field(default_factory=dict)
     """Of a blend: the training tokens of each source by its name; None for all that it has."""
+    scoring: ScoringPlan | None = None
+    """None where `distill` takes all the text in a random order."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
         data = dataclasses.asdict(self)
-        hours = sum(plan.hours(self.flops_per_s) for plan in self._trainings().values()) + self._ranking_hours()
         if not self.counted:
             data["distill"] |= dict.fromkeys(("steps", "tokens", "flops"))
-        return {**data, "hours": hours if self.counted else None}
+        return {**data, "hours": self._hours()}
+
+    def _hours(self) -> float | None:
+        """Of all that is trained and scored; None where that is not counted yet."""
+        scoring = 0.0 if self.scoring is None else self.scoring.flops
+        if scoring is None or not self.counted:
+            return None
+        trainings = sum(plan.hours(self.flops_per_s) for plan in self._trainings().values())
+        return trainings + self._ranking_hours() + scoring / self.flops_per_s / 3600
 
     def _given_student(self) -> str:
         student, teacher = self.parameters
@@ -79,6 +88,16 @@ class RecipePlan:
             f"{format_count(self.flops_per_s)} FLOP/s"
         )
 
+    def _scoring(self, plan: ScoringPlan) -> str:
+        each = f"{format_count(plan.flops_per_token)} FLOPs a token"
+        if plan.tokens is None or plan.flops is None:
+            return f"  before it, all the text is scored once: {each}"
+        return (
+            f"  before it, all the text is scored once: {format_count(plan.tokens)} tokens, {each}, {plan.flops:.3g} "
+            f"FLOPs ({plan.flops / self.distill.flops:.1%} of the training's), "
+            f"{plan.flops / self.flops_per_s / 3600:.2g} h"
+        )
+
     def describe(self) -> str:
         """The plan for people."""
         lines = [self.name, self._given_student() if self.prune is None else self.prune.describe()]
@@ -97,6 +116,8 @@ class RecipePlan:
             for device, available in self.available_bytes.items():
                 fits = "fits" if plan.total_bytes < 0.9 * available else _REMEDY
                 lines.append(f"  {device} has {format_bytes(available)}: {fits}")
+        if self.scoring is not None:
+            lines.append(self._scoring(self.scoring))
         lines.append(f"eval: {', '.join(self.tasks) or 'no benchmarks'}")
         return "\n".join(lines)
 
@@ -145,6 +166,13 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         counted=_rows(recipe.distill, known.text) is not None,
         ranking_tokens=ranked,
         sources={name: part.tokens for name, part in zip(recipe.data.names, recipe.data.parts(), strict=False)},
+        scoring=plan_scoring(
+            recipe.distill,
+            student=student.config,
+            teacher=teacher.config,
+            num_rows=known.text.num_rows,
+            seq_len=known.text.seq_len,
+        ),
     )
 
 

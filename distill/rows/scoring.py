@@ -9,13 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.base.errors import UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.data import INDEX, TokenStore
 from compress.data.store.scores import make_scores, scores_folder
 from compress.distill.config import DistillConfig
+from compress.distill.objective.loss import IGNORE_INDEX
+from compress.distill.rows.batch import Batch, Ids, MicroBatch, micro_batch
+from compress.distill.rows.documents import check_isolation
 from compress.distill.rows.selection import Selection, find_selection, made_of
+from compress.distill.rows.source import StoreRows
 from compress.inference.readout import Readout, load_checkpoint, require_numbers
 
 _BLOCK_TOKENS, _DEVICE_BLOCK_TOKENS = 1024, 8192  # a CPU is busy with few, a device needs more
@@ -27,17 +30,11 @@ def selection_for(
     """What a training takes of a store, after scoring its rows if nobody did; None where it takes all as it comes.
 
     Raises:
-        UsageError: the rows are conversations, whose prompts would be scored like answers.
-        UsageError, InputError: as `make_scores`, and as loading the models.
+        UsageError, InputError: as `make_scores`, as loading the models, and as `check_isolation`.
     """
     select = config.scored
     if select is None:
         return None
-    if store.marked:
-        raise UsageError(
-            "distill.select and distill.order score rows of text, and these are conversations: leave them out, or "
-            "prepare the data with form: text."
-        )
     assert teacher is not None, "check_distill asks for one"
 
     def score() -> None:
@@ -46,11 +43,14 @@ def selection_for(
             return
         guide = load_checkpoint(teacher)
         learner = load_checkpoint(student) if select.by == "student_disagreement" else None
+        if store.apart:
+            for readout in filter(None, (guide, learner)):
+                check_isolation(readout.model, readout.name)
         block = _BLOCK_TOKENS if guide.device.type == "cpu" else _DEVICE_BLOCK_TOKENS
+        rows = StoreRows(store, seed=0, epochs=1, num_heldout=0, apart=store.apart, selection=None)
 
-        def of_rows(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-            found = token_scores(select.by, torch.from_numpy(ids).to(guide.device), guide, learner)
-            return found.view(len(ids), -1).numpy()
+        def of_rows(numbers: Ids) -> NDArray[np.float32]:
+            return row_scores(select.by, rows.read(numbers), guide, learner)
 
         make_scores(store, key, of_rows, keep_tokens=select.of == "tokens", block_tokens=block)
 
@@ -64,18 +64,26 @@ def selection_for(
     return found
 
 
+def row_scores(by: str, batch: Batch, teacher: Readout, student: Readout | None = None) -> NDArray[np.float32]:
+    """Scores [B, S - 1] of the tokens of a batch's rows but the first of each, NaN where a token is no label; raises
+    as `token_scores`."""
+    found = np.full(batch.labels.shape, np.nan, np.float32)
+    scores = token_scores(by, micro_batch(batch).to(teacher.device), teacher, student)
+    found[batch.labels != IGNORE_INDEX] = scores.numpy()
+    return found
+
+
 @torch.inference_mode()
-def token_scores(by: str, ids: Tensor, teacher: Readout, student: Readout | None = None) -> Tensor:
-    """How hard each token of `ids` [B, S] but the first of a row is, float32 [B (S-1)] on the CPU; see `SelectConfig`.
+def token_scores(by: str, batch: MicroBatch, teacher: Readout, student: Readout | None = None) -> Tensor:
+    """How hard each of the M labels of a micro-batch is, float32 [M] on the CPU; see `SelectConfig`.
 
     With p the teacher's and q the student's distribution, at temperature 1, over the ids that both have.
 
     Raises:
         InputError: a score is NaN.
     """
-    labels = ids[:, 1:].flatten()
-    states = teacher.states(ids)[:, :-1].flatten(0, 1)
-    others = None if student is None else student.states(ids)[:, :-1].flatten(0, 1)
+    labels, states = batch.labels, _states(teacher, batch)
+    others = None if student is None else _states(student, batch)
     step = min(readout.chunk_tokens for readout in (teacher, student) if readout is not None)
     found = []
     for start in range(0, len(states), step):
@@ -97,3 +105,8 @@ def token_scores(by: str, ids: Tensor, teacher: Readout, student: Readout | None
     scores = torch.cat(found)
     require_numbers(scores, teacher)
     return scores
+
+
+def _states(readout: Readout, batch: MicroBatch) -> Tensor:
+    apart = {} if batch.positions is None else {"position_ids": batch.positions}
+    return batch.with_label(readout.states(batch.ids, **apart))

@@ -26,7 +26,8 @@ class Selection:
     shuffled: bool
     """Whether they are read in a new random order in each epoch, or each time as they stand here, from easy to hard."""
     tokens: NDArray[np.float16] | None
-    """[rows of the store, S - 1] scores of the tokens that are predicted; None where all count."""
+    """[rows of the store, S - 1] scores of the tokens that are predicted, NaN of those that are not to be learned; None
+    where all count."""
     low: float
     high: float
     """The least and the highest score of those taken: of tokens, or else of rows."""

@@ -1,5 +1,6 @@
 """Scores kept in a token store: how they are taken, counted and described, and the same bytes after any kill."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -25,19 +26,30 @@ MADE_OF = {"by": "the ids themselves"}
 values = st.lists(st.floats(0, 60, width=16), min_size=1, max_size=60)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+def text(number: int) -> dict[str, str]:
+    return {"text": f"Number {number} is not {number * number % 97}."}
+
+
+def answer(number: int) -> dict[str, str]:
+    return {"prompt": f"{number}?", "completion": f"{number * number % 97}."}
+
+
+@pytest.fixture(scope="module", params=[text, answer])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     folder = tmp_path_factory.mktemp("scores")
-    lines = [json.dumps({"text": f"Number {i} is not {i * i % 97}."}) for i in range(60)]
+    lines = [json.dumps(request.param(i)) for i in range(60)]
     (folder / "text.jsonl").write_text("\n".join(lines))
-    byte_tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + '\n' }}{% endfor %}"
+    tokenizer.save_pretrained(folder / "tokenizer")
     config = DataConfig(dataset=str(folder / "text.jsonl"), seq_len=SEQ_LEN, heldout_sequences=2)
     return prepare(config, folder / "tokenizer", folder / "store", visible=False)
 
 
-def of_ids(ids: Any) -> Any:
-    """A score that a test can compute: the token's id, shrunk."""
-    return (ids[:, 1:] / 8).astype(np.float32)
+def of_ids(store: TokenStore, numbers: Any) -> Any:
+    """A score that a test can compute: the token's id, shrunk; none of what is not of an answer."""
+    ids, marks = store.rows(numbers), store.marks(numbers)
+    return np.where(True if marks is None else marks.answers, ids / 8, np.nan)[:, 1:].astype(np.float32)
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -47,10 +59,10 @@ def files(path: Path) -> dict[str, bytes]:
 def kill_at(store: TokenStore, block: int) -> None:
     """Score the store in a process of its own, which is killed in that block of rows."""
 
-    def score(ids: Any) -> Any:
-        if np.array_equal(ids[0], store.rows([block * 2])[0]):
+    def score(numbers: Any) -> Any:
+        if numbers[0] == block * 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return of_ids(ids)
+        return of_ids(store, numbers)
 
     process = multiprocessing.get_context("fork").Process(
         target=make_scores, args=(store, MADE_OF, score), kwargs=IN_TWOS
@@ -67,25 +79,27 @@ def test_killed_in_any_block_the_bytes_are_those_of_one_pass(
 ) -> None:
     monkeypatch.setattr(scores, "SAVE_EVERY_S", every)
     whole_of = {**MADE_OF, "whole": True}
-    whole = open_scores(make_scores(store, whole_of, of_ids, **IN_TWOS), store)
+    whole = open_scores(make_scores(store, whole_of, functools.partial(of_ids, store), **IN_TWOS), store)
     blocks = -(-store.num_rows // 2)
     for block in (0, 1, blocks // 2, blocks - 1):
         kill_at(store, block)
     scored = []
 
-    def noted(ids: Any) -> Any:
-        scored.append(len(ids))
-        return of_ids(ids)
+    def noted(numbers: Any) -> Any:
+        scored.append(len(numbers))
+        return of_ids(store, numbers)
 
     path = make_scores(store, MADE_OF, noted, **IN_TWOS)
     assert len(scored) == (1 if every == 0 else blocks)
     assert {name: data for name, data in files(path).items() if name != "index.json"} == {
         name: data for name, data in files(whole.path).items() if name != "index.json"
     }
-    rows = store.rows(range(store.num_rows))
+    expected = of_ids(store, range(store.num_rows))
     assert whole.tokens is not None
-    assert np.array_equal(whole.tokens, of_ids(rows).astype(np.float16))
-    assert whole.rows == pytest.approx((rows[:, 1:] / 8).mean(axis=1), rel=1e-6)
+    assert np.array_equal(whole.tokens, expected.astype(np.float16), equal_nan=True)
+    assert np.isnan(expected).any() == store.marked
+    means = [[value for value in row if value == value] for row in expected.tolist()]
+    assert whole.rows == pytest.approx([sum(row) / len(row) for row in means], rel=1e-6)
     for each in (path, whole.path):
         for name in files(each):
             (each / name).unlink()
@@ -93,7 +107,8 @@ def test_killed_in_any_block_the_bytes_are_those_of_one_pass(
 
 
 def test_scores_that_are_damaged_or_not_ours_are_named(store: TokenStore) -> None:
-    path = make_scores(store, {"by": "damage"}, of_ids, keep_tokens=False, block_tokens=1)
+    score = functools.partial(of_ids, store)
+    path = make_scores(store, {"by": "damage"}, score, keep_tokens=False, block_tokens=1)
     assert open_scores(path, store).tokens is None
     data = (path / "rows.bin").read_bytes()
     (path / "rows.bin").write_bytes(data[:-1] + b"x")
@@ -103,7 +118,7 @@ def test_scores_that_are_damaged_or_not_ours_are_named(store: TokenStore) -> Non
     other.mkdir()
     (other / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
-        make_scores(store, {"by": "another"}, of_ids, keep_tokens=False, block_tokens=1)
+        make_scores(store, {"by": "another"}, score, keep_tokens=False, block_tokens=1)
 
 
 @settings(max_examples=50, deadline=None)
@@ -111,10 +126,11 @@ def test_scores_that_are_damaged_or_not_ours_are_named(store: TokenStore) -> Non
 def test_a_quantile_is_a_place_in_the_sorted_scores(numbers: list[float], one: float, other: float) -> None:
     """By NumPy's own definitions of quantiles that are values: `lower` and `higher`."""
     first, last = sorted((one, other))
-    for found in (np.array(numbers, np.float16).reshape(1, -1), np.array(numbers, np.float32)):
+    with_none = np.array([np.nan, *numbers, np.nan], np.float16).reshape(1, -1)
+    for found in (np.array(numbers, np.float16).reshape(1, -1), np.array(numbers, np.float32), with_none):
         low, high = bounds(distribution(found), first, last)
-        assert low == np.quantile(found.astype(np.float64), first, method="lower")
-        assert high == np.quantile(found.astype(np.float64), last, method="higher")
+        assert low == np.nanquantile(found.astype(np.float64), first, method="lower")
+        assert high == np.nanquantile(found.astype(np.float64), last, method="higher")
 
 
 @settings(max_examples=50, deadline=None)

@@ -19,8 +19,9 @@ from compress.data.store.order import START, extend
 from compress.distill import DistillConfig
 from compress.distill.loop import train
 from compress.distill.loop.step import Losses
-from compress.distill.rows.scoring import token_scores
+from compress.distill.rows.scoring import row_scores
 from compress.distill.rows.selection import find_selection
+from compress.distill.rows.source import packed
 from compress.distill.select import SelectConfig, rows_left
 from compress.inference.readout import load_checkpoint
 from compress.run.recipe import DistillOptions
@@ -59,9 +60,10 @@ def plain_scores(by: str, ids: Any, teacher: Path, student: Path) -> Any:
 def test_scores_are_those_of_the_plain_logits(world: World, by: str) -> None:
     rows = TokenStore.open(world.data).rows(range(5))
     teacher, student = (load_checkpoint(folder, device="cpu") for folder in (world.teacher, world.student))
-    found = token_scores(by, torch.as_tensor(rows), teacher, student if by == "student_disagreement" else None)
+    batch = packed(rows, np.arange(5))
+    found = row_scores(by, batch, teacher, student if by == "student_disagreement" else None)
     expected = plain_scores(by, rows, world.teacher, world.student)
-    assert found.view(expected.shape).numpy() == pytest.approx(expected, abs=2e-5)
+    assert found == pytest.approx(expected, abs=2e-5)
     assert expected.std() > 1e-3
 
 

@@ -241,6 +241,25 @@ def test_dry_run_writes_nothing(world: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_counts_the_scoring_of_the_text(world: Path, tmp_path: Path) -> None:
+    """A training's token costs C_t + 3 C_s, its score C_t, or C_t + C_s where the student scores too."""
+    plans = {}
+    command = ["run", str(world / "recipe.yaml"), "--out", str(tmp_path / "run"), "--dry-run"]
+    for by in ("teacher_loss", "student_disagreement"):
+        options = [f"--set=distill.select={{by: {by}, to: 0.5}}", "--set=distill.tokens=6k", "--set=data.tokens=16k"]
+        plan = plans[by] = json.loads(run_cli(*command, *options, "--json").stdout)
+        flops = plan["scoring"]["tokens"] * plan["scoring"]["flops_per_token"]
+        assert plan["hours"] * 3600 * plan["flops_per_s"] == pytest.approx(plan["distill"]["flops"] + flops)
+        assert plan["scoring"]["tokens"] == 16000
+        words = run_cli(*command, *options).stdout
+        assert "all the text is scored once: 16k tokens" in words
+        assert f"({flops / plan['distill']['flops']:.1%} of the training's)" in words
+    teacher, both = (plan["scoring"]["flops_per_token"] for plan in plans.values())
+    assert plans["teacher_loss"]["distill"]["flops_per_token"] == pytest.approx(3 * both - 2 * teacher)
+    plan = json.loads(run_cli(*command, *options, "--set=data.tokens=null", "--json").stdout)
+    assert (plan["scoring"]["tokens"], plan["hours"]) == (None, None)
+
+
 def test_the_demo_can_be_planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its recipe names folders by `$DEMO` and `$RUN`; the parameters are counted in the shards themselves."""
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,8 @@
 """Scores of a store's training rows and tokens, kept in the store: made in one pass, named by what they are made of.
 
-    STORE/scores-KEY/rows.bin      float32 [rows]: the mean score of each row's tokens
-    STORE/scores-KEY/tokens.bin    float16 [rows, S - 1]: the score of each token but a row's first, where they are kept
+    STORE/scores-KEY/rows.bin      float32 [rows]: the mean score of each row's tokens that are to be learned
+    STORE/scores-KEY/tokens.bin    float16 [rows, S - 1]: the score of each token but a row's first, where they are
+                                   kept; NaN of tokens that are not to be learned
     STORE/scores-KEY/index.json    what they are made of, and the SHA-256 of both files; written last
 
 A pass that was cut goes on behind the rows that it has saved, and leaves the same bytes as one that was not.
@@ -39,7 +40,8 @@ _ROWS, _TOKENS = "rows.bin", "tokens.bin"
 _NAMES = rf"(rows|tokens)\.bin|(state|index)\.json{UNFINISHED}"
 
 Score = Callable[[NDArray[np.int64]], NDArray[np.float32]]
-"""Scores [B, S - 1], none below 0, of what each token of rows [B, S] but the first is."""
+"""Scores [B, S - 1] of each token but the first of the rows with these numbers [B]: none below 0, NaN where the token
+is not to be learned; each row has one that is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Scores:
     rows: NDArray[np.float32]
     """[rows]"""
     tokens: NDArray[np.float16] | None
-    """[rows, S - 1], a memory map; None where they were not kept."""
+    """[rows, S - 1], NaN of tokens that are not to be learned, a memory map; None where they were not kept."""
 
 
 def scores_folder(store: TokenStore, made_of: Mapping[str, Any]) -> Path:
@@ -123,8 +125,8 @@ def _score_rows(store: TokenStore, score: Score, folder: Path, names: list[str],
         saved_at = time.monotonic()
         for start in range(done, store.num_rows, block):
             check_interrupt()
-            found = score(store.rows(np.arange(start, min(start + block, store.num_rows))))
-            files[_ROWS].write(found.mean(axis=1, dtype=np.float64).astype("<f4").tobytes())
+            found = score(np.arange(start, min(start + block, store.num_rows)))
+            files[_ROWS].write(np.nanmean(found, axis=1, dtype=np.float64).astype("<f4").tobytes())
             if _TOKENS in files:
                 files[_TOKENS].write(np.minimum(found, np.finfo(np.float16).max).astype("<f2").tobytes())
             done = start + len(found)

@@ -33,7 +33,7 @@ def easy_to_hard(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def distribution(scores: NDArray[Any]) -> Distribution:
-    """How scores are distributed: float32 [n], or float16 [n, m] of any size, none below 0."""
+    """How scores are distributed: float32 [n], or float16 [n, m] of any size, none below 0, NaN where there is none."""
     if scores.dtype != np.float16:
         values, counts = np.unique(scores.astype(np.float64), return_counts=True)
         return Distribution(values, counts.astype(np.int64))
@@ -41,8 +41,8 @@ def distribution(scores: NDArray[Any]) -> Distribution:
     patterns = np.arange(np.finfo(np.float16).max.view(np.uint16) + 1, dtype=np.uint16)
     counts = np.zeros(len(patterns), np.int64)
     for start in range(0, len(scores), _CHUNK_ROWS):
-        chunk = np.ascontiguousarray(scores[start : start + _CHUNK_ROWS]).view(np.uint16).ravel()
-        counts += np.bincount(chunk, minlength=len(patterns))
+        chunk = np.asarray(scores[start : start + _CHUNK_ROWS])
+        counts += np.bincount(chunk[~np.isnan(chunk)].view(np.uint16), minlength=len(patterns))
     found = counts > 0
     return Distribution(patterns[found].view(np.float16).astype(np.float64), counts[found])
 

@@ -8,13 +8,15 @@ from compress.report.compare.sources import Model
 from compress.report.judge.draft import drafts
 from compress.report.judge.flips import summarise_flips
 from compress.report.judge.scores import build_scores, compare, mismatches
+from compress.report.judge.trainings import trainings
 from compress.report.judge.verdicts import judge_all
 from compress.report.run_files import Record
 
 
 def build_comparison(models: Sequence[Model]) -> Record:
     """compare.json: `labels`, `scores`, `verdicts`, `mismatches`, `compared` (each model with the first), `overall`,
-    `flips` (of the last model), `draft`, and each model's evaluation under its key, m0, m1, ...
+    `flips` (of the last model), `draft`, `trainings`, `trained_pairs` (trained models with the first that was, where
+    that is not the first of all), and each model's evaluation under its key, m0, m1, ...
 
     Raises:
         InputError: no other model has a task, or held-out text, in common with the first.
@@ -28,6 +30,12 @@ def build_comparison(models: Sequence[Model]) -> Record:
     items = {key: model.items for key, model in zip(keys, models, strict=True)}
     compared = {key: compare(scores, (reference, key), (items[reference], items[key])) for key in others}
     tasks = {key: each.tasks for key, each in compared.items()}
+    trained = [key for key, model in zip(keys, models, strict=True) if model.training is not None]
+    pairs = {
+        key: compare(scores, (trained[0], key), (items[trained[0]], items[key])).tasks
+        for key in trained[1:]
+        if trained[0] != reference
+    }
     name = "Comparison" if others else labels[reference]
     return {
         MADE_BY: "compress compare",
@@ -42,6 +50,10 @@ def build_comparison(models: Sequence[Model]) -> Record:
         "overall": {key: each.overall for key, each in compared.items()},
         "flips": summarise_flips(compared, reference),
         "draft": drafts(evals, None),
+        "trainings": trainings(
+            {key: m.training for key, m in zip(keys, models, strict=True) if m.training is not None}
+        ),
+        "trained_pairs": pairs,
         "train": None,
         "prune": None,
         "left_out": [f"{labels[key]}: no per-item scores, so no paired intervals." for key in keys if not items[key]],

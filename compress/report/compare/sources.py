@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.base.errors import InputError
-from compress.report.run_files import MODELS, Record, labels_of, read_evaluation, read_items
+from compress.report.run_files import MODELS, Record, labels_of, read_evaluation, read_items, read_training
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An evaluated model: its name on the page, its eval JSON, and its items (empty where there are none)."""
+    """An evaluated model: its name on the page, its eval JSON, its items (empty where there are none), and what is
+    recorded of its training, where it is a run's student."""
 
     label: str
     record: Record
     items: list[Record]
+    training: Record | None
 
 
 def read_models(sources: Sequence[str]) -> list[Model]:
@@ -33,7 +35,7 @@ def read_models(sources: Sequence[str]) -> list[Model]:
                 continue
             if label in (model.label for model in found):
                 label = f"{label} ({path})"
-            found.append(Model(label, record, read_items(path)))
+            found.append(Model(label, record, read_items(path), _training_of(path)))
     return found
 
 
@@ -57,6 +59,11 @@ def _evaluations(source: str) -> Iterator[tuple[str, Path]]:
     labels = labels_of(path)
     for key, each in there.items():
         yield f"{run} {labels[key]}", each
+
+
+def _training_of(path: Path) -> Record | None:
+    of_student = path.parent.name == "eval" and path.stem == MODELS["student"]
+    return read_training(path.parent.parent) if of_student else None
 
 
 def _name_of(path: Path) -> str:

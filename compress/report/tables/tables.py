@@ -2,23 +2,24 @@
 
 from typing import Any
 
-from compress.report.cells import NONE, percent, plus_minus, points, ratio_with_interval
+from compress.report.cells import NONE, percent, plus_minus
 from compress.report.judge.prompting import common_prompting
 from compress.report.judge.scores import metric_names
-from compress.report.judge.verdicts import p_words
 from compress.report.run_files import Record, number
 from compress.report.tables.habits import habits
 from compress.report.tables.making import importance, ranking, selection, training
 from compress.report.tables.measures import classes, nearness, speed, text
-from compress.report.tables.table import Table, compared, labels, main_tasks
+from compress.report.tables.retention import retention
+from compress.report.tables.table import Table, labels, main_tasks
+from compress.report.tables.trainings import trained_pairs, trainings
 
 _LONGEST = 160
 
 
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
-    made = (verdicts(report), scores(report), retention(report), flips(report), nearness(report), classes(report))
-    rest = (habits(report), text(report), speed(report))
+    made = (verdicts(report), trainings(report), scores(report), retention(report), trained_pairs(report))
+    rest = (flips(report), nearness(report), classes(report), habits(report), text(report), speed(report))
     making = (training(report), selection(report), ranking(report), importance(report))
     return [table for table in (*made, *rest, *making, every_metric(report)) if table.rows]
 
@@ -77,51 +78,6 @@ def _one_or_all(values: list[Any]) -> str:
     return " / ".join(texts if len(set(texts)) > 1 else texts[:1])
 
 
-def retention(report: Record) -> Table:
-    """What each model keeps of the reference, above chance and raw, with paired intervals and tests."""
-    tables = compared(report)
-    rows = []
-    for name in main_tasks(report):
-        label = name
-        for model in reversed(tables):
-            if entry := tables[model].get(name):
-                cells = [_kept(entry), ratio_with_interval(entry["raw"], entry["raw_ci95"])]
-                cells += [points(entry["difference"], entry["difference_ci95"]), *_test(entry)]
-                rows.append([label, labels(report)[model], *cells])
-                label = ""
-    label = "all tasks, equal weight"
-    for model in reversed(tables):
-        if overall := report["overall"].get(model):
-            rows.append([label, labels(report)[model], _kept(overall), *[NONE] * 6])
-            label = ""
-    reference = next(iter(labels(report).values()), "")
-    columns = [
-        "Task",
-        "Model",
-        "Kept above chance",
-        "Kept, raw",
-        "Difference, points",
-        "Lost",
-        "Gained",
-        "p",
-        "Paired items",
-    ]
-    note = (
-        f"Share of the score of the {reference} that is kept: (model − chance) / ({reference} − chance), and model / "
-        f"{reference}. In brackets 95% intervals of a paired bootstrap over the items that both models answered. Lost: "
-        f"items that the {reference} gets right and the model does not; p: a paired test that both score alike "
-        "(McNemar's exact one for right and wrong), adjusted for the number of tasks (Holm)."
-    )
-    return Table(title="Retention", note=note, columns=columns, rows=rows, text_columns=2)
-
-
-def _test(entry: Record) -> list[str]:
-    counts = [NONE if entry[key] is None else f"{entry[key]:,}" for key in ("lost", "gained", "paired_items")]
-    p_value = entry["p_value"] if entry["p_holm"] is None else entry["p_holm"]
-    shown = NONE if p_value is None else p_words(p_value).removeprefix("p = ").removeprefix("p ")
-    return [*counts[:2], shown, counts[2]]
-
-
 def flips(report: Record) -> Table:
     """Items whose score differs between the last model and the reference: of each task a few lost and a few gained."""
     shown = report["flips"]["examples"]
@@ -147,13 +103,6 @@ def _cut(text: str | None) -> str:
         return NONE
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST else "…" + line[1 - _LONGEST :]
-
-
-def _kept(entry: Record) -> str:
-    shown, note = ratio_with_interval(entry["chance_corrected"], entry["ci95"]), entry["note"]
-    if note is None:
-        return shown
-    return note if entry["chance_corrected"] is None else f"{shown} ({note})"
 
 
 def every_metric(report: Record) -> Table:

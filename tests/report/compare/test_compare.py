@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -69,6 +70,56 @@ def test_a_run_folder_is_its_models_and_a_teacher_of_two_runs_comes_once(runs: d
     assert set(report["compared"]) == {"m1", "m2", "m3"}
     named = compare_models([f"a={runs['first']}", eval_json(runs["second"])])
     assert list(named["labels"].values()) == ["a teacher", "a cut", "a healed", "second healed"]
+
+
+def trained(run: Path, folder: Path, rows: str, inputs: dict[str, str], **config: Any) -> str:
+    """A copy of a run whose student was trained so."""
+    shutil.copytree(run, folder)
+    path = folder / "student" / "distill.json"
+    record = json.loads(path.read_text())
+    record["manifest"] |= {"config": config, "inputs": inputs}
+    path.write_text(json.dumps(record | {"trained_parameters": 10_000, "parameters": 2_000_000, "tokens": 4096}))
+    with (folder / "train" / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": record["steps"], "loss": 1.0, "rows_sha256": rows}) + "\n")
+    return str(folder)
+
+
+def test_fine_tuning_and_distillation_on_the_same_rows_are_told_and_paired(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    lora = {"r": 4}
+    same = {"student": "s", "teacher": "t", "data": "d"}
+    sources = [
+        trained(runs["first"], tmp_path / "sft", "ab", same, alpha=0.0, lora=lora, lr=1e-3),
+        trained(runs["second"], tmp_path / "kd", "ab", same, alpha=0.75, lora=lora, lr=1e-3),
+        trained(runs["second"], tmp_path / "other", "cd", {**same, "data": "e", "student": "x"}, alpha=1.0, lr=1e-4),
+    ]
+    for index, name in enumerate(("sft", "kd", "other")):  # so that none is taken for another's copy
+        path = tmp_path / name / "eval" / "student.json"
+        record = json.loads(path.read_text())
+        record["heldout"]["loss_nats"] += index / 1000
+        path.write_text(json.dumps(record))
+    report = compare_models(sources, tmp_path / "out")
+    names = {label: key for key, label in report["labels"].items()}
+    told = {name: report["trainings"][names[f"{name} healed"]] for name in ("sft", "kd", "other")}
+    assert told["sft"]["learns_from"] == "the text alone (supervised fine-tuning)"
+    assert told["kd"]["learns_from"] == "0.75 the teacher, 0.25 the text"
+    assert (told["kd"]["rows"], told["kd"]["others"], told["kd"]["changed"]) == ("the same", [], {"alpha": [0.0, 0.75]})
+    assert told["other"]["rows"] == "of another text"
+    assert told["other"]["others"] == ["student"]
+    assert told["other"]["changed"] == {"alpha": [0.0, 1.0], "lr": [1e-3, 1e-4]}
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    row = "| kd healed | 0.75 the teacher, 0.25 the text | 10k of 2M | 4,096 | the same | alpha 0.75 (0.0) |"
+    assert row in markdown
+
+    entry = report["trained_pairs"][names["kd healed"]]["demo_choice"]
+    sft, kd = (accuracy(eval_json(run)) for run in runs.values())
+    assert entry["difference"] == pytest.approx((kd - sft).mean())
+    assert (entry["lost"], entry["gained"]) == (int((kd < sft).sum()), int((kd > sft).sum()))
+    assert "Trained models side by side" in markdown
+    directly = compare_models([str(tmp_path / name / "eval" / "student.json") for name in ("sft", "kd")])
+    assert directly["trained_pairs"] == {}
+    assert directly["compared"]["m1"]["demo_choice"]["difference"] == entry["difference"]
 
 
 def test_other_text_alone_is_enough_in_common_and_must_be_the_same(runs: dict[str, Path], tmp_path: Path) -> None:
