@@ -133,7 +133,7 @@ class DistillResult:
         ]
         if measures := self._describe_heldout():
             lines.insert(1, measures)
-        for name, found in self.heldout_sources.items():
+        for name, found in reversed(self.heldout_sources.items()):
             told = [f"{title} {found[key]:.4f}" for title, key in (("KL", "kl"), ("loss", "hard")) if key in found]
             lines.insert(2, f"held-out {name}: {', '.join(told)}")
         if self.parameters and self.trained_parameters not in (None, self.parameters):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -104,6 +105,12 @@ class DataConfig:
                 raise ValueError(f"of a blend, `{name}` is written in each of the `sources`")
         if len(set(self.names)) < len(self.sources):
             raise ValueError(f"two sources have one name ({', '.join(self.names)}): write a `name` in each")
+        if len({dataclasses.replace(source, name="", weight=None, tokens=None) for source in self.sources}) < len(
+            self.names
+        ):
+            raise ValueError(
+                "two sources are the same text: write it once, or what is held out of one is learned from the other"
+            )
         self._check_amounts(self.sources)
 
     def _check_amounts(self, sources: tuple[SourceConfig, ...]) -> None:
@@ -113,11 +120,8 @@ class DataConfig:
                 raise ValueError("weights are parts of `data.tokens`: write that, or the `tokens` of each source")
             return
         left = self.tokens - sum(source.tokens or 0 for source in sources)
-        if shared and left < len(shared) * self.seq_len:
-            raise ValueError(
-                f"the `tokens` of sources leave {max(left, 0):,} of {self.tokens:,}, less than a row for each of the "
-                "others"
-            )
+        if shared and left < 1:
+            raise ValueError(f"the `tokens` of sources leave nothing of {self.tokens:,} to the others")
         if not shared and left:
             raise ValueError("each source has its own `tokens`, which are not `data.tokens` together: leave that out")
 
@@ -135,7 +139,7 @@ class DataConfig:
         """What each source of a blend is to give, as the text of one source; the config itself where it is that."""
         if self.sources is None:
             return (self,)
-        weights = sum(_weight(source) for source in self.sources)
+        weights = sum(map(_weight, self.sources))
         left = (self.tokens or 0) - sum(source.tokens or 0 for source in self.sources)
         return tuple(
             dataclasses.replace(
@@ -150,8 +154,9 @@ class DataConfig:
         )
 
 
-def _weight(source: SourceConfig) -> float:
-    return 0.0 if source.tokens is not None else (source.weight or 1.0)
+def _weight(source: SourceConfig) -> Fraction:
+    """The weight as it is written, so that shares which are whole numbers are exact."""
+    return Fraction(0 if source.tokens is not None else str(source.weight or 1))
 
 
 def _name_of(dataset: str) -> str:

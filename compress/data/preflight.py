@@ -63,8 +63,10 @@ def fit_rows(config: DataConfig, models: Iterable[ModelFacts | None]) -> DataCon
 
 def check_data(config: DataConfig, model: ModelFacts | None, out: Path, faults: Faults) -> TextFacts:
     """Find what would refuse the preparation of `out` with a model's tokenizer, if that is known."""
-    for part in config.parts():
-        faults.of(functools.partial(check_source, part, None if model is None else model.tokenizer))
+    tokenizer = None if model is None else model.tokenizer
+    forms = [faults.of(functools.partial(check_source, part, tokenizer)) for part in config.parts()]
+    if all(form is not None and form.is_text for form in forms):
+        faults.of(lambda: check_options(config))
     spec = None if model is None else faults.of(lambda: tokenizer_spec(model.tokenizer))
     if spec is not None:
         faults.of(lambda: check_space(config, spec, out))
@@ -92,9 +94,10 @@ def require_apart(text: str, out: Path) -> None:
         raise UsageError(f"The output {out} lies in {text}, all of which is read as text: name a place outside of it.")
 
 
-def check_source(config: DataConfig, tokenizer: Any = None) -> None:
+def check_source(config: DataConfig, tokenizer: Any = None) -> Form | None:
     """Look at the files of the source, and at the first rows of each that is here, or of the first that is not; lay
-    out the first conversations, if the tokenizer is known.
+    out the first conversations, if the tokenizer is known. Returns what its rows hold, None where that is
+    not known yet.
 
     A hub that cannot be reached now says nothing, and may be reached when its turn comes.
 
@@ -110,9 +113,9 @@ def check_source(config: DataConfig, tokenizer: Any = None) -> None:
         form = form_of(source, asked_of(config), Retry(StopRequest(), tries=0))
         for index in range(1 if isinstance(source, HubSource) else len(source.files)):
             _first_row(source, index, form)
-        check_options(config, form)
         if not form.is_text and tokenizer is not None:
             _check_layout(name, source, form, Chat(tokenizer))
+        return form
     except CompressError as error:
         if not isinstance(source, HubSource) or not isinstance(error, Unavailable) or is_final(error.__cause__):
             raise
@@ -121,6 +124,7 @@ def check_source(config: DataConfig, tokenizer: Any = None) -> None:
         if is_final(error):
             raise InputError(f"{name} cannot be read ({reason_of(error)}).") from error
         _say_later(name, error)
+    return None
 
 
 def _say_later(name: str, error: object) -> None:

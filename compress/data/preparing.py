@@ -138,14 +138,30 @@ def changes_of_begun(config: DataConfig, tokenizer: Callable[[], Path | str], ou
     made = begun(out)
     if made is None:
         return []
-    found = setting_changes(DataConfig, made["identity"], identity(config, load_spec(tokenizer()).sha256))
+    sha256 = load_spec(tokenizer()).sha256
+    found = setting_changes(DataConfig, made["identity"], identity(config, sha256))
     if config.sources is None:
         return found + ([] if _is_same(config, made) else ["the source is another"])
+    if found and ("fingerprint" in made or made["identity"].get("sources") is None):
+        return found  # of a whole blend, or of what is none
+    return _changes_of_sources(config, sha256, partial_of(out))
+
+
+def _changes_of_sources(config: DataConfig, tokenizer_sha256: str, folder: Path) -> list[str]:
+    """What differs between those sources of a blend that lie in a folder, finished or begun, and the config's."""
+    found = []
     for number, (name, part) in enumerate(zip(config.names, config.parts(), strict=True)):
-        place = part_folder(partial_of(out), number)
+        place = part_folder(folder, number)
         made = read_json(place / INDEX) if (place / INDEX).is_file() else begun(place)
-        if made is not None and not _is_same(part, made):
+        if made is None:
+            continue
+        changed = setting_changes(DataConfig, made["identity"], identity(part, tokenizer_sha256))
+        found += [f"source {name}: {change}" for change in changed]
+        if not _is_same(part, made):
             found.append(f"the source {name} is another")
+    further = part_folder(folder, len(config.names))
+    if further.exists() or partial_of(further).exists():
+        found.append(f"there were more than {len(config.names)} sources")
     return found
 
 

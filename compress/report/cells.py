@@ -13,6 +13,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{100 * value:.{digits}f}"
 
 
+def short(name: str, longest: int) -> str:
+    """A name of a user's own, its end left out where it is longer."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
 def ratio_with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     """0.873 in (0.84, 0.90) -> `87% [84, 90]`."""
     if value is None:

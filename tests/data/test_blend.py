@@ -12,9 +12,12 @@ from data_world import EOS, content, data_config, documents, write_source
 from helpers import byte_tokenizer
 
 from compress.base.config import build_from
-from compress.base.errors import InputError, UsageError
-from compress.data import DataConfig, TokenStore, prepare
+from compress.base.disk import sha256_tree
+from compress.base.errors import Faults, InputError, UsageError
+from compress.data import DataConfig, TokenStore, check_data, prepare
 from compress.data.preflight import facts_of_plan
+from compress.data.sources.hub import HubSource
+from compress.data.sources.stream import Unavailable
 from compress.data.store.blend import part_folder
 
 
@@ -45,6 +48,9 @@ def three(files: dict[str, Path]) -> list[dict[str, Any]]:
         ({"tokens": 1001}, [{"weight": 1}, {"weight": 2}], [334, 668]),
         ({}, [{"tokens": 64}, {"tokens": 96}], [64, 96]),
         ({}, [{}, {"tokens": 96}], [None, 96]),
+        ({"tokens": 6400}, [{"weight": 0.7}, {"weight": 0.2}, {"weight": 0.1}], [4480, 1280, 640]),
+        ({"tokens": 6400}, [{"weight": 1e308}, {"weight": 1e308}], [3200, 3200]),
+        ({"tokens": 6400}, [{"weight": 1e-300}, {"weight": 1e300}], [1, 6400]),
     ],
 )
 def test_weights_and_budgets(options: dict[str, Any], sources: list[dict[str, Any]], tokens: list[int | None]) -> None:
@@ -61,7 +67,8 @@ def test_weights_and_budgets(options: dict[str, Any], sources: list[dict[str, An
         ({"sources": [{"dataset": "x/a.txt"}, {"dataset": "y/a.jsonl"}]}, r"one name \(a, a\)"),
         ({"sources": [{"dataset": "a", "weight": 2}, {"dataset": "b"}]}, "weights are parts of `data.tokens`"),
         ({"sources": [{"dataset": "a", "weight": 2, "tokens": 9}, {"dataset": "b"}]}, "`weight` or `tokens`"),
-        ({"tokens": 90, "sources": [{"dataset": "a", "tokens": 80}, {"dataset": "b"}]}, "leave 10 of 90"),
+        ({"tokens": 90, "sources": [{"dataset": "a", "tokens": 90}, {"dataset": "b"}]}, "leave nothing of 90"),
+        ({"sources": [{"dataset": "a"}, {"dataset": "a", "name": "b"}]}, "two sources are the same text"),
         ({"tokens": 90, "sources": [{"dataset": "a", "tokens": 80}, {"dataset": "b", "tokens": 80}]}, "leave that out"),
         ({"text_column": "x", "sources": [{"dataset": "a"}, {"dataset": "b"}]}, "`text_column` is written in each"),
         ({"sources": [{"dataset": "a", "wieght": 2}, {"dataset": "b"}]}, "did you mean 'sources.0.weight'"),
@@ -156,8 +163,66 @@ def test_a_source_that_is_too_small_is_named_and_the_others_are_kept(
         prepare(config, tokenizer_folder, tmp_path / "blend")
     kept = {path.name for path in (tmp_path / "blend.partial").iterdir()}
     assert kept == {"source-0", "source-1", "state.json"}
-    with pytest.raises(UsageError, match=r"beginning of another store: sources\.2\.tokens was 1000000 and is null"):
-        prepare(blend(*three(files)), tokenizer_folder, tmp_path / "blend")
+    finished = [(tmp_path / "blend.partial" / f"source-{number}").stat() for number in (0, 1)]
+    made = prepare(blend(*three(files)), tokenizer_folder, tmp_path / "blend")
+    assert [part_folder(made.path, number).stat().st_ino for number in (0, 1)] == [each.st_ino for each in finished]
+    assert content(made.path) == content(prepare(blend(*three(files)), tokenizer_folder, tmp_path / "at-once").path)
+
+
+def test_a_store_that_was_begun_is_gone_on_with_from_the_same_sources_alone(
+    files: dict[str, Path], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    failing = blend(*three(files)[:2], {**three(files)[2], "tokens": 1_000_000})
+    with pytest.raises(InputError, match="Source c"):
+        prepare(failing, tokenizer_folder, tmp_path / "blend")
+    kept = sha256_tree(tmp_path / "blend.partial")
+    for config, differing in (
+        (blend(*three(files), seed=1), "source a: seed was 0 and is 1; source b: seed was 0 and is 1"),
+        (blend(*three(files)[1:], heldout_sequences=4), "the source b is another; the source c is another"),
+        (data_config(files["a"]), "sources was "),
+    ):
+        with pytest.raises(UsageError, match=f"beginning of another store: .*{differing}"):
+            prepare(config, tokenizer_folder, tmp_path / "blend")
+    assert sha256_tree(tmp_path / "blend.partial").items() >= kept.items()
+    part_folder(tmp_path / "blend.partial", 1).rename(tmp_path / "blend.partial" / "source-2")
+    with pytest.raises(UsageError, match="there were more than 2 sources"):
+        prepare(blend(*three(files)[:2]), tokenizer_folder, tmp_path / "blend")
+
+
+def test_a_hub_that_is_away_leaves_nothing_that_refuses_another_source(
+    files: dict[str, Path], tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: HubSource) -> None:
+        raise Unavailable("The hub is away")
+
+    monkeypatch.setattr(HubSource, "connect", away)
+    hub = {"dataset": "hub:org/name", "tokens": 320}
+    with pytest.raises(Unavailable):
+        prepare(blend(hub, three(files)[0]), tokenizer_folder, tmp_path / "blend")
+    assert prepare(data_config(files["a"]), tokenizer_folder, tmp_path / "blend").num_rows
+
+
+@pytest.mark.parametrize("options", [{"train_on_prompt": True}, {"too_long": "leave_out"}, {"apart": False}])
+def test_options_of_instructions_go_with_a_blend_that_has_some(
+    options: dict[str, Any], files: dict[str, Path], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": f"word {n}"}) + "\n" for n in range(60)))
+    text, chat = three(files)[0], {"dataset": str(chats)}
+    for config in (blend(text, three(files)[1], **options), data_config(files["a"], **options)):
+        found = Faults()
+        check_data(config, None, tmp_path / "x", found)
+        with pytest.raises(UsageError, match=f"data.{next(iter(options))} is of instructions"):
+            found.refuse()
+    check_data(blend(text, chat, **options), None, tmp_path / "x", faults := Faults())
+    faults.refuse()
+    made = prepare(blend(text, chat, **options, seq_len=256), tokenizer_folder, tmp_path / "mixed")
+    assert made.apart == options.get("apart", True)
+    alone = prepare(data_config(chats, **options, seq_len=256, heldout_sequences=3), tokenizer_folder, tmp_path / "one")
+    marks, expected = (store.marks(np.arange(store.num_rows)[-alone.num_rows :]) for store in (made, alone))
+    assert marks is not None
+    assert expected is not None
+    assert np.array_equal(marks.answers, expected.answers)
 
 
 def test_a_first_source_that_fails_leaves_nothing(

@@ -15,10 +15,9 @@ from compress.data.config import DataConfig
 from compress.data.sources.stream import Unavailable
 from compress.data.store import partial
 from compress.data.store.blend import blended_source, join, part_folder
-from compress.data.store.preparation import Preparation
+from compress.data.store.preparation import OfBlend, Preparation
 from compress.data.store.record import identity
 from compress.data.store.store import INDEX, TokenStore
-from compress.model.framing import Framing
 from compress.model.tokenizer import TokenizerSpec
 
 
@@ -34,13 +33,13 @@ class Maker:
     visible: bool
     """Whether to show progress bars."""
 
-    def store(self, config: DataConfig, out: Path, folder: Path, framing: Framing | None = None) -> None:
-        """Make the store `out` of one source, framed as told where its rows are texts, or go on making it.
+    def store(self, config: DataConfig, out: Path, folder: Path, of_blend: OfBlend | None = None) -> None:
+        """Make the store `out` of one source, or go on making it.
 
         Raises:
             As `prepare`; a failure leaves nothing of what this call began.
         """
-        made = Preparation(config, self.tokenizer, self.spec, self.reader, out, folder, self.stop, framing)
+        made = Preparation(config, self.tokenizer, self.spec, self.reader, out, folder, self.stop, of_blend)
         try:
             made.run(visible=self.visible)
         except (InterruptedRun, Unavailable):
@@ -72,7 +71,7 @@ class Maker:
         for name, part, place in zip(config.names, config.parts(), self._folders(config, folder), strict=True):
             if not (place / INDEX).is_file():
                 with _of_blend(name, folder), partial.owned_folder(place) as own:
-                    self.store(part, place, own, framing)
+                    self.store(part, place, own, OfBlend(framing))
             made = TokenStore.open(place)
             framing = framing or (None if made.marked else made.framing)
 
@@ -85,11 +84,11 @@ def _of_blend(name: str, folder: Path) -> Iterator[None]:
     """Name the source in what goes wrong with it, and leave no folder of a blend that has nothing of it."""
     try:
         yield
-    except (InterruptedRun, Unavailable):
-        raise
-    except (InputError, UsageError) as error:
+    except CompressError as error:
         if not any(path.is_dir() for path in folder.iterdir()):
             partial.forget_state(folder)
+        if isinstance(error, Unavailable) or not isinstance(error, InputError | UsageError):
+            raise
         own = " Of a blend, data.tokens is here the source's part: its `tokens`, or what its `weight` gives it."
         told = f"Source {name} of the blend: {error}"
         raise type(error)(told + (own if "data.tokens" in told else "")) from error

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.base.disk import clear_folder, read_json, write_json
 from compress.base.errors import InputError, InterruptedRun
@@ -25,13 +25,21 @@ from compress.data.store.marks import filler, is_cut
 from compress.data.store.record import Counts, check_amounts, describe_rows, identity, make_index, wanted_tokens
 from compress.data.store.shards import ShardWriter, write_rows
 from compress.data.store.store import INDEX
-from compress.data.store.way import find_way
+from compress.data.store.way import check_options, find_way
 from compress.model.framing import Framing
 from compress.model.tokenizer import TokenizerSpec
 
 SAVE_EVERY_S = 30.0
 _BATCHES_AHEAD = 2
 _HELD_OUT_SHARE = 0.1
+
+
+class OfBlend(NamedTuple):
+    """What a source of a blend is told beside its own config, whose options of instructions are for other sources where
+    its rows are texts."""
+
+    framing: Framing | None
+    """How texts are framed; None where this is to decide it."""
 
 
 class Preparation:
@@ -46,9 +54,9 @@ class Preparation:
         out: Path,
         folder: Path,
         stop: StopRequest,
-        framing: Framing | None = None,
+        of_blend: OfBlend | None = None,
     ) -> None:
-        self._asked_framing = framing
+        self._of_blend = of_blend
         self._config, self._out, self._folder, self._stop = config, out, folder, stop
         self._tokenizer, self._spec, self._reader = tokenizer, spec, reader
         self.began_here = not partial.can_continue(folder)
@@ -68,7 +76,7 @@ class Preparation:
             InterruptedRun: a signal asked to stop; the state is saved.
             Unavailable: the network failed for too long; the state is saved.
             InputError: the source cannot be used or has too little text.
-            UsageError: the disk is too small.
+            UsageError: the disk is too small, or options are of instructions and the rows are texts.
         """
         if self._publish_complete():
             return
@@ -106,6 +114,8 @@ class Preparation:
         self._retry.call(name, self._source.connect)
         self._source.unread.tell(name)
         self._way = find_way(self._config, self._source, self._tokenizer, self._spec, self._retry)
+        if self._of_blend is None and self._way.form.is_text:
+            check_options(self._config)
         if said := self._way.describe():
             say(said)
         return state
@@ -130,10 +140,9 @@ class Preparation:
         clear_folder(self._folder)
         self.began_here = True
         check_space(self._config, self._spec, self._out, marks=self._way.chat is not None)
-        if self._asked_framing is not None and self._way.chat is None:
-            self._decided = None
-            return self._begin(self._asked_framing, None, "normalised", 1)
-        framing, self._decided = self._way.framing(self._source, self._reader, self._retry)
+        told = None if self._of_blend is None or self._way.chat is not None else self._of_blend.framing
+        found = (told, None) if told is not None else self._way.framing(self._source, self._reader, self._retry)
+        framing, self._decided = found
         return self._begin(framing, None, "normalised", 1)
 
     def _begin(self, framing: Framing, writer: dict[str, Any] | None, alike: Alike, share: int | None) -> ShardWriter:

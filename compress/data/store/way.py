@@ -93,23 +93,22 @@ def find_way(config: DataConfig, source: Source, tokenizer: Any, spec: Tokenizer
     """How a connected source is read.
 
     Raises:
-        UsageError: options of conversations, and the rows are texts.
         Unavailable: the network failed too often in a row.
     """
     form = form_of(source, asked_of(config), retry)
-    check_options(config, form)
     return Way(config, form, spec, None if form.is_text else Chat(tokenizer))
 
 
-def check_options(config: DataConfig, form: Form) -> None:
-    """Refuse options of conversations where rows are texts.
+def check_options(config: DataConfig) -> None:
+    """Refuse options of conversations, where all rows are texts.
 
     Raises:
         UsageError: one is not its default.
     """
     for name in _OF_CONVERSATIONS:
-        if form.is_text and getattr(config, name) != DataConfig.__dataclass_fields__[name].default:
+        if getattr(config, name) != DataConfig.__dataclass_fields__[name].default:
+            what, form = ("hold", "the form of a source") if config.sources else ("holds", "data.form")
             raise UsageError(
-                f"data.{name} is of instructions, and {config.dataset} holds texts in {form.columns[0]!r}. Leave it "
-                "out, or say with data.form what else its rows are."
+                f"data.{name} is of instructions, and {', '.join(config.datasets)} {what} texts. Leave it out, or say "
+                f"with {form} what else the rows are."
             )

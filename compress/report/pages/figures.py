@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compress.base.units import format_count
-from compress.report.cells import percent, share_kept
+from compress.report.cells import percent, share_kept, short
 from compress.report.pages import svg
 from compress.report.pages.svg import Markup, Scale
 from compress.report.run_files import Record, RunFiles, number
@@ -230,16 +230,12 @@ def loss_figure(panel: LossPanel) -> str:
     for count, (name, points) in enumerate(panel.sources.items()):
         style = f"source dash{count % _DASHES}"
         parts.append(svg.path([(across(x), up(y)) for x, y in points], f"curve {style}"))
-        ends.append((f"{_short(name)} {points[-1][1]:.2f}", points[-1][1], style))
+        ends.append((f"{short(name, _LONGEST_SOURCE)} {points[-1][1]:.2f}", points[-1][1], style))
     if len(panel.heldout) <= 30:
         parts += [svg.element("circle", cx=across(x), cy=up(y), r=2.6, class_="mark student") for x, y in panel.heldout]
     for (label, _, style), y in zip(ends, svg.spread([up(v) for _, v, _ in ends], 16, top + 4, bottom), strict=True):
         parts.append(svg.text(width - right + 9, y + 4, label, class_=f"label {style}"))
     return svg.figure(width, height, panel.title, *parts)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_SOURCE else name[: _LONGEST_SOURCE - 1] + "…"
 
 
 def layers_figure(prune: Record) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.base.units import format_bytes, format_count
-from compress.report.cells import fixed, plus_minus, points, share_kept, with_error
+from compress.report.cells import fixed, plus_minus, points, share_kept, short, with_error
 from compress.report.judge.prompting import common_prompting
 from compress.report.judge.verdicts import SIGNIFICANT, alarm_lines
 from compress.report.run_files import Record
@@ -17,6 +17,7 @@ from compress.report.tables.table import compared, labels, main_tasks
 _ALARMS = 4
 _MARKS = {"same": " ≈", "below": " ↓"}
 _OTHER = "other_text"
+_LONGEST_SOURCE = 24
 _FACTS: tuple[tuple[str, tuple[str, ...], str, Callable[[float], str]], ...] = (
     ("parameters", (), "params", format_count),
     ("on disk", (), "bytes", format_bytes),
@@ -77,7 +78,9 @@ def _of_sources(report: Record) -> list[tuple[str, tuple[str, ...], str, Callabl
     """The facts of each source of a blend."""
     found = [((report[key].get("fidelity") or {}).get("by_source") or {}) for key in labels(report)]
     names = dict.fromkeys(name for sources in found for name in sources)
-    return [(f"KL, {name}", ("fidelity", "by_source", name), "kl_nats", fixed(4)) for name in names]
+    return [
+        (f"KL, {short(name, _LONGEST_SOURCE)}", ("fidelity", "by_source", name), "kl_nats", fixed(4)) for name in names
+    ]
 
 
 def _part(record: Record | None, place: tuple[str, ...]) -> Record | None:
