@@ -258,6 +258,7 @@ def test_a_finished_blend_knows_what_it_was_made_from(
         lambda index: index["sources"][0].update(rows=index["sources"][0]["rows"] - 1),
         lambda index: index["heldout"]["sources"].__setitem__(0, 7),
         lambda index: index["sources"].pop(),
+        lambda index: index["sources"].reverse(),
         lambda index: index["train"]["shards"][0].update(file="../a/train-00000.bin"),
         lambda index: index["train"]["shards"][0].update(file="/tmp/train-00000.bin"),
     ],
@@ -282,3 +283,14 @@ def test_parts_of_one_source_are_the_config_itself(files: dict[str, Path]) -> No
     assert config.names == ()
     assert all(part.sources is None for part in blend(*three(files)).parts())
     assert dataclasses.replace(config, tokens=99).datasets == (str(files["a"]),)
+
+
+def test_a_folder_that_is_only_named_like_a_source_is_the_users(
+    files: dict[str, Path], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "blend.partial" / "source-0" / "diary.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="nothing is written over it"):
+        prepare(blend(*three(files)), tokenizer_folder, tmp_path / "blend")
+    assert mine.read_text() == "mine"

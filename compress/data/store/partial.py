@@ -23,9 +23,14 @@ def partial_of(out: Path) -> Path:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether all in a folder is a preparation's, by its names and by what its records say."""
+    """Whether all in a folder is a preparation's, by its names and by what its records say; of a blend, all in the
+    folders of its sources too."""
     records = [path for path in (folder / INDEX, folder / _STATE) if path.exists()]
-    return has_only(f"{_NAMES}|{_SOURCES}")(folder) and all(has_fields("identity", "source")(path) for path in records)
+    return (
+        has_only(f"{_NAMES}|{_SOURCES}")(folder)
+        and all(has_fields("identity", "source")(path) for path in records)
+        and all(map(is_begun, filter(Path.is_dir, folder.glob("source-*"))))
+    )
 
 
 @contextmanager

@@ -328,8 +328,12 @@ class TokenStore:
         if sources is None:
             return not tags
         counts = [tags.count(number) for number in range(len(sources))]
-        counted = counts == [source["heldout_rows"] for source in sources] and len(tags) == self.num_heldout
-        return counted and sum(source["rows"] for source in sources) == self.num_rows
+        rows = dict.fromkeys((f"source-{number}" for number in range(len(sources))), 0)
+        for shard in self.index["train"]["shards"]:
+            place = shard["file"].partition("/")[0]
+            rows[place] = rows.get(place, 0) + shard["rows"]
+        held = counts == [source["heldout_rows"] for source in sources] and len(tags) == self.num_heldout
+        return held and list(rows.values()) == [source["rows"] for source in sources]
 
     def _check_sizes(self) -> None:
         for shard in self.shards():
