@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
@@ -252,26 +252,37 @@ def yield_to_other_threads() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
 
 
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # malloc.h
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next use rather than return it to the system; whether it was possible.
 
     Filling fresh pages is six times slower than filling old ones, and large temporaries are fresh pages each time.
     The process's memory stays at its peak from then on, until `give_back_memory` or its end.
     """
+    return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20})
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, and from then on as glibc does where large blocks come and go.
+
+    Kept blocks of many sizes leave holes between those in use, which would add up over what a process does later.
+    """
+    import ctypes
+
+    _set_malloc({_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 0, _MMAP_MAX: 65536})
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _set_malloc(options: Mapping[int, int]) -> bool:
+    """Set glibc's options (`man 3 mallopt`); whether there is such a C library, and it takes them."""
     import ctypes
 
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    return all((mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 64 << 20)))
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system, as far as glibc can: where blocks of many sizes came and went, the holes
-    between those that are in use would add up from one training of a process to the next."""
-    import ctypes
-
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    taken = [mallopt(name, value) for name, value in options.items()]
+    return all(taken)

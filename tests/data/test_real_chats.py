@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from chat_world import conversations
 from helpers import SHARED_DATA
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from compress.data import DataConfig, prepare
@@ -191,11 +192,13 @@ NEOX: dict[str, tuple[dict[str, Any], Pieces]] = {  # no template
 
 
 def check(row: dict[str, Any], pieces: Pieces, tokenizer: Path, tmp_path: Path) -> None:
-    """The ids are those of the pieces, and of the row's conversation; those of pieces after « are learned."""
-    decode = load_tokenizer(tokenizer).decode
+    """The ids are those of the row's conversation, those of pieces after « learned; and what `tokenizers` itself makes
+    of the pieces: of each read back, and of all of them in one text."""
+    plain = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     for text, ids in pieces:
-        assert decode(ids, clean_up_tokenization_spaces=False) == text.removeprefix("«")
+        assert plain.decode(ids, skip_special_tokens=False) == text.removeprefix("«")
     ids = [token for _, found in pieces for token in found]
+    assert plain.encode("".join(text.removeprefix("«") for text, _ in pieces), add_special_tokens=False).ids == ids
     learned = [text.startswith("«") for text, found in pieces for _ in found]
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(row) + "\n")
