@@ -241,10 +241,10 @@ def step(scale: Scale, work: Path, steps: int = 8, **options: Any) -> dict[str, 
     import torch
     from harness import synchronize
 
-    from compress.distill.distillation import _in_one_order
     from compress.distill.loop.guard import StepGuard
     from compress.distill.loop.train import _reads, mfu
     from compress.distill.resources.schedule import learning_rate
+    from compress.distill.resources.switches import in_one_order
     from compress.distill.rows.read_ahead import read_ahead
     from compress.distill.students.sharding import clip_gradients
 
@@ -255,7 +255,7 @@ def step(scale: Scale, work: Path, steps: int = 8, **options: Any) -> dict[str, 
     if here.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started, ends, terms = time.perf_counter(), [], {}
-    with _in_one_order(config), contextlib.closing(read_ahead(_reads(s))) as batches:
+    with in_one_order(config), contextlib.closing(read_ahead(_reads(s))) as batches:
         for number, (_, batch) in enumerate(batches):
             terms = s.losses.backward(batch, s.setting())
             norm = clip_gradients(s.accelerator, s.model, config.clip_norm)

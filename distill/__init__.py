@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from compress.distill.config import DistillConfig
+from compress.distill.teachers.config import CacheConfig
 
 if TYPE_CHECKING:
     from compress.distill.distillation import distill
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from compress.distill.publish import DistillResult, begun_otherwise, student_output, training_output
 
 __all__ = [
+    "CacheConfig",
     "DistillConfig",
     "DistillPlan",
     "DistillResult",

@@ -3,16 +3,13 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compress.base.config import build_from, to_dict
 from compress.base.disk import owned
-from compress.base.errors import UsageError, reason_of
-from compress.base.machine import default_device, fast_fp32_products, give_back_memory, keep_freed_memory
+from compress.base.errors import UsageError
+from compress.base.machine import default_device
 from compress.base.processes import count, join, on_main
 from compress.base.progress import say, working
 from compress.distill.config import DistillConfig
@@ -20,18 +17,27 @@ from compress.distill.fit import check_fit
 from compress.distill.loop.meters import MemoryMeter
 from compress.distill.loop.session import Session, fingerprints, open_session
 from compress.distill.loop.train import mfu, train
-from compress.distill.objective.kernels import cpu
 from compress.distill.plan import DistillPlan, plan_distill
 from compress.distill.preflight import check_start
 from compress.distill.publish import DistillResult, finished, publish
 from compress.distill.resources.auto import saved_dtype
+from compress.distill.resources.switches import in_one_order, tuned
 from compress.distill.rows.scoring import selection_for
+from compress.distill.teachers.cache import TeacherCache
+from compress.distill.teachers.cached import check_cache
 from compress.model.facts import kept_layers
 from compress.model.load import load_config
 
 
 def distill(
-    config: DistillConfig, *, student: str | Path, teacher: str | Path | None, data: Path, out: Path, work: Path
+    config: DistillConfig,
+    *,
+    student: str | Path,
+    teacher: str | Path | None,
+    data: Path,
+    out: Path,
+    work: Path,
+    cache: Path | None = None,
 ) -> DistillResult:
     """Train `student` against `teacher` on a token store, and write it to `out` as a Hugging Face checkpoint.
 
@@ -46,11 +52,12 @@ def distill(
         data: folder of a token store made with the student's tokenizer.
         out: folder of the final checkpoint, e.g. RUN/student; must not hold anything else.
         work: folder of metrics.jsonl and checkpoints/, e.g. RUN/train.
+        cache: folder of a cache of the teacher's signals on `data`: the teacher itself is then not loaded.
 
     Raises:
         UsageError: options out of range or unlike those of the checkpoint it would continue; an output that is not
             free; more tokens than the store has; no teacher at `alpha` above 0. All before the first step.
-        InputError: a model, tokenizer or store that cannot be used, or that do not belong together.
+        InputError: a model, tokenizer, store or cache that cannot be used, or that do not belong together.
         InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved.
         CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
     """
@@ -60,18 +67,24 @@ def distill(
     join()
     store = TokenStore.open(data)
     text = facts_of_store(store)
-    start, source = on_main(lambda: check_start(config, student=student, teacher=teacher, out=out, text=text))
-    inputs = on_main(lambda: fingerprints(start, source, store))
+    signals = None if cache is None else TeacherCache.open(cache)
+    start, source = on_main(
+        lambda: check_start(config, student=student, teacher=teacher, out=out, text=text, cached=cache is not None)
+    )
+    inputs = on_main(lambda: fingerprints(start, source, store, signals))
+    if signals is not None:
+        apart = config.document_mask or store.apart
+        check_cache(signals, config, teacher=inputs["teacher"], data=inputs["data"], apart=apart)
     if (done := on_main(lambda: finished(out, config, inputs))) is not None:
         return done
     with contextlib.ExitStack() as resources:
         on_main(lambda: resources.enter_context(_work_folder(work)))
         if source is not None and not any((work / "checkpoints").glob("step-*")):
             on_main(lambda: check_framing(store, source))
-        resources.enter_context(_tuned(config))
-        resources.enter_context(_in_one_order(config))
+        resources.enter_context(tuned(config))
+        resources.enter_context(in_one_order(config))
         with working("planning the memory"):
-            plan, meter = _plan(config, start, source, store)
+            plan, meter = _plan(config, start, source, store, cached=cache is not None)
         if not config.is_whole:
             how = f"train: {config.train}" if config.lora is None else f"lora, r = {config.lora.r}"
             say(f"{plan.trained_text()} parameters are trained ({how}).")
@@ -80,7 +93,14 @@ def distill(
         def trained() -> DistillResult:
             with working("opening the models"):
                 session = open_session(
-                    config, student=start, teacher=source, store=store, selection=selection, inputs=inputs, work=work
+                    config,
+                    student=start,
+                    teacher=source,
+                    store=store,
+                    cache=signals,
+                    selection=selection,
+                    inputs=inputs,
+                    work=work,
                 )
             meter.restart()
             train(session, work)
@@ -92,7 +112,9 @@ def distill(
         return trained()
 
 
-def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any) -> tuple[DistillPlan, MemoryMeter]:
+def _plan(
+    config: DistillConfig, student: Path, teacher: Path | None, store: Any, *, cached: bool
+) -> tuple[DistillPlan, MemoryMeter]:
     """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
     device = default_device()
     plan = functools.partial(
@@ -104,6 +126,7 @@ def _plan(config: DistillConfig, student: Path, teacher: Path | None, store: Any
         device=device,
         processes=count(),
         kept=kept_layers(student),
+        cached=cached,
     )
     return check_fit(config, plan, device), MemoryMeter(device)
 
@@ -116,56 +139,6 @@ def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
     if not os.access(work, os.W_OK | os.X_OK):
         raise UsageError(f"The work folder {work} cannot be written; name another, or change its permissions.")
     return owned(work)
-
-
-@contextlib.contextmanager
-def _tuned(config: DistillConfig) -> Iterator[None]:
-    """Set the CPU's switches while training runs on it; the note says which."""
-    if not config.cpu_tuning or torch.accelerator.is_available():
-        yield
-        return
-    with fast_fp32_products() as fast:
-        kept = keep_freed_memory()
-        compiled = config.fused_loss and cpu.available()
-        products = "through oneDNN (measured exact)" if fast else "as torch makes them"
-        say(
-            f"CPU tuning: fp32 products {products}, freed memory {'kept by the process' if kept else 'as it was'} "
-            f"(cpu_tuning: false turns both off), the loss's pass over the logits in "
-            f"{'C++ (fused_loss: false turns it off)' if compiled else 'torch'}."
-        )
-        try:
-            yield
-        finally:
-            give_back_memory()
-
-
-@contextlib.contextmanager
-def _in_one_order(config: DistillConfig) -> Iterator[None]:
-    """With `deterministic`, let torch take only kernels that add up in one order.
-
-    Raises:
-        UsageError: the model needs an operation that has no such kernel.
-    """
-    if not config.deterministic:
-        yield
-        return
-    # Read by cuBLAS when it is first used: of its work spaces one whose sums do not depend on what else runs.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    switches: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    switches.fill_uninitialized_memory = False  # what is never read need not be filled
-    try:
-        yield
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        raise UsageError(
-            f"deterministic: true cannot be had with this model: {reason_of(error)}. Leave it out."
-        ) from error
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        switches.fill_uninitialized_memory = before[1]
 
 
 def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:

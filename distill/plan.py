@@ -106,11 +106,13 @@ def plan_distill(
     device: torch.device | None = None,
     processes: int = 1,
     kept: tuple[int, ...] | None = None,
+    cached: bool = False,
 ) -> DistillPlan:
     """Steps, tokens and FLOPs of a run, and the memory of one of its processes.
 
     `student` and `teacher` are model configs (`PretrainedConfig`), `kept` the teacher's layers that the student has;
-    the store has `num_rows` rows of `seq_len` tokens. Without a `device` the plan is for a GPU that has bf16, or for a
+    the store has `num_rows` rows of `seq_len` tokens. With `cached`, the teacher is not run: its signals come from a
+    cache. Without a `device` the plan is for a GPU that has bf16, or for a
     CPU at `precision: fp32`.
 
     Raises:
@@ -127,7 +129,7 @@ def plan_distill(
         bf16 = resolve_precision(config, device) == "bf16"
     model = sketch(config, pair, bf16=bf16)
     trained = trained_parameters(model)
-    per_token = training_flops_per_token(model, teacher, seq_len)
+    per_token = training_flops_per_token(model, None if cached else teacher, seq_len)
     shape = _shape(config, pair, seq_len, device, bf16, processes)
     return DistillPlan(
         steps=extent.steps,
@@ -137,7 +139,7 @@ def plan_distill(
         parameters=count_parameters(empty_model(student)),
         trained_parameters=trained,
         micro_batch_rows=shape.rows,
-        memory_bytes=_memory(config, pair, shape, processes, trained),
+        memory_bytes=_memory(config, pair, shape, processes, trained, cached=cached),
     )
 
 
@@ -161,12 +163,14 @@ def _shape(
     )
 
 
-def _memory(config: DistillConfig, pair: Pair, shape: StepShape, processes: int, trained: int) -> dict[str, int]:
+def _memory(
+    config: DistillConfig, pair: Pair, shape: StepShape, processes: int, trained: int, *, cached: bool
+) -> dict[str, int]:
     objective = make_objective(config, pair)
     activations, peak = _step_memory(pair, shape, gradients=4 * trained)
     beside = max(0, peak - 4 * trained)
     parts = {
-        **held_bytes(config, pair, bf16=shape.bf16, processes=processes),
+        **held_bytes(config, pair, bf16=shape.bf16, processes=processes, cached=cached),
         "activations": min(activations, beside),
         "signals": _signal_bytes(objective, pair, shape, 2 if shape.bf16 else 4),
         "projections": (4 + 4 + 8) * sum(parameter.numel() for parameter in objective.learned.parameters()),
@@ -176,8 +180,11 @@ def _memory(config: DistillConfig, pair: Pair, shape: StepShape, processes: int,
     return {name: size for name, size in parts.items() if size}
 
 
-def held_bytes(config: DistillConfig, pair: Pair, *, bf16: bool, processes: int) -> dict[str, int]:
-    """Bytes of what one process holds all the time: parameters and what there is one of for each of them.
+def held_bytes(
+    config: DistillConfig, pair: Pair, *, bf16: bool, processes: int, cached: bool = False
+) -> dict[str, int]:
+    """Bytes of what one process holds all the time: parameters and what there is one of for each of them; of a `cached`
+    teacher the output head alone.
 
     Raises:
         UsageError: as `sketch`.
@@ -186,16 +193,20 @@ def held_bytes(config: DistillConfig, pair: Pair, *, bf16: bool, processes: int)
     sharding = "none" if processes == 1 else resolve_sharding(config, processes)
     own = 1 if sharding == "none" else processes
     value = 2 if bf16 else 4
+    if guide is None:
+        of_teacher = 0
+    elif cached:
+        of_teacher = value * count_parameters(guide.get_output_embeddings())
+    else:
+        of_teacher = teacher_bytes(guide, config, value) // (processes if sharding == "both" else 1)
     parts = {
         "weights": weight_bytes(model, config) // own,
         "gradients": 4 * trained_parameters(model) // own,
         "optimizer moments": state_bytes(model, config) // own,
-        "teacher": 0
-        if guide is None
-        else teacher_bytes(guide, config, value) // (processes if sharding == "both" else 1),
+        "teacher": of_teacher,
         "gathered weights": 0 if own == 1 else value * _gathered(model, _with_gradients),
     }
-    if guide is not None and sharding == "both":
+    if guide is not None and sharding == "both" and not cached:
         parts["gathered weights"] += value * _gathered(guide, count_parameters)
     return parts
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from compress.base.disk import free_bytes, unfinished
 from compress.base.errors import Faults, InputError, UsageError, reason_of
 from compress.base.machine import default_device
 from compress.base.outputs import check_outputs
 from compress.base.processes import count
+from compress.base.units import format_bytes
 from compress.data import TextFacts
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_held
@@ -28,7 +30,10 @@ from compress.distill.publish import student_output
 from compress.distill.resources.auto import resolve_attention, resolve_precision, resolve_sharding
 from compress.distill.resources.schedule import budget, most_heldout_rows
 from compress.distill.students.quantized import check_base
+from compress.distill.teachers.cached import check_objective
+from compress.distill.teachers.config import CacheConfig
 from compress.distill.teachers.quantization import check_quantization, require_torchao
+from compress.distill.teachers.sizes import cache_size
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
 from compress.model.lengths import check_rows
@@ -38,7 +43,13 @@ from compress.model.vocabulary import common_ids
 
 
 def check_start(
-    config: DistillConfig, *, student: str | Path, teacher: str | Path | None, out: Path, text: TextFacts | None
+    config: DistillConfig,
+    *,
+    student: str | Path,
+    teacher: str | Path | None,
+    out: Path,
+    text: TextFacts | None,
+    cached: bool = False,
 ) -> tuple[Path, Path | None]:
     """Folders of student and teacher, found to have whole weights and one vocabulary, and all else that can be known.
 
@@ -48,16 +59,55 @@ def check_start(
         InputError: a model that is not there, whose weights are damaged, or tokenizers that differ.
     """
     faults = Faults()
-    faults.of(lambda: _require_teacher(config, teacher))
+    faults.of(lambda: _require_teacher(config, teacher, cached=cached))
     check_outputs([student_output(out)], faults)
     learner = _look(student, faults)
     guide = None if teacher is None else _look(teacher, faults)
-    check_distill(config, student=learner, teacher=guide, text=text, faults=faults)
+    check_distill(config, student=learner, teacher=guide, text=text, cached=cached, faults=faults)
     if learner is not None and guide is not None:
         faults.of(lambda: common_ids(learner.side, guide.side))
     faults.refuse()
     assert learner is not None
     return learner.side, None if guide is None else guide.side
+
+
+def check_caching(
+    config: CacheConfig,
+    training: DistillConfig,
+    *,
+    teacher: ModelFacts | None,
+    text: TextFacts | None,
+    out: Path,
+    faults: Faults,
+) -> None:
+    """Find what would refuse the making of a cache in `out`, as far as teacher and text are known."""
+    device = default_device()
+    faults.of(lambda: _check_compiler(training, device))
+    if teacher is None or text is None:
+        return
+    rows = min(most_heldout_rows(training), text.num_heldout)
+    faults.of(lambda: check_quantization(training, device, num_heldout=rows))
+    faults.of(lambda: check_rows(text.seq_len, teacher.config, teacher.name))
+    faults.of(lambda: _check_attention(training, teacher, device, text.seq_len))
+    faults.of(lambda: _check_room(config, training, teacher, text, out))
+
+
+def _check_room(config: CacheConfig, training: DistillConfig, teacher: ModelFacts, text: TextFacts, out: Path) -> None:
+    """Refuse a cache that its disk has no room for.
+
+    Raises:
+        UsageError: it takes more bytes than are free, beside those that an unfinished one has by now.
+    """
+    bf16 = resolve_precision(training, default_device()) == "bf16"
+    rows = text.num_heldout + (text.num_rows or 0)
+    needed = cache_size(config, teacher.config, num_rows=rows, seq_len=text.seq_len, bf16=bf16).total
+    there = sum(path.stat().st_size for path in unfinished(out).glob("*"))
+    if needed - there > (free := free_bytes(out)):
+        raise UsageError(
+            f"The teacher's cache {out} takes {format_bytes(needed)}, {format_bytes(needed / rows / text.seq_len)} a "
+            f"token, and the disk has {format_bytes(free)} free. Name a folder on another disk, or ask for fewer "
+            "data.tokens."
+        )
 
 
 def _look(name: str | Path, faults: Faults) -> ModelFacts | None:
@@ -73,8 +123,9 @@ def check_distill(
     teacher: ModelFacts | None,
     text: TextFacts | None,
     faults: Faults,
+    cached: bool = False,
 ) -> None:
-    """Find what would refuse a training, as far as models and text are known."""
+    """Find what would refuse a training, as far as models and text are known; with `cached`, from a cache."""
     device = default_device()
     models = [model for model in (student, teacher) if model is not None]
     faults.of(lambda: check_trackers(config))
@@ -94,11 +145,13 @@ def check_distill(
             faults.of(lambda model=model: _check_attention(config, model, device, text.seq_len))  # type: ignore[misc]
     if student is not None:
         faults.of(lambda: check_generation_config(student))
-        faults.of(lambda: _check_memory(config, student, teacher, device))
-        faults.of(lambda: _check_objective(config, student, teacher))
+        faults.of(lambda: _check_memory(config, student, teacher, device, cached=cached))
+        faults.of(lambda: _check_objective(config, student, teacher, cached=cached))
 
 
-def _require_teacher(config: DistillConfig, teacher: str | Path | None) -> None:
+def _require_teacher(config: DistillConfig, teacher: str | Path | None, *, cached: bool) -> None:
+    if teacher is None and cached:
+        raise UsageError("A cache is of a teacher, whose name says whether it is of the right one: name that too.")
     if teacher is None and config.scored is not None:
         raise UsageError("distill.select and distill.order go by what a teacher says of the text: name one.")
     if teacher is None and most(weight_of(config, "soft")) > 0:
@@ -108,13 +161,15 @@ def _require_teacher(config: DistillConfig, teacher: str | Path | None) -> None:
         )
 
 
-def _check_objective(config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None) -> None:
-    """Refuse terms that cannot be made of these models.
+def _check_objective(config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, *, cached: bool) -> None:
+    """Refuse terms that cannot be made of these models, or of a cache.
 
     Raises:
-        UsageError: as `make_objective`.
+        UsageError: as `make_objective` and `check_objective`.
     """
-    make_objective(config, _pair(student, teacher))
+    objective = make_objective(config, _pair(student, teacher))
+    if cached:
+        check_objective(config, objective.needs)
 
 
 def _check_extent(config: DistillConfig, text: TextFacts) -> None:
@@ -182,10 +237,13 @@ def check_generation_config(model: ModelFacts) -> None:
         ) from error
 
 
-def _check_memory(config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, device: torch.device) -> None:
+def _check_memory(
+    config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, device: torch.device, *, cached: bool
+) -> None:
     """Raises as `held_bytes`, where there are no such parts to train, and as `check_held`."""
     bf16 = resolve_precision(config, device) == "bf16"
-    check_held(held_bytes(config, _pair(student, teacher), bf16=bf16, processes=count()), device)
+    pair = _pair(student, teacher)
+    check_held(held_bytes(config, pair, bf16=bf16, processes=count(), cached=cached), device)
 
 
 def _pair(student: ModelFacts, teacher: ModelFacts | None) -> Pair:

@@ -101,6 +101,8 @@ class DistillResult:
     """The measure that the best step, and the best checkpoint, has least of."""
     teacher_kl: float | None = None
     """KL(exact || quantised teacher) on held-out rows, nats a token; None where the teacher was exact."""
+    cache: dict[str, Any] | None = None
+    """The cache that was read in the teacher's place: folder, kind, bytes, bytes_per_token. None where it ran."""
     processes: int = 1
     """In the last of its runs."""
     shard: str = "none"

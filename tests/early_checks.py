@@ -50,6 +50,14 @@ EARLY: dict[str, Early] = {
         ("teacher.model=/nowhere.gguf", "The model file /nowhere.gguf does not exist"),
     ),
     "teacher.trust_remote_code": early("a model that needs it is refused without it"),
+    "teacher.cache.kind": early(
+        "it has what the objective asks for; the disk has room",
+        ("teacher.cache={kind:hidden} distill.weights={similarity:1}", "which its cache does not have"),
+        ("teacher.cache={kind:hidden} data.tokens=1T", "teacher-cache takes"),
+    ),
+    "teacher.cache.folder": early(
+        "is free, or holds a cache", ("teacher.cache={folder:{tasks}}", "is not a teacher's cache that this tool made")
+    ),
     "student.model": early(
         "there is such a model, its weight files are whole, and it has the teacher's vocabulary",
         ("student.model=/nowhere", "The model folder /nowhere does not exist"),

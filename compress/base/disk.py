@@ -100,6 +100,12 @@ def unfinished(path: Path) -> Path:
     return beside(path, f"{path.name}.compress-partial")
 
 
+def free_bytes(path: Path) -> int:
+    """Bytes that are free where `path` is, or would be made."""
+    place = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    return shutil.disk_usage(place).free
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole: readers, and a full disk, see the old content or the new, never a mixture.
 

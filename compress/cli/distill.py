@@ -26,6 +26,12 @@ from compress.cli.results import print_result
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Run folder: OUT/data, OUT/train, OUT/student."
 )
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A cache of the teacher on the text (`compress cache`), to read in its place.",
+)
 @flag("compress.distill:DistillConfig", "tokens", more="Needed for hub data.")
 @flags("compress.distill:DistillConfig", "alpha", "temperature", "train")
 @trust_option
@@ -36,6 +42,7 @@ def distill(
     teacher: str | None,
     dataset: str | None,
     out: Path,
+    cache: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
     **training: Any,
@@ -51,5 +58,6 @@ def distill(
     text = {"dataset": dataset, "tokens": training["tokens"]}
     given = given_flags({"data": text, "distill": training}, overrides)
     options = build(DistillOptions, given)
-    result = distill_text(options, student=student, teacher=teacher, run=out, given=given.data["data"])
+    text = given.data["data"]
+    result = distill_text(options, student=student, teacher=teacher, run=out, given=text, cache=cache)
     print_result(result.to_dict(), result.describe(), as_json)

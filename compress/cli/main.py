@@ -7,6 +7,7 @@ import click
 
 from compress.base import processes
 from compress.base.signals import ignore_signals, interrupt_on_signal
+from compress.cli.cache import cache
 from compress.cli.compare import compare
 from compress.cli.demo import demo
 from compress.cli.distill import distill
@@ -46,7 +47,7 @@ def cli(debug: bool) -> None:
     """Turn a Hugging Face causal LM into a smaller, faster one, and prove what it kept."""
 
 
-for _command in (init, prune, distill, generate, evaluate, run, report, compare, verify, demo):
+for _command in (init, prune, cache, distill, generate, evaluate, run, report, compare, verify, demo):
     cli.add_command(_command)
 
 

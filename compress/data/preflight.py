@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compress.base.disk import free_bytes
 from compress.base.errors import CompressError, Faults, InputError, UsageError, reason_of
 from compress.base.progress import say
 from compress.base.signals import StopRequest
@@ -155,8 +155,7 @@ def check_space(config: DataConfig, spec: TokenizerSpec, out: Path, *, marks: bo
         UsageError: the tokens asked for take more bytes than are free.
     """
     needed = ((wanted_tokens(config) or 0) + config.heldout_sequences * config.seq_len) * (spec.dtype.itemsize + marks)
-    place = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(out)
     if needed > free:
         raise UsageError(
             f"{out} needs {format_bytes(needed)} and the disk has {format_bytes(free)} free. Name a folder on another "

@@ -66,6 +66,11 @@ class OutputHead:
     scale: float = 1.0
     softcap: float | None = None
 
+    def to(self, device: torch.device) -> "OutputHead":
+        """The same with its tensors on a device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return dataclasses.replace(self, weight=self.weight.to(device), bias=bias)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] in the dtype of `hidden` [N, D]."""
         bias = None if self.bias is None else self.bias.to(hidden.dtype)

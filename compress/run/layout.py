@@ -18,6 +18,8 @@ class Layout:
         """Random start of a teacher from scratch."""
         self.teacher = run / "teacher"
         """That teacher, trained, or the given one, fine-tuned."""
+        self.teacher_cache = run / "teacher-cache"
+        """The teacher's signals on the token store."""
         self.student_init = run / "student-init"
         """The cut."""
         self.ranking = run / "ranking"

@@ -1,6 +1,6 @@
 """`compress run`: a recipe's steps in order, each skipped when its result is there and unchanged.
 
-    world (demo only) -> prune -> data -> distill -> eval -> report
+    world (demo only) -> prune -> data -> cache (where the teacher has one) -> distill -> eval -> report
 
 A teacher that is trained here needs the data, so there: data -> teacher -> prune -> distill. Another is cut first: what
 is wrong with it shows before hours of preparing text; unless its layers are measured, or the cut repaired, on that
@@ -36,6 +36,7 @@ from compress.data import (
 from compress.demo import DEMO
 from compress.distill import DistillResult, distill
 from compress.distill.preflight import check_start
+from compress.distill.teachers.cache import TeacherCache
 from compress.model.facts import look_at_config, look_at_model
 from compress.model.files import local_model, resolve_model
 from compress.model.remote_code import trusting
@@ -175,12 +176,18 @@ def download_models(recipe: Recipe) -> dict[tuple[str, str | None], Path]:
 
 
 def distill_text(
-    options: DistillOptions, *, student: str, teacher: str | None, run: Path, given: Collection[str] = ()
+    options: DistillOptions,
+    *,
+    student: str,
+    teacher: str | None,
+    run: Path,
+    given: Collection[str] = (),
+    cache: Path | None = None,
 ) -> DistillResult:
     """`compress distill`: prepare the text in RUN/data (or take a token store as it is) and train RUN/student on it.
 
     Called again, it continues or returns the finished result. `given` names the data options that the user wrote down,
-    which a token store must have been made with.
+    which a token store must have been made with; `cache` is the folder of a cache of the teacher on that text.
 
     Raises:
         UsageError: a token store was made with others; and as `distill` and `prepare`.
@@ -188,13 +195,20 @@ def distill_text(
     with contextlib.ExitStack() as lock:
         on_main(lambda: require_outputs(run_output(run)))
         on_main(lambda: lock.enter_context(owned(run)))
-        store = on_main(lambda: _store_of(options, given, student=student, teacher=teacher, run=run))
-        return distill(
-            options.distill, student=student, teacher=teacher, data=store, out=run / "student", work=run / "train"
-        )
+        store = on_main(lambda: _store_of(options, given, student=student, teacher=teacher, run=run, cache=cache))
+        out, work = run / "student", run / "train"
+        return distill(options.distill, student=student, teacher=teacher, data=store, out=out, work=work, cache=cache)
 
 
-def _store_of(options: DistillOptions, given: Collection[str], *, student: str, teacher: str | None, run: Path) -> Path:
+def _store_of(
+    options: DistillOptions,
+    given: Collection[str],
+    *,
+    student: str,
+    teacher: str | None,
+    run: Path,
+    cache: Path | None,
+) -> Path:
     """The token store to train on, made if need be, once all that can be known of the training is."""
     layout, named, faults = Layout(run), named_store(options.data), Faults()
     if named is not None:
@@ -207,10 +221,12 @@ def _store_of(options: DistillOptions, given: Collection[str], *, student: str, 
         models = [None if name is None else look_at_config(name, Faults()) for name in (student, teacher)]
         options = dataclasses.replace(options, data=fit_rows(options.data, models))
         text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
-    faults.of(lambda: _check_current(options, layout, named, student=student, teacher=teacher))
-    found = faults.of(
-        lambda: check_start(options.distill, student=student, teacher=teacher, out=layout.student, text=text)
-    )
+    current = functools.partial(_check_current, options, layout, named)
+    faults.of(lambda: current(student=student, teacher=teacher, cache=cache))
+    start = functools.partial(check_start, options.distill, out=layout.student, text=text, cached=cache is not None)
+    found = faults.of(lambda: start(student=student, teacher=teacher))
+    if cache is not None:
+        faults.of(lambda: TeacherCache.open(cache))
     faults.refuse()
     assert found is not None
     if named is not None:
@@ -220,7 +236,13 @@ def _store_of(options: DistillOptions, given: Collection[str], *, student: str, 
 
 
 def _check_current(
-    options: DistillOptions, layout: Layout, store: Path | None, *, student: str, teacher: str | None
+    options: DistillOptions,
+    layout: Layout,
+    store: Path | None,
+    *,
+    student: str,
+    teacher: str | None,
+    cache: Path | None,
 ) -> None:
     """Refuse to go on with text, checkpoints or a student that were made otherwise.
 
@@ -231,7 +253,7 @@ def _check_current(
     steps = [] if store else [preparation(options.data, layout, start)]
     opened = functools.partial(TokenStore.open, store) if store else None
     guide = None if teacher is None else functools.partial(local_model, teacher, None)
-    steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened))
+    steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened, cache=cache))
     require_outputs(*(output for step in steps for output in step.outputs if not step.only_reads(output)))
     found = states(steps)
     if refused := [step for step in steps if found[step.name][0] == "changed"]:

@@ -16,7 +16,7 @@ from compress.base.documents import load_yaml
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
 from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
-from compress.distill.preflight import check_distill
+from compress.distill.preflight import check_caching, check_distill
 from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
@@ -25,6 +25,7 @@ from compress.model.vocabulary import common_ids
 from compress.prune import RankAfterConfig, check_prune, student_facts
 from compress.prune.plan import Derivation
 from compress.report import report_outputs
+from compress.run.caching import cache_folder
 from compress.run.layout import Layout
 from compress.run.rank_after import check_ranking, ranking_output
 from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
@@ -92,8 +93,13 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
             check_ranking(recipe.distill, recipe.prune.choice, ", ".join(recipe.data.datasets), models, text, faults)
         if "teacher" in left.groups and (training := recipe.teacher.training) is not None:
             check_distill(training, student=teacher, teacher=None, text=text, faults=faults)
+        if "cache" in left.groups:
+            assert recipe.teacher.cache is not None
+            out = cache_folder(recipe.teacher.cache, layout)
+            check_caching(recipe.teacher.cache, recipe.distill, teacher=teacher, text=text, out=out, faults=faults)
         if "distill" in left.groups:
-            check_distill(recipe.distill, student=student, teacher=teacher, text=text, faults=faults)
+            cached = recipe.teacher.cache is not None
+            check_distill(recipe.distill, student=student, teacher=teacher, text=text, cached=cached, faults=faults)
         if "eval" in left.groups:
             _check_evaluations(recipe, teacher, left, faults, download=download)
             if given is not None:

@@ -14,7 +14,7 @@ from compress.base.errors import UsageError
 from compress.base.outputs import Output
 from compress.data import DataConfig
 from compress.demo import WorldConfig
-from compress.distill import DistillConfig
+from compress.distill import CacheConfig, DistillConfig
 from compress.evaluate import EvalConfig
 from compress.generate import GenerateConfig
 from compress.prune import PruneConfig
@@ -72,6 +72,10 @@ class TeacherConfig:
     finetune: Annotated[FinetuneConfig | None, Before(None)] = None
     """Train the model on the run's text first, by cross-entropy: options of `distill`. What comes of it, RUN/teacher,
     is the teacher of all that follows (teacher correction, Sreenivas et al. 2024, arXiv 2408.11796)."""
+
+    cache: Annotated[CacheConfig | None, Before(None)] = None
+    """Run the teacher once over the run's text and keep its signals, in RUN/teacher-cache or the folder that is named;
+    healing then reads them in its place. A cache that is there and of this teacher and text is read as it is."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.scratch is None):
@@ -146,6 +150,15 @@ class DistillOptions:
 
     data: DataConfig
     distill: DistillConfig = DistillConfig()
+
+
+@config
+class CacheOptions:
+    """What `compress cache` takes."""
+
+    cache: CacheConfig = CacheConfig()
+    distill: DistillConfig = DistillConfig()
+    """The trainings that will read it: precision, attention and document_mask say how the teacher is run."""
 
 
 @config

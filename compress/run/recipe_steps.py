@@ -18,6 +18,7 @@ from compress.base.records import manifest
 from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs, store_outputs
 from compress.demo import WorldConfig, write_world
 from compress.distill import DistillConfig, begun_otherwise, distill, student_output, training_output
+from compress.distill.teachers.cache import TeacherCache
 from compress.model.files import model_fingerprint
 from compress.prune import (
     WITHOUT_TEXT,
@@ -28,6 +29,7 @@ from compress.prune import (
     prune_inputs,
     prune_settings,
 )
+from compress.run.caching import caching
 from compress.run.evaluations import evaluations
 from compress.run.finders import Folder, at, if_there, store_of
 from compress.run.layout import Layout
@@ -49,9 +51,18 @@ def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
     cut = [] if recipe.student else [_cut(recipe, layout, models.teacher, after=groups_of([*measured, *taught]))]
     first = [data, *taught, *cut] if taught or measured else [*cut, data]
     made = [*world, *first]
-    out, student, teacher = layout.student, models.student, models.teacher
-    healed = training("distill", recipe.distill, layout, out, student, teacher, groups_of(made))
-    return [*world, *first, healed, *evaluations(recipe, layout, models, before=made, healed=healed)]
+    cached = [] if recipe.teacher.cache is None else [caching(recipe, layout, models.teacher, after=groups_of(made))]
+    healed = training(
+        "distill",
+        recipe.distill,
+        layout,
+        layout.student,
+        models.student,
+        models.teacher,
+        groups_of([*made, *cached]),
+        cache=cached[0].record.parent if cached else None,
+    )
+    return [*made, *cached, healed, *evaluations(recipe, layout, models, before=made, healed=healed)]
 
 
 def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:
@@ -199,12 +210,23 @@ def _cut(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str])
     )
 
 
-def training_inputs(student: Folder, teacher: Folder | None, data: Callable[[], TokenStore]) -> Inputs:
+def training_inputs(
+    student: Folder,
+    teacher: Folder | None,
+    data: Callable[[], TokenStore],
+    cache: Callable[[], Path | None] = lambda: None,
+) -> Inputs:
     """What a training is made from; see `compress.distill.loop.session.fingerprints`."""
+
+    def of_cache() -> str | None:
+        folder = cache()
+        return None if folder is None else TeacherCache.open(folder).fingerprint
+
     return {
         "student": lambda: sha256_json(model_fingerprint(student())),
         "teacher": lambda: None if teacher is None else sha256_json(model_fingerprint(teacher())),
         "data": lambda: data().fingerprint,
+        "cache": lambda: if_there(of_cache),
     }
 
 
@@ -217,15 +239,17 @@ def training(
     teacher: Folder | None,
     after: frozenset[str] = frozenset(),
     store: Callable[[], TokenStore] | None = None,
+    cache: Path | None = None,
 ) -> Step:
-    """The training of `student` into `out` on RUN/data, or another store; without `teacher`, on the text alone."""
+    """The training of `student` into `out` on RUN/data, or another store; without `teacher`, on the text alone, and
+    with a `cache` of it from that."""
     store = store or (lambda: store_of(layout))
-    work, inputs = layout.training(out), training_inputs(student, teacher, store)
+    work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache)
 
     def make() -> None:
         say(f"{name}: {student()} -> {out}")
         source = None if teacher is None else teacher()
-        distill(config, student=student(), teacher=source, data=store().path, out=out, work=work)
+        distill(config, student=student(), teacher=source, data=store().path, out=out, work=work, cache=cache)
 
     return Step(
         name=name,

@@ -122,6 +122,13 @@ def intended(steps: Sequence[Step], layout: Layout, asked: Sequence[str], found:
     redo.ask(asked, steps, found)
     if refused := [step for step in steps if found[step.name][0] == "changed" and not redo.allows(step)]:
         raise UsageError(_refusal(refused, found, steps, layout))
+    for step in (step for step in steps if step.name in redo.aside and step.name not in redo.moved):
+        for place in step.places:
+            if place.exists() and not place.is_relative_to(layout.run):
+                raise UsageError(
+                    f"--redo {step.group}: {place} lies outside of the run, which may not be the only one that uses "
+                    "it. Name another folder in the recipe, or remove this one."
+                )
     return redo
 
 

@@ -26,7 +26,9 @@ from compress.verify.training import Training, check_checkpoint, check_metrics, 
 
 __all__ = ["Check", "verify_run"]
 
-_LEFT_BY_RUNS = ("recipe.yaml", "world", "data", "teacher-init", "student-init", "train", "student", "eval")
+_LEFT_BY_RUNS = (
+    "recipe.yaml", "world", "data", "teacher-init", "teacher-cache", "student-init", "train", "student", "eval",
+)  # fmt: skip
 
 
 def verify_run(path: Path, data: Path | None = None) -> Iterator[Check]:

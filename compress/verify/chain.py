@@ -44,13 +44,15 @@ def inputs_of(link: Link) -> Iterator[Check]:
 
 
 def _same_input(role: str, recorded: Mapping[str, Any], inputs: Inputs) -> str:
-    if role not in recorded:
-        raise InputError(f"the manifest does not name {role!r}.")
     if role not in inputs:
         raise Missing("nothing here says where it lies")
-    if recorded[role] is None:
+    if role in recorded and recorded[role] is None:
         return "none was used"
     found = inputs[role]()
+    if role not in recorded and found is None:  # an earlier version did not know of it
+        return "none was used"
+    if role not in recorded:
+        raise InputError(f"the manifest does not name {role!r}.")
     if found != recorded[role]:
         raise InputError(f"it is not what the step was made from{_differing(recorded[role], found)}.")
     return "unchanged"

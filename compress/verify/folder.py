@@ -85,6 +85,12 @@ class RunFolder:
             return self.path / inside
         return local_model(str(name), None)
 
+    def cache_of(self, out: Path) -> Path | None:
+        """Folder of the cache that the training of `out` says it read; None where it read none, or is not finished."""
+        record = out / RECORD
+        cache = read_record(record).data.get("cache") if record.is_file() else None
+        return Path(cache["folder"]) if isinstance(cache, dict) and isinstance(cache.get("folder"), str) else None
+
     def measured(self, stem: str) -> Path:
         """Folder of the model that eval/STEM.json is about; raises as `teacher`."""
         if stem == "teacher":

@@ -17,7 +17,7 @@ from compress.verify.checks import typed
 from compress.verify.folder import RunFolder
 from compress.verify.records import read_record
 
-_SECTIONS = {"teacher-init": "teacher.scratch", "speed": "eval"}
+_SECTIONS = {"teacher-init": "teacher.scratch", "cache": "teacher.cache", "speed": "eval"}
 
 
 def links_of(run: RunFolder) -> list[Link]:
@@ -35,9 +35,9 @@ def links_of(run: RunFolder) -> list[Link]:
 
 
 def _of_step(step: Step, run: RunFolder, sections: Mapping[str, str]) -> Link:
-    place = step.places[-1].relative_to(run.path)
+    place = step.places[-1]
     section = sections.get(step.name, step.group)
-    name = place.with_suffix("").as_posix()
+    name = place.relative_to(run.path).with_suffix("").as_posix() if place.is_relative_to(run.path) else step.name
     return Link(
         name=name, record=step.record, inputs=step.inputs, kind=step.kind, settings=step.settings, section=section
     )
@@ -62,7 +62,8 @@ def _unknown() -> Any:
 
 
 def _training(run: RunFolder, name: str, teacher: Callable[[], Path] | None) -> Inputs:
-    return training_inputs(lambda: run.start_of(run.path / name), teacher, lambda: run.store)
+    out = run.path / name
+    return training_inputs(lambda: run.start_of(out), teacher, lambda: run.store, lambda: run.cache_of(out))
 
 
 def _of_evaluation(run: RunFolder, path: Path) -> Link:

@@ -19,7 +19,7 @@ from compress.distill.loop.step import Losses, StudentWithLoss
 from compress.distill.objective.objective import Objective, make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.objective.schedules import Setting
-from compress.distill.resources.auto import resolve
+from compress.distill.resources.auto import Here, resolve
 from compress.distill.resources.flops import (
     PeakFlops,
     measuring_flops_per_token,
@@ -32,6 +32,8 @@ from compress.distill.rows.selection import Selection
 from compress.distill.rows.source import RowSource, StoreRows
 from compress.distill.students.parts import sketch
 from compress.distill.students.student import Student, WithLearned, load_student
+from compress.distill.teachers.cache import TeacherCache
+from compress.distill.teachers.cached import CachedTeacher
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
 from compress.model.facts import kept_layers
 from compress.model.files import model_fingerprint
@@ -76,12 +78,15 @@ class Session:
         return self.objective.at(self.progress.step / self.budget.steps, self.progress.levels)
 
 
-def fingerprints(student: Path, teacher: Path | None, store: Any) -> dict[str, Any]:
+def fingerprints(
+    student: Path, teacher: Path | None, store: Any, cache: TeacherCache | None = None
+) -> dict[str, str | None]:
     """One hash for each input; what a checkpoint and a finished student are checked against."""
     return {
         "student": sha256_json(model_fingerprint(student)),
         "teacher": None if teacher is None else sha256_json(model_fingerprint(teacher)),
         "data": store.fingerprint,
+        "cache": None if cache is None else cache.fingerprint,
     }
 
 
@@ -91,11 +96,14 @@ def open_session(
     student: Path,
     teacher: Path | None,
     store: Any,
+    cache: TeacherCache | None = None,
     selection: Selection | None,
     inputs: dict[str, Any],
     work: Path,
 ) -> Session:
     """Check everything that can be checked, load the models, and continue from the last checkpoint if there is one.
+
+    With a `cache` the teacher is not loaded: how much is measured, and how, is as if it were.
 
     Raises:
         UsageError: a budget the store cannot fill, a missing tracker, or a checkpoint of another run in `work`.
@@ -112,7 +120,8 @@ def open_session(
 
     # Both models, as the objective needs them and as this machine can have them.
     pair = Pair(load_config(student), None if teacher is None else load_config(teacher), kept_layers(student))
-    per_token = training_flops_per_token(sketch(config, pair, bf16=False), pair.teacher, store.seq_len)
+    learning = sketch(config, pair, bf16=False)
+    per_token = training_flops_per_token(learning, pair.teacher, store.seq_len)
     here = resolve(
         config,
         accelerator.device,
@@ -130,7 +139,7 @@ def open_session(
     objective = make_objective(config, pair)
     learner, guide = WithLearned(load_student(config, student, here, pair), objective.learned), OpenedTeacher()
     if teacher is not None:
-        guide = open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout)
+        guide = _guide(config, teacher, cache, here, objective=objective, vocabulary=vocabulary, heldout=heldout)
 
     # The student and its loss are one module; the optimizer and a checkpoint's tensors need it split already.
     model: Any = StudentWithLoss(learner.model, objective, vocabulary)
@@ -158,7 +167,7 @@ def open_session(
         heldout=heldout,
         measured=measured,
         budget=extent,
-        flops_per_token=per_token,
+        flops_per_token=per_token if cache is None else training_flops_per_token(learning, None, store.seq_len),
         peak=peak_flops(accelerator.device, here.precision),
         progress=progress,
         notes={
@@ -169,9 +178,26 @@ def open_session(
             "compiled": here.compiled,
             "attention": learner.model.config._attn_implementation,
             "teacher_kl": guide.kl,
+            "cache": None if cache is None else cache.describe(),
             "selection": None if selection is None else dict(selection.facts),
         },
     )
+
+
+def _guide(
+    config: DistillConfig,
+    teacher: Path,
+    cache: TeacherCache | None,
+    here: Here,
+    *,
+    objective: Objective,
+    vocabulary: int,
+    heldout: Batch,
+) -> OpenedTeacher:
+    """The teacher, or what a cache has of it."""
+    if cache is not None:
+        return OpenedTeacher(CachedTeacher(cache, here.device, vocabulary), cache.teacher_kl)
+    return open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout)
 
 
 def _when_measured(rows: int, count: int, steps: int, once: float) -> str:

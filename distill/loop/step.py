@@ -64,6 +64,9 @@ class Losses:
         """This process's share of a batch. It touches no device, so a thread may do it ahead of the step."""
         processes, rank = self._accelerator.num_processes, self._accelerator.process_index
         found = share(batch, size=self._rows, processes=processes, rank=rank)
+        if self._teacher is not None:
+            for piece in found.pieces:
+                self._teacher.ahead(piece)
         if self._accelerator.device.type != "cuda":
             return found
         return found._replace(pieces=[piece.pinned() for piece in found.pieces])

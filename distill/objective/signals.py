@@ -45,12 +45,13 @@ def read_signals(model: Any, batch: MicroBatch, blocks: tuple[int, ...], vocabul
         hidden = packed_hidden_states(model, batch.ids, batch.positions, batch.boundaries)
     return Signals(
         hidden=batch.with_label(hidden),
-        head=_first_ids(output_head(model), vocabulary),
+        head=first_ids(output_head(model), vocabulary),
         blocks={block: batch.with_label(outputs[block]) for block in blocks},
     )
 
 
-def _first_ids(head: OutputHead, count: int) -> OutputHead:
+def first_ids(head: OutputHead, count: int) -> OutputHead:
+    """The head of the first `count` token ids."""
     if len(head.weight) == count:
         return head
     bias = None if head.bias is None else head.bias[:count]

@@ -13,7 +13,9 @@ from compress.distill.rows.selection import Selection
 
 
 class RowSource(Protocol):
-    """Rows to train on, by their place in a training, and rows held out. All has a fixed order; nothing is state."""
+    """Rows to train on, by their place in a training, and rows held out, whose numbers come after those of the others.
+    All has a fixed order; nothing is state.
+    """
 
     @property
     def seq_len(self) -> int:
@@ -68,7 +70,8 @@ class StoreRows:
     def heldout(self) -> Batch:
         """The first `num_heldout` held-out rows."""
         rows = self.store.heldout(self.num_heldout)
-        batch = self._packed(rows, np.arange(len(rows)), self.store.heldout_marks(self.num_heldout))
+        numbers = self.store.num_rows + np.arange(len(rows))
+        batch = self._packed(rows, numbers, self.store.heldout_marks(self.num_heldout))
         return self._tagged(batch, self.store.heldout_sources(self.num_heldout)) if self.store.sources else batch
 
     def heldout_documents(self) -> int:

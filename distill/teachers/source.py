@@ -1,4 +1,4 @@
-"""Where the teacher's signals come from: a model that is run on each micro-batch."""
+"""Where the teacher's signals come from: a model that is run on each micro-batch, unless a cache has them."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +22,9 @@ class TeacherSource(Protocol):
     is, for one that listens to several teachers.
     """
 
+    def ahead(self, batch: MicroBatch) -> None:
+        """Is told of a micro-batch that it will be asked for, by a thread: it touches no device."""
+
     def __call__(self, batch: MicroBatch) -> Signals:
         """What the objective asked for, without gradient, with the head that makes logits of the hidden states.
 
@@ -36,6 +39,9 @@ class LiveTeacher(nn.Module):
         super().__init__()
         self.model = model
         self._blocks, self._vocabulary = needs.teacher_blocks, vocabulary
+
+    def ahead(self, batch: MicroBatch) -> None:
+        """A model waits for its input."""
 
     def forward(self, batch: MicroBatch) -> Signals:
         """One forward pass. The head of a teacher that is split exists from here to the next `free_gathered`."""
@@ -53,7 +59,17 @@ class OpenedTeacher(NamedTuple):
 def open_teacher(
     config: DistillConfig, folder: Path, here: Here, *, needs: Needs, vocabulary: int, heldout: Batch
 ) -> OpenedTeacher:
-    """The teacher of a folder, frozen in the run's precision, quantised and split as the options ask.
+    """The teacher of a folder, as `load_teacher` has it, split as the options ask."""
+    model, kl = load_teacher(config, folder, here, heldout)
+    source = LiveTeacher(model, needs, vocabulary)
+    if here.sharding == "both":
+        shard_model(source, model, device=here.device, bf16=here.bf16)
+    return OpenedTeacher(source, kl)
+
+
+def load_teacher(config: DistillConfig, folder: Path, here: Here, heldout: Batch) -> tuple[Any, float | None]:
+    """The model of a folder, frozen in the run's precision and quantised as the options ask, and what that changed (see
+    `OpenedTeacher`).
 
     Raises:
         InputError, UsageError, CompressError: as `load_checked` and `quantize_teacher`.
@@ -69,7 +85,4 @@ def open_teacher(
     kl = None if config.teacher_precision == "auto" else quantize_teacher(model, config, heldout.ids, heldout.labels)
     if here.compiled:
         compile_backbone(model, asked=config.compile is True)
-    source = LiveTeacher(model, needs, vocabulary)
-    if here.sharding == "both":
-        shard_model(source, model, device=here.device, bf16=here.bf16)
-    return OpenedTeacher(source, kl)
+    return model, kl

@@ -16,9 +16,9 @@ from gpu_memory import LLAMAS, PAGE, lines, row
 
 from compress.base.errors import UsageError
 from compress.distill import DistillConfig, distillation_loss
-from compress.distill.distillation import _in_one_order
 from compress.distill.objective import chunks
 from compress.distill.resources import flops
+from compress.distill.resources.switches import in_one_order
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LLAMA_3, GIB = 128256, 2**30
@@ -120,17 +120,17 @@ def test_no_run_does_more_than_is_possible(monkeypatch: pytest.MonkeyPatch) -> N
 def test_one_order_is_asked_for_and_put_back(options: Callable[..., DistillConfig]) -> None:
     switches: Any = torch.utils.deterministic
     filled = switches.fill_uninitialized_memory
-    with _in_one_order(options()):
+    with in_one_order(options()):
         assert not torch.are_deterministic_algorithms_enabled()
-    with _in_one_order(options(deterministic=True)):
+    with in_one_order(options(deterministic=True)):
         assert torch.are_deterministic_algorithms_enabled()
         assert not switches.fill_uninitialized_memory
     assert not torch.are_deterministic_algorithms_enabled()
     assert switches.fill_uninitialized_memory == filled
     message = "deterministic: true cannot be had with this model: cumsum_cuda does not"
-    with pytest.raises(UsageError, match=message), _in_one_order(options(deterministic=True)):
+    with pytest.raises(UsageError, match=message), in_one_order(options(deterministic=True)):
         raise RuntimeError("cumsum_cuda does not have a deterministic implementation")
-    with pytest.raises(RuntimeError, match="shapes"), _in_one_order(options(deterministic=True)):
+    with pytest.raises(RuntimeError, match="shapes"), in_one_order(options(deterministic=True)):
         raise RuntimeError("shapes")
 
 

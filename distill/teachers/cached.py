@@ -1,0 +1,70 @@
+"""A teacher that is not run: its signals come from a cache."""
+
+import torch
+
+from compress.base.errors import Faults, UsageError
+from compress.base.machine import default_device
+from compress.distill.config import DistillConfig
+from compress.distill.objective.signals import Needs, Signals, first_ids
+from compress.distill.resources.auto import resolve_precision
+from compress.distill.rows.batch import MicroBatch
+from compress.distill.teachers.cache import TeacherCache
+
+
+class CachedTeacher:
+    """Last hidden states by the numbers of a micro-batch's rows; a `TeacherSource`."""
+
+    def __init__(self, cache: TeacherCache, device: torch.device, vocabulary: int) -> None:
+        self._cache, self._device = cache, device
+        self._head = first_ids(cache.head().to(device), vocabulary)
+
+    def ahead(self, batch: MicroBatch) -> None:
+        """Has the system read what will be asked for."""
+        self._cache.will_need(batch.row_ids)
+
+    def __call__(self, batch: MicroBatch) -> Signals:
+        """What the cache has of the micro-batch's rows."""
+        states = self._cache.states(batch.row_ids).to(self._device)
+        return Signals(hidden=batch.with_label(states), head=self._head, blocks={})
+
+
+def check_objective(config: DistillConfig, needs: Needs) -> None:
+    """Refuse an objective that asks for what no cache has.
+
+    Raises:
+        UsageError: it does.
+    """
+    if needs.teacher_blocks:
+        terms = [name for name in ("hidden", "similarity") if config.weights and getattr(config.weights, name)]
+        raise UsageError(
+            f"weights.{terms[0]} compares with outputs of the teacher's blocks, which its cache does not have: leave "
+            "the term out, or train without a cache."
+        )
+
+
+def check_cache(
+    cache: TeacherCache, config: DistillConfig, *, teacher: str | None, data: str | None, apart: bool
+) -> None:
+    """Refuse a cache that is not of this teacher, this text, or the way that a training would run the teacher.
+
+    `teacher` and `data` are fingerprints; None where they are not known yet.
+
+    Raises:
+        UsageError: all that differs, and what to do.
+    """
+    faults = Faults()
+
+    def require(same: bool, what: str, remedy: str) -> None:
+        if not same:
+            faults.found.append(UsageError(f"The cache {cache.path} is {what}: {remedy}."))
+
+    anew = "make one with `compress cache`, or train without"
+    require(teacher in (None, cache.inputs["teacher"]), "of another teacher", anew)
+    require(data in (None, cache.inputs["data"]), "of another text", anew)
+    for name, made, asked in (
+        ("precision", cache.precision, resolve_precision(config, default_device())),
+        ("teacher_precision", cache.index["teacher_precision"], config.teacher_precision),
+        ("documents kept apart", cache.index["apart"], apart),
+    ):
+        require(made == asked, f"of a teacher run with {name} = {made}, and the training asks for {asked}", anew)
+    faults.refuse()
