@@ -68,8 +68,9 @@ def distill(
     store = TokenStore.open(data)
     text = facts_of_store(store)
     signals = None if cache is None else TeacherCache.open(cache)
+    kind = None if signals is None else signals.kind
     start, source = on_main(
-        lambda: check_start(config, student=student, teacher=teacher, out=out, text=text, cached=cache is not None)
+        lambda: check_start(config, student=student, teacher=teacher, out=out, text=text, cached=kind)
     )
     inputs = on_main(lambda: fingerprints(start, source, store, signals))
     if signals is not None:

@@ -32,8 +32,8 @@ from compress.distill.resources.schedule import budget, most_heldout_rows
 from compress.distill.students.quantized import check_base
 from compress.distill.teachers.cached import check_objective
 from compress.distill.teachers.config import CacheConfig
+from compress.distill.teachers.planning import plan_cache
 from compress.distill.teachers.quantization import check_quantization, require_torchao
-from compress.distill.teachers.sizes import cache_size
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
 from compress.model.lengths import check_rows
@@ -49,7 +49,7 @@ def check_start(
     teacher: str | Path | None,
     out: Path,
     text: TextFacts | None,
-    cached: bool = False,
+    cached: str | None = None,
 ) -> tuple[Path, Path | None]:
     """Folders of student and teacher, found to have whole weights and one vocabulary, and all else that can be known.
 
@@ -85,6 +85,9 @@ def check_caching(
     faults.of(lambda: _check_compiler(training, device))
     if teacher is None or text is None:
         return
+    vocabulary: int = teacher.config.get_text_config().vocab_size
+    if config.kind == "topk" and config.k > vocabulary:
+        faults.found.append(UsageError(f"k = {config.k}: {teacher.name} has {vocabulary} tokens in all; keep fewer."))
     rows = min(most_heldout_rows(training), text.num_heldout)
     faults.of(lambda: check_quantization(training, device, num_heldout=rows))
     faults.of(lambda: check_rows(text.seq_len, teacher.config, teacher.name))
@@ -99,13 +102,13 @@ def _check_room(config: CacheConfig, training: DistillConfig, teacher: ModelFact
         UsageError: it takes more bytes than are free, beside those that an unfinished one has by now.
     """
     bf16 = resolve_precision(training, default_device()) == "bf16"
-    rows = text.num_heldout + (text.num_rows or 0)
-    needed = cache_size(config, teacher.config, num_rows=rows, seq_len=text.seq_len, bf16=bf16).total
+    size = {"num_rows": text.num_rows or 0, "num_heldout": text.num_heldout, "seq_len": text.seq_len}
+    plan = plan_cache(config, teacher.config, **size, bf16=bf16)
     there = sum(path.stat().st_size for path in unfinished(out).glob("*"))
-    if needed - there > (free := free_bytes(out)):
+    if plan.bytes - there > (free := free_bytes(out)):
         raise UsageError(
-            f"The teacher's cache {out} takes {format_bytes(needed)}, {format_bytes(needed / rows / text.seq_len)} a "
-            f"token, and the disk has {format_bytes(free)} free. Name a folder on another disk, or ask for fewer "
+            f"The teacher's cache {out} takes {format_bytes(plan.bytes)}, {plan.bytes_per_token:,.0f} bytes a token, "
+            f"and the disk has {format_bytes(free)} free. Name a folder on another disk, or ask for fewer "
             "data.tokens."
         )
 
@@ -123,9 +126,10 @@ def check_distill(
     teacher: ModelFacts | None,
     text: TextFacts | None,
     faults: Faults,
-    cached: bool = False,
+    cached: str | None = None,
 ) -> None:
-    """Find what would refuse a training, as far as models and text are known; with `cached`, from a cache."""
+    """Find what would refuse a training, as far as models and text are known; `cached` is the kind of the cache that it
+    would read."""
     device = default_device()
     models = [model for model in (student, teacher) if model is not None]
     faults.of(lambda: check_trackers(config))
@@ -149,8 +153,8 @@ def check_distill(
         faults.of(lambda: _check_objective(config, student, teacher, cached=cached))
 
 
-def _require_teacher(config: DistillConfig, teacher: str | Path | None, *, cached: bool) -> None:
-    if teacher is None and cached:
+def _require_teacher(config: DistillConfig, teacher: str | Path | None, *, cached: str | None) -> None:
+    if teacher is None and cached is not None:
         raise UsageError("A cache is of a teacher, whose name says whether it is of the right one: name that too.")
     if teacher is None and config.scored is not None:
         raise UsageError("distill.select and distill.order go by what a teacher says of the text: name one.")
@@ -161,15 +165,17 @@ def _require_teacher(config: DistillConfig, teacher: str | Path | None, *, cache
         )
 
 
-def _check_objective(config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, *, cached: bool) -> None:
+def _check_objective(
+    config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, *, cached: str | None
+) -> None:
     """Refuse terms that cannot be made of these models, or of a cache.
 
     Raises:
         UsageError: as `make_objective` and `check_objective`.
     """
     objective = make_objective(config, _pair(student, teacher))
-    if cached:
-        check_objective(config, objective.needs)
+    if cached is not None:
+        check_objective(config, objective.needs, cached)
 
 
 def _check_extent(config: DistillConfig, text: TextFacts) -> None:
@@ -238,12 +244,12 @@ def check_generation_config(model: ModelFacts) -> None:
 
 
 def _check_memory(
-    config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, device: torch.device, *, cached: bool
+    config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, device: torch.device, *, cached: str | None
 ) -> None:
     """Raises as `held_bytes`, where there are no such parts to train, and as `check_held`."""
     bf16 = resolve_precision(config, device) == "bf16"
     pair = _pair(student, teacher)
-    check_held(held_bytes(config, pair, bf16=bf16, processes=count(), cached=cached), device)
+    check_held(held_bytes(config, pair, bf16=bf16, processes=count(), cached=cached is not None), device)
 
 
 def _pair(student: ModelFacts, teacher: ModelFacts | None) -> Pair:

@@ -54,6 +54,10 @@ EARLY: dict[str, Early] = {
         "it has what the objective asks for; the disk has room",
         ("teacher.cache={kind:hidden} distill.weights={similarity:1}", "which its cache does not have"),
         ("teacher.cache={kind:hidden} data.tokens=1T", "teacher-cache takes"),
+        ("teacher.cache={kind:samples} distill.temperature=2", "temperature: 1 alone"),
+    ),
+    "teacher.cache.k": early(
+        "the teacher has as many tokens", ("teacher.cache={kind:topk,k:300}", "has 257 tokens in all")
     ),
     "teacher.cache.folder": early(
         "is free, or holds a cache", ("teacher.cache={folder:{tasks}}", "is not a teacher's cache that this tool made")

@@ -152,11 +152,20 @@ class SelectionRecord(_Shape):
     histogram: Histogram
 
 
+class CacheRecord(_Shape):
+    """What was read in the teacher's place."""
+
+    kind: str
+    bytes: float
+    bytes_per_token: float
+
+
 class TrainingRecord(_Shape):
     """RUN/student/distill.json."""
 
     memory_plan: dict[str, float] | None = None
     selection: SelectionRecord | None = None
+    cache: CacheRecord | None = None
     manifest: Object | None = None
 
 

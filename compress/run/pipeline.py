@@ -223,10 +223,10 @@ def _store_of(
         text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
     current = functools.partial(_check_current, options, layout, named)
     faults.of(lambda: current(student=student, teacher=teacher, cache=cache))
-    start = functools.partial(check_start, options.distill, out=layout.student, text=text, cached=cache is not None)
+    signals = None if cache is None else faults.of(lambda: TeacherCache.open(cache))
+    kind = None if signals is None else signals.kind
+    start = functools.partial(check_start, options.distill, out=layout.student, text=text, cached=kind)
     found = faults.of(lambda: start(student=student, teacher=teacher))
-    if cache is not None:
-        faults.of(lambda: TeacherCache.open(cache))
     faults.refuse()
     assert found is not None
     if named is not None:

@@ -12,6 +12,7 @@ from compress.base.machine import total_memory
 from compress.base.units import format_bytes, format_count
 from compress.data import TextFacts
 from compress.distill import DistillConfig, DistillPlan, ScoringPlan, plan_distill, plan_scoring
+from compress.distill.teachers.planning import CachePlan, plan_cache
 from compress.model.parts import count_parameters, empty_model
 from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
@@ -43,6 +44,8 @@ class RecipePlan:
     tasks: tuple[str, ...]
     counted: bool = True
     """Whether it is known how much text there is; else `distill` is a plan of one step."""
+    cache: CachePlan | None = None
+    """None where the teacher is run, or it is not known how much text there is."""
     ranking_tokens: int = 0
     """Tokens that the candidates of a ranking are healed on, all together, if no two name the same cut."""
     sources: dict[str, int | None] = dataclasses.field(default_factory=dict)
@@ -58,12 +61,13 @@ class RecipePlan:
         return {**data, "hours": self._hours()}
 
     def _hours(self) -> float | None:
-        """Of all that is trained and scored; None where that is not counted yet."""
+        """Of all that is trained, cached and scored; None where that is not counted yet."""
         scoring = 0.0 if self.scoring is None else self.scoring.flops
         if scoring is None or not self.counted:
             return None
         trainings = sum(plan.hours(self.flops_per_s) for plan in self._trainings().values())
-        return trainings + self._ranking_hours() + scoring / self.flops_per_s / 3600
+        cache = 0.0 if self.cache is None else self.cache.hours(self.flops_per_s)
+        return trainings + self._ranking_hours() + cache + scoring / self.flops_per_s / 3600
 
     def _given_student(self) -> str:
         student, teacher = self.parameters
@@ -107,6 +111,8 @@ class RecipePlan:
         if self.sources:
             parts = [f"{name} {format_count(count) if count else '(all)'}" for name, count in self.sources.items()]
             lines.append(f"blend, in tokens: {', '.join(parts)}")
+        if self.cache is not None:
+            lines.append(f"cache the teacher: {self.cache.describe(self.distill.tokens, self.flops_per_s)}")
         for name, plan in self._trainings().items():
             lines += [
                 f"{name}: {self._extent(name, plan)}",
@@ -153,7 +159,8 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
     if cut is not None and isinstance(choice, RankAfterConfig):
         ranked = choice.rank_after * len(choice.proposals(cut.layer_types))
     training = recipe.teacher.training
-    healing = _plan(recipe.distill, known.text, student.config, teacher.config, student.kept)
+    cached = recipe.teacher.cache is not None
+    healing = _plan(recipe.distill, known.text, student.config, teacher.config, student.kept, cached=cached)
     return RecipePlan(
         name=recipe.name,
         prune=None if cut is None else cut.plan,
@@ -164,6 +171,7 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
         counted=_rows(recipe.distill, known.text) is not None,
+        cache=_cache(recipe, known.text, teacher.config),
         ranking_tokens=ranked,
         sources={name: part.tokens for name, part in zip(recipe.data.names, recipe.data.parts(), strict=False)},
         scoring=plan_scoring(
@@ -183,15 +191,31 @@ def _rows(training: DistillConfig, text: TextFacts) -> int | None:
     return text.num_rows
 
 
+def _cache(recipe: Recipe, text: TextFacts, teacher: Any) -> CachePlan | None:
+    """The cache of the teacher on all of the text, as far as anyone says how much there is."""
+    config, rows = recipe.teacher.cache, _rows(recipe.distill, text)
+    if config is None or rows is None:
+        return None
+    size = {"num_rows": rows, "num_heldout": text.num_heldout, "seq_len": text.seq_len}
+    return plan_cache(config, teacher, **size, bf16=recipe.distill.precision != "fp32")
+
+
 def _plan(
-    training: DistillConfig, text: TextFacts, student: Any, teacher: Any | None, kept: tuple[int, ...] | None
+    training: DistillConfig,
+    text: TextFacts,
+    student: Any,
+    teacher: Any | None,
+    kept: tuple[int, ...] | None,
+    *,
+    cached: bool = False,
 ) -> DistillPlan:
     """A training on what is selected of the text or, where its rows are not counted yet, on what is asked for; on one
     step where nobody says how much there is."""
     if text.num_rows is None:
         training = dataclasses.replace(training, select=None)
     rows = _rows(training, text) or max(1, training.batch_tokens // text.seq_len)
-    return plan_distill(training, student=student, teacher=teacher, num_rows=rows, seq_len=text.seq_len, kept=kept)
+    models = {"student": student, "teacher": teacher}
+    return plan_distill(training, **models, num_rows=rows, seq_len=text.seq_len, kept=kept, cached=cached)
 
 
 def plan_students(family: Sequence[PruneOptions], *, teacher: str, out: Path) -> tuple[list[PrunePlan], Faults]:

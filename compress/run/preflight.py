@@ -98,7 +98,7 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
             out = cache_folder(recipe.teacher.cache, layout)
             check_caching(recipe.teacher.cache, recipe.distill, teacher=teacher, text=text, out=out, faults=faults)
         if "distill" in left.groups:
-            cached = recipe.teacher.cache is not None
+            cached = None if recipe.teacher.cache is None else recipe.teacher.cache.kind
             check_distill(recipe.distill, student=student, teacher=teacher, text=text, cached=cached, faults=faults)
         if "eval" in left.groups:
             _check_evaluations(recipe, teacher, left, faults, download=download)

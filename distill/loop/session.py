@@ -33,7 +33,7 @@ from compress.distill.rows.source import RowSource, StoreRows
 from compress.distill.students.parts import sketch
 from compress.distill.students.student import Student, WithLearned, load_student
 from compress.distill.teachers.cache import TeacherCache
-from compress.distill.teachers.cached import CachedTeacher
+from compress.distill.teachers.cached import CachedTeacher, check_vocabulary
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
 from compress.model.facts import kept_layers
 from compress.model.files import model_fingerprint
@@ -196,6 +196,7 @@ def _guide(
 ) -> OpenedTeacher:
     """The teacher, or what a cache has of it."""
     if cache is not None:
+        check_vocabulary(cache, vocabulary)
         return OpenedTeacher(CachedTeacher(cache, here.device, vocabulary), cache.teacher_kl)
     return open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout)
 

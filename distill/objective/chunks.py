@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from compress.distill.objective.divergences import TileLoss, sum_dtype
+from compress.distill.objective.sparse import Sparse, sparse_pass
 from compress.distill.objective.tiles import at_least_fp32, tile_pass
 from compress.model.parts import OutputHead
 
@@ -35,6 +36,8 @@ class Task:
     divisor: float
     chunk_tokens: int | None
     fused: bool
+    sparse: Sparse | None = None
+    """What is known of the teacher in place of its hidden states and head."""
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -84,7 +87,8 @@ def _run(
     chunk = _chunk_length(len(hidden), head.weight, task.chunk_tokens)
     logits = hidden.new_empty(chunk, len(weight))
     teacher_logits = None if task.teacher_hidden is None else task.teacher_hidden.new_empty(chunk, len(weight))
-    losses_then_gradient_ = tile_pass(task.tile, logits, fused=task.fused)
+    tile = task.tile if task.sparse is None else dataclasses.replace(task.tile, alpha=0.0)
+    losses_then_gradient_ = tile_pass(tile, logits, fused=task.fused)
     sums = torch.zeros(2, dtype=sum_dtype(hidden.device), device=hidden.device)
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
     make = torch.empty_like if len(hidden) else torch.zeros_like
@@ -97,7 +101,15 @@ def _run(
         z_teacher = None
         if teacher is not None and teacher_logits is not None and task.teacher_hidden is not None:
             z_teacher = _project(task.teacher_hidden[start : start + chunk], teacher, out=teacher_logits[: len(rows)])
-        sums += losses_then_gradient_(z, z_teacher, task.labels[start : start + chunk])
+        labels = task.labels[start : start + chunk]
+        if task.sparse is not None:
+            target = task.sparse.take(slice(start, start + chunk))
+            cap, gradient = task.tile.student_cap, task.tile.gradient
+            sums += sparse_pass(
+                losses_then_gradient_, z, target, labels, alpha=task.tile.alpha, cap=cap, gradient=gradient
+            )
+        else:
+            sums += losses_then_gradient_(z, z_teacher, labels)
         if d_hidden is not None:
             out = d_hidden[start : start + chunk]
             torch.addmm(out, z, head.weight, beta=0.0, alpha=factor, out=out)

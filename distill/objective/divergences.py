@@ -70,6 +70,14 @@ def tempered(logits: Tensor, temperature: float) -> Tempered:
     return Tempered(logits, probabilities, normaliser)
 
 
+def softcap(logits: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
+    """c tanh(z / c) and its slope 1 - tanh^2(z / c); logits as they are, and no slope, without a cap."""
+    if cap is None:
+        return logits, None
+    tanh = torch.tanh(logits / cap)
+    return tanh * cap, 1 - tanh.square()
+
+
 def forward_kl(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor]:
     """KL(p || q) = sum p (log p - log q) of each row, [R]; gradient q - p, [R, V] (Hinton et al., arXiv:1503.02531).
 

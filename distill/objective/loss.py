@@ -10,6 +10,7 @@ from compress.base.errors import UsageError
 from compress.distill.config import DivergenceConfig, DivergenceName, divergence_of
 from compress.distill.objective.chunks import ChunkedLoss, Task
 from compress.distill.objective.divergences import TileLoss
+from compress.distill.objective.sparse import Sparse
 from compress.model.parts import OutputHead
 
 IGNORE_INDEX = -100
@@ -117,8 +118,12 @@ def loss_of_valid(
     labels: Tensor,
     options: LossOptions,
     num_tokens: float | None = None,
+    sparse: Sparse | None = None,
 ) -> DistillationLoss:
-    """`distillation_loss` of labels that are all valid, by options that were checked before, as a config's are."""
+    """`distillation_loss` of labels that are all valid, by options that were checked before, as a config's are.
+
+    With `sparse` there are no hidden states of the teacher: see `compress.distill.objective.sparse`.
+    """
     student_hidden = student_hidden.to(_compute_dtype(student_hidden, student.weight))
     if teacher_hidden is not None and teacher is not None:
         teacher_hidden = teacher_hidden.detach().to(_compute_dtype(teacher_hidden, teacher.weight))
@@ -140,6 +145,7 @@ def loss_of_valid(
         divisor=float(max(len(labels), 1) if num_tokens is None else num_tokens),
         chunk_tokens=options.chunk_tokens,
         fused=options.fused,
+        sparse=sparse,
     )
     loss, soft, hard = ChunkedLoss.apply(student_hidden, student.weight, student.bias, task)  # type: ignore[no-untyped-call]
     return DistillationLoss(loss, soft, hard, len(labels))

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from compress.distill.objective.sparse import Sparse
 from compress.distill.rows.batch import MicroBatch
 from compress.distill.rows.documents import packed_hidden_states
 from compress.model.blocks import block_outputs
@@ -32,11 +33,13 @@ class Signals(NamedTuple):
     """What a model made of the M places of a micro-batch that have a label."""
 
     hidden: Tensor
-    """[M, D] after the final norm."""
+    """[M, D] after the final norm; [M, 0] of a teacher that is `sparse`."""
     head: OutputHead
     """What makes logits of them, for the token ids that both models have."""
     blocks: dict[int, Tensor]
     """[M, D] outputs of the blocks that were asked for; the last block's is before the final norm."""
+    sparse: Sparse | None = None
+    """What is known of a teacher's distribution in place of its hidden states."""
 
 
 def read_signals(model: Any, batch: MicroBatch, blocks: tuple[int, ...], vocabulary: int) -> Signals:

@@ -33,14 +33,16 @@ class SoftAndHard:
         """See `Part`."""
         assert batch.weights is None, "each label counts once here"
         options, total = self._options_at(setting)
+        dense = None if teacher is None or teacher.sparse is not None else teacher
         out = loss_of_valid(
             student.hidden,
             student.head,
-            None if teacher is None else teacher.hidden,
-            None if teacher is None else teacher.head,
+            None if dense is None else dense.hidden,
+            None if dense is None else dense.head,
             batch.labels,
             options,
             num_tokens,
+            None if teacher is None else teacher.sparse,
         )
         loss = out.loss if total == 1.0 else total * out.loss
         return Outcome(loss, torch.stack([out.soft, out.hard][-len(self.names) :]))

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from compress.distill.objective.divergences import TileLoss, corrected, divergence, sum_dtype, tempered
+from compress.distill.objective.divergences import TileLoss, corrected, divergence, softcap, sum_dtype, tempered
 from compress.distill.objective.kernels import KERNELS, cpu
 
 TilePass = Callable[[Tensor, Tensor | None, Tensor], Tensor]
@@ -66,7 +66,7 @@ def _tile(
 ) -> tuple[Tensor | float, Tensor, Tensor | None]:
     """Soft and hard sums over one tile [R, V] of uncapped logits, and the gradient with respect to them."""
     alpha, temperature = terms.alpha, terms.temperature
-    z, slope = _softcap(student.to(dtype), terms.student_cap)
+    z, slope = softcap(student.to(dtype), terms.student_cap)
     plain = tempered(z, 1.0)
     label_logits = z.gather(1, labels[:, None]).squeeze(1)
     hard = (plain.log_normaliser - label_logits).sum()
@@ -74,7 +74,7 @@ def _tile(
         soft: Tensor | float = 0.0
         gradient = plain.probabilities.mul_(1 - alpha)
     else:
-        z_teacher, _ = _softcap(teacher.to(dtype), terms.teacher_cap)
+        z_teacher, _ = softcap(teacher.to(dtype), terms.teacher_cap)
         soft_student = plain if temperature == 1.0 else tempered(z, temperature)
         soft_teacher = tempered(z_teacher, temperature)
         if terms.self_correct is not None:
@@ -86,14 +86,6 @@ def _tile(
         return soft, hard, None
     gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), alpha - 1))
     return soft, hard, gradient if slope is None else gradient.mul_(slope)
-
-
-def _softcap(logits: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
-    """c tanh(z / c) and its slope 1 - tanh^2(z / c)."""
-    if cap is None:
-        return logits, None
-    tanh = torch.tanh(logits / cap)
-    return tanh * cap, 1 - tanh.square()
 
 
 def at_least_fp32(tensor: Tensor) -> torch.dtype:

@@ -1,14 +1,17 @@
 """A cache of the teacher's signals on one token store: a folder of rows, the output head, and an index.
 
-    CACHE/rows-*.bin, rows.table   the last hidden states [S, D] of each row of the store, the held-out rows after the
-                                   others, in the teacher's compute dtype (see `row_files`)
+    CACHE/rows-*.bin, rows.table   what is kept of each row of the store (see `kinds`, `row_files`); after them, of each
+                                   held-out row the last hidden states, whatever the kind: what trainings are compared
+                                   by is exact
     CACHE/head.safetensors         the output head that makes logits of them, in the same dtype
     CACHE/index.json               what it is, what it was made of, the SHA-256 of each file; written last
 
 It belongs to one teacher and one text, known by their content, wherever they lie.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,11 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compress.base.config import build_from
 from compress.base.disk import read_json, sha256_file, sha256_json
 from compress.base.errors import InputError
 from compress.base.outputs import Output, has_manifest
 from compress.base.units import format_bytes, format_count, format_seconds
+from compress.distill.objective.sparse import Sparse
 from compress.distill.rows.batch import Ids
+from compress.distill.teachers.config import CacheConfig
+from compress.distill.teachers.kinds import SPARSE, Draws, MostLikely
 from compress.distill.teachers.row_files import ENTRY, TABLE, RowReader
 from compress.model.parts import OutputHead
 
@@ -53,14 +60,16 @@ class _Index(BaseModel):
     """What those who read a cache rely on in its index.json."""
 
     model_config = ConfigDict(strict=True)
-    kind: Literal["hidden"]
+    kind: Literal["hidden", "samples", "topk"]
     precision: Literal["fp32", "bf16"]
     teacher_precision: str
     teacher_kl: float | None
     apart: bool
     seq_len: Count
     num_rows: Count
+    num_heldout: Annotated[int, Field(ge=0)]
     width: Count
+    vocabulary: Count
     head: dict[str, float | None]
     shards: Annotated[list[_Shard], Field(min_length=1)]
     fingerprint: str
@@ -83,9 +92,12 @@ class TeacherCache:
         self.precision: str = index["precision"]
         self.fingerprint: str = index["fingerprint"]
         self.teacher_kl: float | None = index["teacher_kl"]
+        self.vocabulary: int = index["vocabulary"]
+        """Token ids that the head has."""
         self.inputs: dict[str, str] = index["manifest"]["inputs"]
         """The fingerprints of its `teacher` and its `data`, as of a training."""
         self._shape = (index["seq_len"], index["width"])
+        self._heldout_from: int = index["num_rows"] - index["num_heldout"]
         self._rows = RowReader(path, index["shards"], index["manifest"]["outputs"][TABLE])
 
     @classmethod
@@ -118,9 +130,11 @@ class TeacherCache:
 
     def describe(self) -> dict[str, Any]:
         """Field `cache` of distill.json."""
+        length, width = self._shape
         size = sum(shard["bytes"] for shard in self.index["shards"])
-        tokens = self.index["num_rows"] * self.index["seq_len"]
-        return {"folder": str(self.path), "kind": self.kind, "bytes": size, "bytes_per_token": round(size / tokens, 1)}
+        heldout = self.index["num_heldout"] * length * width * DTYPES[self.precision].itemsize
+        per_token = (size - heldout) / (self._heldout_from * length)
+        return {"folder": str(self.path), "kind": self.kind, "bytes": size, "bytes_per_token": round(per_token, 1)}
 
     @property
     def record(self) -> dict[str, Any]:
@@ -135,6 +149,25 @@ class TeacherCache:
             f"{self.kind} of {tokens} tokens in {rows} rows, {format_bytes(found['bytes'])}, "
             f"{found['bytes_per_token']:g} bytes a token, {format_seconds(seconds)}\nwritten to {self.path}"
         )
+
+    def is_sparse(self, row_ids: Ids) -> bool:
+        """Whether `sparse` has these rows, or `states`; they are all to train on, or all held out."""
+        return self.kind != "hidden" and bool((row_ids < self._heldout_from).all())
+
+    def sparse(self, row_ids: Ids) -> Sparse:
+        """What is known of the teacher's distribution at each place [B, S] of these rows of the store.
+
+        Raises:
+            InputError: a row is damaged.
+        """
+        return self._form.decode([self._rows.read(int(row)) for row in row_ids], self._shape[0])
+
+    @cached_property
+    def _form(self) -> Draws | MostLikely:
+        made = self.index["manifest"]["config"]
+        known = {field.name for field in dataclasses.fields(CacheConfig)}
+        config = build_from(CacheConfig, {name: made[name] for name in made if name in known}, str(self.path))
+        return SPARSE[self.kind](config, self.vocabulary)
 
     def states(self, row_ids: Ids) -> Tensor:
         """Last hidden states [B, S, D] of these rows of the store, held-out ones numbered after the others.

@@ -34,12 +34,13 @@ from compress.distill.rows.documents import packed_hidden_states
 from compress.distill.rows.source import StoreRows
 from compress.distill.teachers.cache import FORMAT, INDEX, TeacherCache, cache_output, fingerprint_of, save_head
 from compress.distill.teachers.config import CacheConfig
+from compress.distill.teachers.kinds import SPARSE, hidden_rows
 from compress.distill.teachers.row_files import Bytes, RowWriter
 from compress.distill.teachers.source import load_teacher
 from compress.model.costs import model_costs
 from compress.model.files import model_fingerprint
 from compress.model.load import load_config
-from compress.model.parts import output_head
+from compress.model.parts import OutputHead, output_head
 
 SAVE_EVERY_S = 30.0
 Seconds = Callable[[], float]
@@ -109,7 +110,7 @@ def make_cache(config: CacheConfig, training: DistillConfig, *, teacher: Path, d
     with owned(partial):
         _refuse(partial, cache_begun_otherwise(out, settings, inputs))
         if not (partial / INDEX).is_file():
-            _Pass(training, teacher, store, partial, {"config": settings, "inputs": inputs}).run()
+            _Pass(config, training, teacher, store, partial, {"config": settings, "inputs": inputs}).run()
         (partial / _STATE).unlink(missing_ok=True)
         publish_folder(partial, out)
     return TeacherCache.open(out)
@@ -126,6 +127,7 @@ def _refuse(path: Path, differing: list[str]) -> None:
 class _Pass:
     """One pass, or what is left of it."""
 
+    config: CacheConfig
     training: DistillConfig
     teacher: Path
     store: TokenStore
@@ -145,23 +147,26 @@ class _Pass:
             here = self._here()
             with working("opening the teacher"):
                 model, kl = load_teacher(self.training, self.teacher, here, self._measured())
-                head = save_head(output_head(model), self.folder)
+                head = output_head(model)
+                saved_head = save_head(head, self.folder)
             writer = RowWriter(self.folder, None if begun is None else begun["rows"])
-            self._write(writer, functools.partial(_states, model, here.device), here.micro_batch_rows, seconds)
+            self._write(writer, functools.partial(self._kept, model, head, here.device), here.micro_batch_rows, seconds)
         shards = writer.finish()
         names = [path.name for path in sorted(self.folder.iterdir()) if path.name != _STATE]
         outputs = {name: sha256_file(self.folder / name) for name in names}
         index = {
             "format": FORMAT,
-            "kind": self.asked["config"]["kind"],
+            "kind": self.config.kind,
             "precision": here.precision,
             "teacher_precision": self.training.teacher_precision,
             "teacher_kl": kl,
             "apart": here.documents_apart,
             "seq_len": self.store.seq_len,
             "num_rows": writer.rows,
+            "num_heldout": self.store.num_heldout,
             "width": model.config.get_text_config().hidden_size,
-            "head": head,
+            "vocabulary": len(head.weight),
+            "head": saved_head,
             "shards": shards,
             "manifest": manifest(**self.asked, outputs=outputs, seconds=seconds()),
         }
@@ -183,7 +188,15 @@ class _Pass:
         """The held-out rows that a quantised teacher is measured on, as in a training."""
         return self._rows(min(most_heldout_rows(self.training), self.store.num_heldout)).heldout()
 
-    def _write(self, writer: RowWriter, states: Callable[[Batch], Tensor], size: int, seconds: Seconds) -> None:
+    @torch.inference_mode()
+    def _kept(self, model: Any, head: OutputHead, device: torch.device, batch: Batch) -> list[Bytes]:
+        """What is kept of each row of a batch."""
+        states = _states(model, device, batch)
+        if self.config.kind == "hidden" or batch.row_ids[0] >= self.store.num_rows:
+            return hidden_rows(states)
+        return SPARSE[self.config.kind](self.config, len(head.weight)).encode(states, head, batch.row_ids)
+
+    def _write(self, writer: RowWriter, kept: Callable[[Batch], list[Bytes]], size: int, seconds: Seconds) -> None:
         """Run the teacher on the rows that are left, `size` at once. What is saved ends with a batch: the next process
         goes on with the same ones."""
         done, total = writer.rows, self.store.num_rows + self.store.num_heldout
@@ -196,7 +209,7 @@ class _Pass:
             progress_bar("Running the teacher", total * length, unit="tokens", done=done * length) as bar,
         ):
             for batch in self._batches(done, size):
-                writer.append(_rows_of(states(batch)))
+                writer.append(kept(batch))
                 bar.advance(batch.ids.size)
                 stopping = stop and writer.rows < total
                 if stopping or time.monotonic() - saved_at >= SAVE_EVERY_S:
@@ -224,14 +237,8 @@ class _Pass:
         return StoreRows(self.store, seed=0, epochs=1, num_heldout=num_heldout, apart=apart, selection=None)
 
 
-@torch.inference_mode()
 def _states(model: Any, device: torch.device, batch: Batch) -> Tensor:
     """Last hidden states [B, S, D], as in a training."""
     piece = micro_batch(batch).to(device)
     hidden = packed_hidden_states(model, piece.ids, piece.positions, piece.boundaries)
     return hidden.view(*piece.ids.shape, -1)
-
-
-def _rows_of(states: Tensor) -> list[Bytes]:
-    """The bytes of each row of states [B, S, D]."""
-    return list(states.cpu().contiguous().flatten(1).view(torch.uint8).numpy())

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from compress.base import machine
 from compress.base.machine import fast_fp32_products
-from compress.distill import DistillConfig, distillation
+from compress.distill import DistillConfig
+from compress.distill.resources import switches
 
 
 def test_fast_products_are_fp32_and_the_setting_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +54,7 @@ def test_tuning_is_said_and_can_be_turned_off(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     kept: list[bool] = []
-    monkeypatch.setattr(distillation, "keep_freed_memory", lambda: kept.append(True) or True)
+    monkeypatch.setattr(switches, "keep_freed_memory", lambda: kept.append(True) or True)
     world.run("plain", options(cpu_tuning=False))
     assert not kept
     assert "CPU tuning" not in capfd.readouterr().err

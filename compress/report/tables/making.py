@@ -37,6 +37,8 @@ def training(report: Record) -> Table:
     """What healing cost, and each loss that the training record names."""
     train = report["train"] or {}
     rows = [[label, cell(train, key, show)] for key, label, show in _TRAINING if number(train.get(key)) is not None]
+    if train.get("cache"):
+        rows.insert(0, ["Taught by", _cache_words(train["cache"])])
     trained, parameters = (number(train.get(key)) for key in ("trained_parameters", "parameters"))
     if trained is not None and parameters is not None:
         rows.insert(0, ["Parameters trained", f"{format_count(trained)} of {format_count(parameters)}"])
@@ -46,6 +48,15 @@ def training(report: Record) -> Table:
                 [key.replace("heldout", "held-out").replace("_", " ").replace(".", ", ").capitalize(), f"{value:.4f}"]
             )
     return Table(title="Cost of healing", note="From the training record.", columns=["", "Value"], rows=rows)
+
+
+def _cache_words(cache: Record) -> str:
+    """`a cache of the teacher's hidden states, 1.07 GiB, 1,152 bytes a token`."""
+    what = {"hidden": "hidden states", "samples": "draws", "topk": "most likely tokens"}.get(
+        cache["kind"], cache["kind"]
+    )
+    size, per_token = format_bytes(cache["bytes"]), cache["bytes_per_token"]
+    return f"a cache of the teacher's {what}, {size}, {per_token:,.0f} bytes a token"
 
 
 def selection(report: Record) -> Table:
