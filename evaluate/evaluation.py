@@ -13,7 +13,7 @@ from compress.base.currency import decisive
 from compress.base.disk import sha256_file, write_json, write_rows
 from compress.base.errors import Faults, UsageError
 from compress.base.journal import Header, Journal, journal_output, open_journal
-from compress.base.machine import find_device, git_commit, versions
+from compress.base.machine import device_name, find_device, git_commit, versions
 from compress.base.outputs import MADE_BY, Output, beside, check_outputs, has_manifest, has_rows
 from compress.base.processes import join, on_main
 from compress.base.records import manifest
@@ -22,7 +22,7 @@ from compress.evaluate.chat import chat_ids, prompting, tell_of_template
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.inputs import benchmark_inputs, fingerprints
 from compress.evaluate.preflight import check_evaluation
-from compress.evaluate.speed import device_name, measure_speed
+from compress.evaluate.speed import measure_speed
 from compress.evaluate.text.heldout import Heldout, framing_of_text, load_heldout
 from compress.evaluate.text.language import heldout_scores
 from compress.evaluate.text.samples import Encode, continuations, prompts_from_rows, response_similarity

@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from compress.base.machine import peak_resident_bytes, restart_peak_resident
+from compress.base.machine import device_name, peak_resident_bytes, restart_peak_resident
 from compress.base.progress import progress_bar
 from compress.base.signals import check_interrupt
 from compress.evaluate.config import EvalConfig
@@ -159,11 +159,6 @@ def _rate(what: str, tokens: int, seconds: list[float], price: float | None) -> 
     if price is not None:
         found[f"{what}_cost_per_million_tokens"] = price / 3600 * median / tokens * 1e6 if tokens else None
     return found
-
-
-def device_name(device: torch.device) -> str:
-    """`cpu`, or what the maker calls the accelerator."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _peak_bytes(checkpoint: Checkpoint, config: EvalConfig, batch: int) -> int | None:

@@ -122,6 +122,13 @@ def find_device(name: str | None) -> "torch.device":
     return device
 
 
+def device_name(device: "torch.device") -> str:
+    """`cpu`, or what the maker calls the accelerator."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 class Memory(NamedTuple):
     """Bytes of memory: what can still be taken, and all there is."""
 

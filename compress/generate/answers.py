@@ -9,9 +9,9 @@ from compress.base.journal import Batch, Journal
 from compress.base.progress import say
 from compress.generate.config import GenerateConfig
 from compress.generate.sampling import Sampler
-from compress.inference.decoding import Stops, decode
+from compress.inference.decoding import Stops, decode, end_tokens
 from compress.inference.halving import Halving
-from compress.inference.planning import Job, plan
+from compress.inference.planning import Job, decoding_cost, plan
 from compress.inference.prefix_cache import TreeModel
 from compress.inference.readout import Checkpoint
 from compress.inference.sharing import why_plain
@@ -19,13 +19,6 @@ from compress.inference.tree import Ids
 
 STAGE = "Writing"
 """What the journal calls it."""
-
-
-def end_tokens(checkpoint: Checkpoint) -> set[int]:
-    """Tokens that end an answer: the tokenizer's end of text, and what the model's generation config names."""
-    named = checkpoint.model.generation_config.eos_token_id
-    named = [named] if isinstance(named, int) else named or []
-    return {token for token in (checkpoint.tokenizer.eos_token_id, *named) if token is not None}
 
 
 class Writer:
@@ -59,7 +52,7 @@ class Writer:
                 [len(ids) - 1 for ids in sequences],
                 self._config.batch_tokens,
                 share=self._shares,
-                cost=self._cost,
+                cost=decoding_cost(self._config.new_tokens),
             )
             batches += [(job, [asked[number] for number in job.members]) for job in jobs]
         found = journal.measure(
@@ -76,10 +69,6 @@ class Writer:
             for (number, sample), answer in zip(asked, written, strict=True):
                 answers[number][sample] = answer
         return answers
-
-    def _cost(self, _: int, longest: int, sequences: int, base: int) -> int:
-        """Tokens that the caches of a batch hold at most."""
-        return sequences * (base + longest + self._config.new_tokens)
 
     def _write(self, job: Job, asked: Sequence[tuple[int, int]], prompts: Sequence[Ids]) -> list[list[int]]:
         """The answers of one batch."""

@@ -14,8 +14,9 @@ import torch
 
 from compress.base.errors import UsageError
 from compress.base.journal import Batch, Journal
-from compress.generate.answers import STAGE, end_tokens
+from compress.generate.answers import STAGE
 from compress.generate.config import GenerateConfig
+from compress.inference.decoding import end_tokens
 from compress.inference.readout import Checkpoint
 from compress.inference.tree import Ids
 

@@ -7,24 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compress.base.config import build_from, to_dict
 from compress.base.currency import decisive, input_changes, output_changes, setting_changes
 from compress.base.disk import read_json, sha256_tree, staged_folder, write_json, write_rows
 from compress.base.errors import Faults, InputError, UsageError
 from compress.base.journal import Header, journal_output, open_journal
-from compress.base.machine import find_device, git_commit, versions
+from compress.base.machine import device_name, find_device, git_commit, versions
 from compress.base.outputs import Output, check_outputs, has_record
 from compress.base.processes import join, on_main
 from compress.base.progress import say
 from compress.base.records import manifest
 from compress.base.units import format_count, format_seconds
 from compress.data import require_apart, text_fingerprint
-from compress.generate.answers import Writer, end_tokens
+from compress.generate.answers import Writer
 from compress.generate.config import GenerateConfig
 from compress.generate.prompts import Prompt, Prompts
 from compress.generate.vllm import VllmWriter, vllm_version
+from compress.inference.decoding import end_tokens
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import model_fingerprint, resolve_model
@@ -159,12 +158,11 @@ def _finished(out: Path, config: GenerateConfig, inputs: dict[str, Any]) -> Gene
 
 def _header(config: GenerateConfig, inputs: dict[str, Any], engine: str | None) -> Header:
     """What decides every answer, beside its batch."""
-    device = find_device(config.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    place = {"device": device_name(find_device(config.device)), "commit": git_commit(), "vllm": engine, **versions()}
     return {
         "config": decisive(GenerateConfig, to_dict(config)),
         "inputs": inputs,
-        "environment": {"device": name, "commit": git_commit(), "vllm": engine, **versions()},
+        "environment": place,
     }
 
 

@@ -14,6 +14,13 @@ from compress.inference.readout import Checkpoint
 from compress.inference.tree import Ids, build_tree
 
 
+def end_tokens(checkpoint: Checkpoint) -> set[int]:
+    """Tokens that end an answer: the tokenizer's end of text, and what the model's generation config names."""
+    named = checkpoint.model.generation_config.eos_token_id
+    named = [named] if isinstance(named, int) else named or []
+    return {token for token in (checkpoint.tokenizer.eos_token_id, *named) if token is not None}
+
+
 class Stops:
     """When an answer ends: at an end-of-text token, or once its text has one of the stop strings."""
 

@@ -75,6 +75,15 @@ def scoring_cost(rows: int, longest: int, sequences: int, base: int) -> int:
     return rows * (longest + base // 4)
 
 
+def decoding_cost(limit: int) -> Cost:
+    """Tokens that the caches of a batch hold at most, whose answers have up to `limit` tokens."""
+
+    def cost(_: int, longest: int, sequences: int, base: int) -> int:
+        return sequences * (base + longest + limit)
+
+    return cost
+
+
 def plan(
     sequences: Sequence[Ids], first: Sequence[int], budget: int, *, share: bool = True, cost: Cost = scoring_cost
 ) -> list[Job]:

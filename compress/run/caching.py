@@ -1,12 +1,10 @@
 """The step of a run that keeps the teacher's signals on its text, and `compress cache`, which does the same alone."""
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from compress.base.currency import inputs_now
-from compress.base.errors import CompressError, Faults
+from compress.base.errors import Faults
 from compress.base.outputs import check_outputs
 from compress.base.progress import say
 from compress.data import INDEX, TokenStore, facts_of_store
@@ -26,7 +24,7 @@ from compress.model.vocabulary import check_data, common_ids
 from compress.run.finders import Folder, store_of
 from compress.run.layout import Layout
 from compress.run.recipe import CacheOptions, Recipe
-from compress.run.steps import Step
+from compress.run.steps import Step, unless_opened
 
 
 def caching(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str]) -> Step:
@@ -41,13 +39,6 @@ def caching(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[st
         say(f"cache: {teacher()} -> {out}")
         make_cache(config, trainings, teacher=teacher(), data=layout.data, out=out)
 
-    def intact(_: Mapping[str, Any]) -> list[str]:
-        try:
-            TeacherCache.open(out)  # sizes alone, as of a token store; a training checks each row that it reads
-        except CompressError as error:
-            return [str(error)]
-        return []
-
     return Step(
         name="cache",
         group="cache",
@@ -58,7 +49,7 @@ def caching(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[st
         inputs=inputs,
         outputs=(unfinished_cache(out), cache_output(out)),
         make=make,
-        intact=intact,
+        intact=unless_opened(TeacherCache.open, out),
         begun=lambda: cache_begun_otherwise(out, settings, inputs_now(inputs)),
     )
 

@@ -10,7 +10,6 @@ from typing import Any
 from compress.base.config import to_dict
 from compress.base.currency import Inputs, Missing
 from compress.base.disk import sha256_json, sha256_tree, staged_folder, write_json
-from compress.base.errors import CompressError
 from compress.base.outputs import Output, has_record
 from compress.base.processes import on_main
 from compress.base.progress import say
@@ -37,7 +36,7 @@ from compress.run.models import Find, Models
 from compress.run.rank_after import prune_best, with_heal
 from compress.run.recipe import Recipe, ScratchTeacher, TeacherConfig
 from compress.run.scratch import initialise
-from compress.run.steps import Step, groups_of
+from compress.run.steps import Step, groups_of, unless_opened
 
 
 def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
@@ -105,13 +104,6 @@ def preparation(
         say(f"data: {', '.join(config.datasets)} -> {out}")
         prepare(config, tokenizer(), out, reader=None if reader is None else reader())
 
-    def intact(_: Mapping[str, Any]) -> list[str]:
-        try:
-            TokenStore.open(out)  # sizes alone: to read hundreds of gigabytes is `compress verify`'s business
-        except CompressError as error:
-            return [str(error)]
-        return []
-
     return Step(
         name="data",
         group="data",
@@ -122,7 +114,7 @@ def preparation(
         inputs=store_inputs(config, tokenizer, out),
         outputs=tuple(store_outputs(out)),
         make=make,
-        intact=intact,
+        intact=unless_opened(TokenStore.open, out),
         begun=lambda: changes_of_begun(config, tokenizer, out),
     )
 

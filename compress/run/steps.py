@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json
+from compress.base.errors import CompressError
 from compress.base.outputs import Output
 
 State = Literal["done", "changed", "under way", "not made"]
@@ -85,6 +86,20 @@ class Step:
     def follows(self, groups: Iterable[str]) -> bool:
         """Whether it is made from the results of one of these groups."""
         return not self.after.isdisjoint(groups)
+
+
+def unless_opened(open_: Callable[[Path], Any], out: Path) -> Callable[[Mapping[str, Any]], list[str]]:
+    """`intact` of a result whose reader checks its record and the sizes of its files, and leaves their content alone:
+    to read hundreds of gigabytes is `compress verify`'s business."""
+
+    def intact(_: Mapping[str, Any]) -> list[str]:
+        try:
+            open_(out)
+        except CompressError as error:
+            return [str(error)]
+        return []
+
+    return intact
 
 
 def states(steps: Sequence[Step]) -> dict[str, tuple[State, list[str]]]:

@@ -12,9 +12,9 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from compress.base.errors import InputError
 from compress.base.journal import Batch, Journal
 from compress.evaluate.harness.requests import Asked, distinct, encode, ids_of
-from compress.inference.decoding import Stops, decode
+from compress.inference.decoding import Stops, decode, end_tokens
 from compress.inference.halving import Halving
-from compress.inference.planning import Cost, Job, plan
+from compress.inference.planning import Job, decoding_cost, plan
 from compress.inference.prefix_cache import TreeModel
 from compress.inference.readout import Checkpoint
 from compress.inference.tree import Ids
@@ -75,8 +75,7 @@ class Generator:
         self._seed = seed
         config = checkpoint.model.generation_config
         self._greedy_is_plain = shares and set(config.to_diff_dict()) <= _NO_EFFECT_ON_GREEDY
-        ends = config.eos_token_id
-        self._end_tokens = {lm.eot_token_id, *([ends] if isinstance(ends, int) else ends or [])}
+        self._end_tokens = end_tokens(checkpoint)
 
     def answers(self, requests: Sequence[Any], journal: Journal, *, visible: bool) -> list[str]:
         """The text after each request's prompt, up to its first stop string.
@@ -132,7 +131,7 @@ class Generator:
         given = {i: prompts[i] if len(prompts[i]) else np.array([self._lm.prefix_token_id]) for i in indices}
         asked = distinct({i: prompt[-(self._lm.max_length - limit) :] for i, prompt in given.items()})
         sequences, last = [each.ids for each in asked], [len(each.ids) - 1 for each in asked]
-        for job in plan(sequences, last, self._batch_tokens, cost=_decoding_cost(limit)):
+        for job in plan(sequences, last, self._batch_tokens, cost=decoding_cost(limit)):
             yield _Batch(job, job.in_rows(asked), until, limit)
 
     def _decode(self, batch: _Batch) -> list[str]:
@@ -198,12 +197,3 @@ def _is_greedy(settings: Any) -> bool:
     """Whether lm-eval's normalised settings ask for nothing but greedy decoding with stop strings and a limit."""
     plain = not settings["do_sample"] and not settings.get("temperature") and set(settings) <= _OUR_SETTINGS
     return plain and all(isinstance(string, str) and string for string in settings["until"])
-
-
-def _decoding_cost(limit: int) -> Cost:
-    """Tokens that the caches of a batch hold at most."""
-
-    def cost(_: int, longest: int, sequences: int, base: int) -> int:
-        return sequences * (base + longest + limit)
-
-    return cost

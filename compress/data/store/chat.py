@@ -7,9 +7,10 @@ perhaps after white space. A conversation whose last answer has none goes on to 
 the answer.
 """
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from compress.model.tokenizer import chat_template
 Message = dict[str, str]
 Span = tuple[int, int]
 """Characters of a rendered conversation, half open."""
+Render = Callable[[list[Message]], tuple[str, list[Span]]]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 ALPACA = (
@@ -104,16 +106,10 @@ class Chat:
     def prompt(self, messages: list[Message]) -> NDArray[np.uint32] | Unfit:
         """Ids [n] of a conversation that ends with a user's message, up to where the answer begins; or why it cannot be
         rendered."""
-        try:
-            if self.has_template:
-                messages = [joined(message) for message in messages]
-            self._check(messages)
-            text, _ = self._render(messages, add_generation_prompt=True)
-        except Unfit as unfit:
-            return unfit
-        except Exception as error:  # whatever a template raises, or jinja for it
-            return Unfit(f"is refused by the chat template ({reason_of(error)})")
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        found = self._tried(messages, functools.partial(self._render, add_generation_prompt=True))
+        if isinstance(found, Unfit):
+            return found
+        return np.array(self._tokenizer.encode(found[0], add_special_tokens=False).ids, dtype=np.uint32)
 
     def __call__(self, conversations: Sequence[str]) -> list[Rendered | Unfit]:
         """Each of the conversations, as `conversation_or_fault` writes them, or why it cannot be rendered."""
@@ -124,16 +120,20 @@ class Chat:
 
     def _lay_out(self, messages: list[Message]) -> tuple[str, list[Span], bool] | Unfit:
         """The text, its answers, and whether the last of them ends it; or why there is none."""
+        found = self._tried(messages, self._marked if self._marks_answers else self._found)
+        return found if isinstance(found, Unfit) else (*found, messages[-1]["role"] == "assistant")
+
+    def _tried(self, messages: list[Message], render: Render) -> tuple[str, list[Span]] | Unfit:
+        """What a rendering makes of messages that are fit for the template; or why there is nothing."""
         try:
             if self.has_template:
                 messages = [joined(message) for message in messages]
             self._check(messages)
-            text, spans = self._marked(messages) if self._marks_answers else self._found(messages)
+            return render(messages)
         except Unfit as unfit:
             return unfit
         except Exception as error:  # whatever a template raises, or jinja for it
             return Unfit(f"is refused by the chat template ({reason_of(error)})")
-        return text, spans, messages[-1]["role"] == "assistant"
 
     def _check(self, messages: list[Message]) -> None:
         """Refuse text that would become special tokens: they are the template's to write."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,9 +57,7 @@ class Maker:
         """
         if not (folder / INDEX).is_file():
             self._sources(config, folder)
-            started = time.monotonic()
-            before = sum(TokenStore.open(each).index["manifest"]["seconds"] for each in self._folders(config, folder))
-            seconds = before + time.monotonic() - started
+            seconds = sum(TokenStore.open(each).index["manifest"]["seconds"] for each in self._folders(config, folder))
             write_json(folder / INDEX, join(folder, config, self.spec.sha256, seconds))
         partial.publish(folder, out)
 
