@@ -89,6 +89,9 @@ def check_caching(
     if config.kind == "topk" and config.k > vocabulary:
         faults.found.append(UsageError(f"k = {config.k}: {teacher.name} has {vocabulary} tokens in all; keep fewer."))
     rows = min(most_heldout_rows(training), text.num_heldout)
+    if config.rows == "int8" and not rows:
+        words = "cache: rows: int8 is measured on held-out rows and there are none; raise heldout_sequences."
+        faults.found.append(UsageError(words))
     faults.of(lambda: check_quantization(training, device, num_heldout=rows))
     faults.of(lambda: check_rows(text.seq_len, teacher.config, teacher.name))
     faults.of(lambda: _check_attention(training, teacher, device, text.seq_len))
