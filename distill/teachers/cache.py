@@ -138,9 +138,8 @@ class TeacherCache:
         heldout = self.index["num_heldout"] * length * width * DTYPES[self.precision].itemsize
         per_token = (size - heldout) / (self._heldout_from * length)
         rounded = {} if self.rounding_kl is None else {"rounding_kl": self.rounding_kl}
-        return {
-            "folder": str(self.path), "kind": self.kind, "bytes": size, "bytes_per_token": round(per_token, 1), **rounded
-        }  # fmt: skip
+        found = {"folder": str(self.path), "kind": self.kind, "bytes": size, "bytes_per_token": round(per_token, 1)}
+        return {**found, **rounded}
 
     @property
     def record(self) -> dict[str, Any]:
@@ -180,8 +179,8 @@ class TeacherCache:
         return SPARSE[self.kind](self._config, self.vocabulary)
 
     def states(self, row_ids: Ids) -> Tensor:
-        """Last hidden states [B, S, D] of these rows of the store, held-out ones numbered after the others; the rows are
-        all to train on, or all held out.
+        """Last hidden states [B, S, D] of these rows of the store, held-out ones numbered after the others; they are all
+        to train on, or all held out.
 
         Raises:
             InputError: a row is damaged.

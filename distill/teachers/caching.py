@@ -117,6 +117,16 @@ def make_cache(config: CacheConfig, training: DistillConfig, *, teacher: Path, d
     return TeacherCache.open(out)
 
 
+def check_rounding(config: CacheConfig, *, num_heldout: int) -> None:
+    """Refuse to round what cannot be measured.
+
+    Raises:
+        UsageError: there are no held-out rows.
+    """
+    if config.rows == "int8" and not num_heldout:
+        raise UsageError("cache: rows: int8 is measured on held-out rows and there are none; raise heldout_sequences.")
+
+
 def _refuse(path: Path, differing: list[str]) -> None:
     if differing:
         raise UsageError(
@@ -196,14 +206,15 @@ class _Pass:
         """KL(exact || rounded) on held-out tokens that are labels, nats a token.
 
         Raises:
-            UsageError: it is above `teacher_max_kl`.
+            UsageError: it is above `teacher_max_kl`, or there are no such tokens.
         """
         measured = self._measured()
+        check_rounding(self.config, num_heldout=len(measured))
         exact, rounded = [], []
         for start in range(min(len(measured), max(1, MEASURED_TOKENS // self.store.seq_len))):
             batch = measured.take(np.array([start]))
             states = _states(model, device, batch)
-            read = read_rounded(rounded_rows(states), *states.shape[1:], states.dtype)
+            read = read_rounded(rounded_rows(states), states.shape[1], states.shape[2], states.dtype)
             piece = micro_batch(batch).to(device)
             exact.append(piece.with_label(states))
             rounded.append(piece.with_label(read.to(device)))

@@ -37,10 +37,11 @@ def read_hidden(rows: list[Bytes], length: int, dtype: torch.dtype) -> Tensor:
 
 
 def rounded_rows(states: Tensor) -> list[Bytes]:
-    """The bytes of each row of states [B, S, D], 8 bits a value and 16 a block; the largest of a block is off by no more
-    than its scale's rounding, others by half a scale."""
+    """The bytes of each row of states [B, S, D], 8 bits a value and 16 a block; a value is off by half its block's scale,
+    which is a 127th of its largest value."""
     values = states.float().cpu()
-    blocks = nn.functional.pad(values, (0, -values.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks = nn.functional.pad(values, (0, -values.shape[-1] % BLOCK))
+    blocks = blocks.view(*values.shape[:-1], -1, BLOCK)
     scales = (blocks.abs().amax(-1) / 127).half()
     steps = (blocks / scales[..., None]).nan_to_num(0.0).round().clamp(-127, 127).flatten(-2)
     numbers = steps[..., : values.shape[-1]].to(torch.int8)
