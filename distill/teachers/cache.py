@@ -179,8 +179,9 @@ class TeacherCache:
         return SPARSE[self.kind](self._config, self.vocabulary)
 
     def states(self, row_ids: Ids) -> Tensor:
-        """Last hidden states [B, S, D] of these rows of the store, held-out ones numbered after the others; they are all
-        to train on, or all held out.
+        """Last hidden states [B, S, D] of these rows of the store, held-out ones numbered after the others.
+
+        The rows are all to train on, or all held out.
 
         Raises:
             InputError: a row is damaged.

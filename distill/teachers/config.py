@@ -19,8 +19,8 @@ class CacheConfig:
     samples: tokens drawn from its distribution, a tenth of the bytes or less; gradients of forward KL have the
     expectation of the live ones. topk: its most likely tokens, for comparison: the rest is missing, a bias."""
     rows: Annotated[Literal["exact", "int8"], Before("exact")] = "exact"
-    """Of `hidden`: as the teacher has them, or rounded to 8 bits, a scale for every 32: what that changes is measured on
-    held-out rows and refused above `teacher_max_kl`."""
+    """Of `hidden`: as the teacher has them, or rounded to 8 bits, a scale for every 32: what that changes is measured
+    on held-out rows and refused above `teacher_max_kl`."""
     draws: Annotated[int, Field(ge=1, le=255)] = _DRAWS
     """Of `samples`: how often a token is drawn."""
     k: Annotated[int, Field(ge=1, le=1024)] = _K

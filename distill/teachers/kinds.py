@@ -37,8 +37,8 @@ def read_hidden(rows: list[Bytes], length: int, dtype: torch.dtype) -> Tensor:
 
 
 def rounded_rows(states: Tensor) -> list[Bytes]:
-    """The bytes of each row of states [B, S, D], 8 bits a value and 16 a block; a value is off by half its block's scale,
-    which is a 127th of its largest value."""
+    """The bytes of each row of states [B, S, D], 8 bits a value and 16 a block; a value is off by half its block's
+    scale, which is a 127th of its largest value."""
     values = states.float().cpu()
     blocks = nn.functional.pad(values, (0, -values.shape[-1] % BLOCK))
     blocks = blocks.view(*values.shape[:-1], -1, BLOCK)

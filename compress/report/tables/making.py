@@ -53,7 +53,7 @@ def training(report: Record) -> Table:
 def _cache_words(cache: Record) -> str:
     """`a cache of the teacher's hidden states, 1.07 GiB, 1,152 bytes a token`."""
     kinds = {"hidden": "hidden states", "samples": "draws", "topk": "most likely tokens"}
-    what: str = kinds.get(cache["kind"], cache["kind"])
+    what = kinds.get(cache["kind"]) or str(cache["kind"])
     rounded = number(cache.get("rounding_kl"))
     if rounded is not None:
         what += f" in 8 bits ({rounded:.2g} nats a token off)"
