@@ -111,6 +111,8 @@ class DistillResult:
     """bf16 or fp32: what `auto` came to. None in a record that does not say."""
     micro_batch_rows: int | None = None
     """Sequences at most that went through a model at once, per process. None in a record that does not say."""
+    together: int = 1
+    """Students that were trained side by side on one forward pass of the teacher, in the last of its runs."""
     compiled: bool = False
     """Whether models were compiled, where they make one graph."""
     parameters: int | None = None

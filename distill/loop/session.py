@@ -19,6 +19,7 @@ from compress.distill.loop.step import Losses, StudentWithLoss
 from compress.distill.objective.objective import Objective, make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.objective.schedules import Setting
+from compress.distill.objective.signals import Needs
 from compress.distill.resources.auto import Here, resolve
 from compress.distill.resources.flops import (
     PeakFlops,
@@ -34,6 +35,7 @@ from compress.distill.students.parts import sketch
 from compress.distill.students.student import Student, WithLearned, load_student
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import CachedTeacher, check_vocabulary
+from compress.distill.teachers.shared import SharedTeacher
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
 from compress.model.facts import kept_layers
 from compress.model.files import model_fingerprint
@@ -54,6 +56,7 @@ class Session:
     """The student with its objective, as accelerate prepared it or split over the processes."""
     optimizer: StudentOptimizer
     objective: Objective
+    guide: OpenedTeacher
     losses: Losses
     rows: RowSource
     heldout: Batch
@@ -100,10 +103,14 @@ def open_session(
     selection: Selection | None,
     inputs: dict[str, Any],
     work: Path,
+    guide: OpenedTeacher | None = None,
+    others: Needs | None = None,
 ) -> Session:
     """Check everything that can be checked, load the models, and continue from the last checkpoint if there is one.
 
-    With a `cache` the teacher is not loaded: how much is measured, and how, is as if it were.
+    With a `cache` the teacher is not loaded, nor with a `guide`, which another session has opened: how much is
+    measured, and how, is as if it were. With `others`, which is what they need of the teacher beside this objective, it
+    is opened for several.
 
     Raises:
         UsageError: a budget the store cannot fill, a missing tracker, or a checkpoint of another run in `work`.
@@ -137,9 +144,13 @@ def open_session(
     if len(heldout):
         say(_when_measured(len(heldout), len(measured), extent.steps, once))
     objective = make_objective(config, pair)
-    learner, guide = WithLearned(load_student(config, student, here, pair), objective.learned), OpenedTeacher()
-    if teacher is not None:
-        guide = _guide(config, teacher, cache, here, objective=objective, vocabulary=vocabulary, heldout=heldout)
+    learner = WithLearned(load_student(config, student, here, pair), objective.learned)
+    runs_teacher = guide is None and cache is None
+    if guide is None:
+        needs = objective.needs if others is None else objective.needs | others
+        guide = _guide(config, teacher, cache, here, needs=needs, vocabulary=vocabulary, heldout=heldout)
+        if guide.source is not None and others is not None:
+            guide = guide._replace(source=SharedTeacher(guide.source))
 
     # The student and its loss are one module; the optimizer and a checkpoint's tensors need it split already.
     model: Any = StudentWithLoss(learner.model, objective, vocabulary)
@@ -162,12 +173,13 @@ def open_session(
         model=model,
         optimizer=optimizer,
         objective=objective,
+        guide=guide,
         losses=Losses(accelerator, model, objective, guide.source, here.micro_batch_rows),
         rows=rows,
         heldout=heldout,
         measured=measured,
         budget=extent,
-        flops_per_token=per_token if cache is None else training_flops_per_token(learning, None, store.seq_len),
+        flops_per_token=per_token if runs_teacher else training_flops_per_token(learning, None, store.seq_len),
         peak=peak_flops(accelerator.device, here.precision),
         progress=progress,
         notes={
@@ -186,19 +198,21 @@ def open_session(
 
 def _guide(
     config: DistillConfig,
-    teacher: Path,
+    teacher: Path | None,
     cache: TeacherCache | None,
     here: Here,
     *,
-    objective: Objective,
+    needs: Needs,
     vocabulary: int,
     heldout: Batch,
 ) -> OpenedTeacher:
-    """The teacher, or what a cache has of it."""
+    """The teacher, if there is one, or what a cache has of it."""
+    if teacher is None:
+        return OpenedTeacher()
     if cache is not None:
         check_vocabulary(cache, vocabulary)
         return OpenedTeacher(CachedTeacher(cache, here.device, vocabulary), cache.teacher_kl)
-    return open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout)
+    return open_teacher(config, teacher, here, needs=needs, vocabulary=vocabulary, heldout=heldout)
 
 
 def _when_measured(rows: int, count: int, steps: int, once: float) -> str:
