@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.base.config import build_from, to_dict
-from compress.base.disk import owned
 from compress.base.errors import CompressError, UsageError
-from compress.base.machine import default_device
+from compress.base.disk import owned, sha256_json
+from compress.base.machine import default_device, memory_of
 from compress.base.processes import count, join, on_main
 from compress.base.progress import say, working
 from compress.distill.config import DistillConfig
-from compress.distill.fit import check_fit
+from compress.distill.fit import Planner, check_fit
 from compress.distill.loop.meters import MemoryMeter
 from compress.distill.loop.session import Session, fingerprints, open_session
 from compress.distill.loop.train import mfu, train
@@ -26,7 +26,8 @@ from compress.distill.objective.signals import Needs
 from compress.distill.plan import DistillPlan, plan_distill
 from compress.distill.preflight import check_start
 from compress.distill.publish import DistillResult, finished, publish
-from compress.distill.resources.auto import saved_dtype
+from compress.distill.resources.auto import resolve_precision, saved_dtype
+from compress.distill.resources.schedule import most_heldout_rows
 from compress.distill.resources.switches import in_one_order, tuned
 from compress.distill.rows.scoring import selection_for
 from compress.distill.rows.selection import Selection
@@ -34,6 +35,7 @@ from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import check_cache
 from compress.distill.teachers.shared import SharedTeacher
 from compress.distill.teachers.source import OpenedTeacher
+from compress.distill.together import alike, that_fit
 from compress.model.facts import kept_layers
 from compress.model.load import load_config
 
@@ -84,6 +86,11 @@ def distill(
         CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
     """
     asked = Training(config=config, student=student, teacher=teacher, data=data, out=out, work=work, cache=cache)
+    return distill_alone(asked)
+
+
+def distill_alone(asked: Training) -> DistillResult:
+    """`distill` by what it is asked for; raises as it."""
     (result,) = distill_together([asked])
     if isinstance(result, CompressError):
         raise result
@@ -112,6 +119,22 @@ def distill_together(trainings: Sequence[Training]) -> list[DistillResult | Comp
     if left:
         results |= zip(left, _trained([checked[number] for number in left]), strict=True)
     return [results[number] for number in range(len(checked))]
+
+
+def groups_together(trainings: Sequence[Training]) -> list[list[int]]:
+    """Numbers of the trainings in groups for `distill_together`: alike, and no more than this device has memory for.
+
+    Raises:
+        UsageError, InputError: as `distill`.
+    """
+    checked = [_Checked.of(training) for training in trainings]
+    inputs = [sha256_json({**each.inputs, "student": None}) for each in checked]
+    free, _ = memory_of(default_device())
+    groups: list[list[int]] = []
+    for group in alike([(each.config, known) for each, known in zip(checked, inputs, strict=True)]):
+        plans = [checked[number].planner()(checked[number].config) for number in group]
+        groups += [[group[place] for place in fits] for fits in that_fit(plans, checked[group[0]].signal_bytes(), free)]
+    return groups
 
 
 def _trained(left: Sequence["_Checked"]) -> list[DistillResult | CompressError]:
@@ -208,6 +231,15 @@ class _Checked:
         if self.teacher is not None and not any((self.asked.work / "checkpoints").glob("step-*")):
             check_framing(self.store, self.teacher)
 
+    def signal_bytes(self) -> int:
+        """The most that a teacher says of one round's rows: of a step's, and of those that are held out."""
+        if self.teacher is None:
+            return 0
+        rows = max(self.config.batch_tokens, most_heldout_rows(self.config) * self.store.seq_len)
+        value = 2 if resolve_precision(self.config, default_device()) == "bf16" else 4
+        width: int = load_config(self.teacher).get_text_config().hidden_size
+        return rows * width * value
+
     def selection(self) -> Selection | None:
         """Of the text, what is learned from."""
         return selection_for(self.config, self.store, student=self.start, teacher=self.teacher, inputs=self.inputs)
@@ -235,20 +267,22 @@ class _Checked:
         )
 
     def plan(self) -> DistillPlan:
-        """What it needs, checked against the device."""
-        device = default_device()
-        plan = functools.partial(
+        """What it needs, checked against the device; raises as `distill`."""
+        return check_fit(self.config, self.planner(), default_device())
+
+    def planner(self) -> Planner:
+        """What it needs with other options, unchecked."""
+        return functools.partial(
             plan_distill,
             student=load_config(self.start),
             teacher=None if self.teacher is None else load_config(self.teacher),
             num_rows=self.store.num_rows,
             seq_len=self.store.seq_len,
-            device=device,
+            device=default_device(),
             processes=count(),
             kept=kept_layers(self.start),
             cached=self.cache is not None,
         )
-        return check_fit(self.config, plan, device)
 
 
 def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:

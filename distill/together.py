@@ -1,10 +1,11 @@
-"""Which trainings can be done side by side on one forward pass of the teacher."""
+"""Which trainings can be done side by side on one forward pass of the teacher, and how many at once."""
 
 from collections.abc import Sequence
 
 from compress.base.config import to_dict
 from compress.base.disk import sha256_json
 from compress.distill.config import DistillConfig
+from compress.distill.plan import DistillPlan
 
 OWN = frozenset(
     {
@@ -16,6 +17,8 @@ OWN = frozenset(
     }
 )
 """Options in which students may differ that learn from the same rows, in the same pieces, at the same steps."""
+
+_PASSING = ("activations", "signals", "temporary", "data")
 
 
 def alike(trainings: Sequence[tuple[DistillConfig, str]]) -> list[list[int]]:
@@ -30,3 +33,26 @@ def alike(trainings: Sequence[tuple[DistillConfig, str]]) -> list[list[int]]:
         key = sha256_json({"options": shared, "inputs": inputs, "alone": number if alone else None})
         groups.setdefault(key, []).append(number)
     return list(groups.values())
+
+
+def together_bytes(plans: Sequence[DistillPlan], signals: int) -> int:
+    """Memory of trainings side by side: each holds its own student all the time, they share the teacher, and one at a
+    time has activations; the teacher's `signals` are kept for a round."""
+    passing = [sum(size for name, size in plan.memory_bytes.items() if name in _PASSING) for plan in plans]
+    teacher = max(plan.memory_bytes.get("teacher", 0) for plan in plans)
+    own = [
+        sum(size for name, size in plan.memory_bytes.items() if name not in (*_PASSING, "teacher")) for plan in plans
+    ]
+    return sum(own) + teacher + max(passing) + (signals if len(plans) > 1 else 0)
+
+
+def that_fit(plans: Sequence[DistillPlan], signals: int, free: int) -> list[list[int]]:
+    """Numbers of the plans, in order, in groups as large as fit into `free` bytes; one alone is a group in any case."""
+    groups: list[list[int]] = []
+    for number, plan in enumerate(plans):
+        beside = [plans[other] for other in groups[-1]] if groups else []
+        if beside and together_bytes([*beside, plan], signals) <= free:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups

@@ -13,7 +13,7 @@ train and evaluate together; the main one does the rest while others wait.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,35 +65,58 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, re
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
+    if recipe.sweep is not None:
+        raise UsageError("This recipe has a `sweep`, which is several runs: use `compress sweep`.")
     run = run_folder(recipe, out)
+    with begun_run(recipe, run, redo) as begun:
+        for step in begun.steps:
+            begun.make(step)
+        begun.finish()
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class BegunRun:
+    """A run that this process is at: nothing was found that would refuse it."""
+
+    recipe: Recipe
+    """Resolved."""
+    layout: Layout
+    steps: list[Step]
+    redo: Redo
+
+    def make(self, step: Step) -> None:
+        """Make what a step leaves, unless it is there; raises as `run_recipe`."""
+        if on_main(lambda: _is_left_to_make(step, self.steps, self.redo)):
+            step.make() if step.together else on_main(step.make)
+            if step.group == "world":  # what the others are made from is there now, and can be looked at
+                on_main(lambda: look_ahead(self.recipe, self.layout, (), download=True).refuse())
+
+    def finish(self) -> None:
+        """Write the report."""
+        on_main(self._end)
+
+    def _end(self) -> None:
+        if self.recipe.eval.speed:
+            show_speeds(self.layout)
+        write_report(self.layout.run)
+        self.redo.finish()
+
+
+@contextlib.contextmanager
+def begun_run(recipe: Recipe, run: Path, redo: Collection[str] = ()) -> Iterator[BegunRun]:
+    """A run of a recipe in its folder, which is this process's until the block ends; raises as `run_recipe`."""
+    layout, asked = Layout(run), list(redo)
     with contextlib.ExitStack() as held:
         held.enter_context(trusting(recipe.teacher.trust_remote_code))
         on_main(lambda: require_outputs(run_output(run)))
         on_main(lambda: held.enter_context(owned(run)))
-        _run(recipe, Layout(run), list(redo))
-    return run
-
-
-def _run(recipe: Recipe, layout: Layout, asked: Sequence[str]) -> None:
-    resolved = on_main(lambda: fit_recipe(resolve_paths(recipe, layout.run)))
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
-    on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
-    found = on_main(lambda: download_models(resolved))
-    steps = steps_of(resolved, layout, lambda name, revision: found[name, revision])
-    redo = on_main(lambda: _begin(recipe, steps, layout, asked))
-    for step in steps:
-        if on_main(lambda step=step: _is_left_to_make(step, steps, redo)):  # type: ignore[misc]
-            step.make() if step.together else on_main(step.make)
-            if step.group == "world":  # what the others are made from is there now, and can be looked at
-                on_main(lambda: look_ahead(resolved, layout, (), download=True).refuse())
-    on_main(lambda: _end(resolved, layout, redo))
-
-
-def _end(recipe: Recipe, layout: Layout, redo: Redo) -> None:
-    if recipe.eval.speed:
-        show_speeds(layout)
-    write_report(layout.run)
-    redo.finish()
+        resolved = on_main(lambda: fit_recipe(resolve_paths(recipe, run)))
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
+        on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
+        found = on_main(lambda: download_models(resolved))
+        steps = steps_of(resolved, layout, lambda name, revision: found[name, revision])
+        yield BegunRun(resolved, layout, steps, on_main(lambda: _begin(recipe, steps, layout, asked)))
 
 
 def _begin(recipe: Recipe, steps: Sequence[Step], layout: Layout, asked: Sequence[str]) -> Redo:

@@ -108,6 +108,23 @@ class GivenStudent:
 
 
 @config
+class SweepConfig:
+    """Several runs that differ in some keys of the recipe."""
+
+    grid: dict[str, Any] | None = None
+    """Key -> its values, in a list; there is a run for each of their combinations: {distill.alpha: [0.2, 0.8]}."""
+    cases: Annotated[tuple[dict[str, Any], ...] | None, Field(min_length=1)] = None
+    """Runs, each as the keys that it changes: [{distill.alpha: 0.2}, {prune.layers: 20}]."""
+
+    def __post_init__(self) -> None:
+        if (self.grid is None) == (self.cases is None):
+            raise ValueError("write exactly one of `grid` and `cases`")
+        for key, values in (self.grid or {}).items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"grid: {key} needs a list of values")
+
+
+@config
 class Recipe:
     """A run. In any value, `$RUN` stands for the run folder and `$DEMO` for the installed demo's."""
 
@@ -127,6 +144,8 @@ class Recipe:
     """How to heal."""
     eval: EvalConfig = EvalConfig()
     """What to measure."""
+    sweep: Annotated[SweepConfig | None, Before(None)] = None
+    """What `compress sweep` runs in place of one run."""
 
     def __post_init__(self) -> None:
         if self.student is not None and self.prune != PruneConfig():

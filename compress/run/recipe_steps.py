@@ -16,7 +16,8 @@ from compress.base.progress import say
 from compress.base.records import manifest
 from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs, store_outputs
 from compress.demo import WorldConfig, write_world
-from compress.distill import DistillConfig, begun_otherwise, distill, student_output, training_output
+from compress.distill import DistillConfig, begun_otherwise, student_output, training_output
+from compress.distill.distillation import Training, distill_alone
 from compress.distill.teachers.cache import TeacherCache
 from compress.model.files import model_fingerprint
 from compress.prune import (
@@ -238,10 +239,14 @@ def training(
     store = store or (lambda: store_of(layout))
     work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache)
 
+    def asked() -> Training:
+        source = None if teacher is None else teacher()
+        paths: Any = {"student": student(), "teacher": source, "data": store().path, "cache": cache}
+        return Training(config=config, out=out, work=work, **paths)
+
     def make() -> None:
         say(f"{name}: {student()} -> {out}")
-        source = None if teacher is None else teacher()
-        distill(config, student=student(), teacher=source, data=store().path, out=out, work=work, cache=cache)
+        distill_alone(asked())
 
     return Step(
         name=name,
@@ -253,6 +258,7 @@ def training(
         inputs=inputs,
         outputs=(training_output(work), student_output(out)),
         make=make,
+        training=asked,
         together=True,
         begun=lambda: begun_otherwise(work, config, inputs),
     )

@@ -13,6 +13,7 @@ from compress.base.currency import Inputs, changes, input_changes, inputs_now, s
 from compress.base.disk import read_json
 from compress.base.errors import CompressError
 from compress.base.outputs import Output
+from compress.distill.distillation import Training
 
 State = Literal["done", "changed", "under way", "not made"]
 
@@ -40,6 +41,8 @@ class Step:
     outputs: tuple[Output, ...]
     """All that it leaves, in the order in which it is moved aside: the record's comes last."""
     make: Callable[[], None]
+    training: Callable[[], Training] | None = None
+    """What it trains, where that can be done beside other trainings."""
     together: bool = False
     """Whether all processes of a launch make it together, rather than the main one alone."""
     intact: Callable[[Mapping[str, Any]], list[str]] | None = None
