@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.base.config import build_from, to_dict
-from compress.base.errors import CompressError, UsageError
 from compress.base.disk import owned, sha256_json
+from compress.base.errors import CompressError, UsageError
 from compress.base.machine import default_device, memory_of
 from compress.base.processes import count, join, on_main
 from compress.base.progress import say, working
@@ -235,10 +235,11 @@ class _Checked:
         """The most that a teacher says of one round's rows: of a step's, and of those that are held out."""
         if self.teacher is None:
             return 0
-        rows = max(self.config.batch_tokens, most_heldout_rows(self.config) * self.store.seq_len)
+        tokens = max(self.config.batch_tokens, most_heldout_rows(self.config) * self.store.seq_len)
         value = 2 if resolve_precision(self.config, default_device()) == "bf16" else 4
         width: int = load_config(self.teacher).get_text_config().hidden_size
-        return rows * width * value
+        size: int = tokens * width * value
+        return size
 
     def selection(self) -> Selection | None:
         """Of the text, what is learned from."""

@@ -42,4 +42,3 @@ def run(
         outlook.refuse()
         return
     print_report(run_recipe(loaded, out, redo=redo), as_json)
-

@@ -4,7 +4,7 @@
     OUT/runs/CASE/         each run as `compress run` makes it, and continues it alone
     OUT/sweep.json, .md, .html
 
-What several runs make alike is made once (see `sharing`). Students that learn from the same rows of the same teacher are
+What several runs make alike is made once (see `sharing`). Students that learn from the same rows of one teacher are
 trained side by side on one forward pass of it; others one after the other.
 """
 
@@ -22,8 +22,8 @@ from compress.base.processes import count
 from compress.base.progress import say
 from compress.distill import DistillResult
 from compress.distill.distillation import Training, distill_together, groups_together
-from compress.report.sweep import sweep_outputs, write_sweep
 from compress.distill.together import alike
+from compress.report.sweep import sweep_outputs, write_sweep
 from compress.run.pipeline import BegunRun, begun_run, run_folder
 from compress.run.plan import plan_run
 from compress.run.preflight import run_output

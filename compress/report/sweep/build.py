@@ -17,9 +17,7 @@ _Z95 = 1.959963984540054
 _MEASURES = (("fidelity", "kl_nats", "KL from the teacher"), ("heldout", "loss_nats", "held-out loss"))
 
 
-def build_sweep(
-    folder: Path, cases: Sequence[tuple[str, str, Mapping[str, Any]]], failed: Mapping[str, str]
-) -> Record:
+def build_sweep(folder: Path, cases: Sequence[tuple[str, str, Mapping[str, Any]]], failed: Mapping[str, str]) -> Record:
     """`name`, `headline`, `measure` that students are ranked by, `keys` that the runs differ in, `cases`, `winner` (the
     number of one, or None), `curves` by title and case, `heat` (of two keys, else None).
 
@@ -33,7 +31,11 @@ def build_sweep(
         if name not in failed and (folder / "runs" / place / "eval" / "student.json").is_file()
     }
     part, measure, title = next(
-        (each for each in _MEASURES if all(number(_of(run, each[0]).get(each[1])) is not None for run in runs.values())),
+        (
+            each
+            for each in _MEASURES
+            if all(number(_of(run, each[0]).get(each[1])) is not None for run in runs.values())
+        ),
         _MEASURES[-1],
     )
     rows = [

@@ -129,7 +129,10 @@ def curves_figure(title: str, curves: Mapping[str, Mapping[str, Points]]) -> str
     parts += [svg.text(left - 8, up(t) + 4, f"{t:.4g}", class_="tick end") for t in up.ticks()]
     parts += [svg.text(across(t), bottom + 20, format_count(t), class_="tick middle") for t in across.ticks(5)]
     parts.append(svg.text((left + width - right) / 2, bottom + 35, "training tokens", class_="tick middle"))
-    inside = lambda y: min(max(up(y), top), bottom)  # noqa: E731
+
+    def inside(y: float) -> float:
+        return min(max(up(y), top), bottom)
+
     for lines, style in ((faint, "faint"), (shown, "bold")):
         for key, line in lines.items():
             parts.append(svg.path([(across(x), inside(y)) for x, y in line], f"curve n{key} {style}"))
