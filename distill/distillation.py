@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from compress.distill.resources.switches import in_one_order, tuned
 from compress.distill.rows.scoring import selection_for
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import check_cache
+from compress.distill.teachers.several import role_of
 from compress.model.facts import kept_layers
 from compress.model.load import load_config
 
@@ -69,10 +71,10 @@ def distill(
     text = facts_of_store(store)
     signals = None if cache is None else TeacherCache.open(cache)
     kind = None if signals is None else signals.kind
-    start, source = on_main(
+    start, source, others = on_main(
         lambda: check_start(config, student=student, teacher=teacher, out=out, text=text, cached=kind)
     )
-    inputs = on_main(lambda: fingerprints(start, source, store, signals))
+    inputs = on_main(lambda: fingerprints(start, source, store, signals, others))
     if signals is not None:
         apart = config.document_mask or store.apart
         check_cache(signals, config, teacher=inputs["teacher"], data=inputs["data"], apart=apart)
@@ -81,11 +83,12 @@ def distill(
     with contextlib.ExitStack() as resources:
         on_main(lambda: resources.enter_context(_work_folder(work)))
         if source is not None and not any((work / "checkpoints").glob("step-*")):
-            on_main(lambda: check_framing(store, source))
+            for guide in (source, *others):
+                on_main(functools.partial(check_framing, store, guide))
         resources.enter_context(tuned(config))
         resources.enter_context(in_one_order(config))
         with working("planning the memory"):
-            plan, meter = _plan(config, start, source, store, cached=cache is not None)
+            plan, meter = _plan(config, start, source, others, store, cached=cache is not None)
         if not config.is_whole:
             how = f"train: {config.train}" if config.lora is None else f"lora, r = {config.lora.r}"
             say(f"{plan.trained_text()} parameters are trained ({how}).")
@@ -99,6 +102,7 @@ def distill(
                     teacher=source,
                     store=store,
                     cache=signals,
+                    others=others,
                     selection=selection,
                     inputs=inputs,
                     work=work,
@@ -107,6 +111,7 @@ def distill(
             train(session, work)
             facts = _facts(session, str(student), None if teacher is None else str(teacher))
             facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
+            facts |= {"mixture": _mixture(config, str(teacher), inputs, text.sources)}
             facts |= {"parameters": plan.parameters, "trained_parameters": plan.trained_parameters}
             return _publish(session, facts, out, start)
 
@@ -114,7 +119,7 @@ def distill(
 
 
 def _plan(
-    config: DistillConfig, student: Path, teacher: Path | None, store: Any, *, cached: bool
+    config: DistillConfig, student: Path, teacher: Path | None, others: Sequence[Path], store: Any, *, cached: bool
 ) -> tuple[DistillPlan, MemoryMeter]:
     """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
     device = default_device()
@@ -128,6 +133,7 @@ def _plan(
         processes=count(),
         kept=kept_layers(student),
         cached=cached,
+        others=tuple(map(load_config, others)),
     )
     return check_fit(config, plan, device), MemoryMeter(device)
 
@@ -161,6 +167,19 @@ def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
         "mfu": mfu(s, rate),
         "peak_flops": s.peak._asdict(),
     }
+
+
+def _mixture(
+    config: DistillConfig, teacher: str, inputs: Mapping[str, Any], sources: Sequence[str]
+) -> dict[str, Any] | None:
+    """Field `mixture` of distill.json."""
+    if config.mixture is None:
+        return None
+    names = {"teacher": teacher} | {
+        role_of(number): other.model for number, other in enumerate(config.mixture.with_, 2)
+    }
+    taught = [{"model": name, "fingerprint": inputs[role]} for role, name in names.items()]
+    return {"of": config.mixture.of, "teachers": taught, "shares": config.mixture.describe(teacher, sources)}
 
 
 def _publish(s: Session, facts: dict[str, Any], out: Path, start: Path) -> DistillResult:
