@@ -10,12 +10,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from compress.distill.objective.divergences import softcap
 from compress.distill.objective.tiles import at_least_fp32
 from compress.model.parts import OutputHead
 
 _TOKENS = 512
-_LIVE_TENSORS = 5
+_LIVE_TENSORS = 4
 
 
 class Voice(NamedTuple):
@@ -54,18 +53,20 @@ class Mixture(NamedTuple):
         return out
 
     def _logits(self, rows: slice, temperature: float) -> Tensor:
-        total: Tensor | None = None
-        for hidden, head, weights in self.voices:
-            z = dataclasses.replace(head, softcap=None).logits(hidden[rows])
-            z, _ = softcap(z.to(at_least_fp32(z)), head.softcap)
-            share = weights[rows, None].to(z.dtype)
-            if self.of == "logits":
-                total = z * share if total is None else total + z * share
-            else:
-                log_p = (z / temperature).log_softmax(-1).add_(share.log())
-                total = log_p if total is None else torch.logaddexp(total, log_p)
-        assert total is not None
-        return total if self.of == "logits" else total * temperature
+        total = self._part(self.voices[0], rows, temperature)
+        for voice in self.voices[1:]:
+            add = torch.add if self.of == "logits" else torch.logaddexp
+            add(total, self._part(voice, rows, temperature), out=total)
+        return total if self.of == "logits" else total.mul_(temperature)
+
+    def _part(self, voice: Voice, rows: slice, temperature: float) -> Tensor:
+        """What a teacher adds: w z, or log (w softmax(z / T))."""
+        z = dataclasses.replace(voice.head, softcap=None).logits(voice.hidden[rows])
+        z = z.to(at_least_fp32(z))
+        if (cap := voice.head.softcap) is not None:
+            z.div_(cap).tanh_().mul_(cap)
+        share = voice.weights[rows, None].to(z.dtype)
+        return z.mul_(share) if self.of == "logits" else z.div_(temperature).log_softmax(-1).add_(share.log())
 
 
 def mixing_bytes(tokens: int, vocabulary: int) -> int:
