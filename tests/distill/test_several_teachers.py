@@ -2,6 +2,7 @@
 the sources that it is given."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import warm
 from distill_world import SEQ_LEN, World, losses_of, setting_of
 from divergence_definitions import ALL, divergence_by_definition, name_of
 from helpers import save_tiny_model, tiny_config
+from safetensors.torch import load_file
 from torch import Tensor
 
 from compress.base.config import build_from
 from compress.base.disk import sha256_tree
 from compress.base.errors import CompressError, InputError, UsageError
-from compress.data import TokenStore
+from compress.data import DataConfig, TokenStore, prepare
+from compress.data.config import SourceConfig
 from compress.distill import CacheConfig, DistillConfig, plan_distill
 from compress.distill.config import DivergenceConfig, HiddenConfig, Weights, divergence_of
 from compress.distill.objective.loss import LossOptions, loss_of_valid
@@ -249,3 +253,29 @@ def test_what_cannot_be_mixed_is_refused_before_the_first_step(
     with pytest.raises(UsageError, match="a cache of kind samples does not have"):
         world.run("draws", options(mixture=mixture_of(other)), cache=world.root / "cache")
     assert not list(world.root.glob("*/train"))
+
+
+@pytest.mark.parametrize("shard", ["none", "both"])
+def test_two_processes_with_rows_of_different_teachers_equal_one(
+    shard: str, world: World, other: Path, options: Options, text_file: Path
+) -> None:
+    """A row at a time: while one process hears the one teacher alone, the other may hear the other."""
+    reversed_text = world.root / "reversed.jsonl"
+    lines = [json.loads(line)["text"][::-1] for line in text_file.read_text().splitlines()]
+    reversed_text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    sources = tuple(SourceConfig(dataset=str(path), name=path.stem) for path in (text_file, reversed_text))
+    data = DataConfig(sources=sources, tokens=60 * SEQ_LEN, seq_len=SEQ_LEN, heldout_sequences=6)
+    prepare(data, world.teacher, world.root / "data")
+    mixture = mixture_of(other, sources={"reversed": 0.0}, other={"sources": {"text": 0.0}})
+    student = save_tiny_model(world.root / "student", scale=0.1, num_hidden_layers=2)
+    world = dataclasses.replace(world, data=world.root / "data", student=student)
+    config = options(micro_batch_rows=1, mixture=mixture)
+    world.run("one", config)
+    done = warm().launch(2, *world.command("two", dataclasses.replace(config, shard=shard)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_file(world.root / name / "student" / "model.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=2e-5)
+    logs = [world.metrics(name)[-1] for name in ("one", "two")]
+    for key in ("heldout_kl", "heldout_kl/text", "heldout_kl/reversed"):
+        assert logs[1][key] == pytest.approx(logs[0][key], rel=1e-4)
