@@ -100,7 +100,8 @@ class DistillResult:
     best_by: str = "heldout_loss"
     """The measure that the best step, and the best checkpoint, has least of."""
     teacher_kl: float | None = None
-    """KL(exact || quantised teacher) on held-out rows, nats a token; None where the teacher was exact."""
+    """KL(exact || quantised teacher) on held-out rows, nats a token, of several the largest; None where the teacher was
+    exact."""
     cache: dict[str, Any] | None = None
     """The cache that was read in the teacher's place: folder, kind, bytes, bytes_per_token. None where it ran."""
     mixture: dict[str, Any] | None = None

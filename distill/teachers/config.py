@@ -70,7 +70,7 @@ class MixtureConfig(VoiceConfig):
     def __post_init__(self) -> None:
         named = dict.fromkeys(name for voice in self.voices for name in voice.sources)
         for name in _each(tuple(named)):
-            if not self._weights(name):
+            if not any(self.shares(name)):
                 raise ValueError(f"no teacher has a weight{'' if name is None else f' for rows of {name!r}'}")
 
     @property
@@ -79,9 +79,10 @@ class MixtureConfig(VoiceConfig):
         return (self, *self.with_)
 
     def shares(self, source: str | None) -> tuple[float, ...]:
-        """What each teacher counts for rows of a source, 1 in all; None is text of one source."""
-        weights = self._weights(source)
-        return tuple(weight / sum(weights) for weight in weights)
+        """What each teacher counts for rows of a source, 1 in all, or 0 where none has a weight; None is text of one
+        source."""
+        weights = [voice.weight if source is None else voice.sources.get(source, voice.weight) for voice in self.voices]
+        return tuple(weight / (sum(weights) or 1.0) for weight in weights)
 
     def check_sources(self, sources: Sequence[str]) -> None:
         """Refuse text that has not the sources that weights are given for, or rows that no teacher speaks for.
@@ -94,7 +95,7 @@ class MixtureConfig(VoiceConfig):
             if unknown := [name for name in voice.sources if name not in sources]:
                 raise UsageError(f"distill.mixture has weights for the source {unknown[0]!r}, and {there}.")
         for name in _each(sources):
-            if not self._weights(name):
+            if not any(self.shares(name)):
                 rows = "the text" if name is None else f"rows of the source {name!r}"
                 raise UsageError(f"distill.mixture: no teacher has a weight for {rows}; give one of them some.")
 
@@ -110,11 +111,6 @@ class MixtureConfig(VoiceConfig):
         alike = len(set(found.values())) == 1
         parts = list(found.values())[:1] if alike else [f"{source}: {said}" for source, said in found.items()]
         return "; ".join([*parts, f"{self.of} mixed"])
-
-    def _weights(self, source: str | None) -> list[float]:
-        """Of each teacher, as they are written; none where they add up to 0."""
-        weights = [voice.weight if source is None else voice.sources.get(source, voice.weight) for voice in self.voices]
-        return weights if sum(weights) else []
 
 
 def _each(sources: Sequence[str]) -> Sequence[str | None]:

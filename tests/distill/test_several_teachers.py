@@ -104,6 +104,27 @@ def test_the_compiled_pass_takes_a_mixture_in_tiles(of: str) -> None:
 
 
 @pytest.mark.parametrize("of", ["probabilities", "logits"])
+def test_a_mixture_is_corrected_as_one_teacher(of: Any) -> None:
+    """`self_correct` by its definition, of the mixture at T."""
+    places, temperature, tau = 23, 1.7, 0.2
+    voices, draw = voices_of(2, places, torch.float64), torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(n, 8, generator=draw, dtype=torch.float64) for n in (places, VOCABULARY))
+    p = by_formula(voices, of, temperature).exp()
+    labels = torch.where(torch.arange(places) % 2 == 0, p.argmax(-1), 5)
+    p_y, (p_max, first) = p.gather(1, labels[:, None]), p.max(-1, keepdim=True)
+    wrong = (p_max - p_y + tau) / (1 + p_max - p_y)
+    right = ((p_y + tau).clamp(max=1) - p_y) / (1 - p_y)
+    m = torch.where(first == labels[:, None], right, wrong).clamp(max=1 - 2**-20)
+    corrected = (1 - m) * p + m * torch.nn.functional.one_hot(labels, VOCABULARY)
+    log_q = (hidden @ weight.T / temperature).log_softmax(-1)
+    expected = temperature**2 * (corrected * (corrected.log() - log_q)).sum(-1).mean()
+    divergence = DivergenceConfig(name="forward_kl")
+    options = LossOptions(alpha=1.0, temperature=temperature, divergence=divergence, self_correct=tau)
+    found = loss_of_valid(hidden, OutputHead(weight), None, None, labels, options, mixture=Mixture(voices, of))
+    assert float(found.soft) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("of", ["probabilities", "logits"])
 def test_no_more_exists_beside_a_chunk_than_is_planned(of: Any) -> None:
     """On tensors without storage: of a chunk of 4,096 tokens, what a few hundred take."""
     with torch.device("meta"):
