@@ -33,6 +33,7 @@ from compress.distill.resources.auto import resolve_attention, resolve_precision
 from compress.distill.resources.schedule import budget, most_heldout_rows
 from compress.distill.students.quantized import check_base
 from compress.distill.teachers.cached import check_objective
+from compress.distill.teachers.caching import check_rounding
 from compress.distill.teachers.config import CacheConfig
 from compress.distill.teachers.planning import plan_cache
 from compress.distill.teachers.quantization import check_quantization, require_torchao
@@ -102,6 +103,7 @@ def check_caching(
     if config.kind == "topk" and config.k > vocabulary:
         faults.found.append(UsageError(f"k = {config.k}: {teacher.name} has {vocabulary} tokens in all; keep fewer."))
     rows = min(most_heldout_rows(training), text.num_heldout)
+    faults.of(lambda: check_rounding(config, num_heldout=rows))
     faults.of(lambda: check_quantization(training, device, num_heldout=rows))
     faults.of(lambda: check_rows(text.seq_len, teacher.config, teacher.name))
     faults.of(lambda: _check_attention(training, teacher, device, text.seq_len))

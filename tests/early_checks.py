@@ -56,6 +56,10 @@ EARLY: dict[str, Early] = {
         ("teacher.cache={kind:hidden} data.tokens=1T", "teacher-cache takes"),
         ("teacher.cache={kind:samples} distill.temperature=2", "temperature: 1 alone"),
     ),
+    "teacher.cache.rows": early(
+        "there are held-out rows to measure it on",
+        ("teacher.cache={kind:hidden,rows:int8} data.heldout_sequences=0", "is measured on held-out rows"),
+    ),
     "teacher.cache.k": early(
         "the teacher has as many tokens", ("teacher.cache={kind:topk,k:300}", "has 257 tokens in all")
     ),
@@ -251,7 +255,7 @@ LATER = {
     "data.apart": "with true, a model that sees across documents: tried when it is loaded",
     "distill.micro_batch_rows": "memory of activations: planned and warned of, known when it runs",
     "distill.document_mask": "a model that sees across documents: tried when it is loaded",
-    "distill.teacher_max_kl": "measured when the teacher is quantised",
+    "distill.teacher_max_kl": "measured when the teacher is quantised, or its cache rounded",
     "distill.lora.dora": "with compile: true, as distill.compile",
     "distill.max_skipped_steps": "steps that are not finite: when they happen",
     "distill.compile": "with true, a model that makes no one graph: at the first step",

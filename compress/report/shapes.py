@@ -158,6 +158,7 @@ class CacheRecord(_Shape):
     kind: str
     bytes: float
     bytes_per_token: float
+    rounding_kl: float | None = None
 
 
 class TrainingRecord(_Shape):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from compress.base.config import config
-from compress.base.currency import FREE, PLACE
+from compress.base.currency import FREE, PLACE, Before
 from compress.base.errors import UsageError
 
 _K, _DRAWS = 8, 50
@@ -22,6 +22,9 @@ class CacheConfig:
     """hidden: the last hidden state, with the output head once: a training from it is the live one, bit for bit.
     samples: tokens drawn from its distribution, a tenth of the bytes or less; gradients of forward KL have the
     expectation of the live ones. topk: its most likely tokens, for comparison: the rest is missing, a bias."""
+    rows: Annotated[Literal["exact", "int8"], Before("exact")] = "exact"
+    """Of `hidden`: as the teacher has them, or rounded to 8 bits, a scale for every 32: what that changes is measured
+    on held-out rows and refused above `teacher_max_kl`."""
     draws: Annotated[int, Field(ge=1, le=255)] = _DRAWS
     """Of `samples`: how often a token is drawn."""
     k: Annotated[int, Field(ge=1, le=1024)] = _K
@@ -32,7 +35,12 @@ class CacheConfig:
     """Where the cache lies, for several runs to share; by default in the run's folder, as teacher-cache."""
 
     def __post_init__(self) -> None:
-        for name, kind, default in (("draws", "samples", _DRAWS), ("seed", "samples", 0), ("k", "topk", _K)):
+        for name, kind, default in (
+            ("rows", "hidden", "exact"),
+            ("draws", "samples", _DRAWS),
+            ("seed", "samples", 0),
+            ("k", "topk", _K),
+        ):
             if self.kind != kind and getattr(self, name) != default:
                 raise ValueError(f"`{name}` is of kind: {kind}, and this is {self.kind}; leave it out")
 

@@ -54,9 +54,11 @@ def training(report: Record) -> Table:
 
 def _cache_words(cache: Record) -> str:
     """`a cache of the teacher's hidden states, 1.07 GiB, 1,152 bytes a token`."""
-    what = {"hidden": "hidden states", "samples": "draws", "topk": "most likely tokens"}.get(
-        cache["kind"], cache["kind"]
-    )
+    kinds = {"hidden": "hidden states", "samples": "draws", "topk": "most likely tokens"}
+    what = kinds.get(cache["kind"]) or str(cache["kind"])
+    rounded = number(cache.get("rounding_kl"))
+    if rounded is not None:
+        what += f" in 8 bits ({rounded:.2g} nats a token off)"
     size, per_token = format_bytes(cache["bytes"]), cache["bytes_per_token"]
     return f"a cache of the teacher's {what}, {size}, {per_token:,.0f} bytes a token"
 
