@@ -162,6 +162,18 @@ EARLY: dict[str, Early] = {
         "a GPU and its package are there, and weights stay whole",
         ("distill.lora={base_precision:nf4}", "needs a GPU"),
     ),
+    "distill.mixture.sources": early(
+        "the blend has them, and a teacher has a weight for each",
+        ("distill.mixture={sources:{web:1},with:[{model:/nowhere}]}", "the source 'web', and the text is no blend"),
+    ),
+    "distill.mixture.with": early(
+        "there are such models, whole and with the student's vocabulary; a cache of the first has all of its signals",
+        ("distill.mixture={with:[{model:/nowhere}]}", "The model folder /nowhere does not exist"),
+        (
+            "teacher.cache={kind:samples} distill.mixture={with:[{model:/nowhere}]}",
+            "a cache of kind samples does not have",
+        ),
+    ),
     "distill.weights.soft": early("one of the terms counts", ("distill.weights={soft:0,hard:0}", "All weights are 0")),
     "distill.hidden.pairs": early(
         "blocks that there are, each of the student's once; the cut is known where it goes by that",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.distill import DistillConfig
 from compress.run.finders import Folder, at
 from compress.run.layout import Layout
 from compress.run.recipe import Recipe, TeacherConfig
@@ -34,6 +35,12 @@ class Models(NamedTuple):
             return cls(given, teacher, at(layout.student_init), tokenizer)
         learner = functools.partial(find, student.model, student.revision)
         return cls(given, teacher, learner, learner)
+
+
+def others(training: DistillConfig, find: Find) -> tuple[Folder, ...]:
+    """The teachers of a training beside the run's."""
+    named = () if training.mixture is None else training.mixture.with_
+    return tuple(functools.partial(find, other.model, other.revision) for other in named)
 
 
 def _given(teacher: TeacherConfig, find: Find) -> tuple[Folder | None, Folder]:

@@ -43,6 +43,7 @@ from compress.model.remote_code import trusting
 from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
+from compress.run.models import others
 from compress.run.preflight import Known, Left, check_run, check_run_folder, fit_recipe, run_output
 from compress.run.recipe import DistillOptions, Recipe, load_recipe, write_recipe
 from compress.run.recipe_steps import preparation, steps_of, training
@@ -195,6 +196,7 @@ def download_models(recipe: Recipe) -> dict[tuple[str, str | None], Path]:
     """Folders of the models that a recipe names, by name and revision, downloaded where they lie on the hub."""
     named = [(recipe.teacher.model, recipe.teacher.revision)]
     named += [(recipe.student.model, recipe.student.revision)] if recipe.student else []
+    named += [(other.model, other.revision) for other in recipe.distill.mixture.with_] if recipe.distill.mixture else []
     return {(name, revision): resolve_model(name, revision) for name, revision in named if name is not None}
 
 
@@ -276,7 +278,8 @@ def _check_current(
     steps = [] if store else [preparation(options.data, layout, start)]
     opened = functools.partial(TokenStore.open, store) if store else None
     guide = None if teacher is None else functools.partial(local_model, teacher, None)
-    steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened, cache=cache))
+    heal = functools.partial(training, "distill", options.distill, layout, layout.student, start, guide)
+    steps.append(heal(store=opened, cache=cache, others=others(options.distill, local_model)))
     require_outputs(*(output for step in steps for output in step.outputs if not step.only_reads(output)))
     found = states(steps)
     if refused := [step for step in steps if found[step.name][0] == "changed"]:

@@ -52,6 +52,8 @@ class RecipePlan:
     """Of a blend: the training tokens of each source by its name; None for all that it has."""
     scoring: ScoringPlan | None = None
     """None where `distill` takes all the text in a random order."""
+    taught_by: str | None = None
+    """Several teachers and their shares, in words; None of one."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
@@ -113,6 +115,8 @@ class RecipePlan:
             lines.append(f"blend, in tokens: {', '.join(parts)}")
         if self.cache is not None:
             lines.append(f"cache the teacher: {self.cache.describe(self.distill.tokens, self.flops_per_s)}")
+        if self.taught_by is not None:
+            lines.append(f"taught by {self.taught_by}")
         for name, plan in self._trainings().items():
             lines += [
                 f"{name}: {self._extent(name, plan)}",
@@ -160,7 +164,9 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         ranked = choice.rank_after * len(choice.proposals(cut.layer_types))
     training = recipe.teacher.training
     cached = recipe.teacher.cache is not None
-    healing = _plan(recipe.distill, known.text, student.config, teacher.config, student.kept, cached=cached)
+    others, mixture = [other.config for other in known.others], recipe.distill.mixture
+    models = (student.config, teacher.config, student.kept)
+    healing = _plan(recipe.distill, known.text, *models, cached=cached, others=others)
     return RecipePlan(
         name=recipe.name,
         prune=None if cut is None else cut.plan,
@@ -181,6 +187,7 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
             num_rows=known.text.num_rows,
             seq_len=known.text.seq_len,
         ),
+        taught_by=None if mixture is None else mixture.describe(teacher.name, known.text.sources),
     )
 
 
@@ -208,13 +215,14 @@ def _plan(
     kept: tuple[int, ...] | None,
     *,
     cached: bool = False,
+    others: Sequence[Any] = (),
 ) -> DistillPlan:
     """A training on what is selected of the text or, where its rows are not counted yet, on what is asked for; on one
     step where nobody says how much there is."""
     if text.num_rows is None:
         training = dataclasses.replace(training, select=None)
     rows = _rows(training, text) or max(1, training.batch_tokens // text.seq_len)
-    models = {"student": student, "teacher": teacher}
+    models = {"student": student, "teacher": teacher, "others": others}
     return plan_distill(training, **models, num_rows=rows, seq_len=text.seq_len, kept=kept, cached=cached)
 
 

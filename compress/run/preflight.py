@@ -16,7 +16,7 @@ from compress.base.documents import load_yaml
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
 from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
-from compress.distill.preflight import check_caching, check_distill
+from compress.distill.preflight import check_caching, check_distill, other_teachers
 from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
@@ -43,6 +43,8 @@ class Known:
     """What is trained: the cut, or a model that the recipe names."""
     cut: Derivation | None
     text: TextFacts
+    others: tuple[ModelFacts, ...] = ()
+    """Teachers beside the first."""
 
 
 class Left(NamedTuple):
@@ -104,7 +106,7 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
             _check_evaluations(recipe, teacher, left, faults, download=download)
             if given is not None:
                 faults.of(lambda: check_chat(recipe.eval, given))
-        return Known(teacher, student, cut, text)
+        return Known(teacher, student, cut, text, other_teachers(recipe.distill, Faults()))
 
 
 def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faults: Faults) -> None:

@@ -84,6 +84,8 @@ class TeacherConfig:
             raise ValueError("a teacher from scratch has no teacher of its own: write `train: {alpha: 0}`")
         if self.scratch is not None and not self.scratch.train.is_whole:
             raise ValueError("a teacher from scratch is trained whole: leave lora and train out of its `train`")
+        if self.training is not None and self.training.mixture is not None:
+            raise ValueError("a teacher that is trained here has no teachers: leave `mixture` out of its training")
         if self.finetune is not None and self.scratch is not None:
             raise ValueError("a teacher from scratch is trained on the run's text anyway: leave `finetune` out")
         if self.training is not None and self.training.scored is not None:

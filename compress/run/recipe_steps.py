@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from compress.base.records import manifest
 from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs, store_outputs
 from compress.demo import WorldConfig, write_world
 from compress.distill import DistillConfig, begun_otherwise, student_output, training_output
-from compress.distill.distillation import Training, distill_alone
+from compress.distill.asked import Training
+from compress.distill.distillation import distill_alone
 from compress.distill.teachers.cache import TeacherCache
+from compress.distill.teachers.several import other_inputs
 from compress.model.files import model_fingerprint
 from compress.prune import (
     WITHOUT_TEXT,
@@ -33,7 +35,7 @@ from compress.run.caching import caching
 from compress.run.evaluations import evaluations
 from compress.run.finders import Folder, at, if_there, store_of
 from compress.run.layout import Layout
-from compress.run.models import Find, Models
+from compress.run.models import Find, Models, others
 from compress.run.rank_after import prune_best, with_heal
 from compress.run.recipe import Recipe, ScratchTeacher, TeacherConfig
 from compress.run.scratch import initialise
@@ -61,6 +63,7 @@ def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
         models.teacher,
         groups_of([*made, *cached]),
         cache=cached[0].record.parent if cached else None,
+        others=others(recipe.distill, find),
     )
     return [*made, *cached, healed, *evaluations(recipe, layout, models, before=made, healed=healed)]
 
@@ -208,6 +211,7 @@ def training_inputs(
     teacher: Folder | None,
     data: Callable[[], TokenStore],
     cache: Callable[[], Path | None] = lambda: None,
+    others: Sequence[Folder] = (),
 ) -> Inputs:
     """What a training is made from; see `compress.distill.loop.session.fingerprints`."""
 
@@ -220,6 +224,7 @@ def training_inputs(
         "teacher": lambda: None if teacher is None else sha256_json(model_fingerprint(teacher())),
         "data": lambda: data().fingerprint,
         "cache": lambda: if_there(of_cache),
+        **other_inputs(others),
     }
 
 
@@ -233,11 +238,12 @@ def training(
     after: frozenset[str] = frozenset(),
     store: Callable[[], TokenStore] | None = None,
     cache: Path | None = None,
+    others: Sequence[Folder] = (),
 ) -> Step:
     """The training of `student` into `out` on RUN/data, or another store; without `teacher`, on the text alone, and
-    with a `cache` of it from that."""
+    with a `cache` of it from that; `others` are the teachers of its mixture."""
     store = store or (lambda: store_of(layout))
-    work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache)
+    work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache, others)
 
     def asked() -> Training:
         source = None if teacher is None else teacher()

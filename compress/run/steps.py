@@ -13,7 +13,7 @@ from compress.base.currency import Inputs, changes, input_changes, inputs_now, s
 from compress.base.disk import read_json
 from compress.base.errors import CompressError
 from compress.base.outputs import Output
-from compress.distill.distillation import Training
+from compress.distill.asked import Training
 
 State = Literal["done", "changed", "under way", "not made"]
 

@@ -21,7 +21,8 @@ from compress.base.outputs import require_outputs
 from compress.base.processes import count
 from compress.base.progress import say
 from compress.distill import DistillResult
-from compress.distill.distillation import Training, distill_together, groups_together
+from compress.distill.asked import Training
+from compress.distill.distillation import distill_together, groups_together
 from compress.distill.together import alike
 from compress.report.sweep import sweep_outputs, write_sweep
 from compress.run.pipeline import BegunRun, begun_run, run_folder

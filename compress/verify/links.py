@@ -63,7 +63,9 @@ def _unknown() -> Any:
 
 def _training(run: RunFolder, name: str, teacher: Callable[[], Path] | None) -> Inputs:
     out = run.path / name
-    return training_inputs(lambda: run.start_of(out), teacher, lambda: run.store, lambda: run.cache_of(out))
+    return training_inputs(
+        lambda: run.start_of(out), teacher, lambda: run.store, lambda: run.cache_of(out), run.others_of(out)
+    )
 
 
 def _of_evaluation(run: RunFolder, path: Path) -> Link:

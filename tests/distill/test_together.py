@@ -11,7 +11,8 @@ from helpers import save_tiny_model
 
 from compress.base.errors import CompressError, InterruptedRun
 from compress.distill import CacheConfig, DistillConfig, DistillResult
-from compress.distill.distillation import Training, distill_together
+from compress.distill.asked import Training
+from compress.distill.distillation import distill_together
 from compress.distill.loop import train
 from compress.distill.students.config import LoraConfig
 from compress.distill.teachers.caching import make_cache

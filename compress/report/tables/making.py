@@ -39,6 +39,8 @@ def training(report: Record) -> Table:
     rows = [[label, cell(train, key, show)] for key, label, show in _TRAINING if number(train.get(key)) is not None]
     if train.get("cache"):
         rows.insert(0, ["Taught by", _cache_words(train["cache"])])
+    if train.get("mixture"):
+        rows.insert(0, ["Taught by", train["mixture"]["shares"]])
     trained, parameters = (number(train.get(key)) for key in ("trained_parameters", "parameters"))
     if trained is not None and parameters is not None:
         rows.insert(0, ["Parameters trained", f"{format_count(trained)} of {format_count(parameters)}"])
