@@ -25,7 +25,7 @@ from compress.distill.resources.switches import in_one_order, tuned
 from compress.distill.rows.scoring import selection_for
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import check_cache
-from compress.model.facts import kept_layers
+from compress.model.cuts import cuts_of, kept_layers
 from compress.model.load import load_config
 
 
@@ -118,15 +118,16 @@ def _plan(
 ) -> tuple[DistillPlan, MemoryMeter]:
     """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
     device = default_device()
+    guide = None if teacher is None else load_config(teacher)
     plan = functools.partial(
         plan_distill,
         student=load_config(student),
-        teacher=None if teacher is None else load_config(teacher),
+        teacher=guide,
         num_rows=store.num_rows,
         seq_len=store.seq_len,
         device=device,
         processes=count(),
-        kept=kept_layers(student),
+        kept=kept_layers(cuts_of(student), guide),
         cached=cached,
     )
     return check_fit(config, plan, device), MemoryMeter(device)

@@ -39,9 +39,8 @@ class Known:
     """What is known of a run before it begins; None where something is wrong with it."""
 
     teacher: ModelFacts | None
-    student: ModelFacts | None
-    """What is trained: the cut, or a model that the recipe names."""
-    cut: Derivation | None
+    stages: tuple[Link, ...]
+    """Of the recipe's chain."""
     text: TextFacts
 
 
@@ -82,29 +81,18 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
     with _teacher(recipe, layout, left, faults) as teacher:
         given = _given_student(recipe.student, teacher, left, faults)
         text = _text(recipe, layout, left, given or teacher, faults)
-        cut = None
-        if teacher is not None and recipe.student is None:
-            own = measures_data(recipe.prune) or left.will_make(recipe.prune.calibration)
-            found = faults if "prune" in left.groups else Faults()
-            cut = check_prune(recipe.prune.choice, teacher, found, own_text=own, **recipe.prune.how)
-        student = given or student_facts(cut, teacher)
-        if "prune" in left.groups and isinstance(recipe.prune.choice, RankAfterConfig):
-            models = (student, teacher)
-            check_ranking(recipe.distill, recipe.prune.choice, ", ".join(recipe.data.datasets), models, text, faults)
+        stages = check_stages(recipe, teacher, given, text, left, faults)
         if "teacher" in left.groups and (training := recipe.teacher.training) is not None:
             check_distill(training, student=teacher, teacher=None, text=text, faults=faults)
         if "cache" in left.groups:
             assert recipe.teacher.cache is not None
             out = cache_folder(recipe.teacher.cache, layout)
             check_caching(recipe.teacher.cache, recipe.distill, teacher=teacher, text=text, out=out, faults=faults)
-        if "distill" in left.groups:
-            cached = None if recipe.teacher.cache is None else recipe.teacher.cache.kind
-            check_distill(recipe.distill, student=student, teacher=teacher, text=text, cached=cached, faults=faults)
         if "eval" in left.groups:
             _check_evaluations(recipe, teacher, left, faults, download=download)
             if given is not None:
                 faults.of(lambda: check_chat(recipe.eval, given))
-        return Known(teacher, student, cut, text)
+        return Known(teacher, stages, text)
 
 
 def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faults: Faults) -> None:
