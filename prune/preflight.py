@@ -69,7 +69,9 @@ def student_facts(cut: Derivation | None, teacher: ModelFacts | None) -> ModelFa
     if cut is None or teacher is None:
         return None
     last = Cut(cut.plan.kept_layers, cut.plan.num_layers)
-    return ModelFacts("the student", cut.student, teacher.side, (last, *(last.of(first) for first in teacher.cuts[-1:])))
+    return ModelFacts(
+        "the student", cut.student, teacher.side, (last, *(last.of(first) for first in teacher.cuts[-1:]))
+    )
 
 
 def reading(choice: Choice, repair: RepairConfig | None) -> list[CalibrationConfig]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.base.disk import sha256_file, write_json
 from compress.base.errors import InputError, UsageError
@@ -97,7 +97,8 @@ class Student:
             repaired = repair(call.repair, call.folder, at, plan.kept_layers, plan.num_layers)
             sha256 |= {path.name: sha256_file(path) for path in at.glob(WEIGHT_FILES)}
         inputs = prune_inputs(call.fingerprint.result, self.keep, call.repair)
-        record = plan.to_dict() | self._original() | {
+        record = plan.to_dict() | {
+            **self._original(),
             "method": "spec" if self.ranking is None else self.ranking.method,
             "scores": None if self.ranking is None else self.ranking.scores or None,
             "ranking": None if self.ranking is None else self.ranking.details,

@@ -137,7 +137,9 @@ class Recipe:
         if self.student is not None and self.stages:
             raise ValueError("a chain cuts the teacher: leave `stages` out, or `student`")
         if self.stages and names_layers(self.prune):
-            raise ValueError("each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`")
+            raise ValueError(
+                "each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`"
+            )
         chain(self.stages, self.prune, self.distill)
 
     @property

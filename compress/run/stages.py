@@ -53,8 +53,8 @@ class StageConfig:
             check_spec(self.keep)
         if not self.cuts and self.teacher != "self":
             raise ValueError(
-                "it cuts nothing: write `keep` or `layers`, or `teacher: self` for the student before to teach the last "
-                "cut anew"
+                "it cuts nothing: write `keep` or `layers`; or `teacher: self`, for the student before to teach the "
+                "last cut anew"
             )
         if self.cuts and self.teacher == "self":
             raise ValueError("`self` teaches the last cut anew: leave `keep` and `layers` out, or write `previous`")
