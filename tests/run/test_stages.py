@@ -10,12 +10,13 @@ from fault_injection import Signal
 from helpers import run_cli
 from recipe_world import make_run_world, make_steps
 from safetensors.torch import load_file
+from torch.nn.functional import cosine_similarity, layer_norm
 from transformers import AutoModelForCausalLM
 
 from compress.base.disk import read_json
 from compress.base.errors import UsageError
 from compress.data import TokenStore
-from compress.distill.config import DistillConfig, HiddenConfig, Weights
+from compress.distill.config import HiddenConfig
 from compress.distill.objective.pairs import block_pairs
 from compress.distill.objective.part import Pair
 from compress.model.cuts import cuts_of, kept_layers
@@ -51,6 +52,11 @@ def first_measured(work: Path) -> dict[str, float]:
     return found
 
 
+def heldout(run: Path) -> torch.Tensor:
+    store = TokenStore.open(run / "data")
+    return torch.as_tensor(store.heldout(store.num_heldout)).long()
+
+
 def kl(teacher: Path, student: Path, rows: torch.Tensor) -> float:
     """KL(teacher || student) a predicted token in float64, from the models as transformers has them."""
     log_p, log_q = (
@@ -62,8 +68,7 @@ def kl(teacher: Path, student: Path, rows: torch.Tensor) -> float:
 
 @torch.no_grad()
 def test_each_stage_starts_from_and_is_taught_by_what_the_recipe_says(run: Path, world: Path) -> None:
-    store = TokenStore.open(run / "data")
-    rows = torch.as_tensor(store.heldout(store.num_heldout)).long()
+    rows = heldout(run)
     one, two = run / "stages" / "1", run / "stages" / "2"
     for work, teacher, start in (
         (one / "train", world / "teacher", one / "student-init"),
@@ -95,7 +100,7 @@ def test_the_report_and_verify_know_the_stages(run: Path, world: Path) -> None:
 def test_the_plan_has_every_stage(world: Path, tmp_path: Path) -> None:
     done = run_cli(*command(world, tmp_path / "run", "--dry-run"))
     assert done.returncode == 0, done.stderr
-    for words in ("keep 3 of 4 layers", "keep 2 of 3 layers: 0,2", "distill-1: 1.98k", "distill-2: ", "distill: "):
+    for words in ("keep 3 of 4 layers", "keep 2 of 3 layers: 0,2", "distill-1: 2.05k", "distill-2: ", "distill: "):
         assert words in done.stdout, done.stdout
     assert not (tmp_path / "run").exists()
 
@@ -124,7 +129,7 @@ def test_a_cut_of_a_cut_is_the_cut_of_the_first_and_says_so(world: Path, tmp_pat
 
 def test_a_kill_in_the_second_stage_changes_nothing(run: Path, world: Path, tmp_path: Path) -> None:
     strike = Signal(at=("compress.distill.loop.checkpoint:save_file",), path="*stages/2/train/*", call=2)
-    killed = warm(command(world, tmp_path / "run"), faults=[strike])
+    killed = warm().run((strike,), *command(world, tmp_path / "run"))
     assert killed.returncode == -9
     assert not (tmp_path / "run/stages/2/student").exists()
     done = run_cli(*command(world, tmp_path / "run"))
@@ -134,14 +139,20 @@ def test_a_kill_in_the_second_stage_changes_nothing(run: Path, world: Path, tmp_
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
-def test_hidden_states_of_a_later_stage_are_paired_with_the_first_teachers(world: Path, tmp_path: Path) -> None:
+def test_hidden_states_of_a_later_stage_are_compared_with_the_first_teachers(world: Path, tmp_path: Path) -> None:
+    """The student's first block is the teacher's block 1: their distance at step 0, in float64."""
     stages = "stages=[{keep: '0,1,3', tokens: 1k}, {keep: '1,2', tokens: 1k}]"
-    recipe = load_recipe(world / "recipe.yaml", [stages, "distill.weights={hidden: 1}"])
+    hidden = ["distill.weights={hidden: 1}", "distill.hidden={leave_out_last: 1}"]
+    recipe = load_recipe(world / "recipe.yaml", [stages, *hidden])
     make_steps(recipe, tmp_path, world / "teacher", "data", "prune-1", "distill-1", "prune", "distill")
-    assert read_json(tmp_path / "student-init" / "prune.json")["original"]["kept_layers"] == [1, 3]
-    assert recipe.chain[1].distill == DistillConfig(
-        **{**vars(recipe.distill), "tokens": 1000, "seed": 1, "weights": Weights(hidden=1)}
+    own, theirs = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)(heldout(tmp_path), output_hidden_states=True)
+        for folder in (tmp_path / "student-init", world / "teacher")
     )
+    states = (own.hidden_states[1].detach(), theirs.hidden_states[2].detach())
+    a, b = (layer_norm(each[:, :-1], each.shape[-1:]) for each in states)
+    expected = float((1 - cosine_similarity(a, b, dim=-1)).mean())
+    assert first_measured(tmp_path / "train")["heldout_hidden"] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,9 @@ def _tiles(report: Record) -> list[tuple[str, str, str]]:
 
 def _losses(report: Record, run: RunFiles) -> str:
     panels = loss_panels(report, run)
-    for number, stage in reversed([*enumerate(run.stages[:-1], start=1)]):
+    for place, stage in reversed([*enumerate(run.stages[:-1], start=1)]):
         earlier = replace(run, train_rows=stage.train_rows, heldout_rows=stage.heldout_rows)
-        of_stage = [replace(panel, title=f"Stage {number}: {panel.title}") for panel in loss_panels(report, earlier)]
+        of_stage = [replace(panel, title=f"Stage {place}: {panel.title}") for panel in loss_panels(report, earlier)]
         panels = [*of_stage, *panels]
     if not panels:
         return ""

@@ -72,11 +72,11 @@ _STAGE: Sequence[tuple[str, str, Callable[[float], str]]] = (
 def stages(report: Record) -> Table:
     """The stages of a chain of cuts."""
     rows = []
-    for number, stage in enumerate(report.get("stages") or (), start=1):
+    for place, stage in enumerate(report.get("stages") or (), start=1):
         kept = stage["kept_layers"]
         layers = [NONE, NONE] if kept is None else [layer_ranges(kept), str(len(kept))]
         cells = [cell(stage, key, show) for key, _, show in _STAGE]
-        rows.append([str(number), _TAUGHT_BY.get(stage["taught_by"], NONE), *layers, *cells])
+        rows.append([str(place), _TAUGHT_BY.get(stage["taught_by"], NONE), *layers, *cells])
     return Table(
         title="Stages",
         note="Each heals a cut of the student before it. KL is to the one that taught it, held out, nats a token.",
