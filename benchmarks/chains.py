@@ -67,9 +67,7 @@ def stages_of(options: argparse.Namespace, way: str) -> list[dict[str, Any]]:
     found = {
         "once": [direct],
         "chain": [cut(options, each) for each in options.chain],
-        "previous": [
-            cut(options, each) | {"teacher": "previous" if i else "original"} for i, each in enumerate(options.chain)
-        ],
+        "previous": [cut(options, first), *(cut(options, each) | {"teacher": "previous"} for each in later)],
         "self": [direct, {"teacher": "self"}],
     }[way]
     return [stage | {"tokens": options.tokens // len(found)} for stage in found]
