@@ -233,6 +233,7 @@ EARLY: dict[str, Early] = {
             "stage 2: layers = 3: the student of stage 1 has 2 layers",
         ),
         ("prune.keep=null stages=[{keep:0-2},{keep:0-2}]", "stage 2: it keeps all 3 layers of the student of stage 1"),
+        ("prune.keep=null distill.train=seams stages=[{keep:0-2},{teacher:self}]", "stage 2: train: seams trains"),
         (
             "prune.keep=null data.tokens=2k stages=[{keep:0-2,tokens:2k},{keep:0-1,tokens:9k}]",
             "stage 2: tokens = 9000 needs",
