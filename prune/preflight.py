@@ -64,14 +64,12 @@ def check_prune(
     return cut
 
 
-def student_facts(cut: Derivation | None, teacher: ModelFacts | None) -> ModelFacts | None:
-    """What is known of the student of a cut before it is made."""
+def student_facts(cut: Derivation | None, teacher: ModelFacts | None, cuts: tuple[Cut, ...] = ()) -> ModelFacts | None:
+    """What is known of the student of a cut before it is made; `cuts` are those of its teacher in a chain."""
     if cut is None or teacher is None:
         return None
     last = Cut(cut.plan.kept_layers, cut.plan.num_layers)
-    return ModelFacts(
-        "the student", cut.student, teacher.side, (last, *(last.of(first) for first in teacher.cuts[-1:]))
-    )
+    return ModelFacts("the student", cut.student, teacher.side, (last, *(last.of(first) for first in cuts[-1:])))
 
 
 def reading(choice: Choice, repair: RepairConfig | None) -> list[CalibrationConfig]:

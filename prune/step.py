@@ -43,8 +43,8 @@ def prune(
     The weights are copied byte for byte, unless `storage` asks for a cast, and the tokenizer, generation config, chat
     template and licence as they are. With `check`, the student's logits are compared with the teacher's, dropped layers
     skipped, where its fp32 weights fit in memory. With `repair` the cut is then repaired by least squares (see
-    `compress.prune.repair`). `out/prune.json` says what was done; and where the teacher is a cut itself, or was healed
-    from the one in `healed_from`, which layers of the first model stay.
+    `compress.prune.repair`). `out/prune.json` says what was done; and of a teacher that is the cut in `healed_from`, or
+    was healed from it, which layers of the model that this was cut from stay, the first of a chain.
 
     Raises:
         UsageError: `keep` is no SPEC or reaches outside the layers, `out` is not free, a measure lacks its text, or
@@ -118,7 +118,7 @@ def _prune(
             check=check,
             repair=repair,
             storage=storage,
-            cuts=cuts_of(healed_from or folder),
+            cuts=() if healed_from is None else cuts_of(healed_from),
         )
         stack.enter_context(disk_errors(asked[0][0]))
         staged = [stack.enter_context(staged_folder(out)) for out, _ in asked]

@@ -55,7 +55,7 @@ class Call:
     repair: RepairConfig | None
     storage: StorageConfig
     cuts: tuple[Cut, ...]
-    """Of the teacher, where it is a cut itself (see `ModelFacts`)."""
+    """Of the cut that the teacher was healed from."""
     started: float = dataclasses.field(default_factory=time.monotonic)
 
 
@@ -119,7 +119,7 @@ class Student:
         return PruneResult(out=out, plan=plan, check=checked, record=record)
 
     def _original(self) -> dict[str, Any]:
-        """Of a cut of a cut, the layers of the first model that stay."""
+        """Of a later cut of a chain, the layers of the first model that stay."""
         if not self.call.cuts:
             return {}
         plan = self.derivation.plan

@@ -82,7 +82,7 @@ def _cut(
     if recipe.stages and cut is not None and not cut.plan.dropped_layers:
         layers = f"all {cut.plan.num_layers} layers of {source.name}"
         asked.found.append(UsageError(f"it keeps {layers}: name fewer, or cut nothing and write `teacher: self`."))
-    return StageFacts(stage, cut, student_facts(cut, source))
+    return StageFacts(stage, cut, student_facts(cut, source, source.cuts if before else ()))
 
 
 def _check_healing(recipe: Recipe, facts: StageFacts, text: TextFacts, left: Left, faults: Faults) -> None:

@@ -108,7 +108,7 @@ def test_the_plan_has_every_stage(world: Path, tmp_path: Path) -> None:
 def test_a_cut_of_a_cut_is_the_cut_of_the_first_and_says_so(world: Path, tmp_path: Path) -> None:
     teacher = world / "teacher"
     prune(teacher, tmp_path / "three", "0,1,3")
-    prune(tmp_path / "three", tmp_path / "two", "1-2")
+    prune(tmp_path / "three", tmp_path / "two", "1-2", healed_from=tmp_path / "three")
     prune(teacher, tmp_path / "direct", "1,3")
     found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "direct"))
     assert found.keys() == expected.keys()
