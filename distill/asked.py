@@ -24,7 +24,7 @@ from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import check_cache
 from compress.distill.teachers.several import role_of
 from compress.distill.teachers.source import OpenedTeacher
-from compress.model.facts import kept_layers
+from compress.model.cuts import cuts_of, kept_layers
 from compress.model.load import load_config
 
 
@@ -105,7 +105,8 @@ class Checked:
     def needs(self) -> Needs:
         """Which of the teacher's signals its objective asks for."""
         guide = None if self.teacher is None else load_config(self.teacher)
-        return make_objective(self.config, Pair(load_config(self.start), guide, kept_layers(self.start))).needs
+        kept = kept_layers(cuts_of(self.start), guide)
+        return make_objective(self.config, Pair(load_config(self.start), guide, kept)).needs
 
     def open(
         self, selection: Selection | None, guide: OpenedTeacher | None, needs: Needs, *, together: bool
@@ -131,15 +132,16 @@ class Checked:
 
     def planner(self) -> Planner:
         """What it needs with other options, unchecked."""
+        guide = None if self.teacher is None else load_config(self.teacher)
         return functools.partial(
             plan_distill,
             student=load_config(self.start),
-            teacher=None if self.teacher is None else load_config(self.teacher),
+            teacher=guide,
             num_rows=self.store.num_rows,
             seq_len=self.store.seq_len,
             device=default_device(),
             processes=count(),
-            kept=kept_layers(self.start),
+            kept=kept_layers(cuts_of(self.start), guide),
             cached=self.cache is not None,
             others=tuple(map(load_config, self.others)),
         )

@@ -37,6 +37,7 @@ from compress.distill.teachers.caching import check_rounding
 from compress.distill.teachers.config import CacheConfig
 from compress.distill.teachers.planning import plan_cache
 from compress.distill.teachers.quantization import check_quantization, require_torchao
+from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
 from compress.model.lengths import check_rows
@@ -310,4 +311,5 @@ def _check_memory(
 
 
 def _pair(student: ModelFacts, teacher: ModelFacts | None) -> Pair:
-    return Pair(student.config, None if teacher is None else teacher.config, student.kept)
+    source = None if teacher is None else teacher.config
+    return Pair(student.config, source, kept_layers(student.cuts, source))

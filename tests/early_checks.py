@@ -241,6 +241,20 @@ EARLY: dict[str, Early] = {
     ),
     "eval.speed_batches": early("as eval.speed_batch", ("eval.speed_batches=[1G]", "for weights and key-value")),
     "eval.device": early("is there", ("eval.device=gpu", "device = 'gpu' cannot be used here")),
+    "stages": early(
+        "each keeps fewer layers than the one before, and has what `prune` and `distill` ask for",
+        ("prune.keep=null stages=[{keep:0-2},{keep:0-3}]", "stage 2: --keep 0-3: 0-3 is out of range"),
+        (
+            "prune.keep=null stages=[{layers:2,by:random},{layers:3,by:random}]",
+            "stage 2: layers = 3: the student of stage 1 has 2 layers",
+        ),
+        ("prune.keep=null stages=[{keep:0-2},{keep:0-2}]", "stage 2: it keeps all 3 layers of the student of stage 1"),
+        ("prune.keep=null distill.train=seams stages=[{keep:0-2},{teacher:self}]", "stage 2: train: seams trains"),
+        (
+            "prune.keep=null data.tokens=2k stages=[{keep:0-2,tokens:2k},{keep:0-1,tokens:9k}]",
+            "stage 2: tokens = 9000 needs",
+        ),
+    ),
 }
 LATER = {
     "prune.cast": "a weight that is too large for the dtype: when it is read",

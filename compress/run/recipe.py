@@ -18,6 +18,7 @@ from compress.distill import CacheConfig, DistillConfig
 from compress.evaluate import EvalConfig
 from compress.generate import GenerateConfig
 from compress.prune import PruneConfig
+from compress.run.stages import Stage, StageConfigs, chain, names_layers
 
 _LONGEST_NAME = 200
 
@@ -148,10 +149,24 @@ class Recipe:
     """What to measure."""
     sweep: Annotated[SweepConfig | None, Before(None)] = None
     """What `compress sweep` runs in place of one run."""
+    stages: Annotated[StageConfigs, Before(())] = ()
+    """Cut and heal several times, each stage the student of the one before; the last one's student is the run's."""
 
     def __post_init__(self) -> None:
         if self.student is not None and self.prune != PruneConfig():
             raise ValueError("a given `student` is trained as it is: leave `prune` out, or `student`")
+        if self.student is not None and self.stages:
+            raise ValueError("a chain cuts the teacher: leave `stages` out, or `student`")
+        if self.stages and names_layers(self.prune):
+            raise ValueError(
+                "each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`"
+            )
+        chain(self.stages, self.prune, self.distill)
+
+    @property
+    def chain(self) -> tuple[Stage, ...]:
+        """What is cut and healed, one after the other: once without `stages`."""
+        return chain(self.stages, None if self.student else self.prune, self.distill)
 
 
 @config

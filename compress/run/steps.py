@@ -7,7 +7,7 @@ longer current is said, and left as it is until the user asks for it (see `compr
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json
@@ -113,3 +113,20 @@ def states(steps: Sequence[Step]) -> dict[str, tuple[State, list[str]]]:
 def groups_of(steps: Iterable[Step]) -> frozenset[str]:
     """The groups that the steps belong to."""
     return frozenset(step.group for step in steps)
+
+
+class Left(NamedTuple):
+    """The steps that are left to make."""
+
+    groups: frozenset[str]
+    places: tuple[Path, ...]
+    """Where they will leave what they make."""
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> "Left":
+        """What is known of these steps."""
+        return cls(groups_of(steps), tuple(place for step in steps for place in step.places))
+
+    def will_make(self, path: str | None) -> bool:
+        """Whether one of them is to make what lies there."""
+        return path is not None and any(Path(path).is_relative_to(place) for place in self.places)

@@ -26,6 +26,8 @@ def links_of(run: RunFolder) -> list[Link]:
         layout = Layout(run.path)
         taught = "teacher.finetune" if run.resolved.teacher.finetune else "teacher.scratch.train"
         sections = {**_SECTIONS, "teacher": taught}
+        for stage in run.resolved.chain if run.resolved.stages else ():
+            sections |= dict.fromkeys(map(stage.step, ("prune", "distill")), f"stages.{stage.number - 1}")
         found = [_of_step(step, run, sections) for step in steps_of(run.resolved, layout, local_model)]
     else:
         found = list(_of_records(run))

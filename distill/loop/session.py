@@ -40,7 +40,7 @@ from compress.distill.teachers.cached import CachedTeacher, check_vocabulary
 from compress.distill.teachers.several import SeveralTeachers, other_inputs
 from compress.distill.teachers.shared import SharedTeacher
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
-from compress.model.facts import kept_layers
+from compress.model.cuts import cuts_of, kept_layers
 from compress.model.files import model_fingerprint
 from compress.model.load import load_config
 from compress.model.vocabulary import check_data, shared_ids
@@ -131,8 +131,9 @@ def open_session(
         _check_same_run(found[1], config, inputs, found[0])
 
     # Both models, as the objective needs them and as this machine can have them.
+    source = None if teacher is None else load_config(teacher)
     guides = tuple(map(load_config, others))
-    pair = Pair(load_config(student), None if teacher is None else load_config(teacher), kept_layers(student), guides)
+    pair = Pair(load_config(student), source, kept_layers(cuts_of(student), source), guides)
     learning = sketch(config, pair, bf16=False)
     per_token = training_flops_per_token(learning, pair.teacher, store.seq_len, guides)
     here = resolve(

@@ -6,7 +6,7 @@ from compress.report.cells import layer_ranges
 from compress.report.judge.verdicts import alarm_lines
 from compress.report.outputs import MARK
 from compress.report.pages.extracts import manifest_blocks, sample_rows
-from compress.report.run_files import Record, RunFiles
+from compress.report.run_files import Record, RunFiles, layers_of
 from compress.report.tables.table import Table, labels
 from compress.report.tables.tables import all_tables
 
@@ -17,7 +17,7 @@ def markdown_page(report: Record, run: RunFiles) -> str:
     """The report as GitHub-flavoured Markdown."""
     parts = head(report)
     if (layers := report["prune"]) and layers.get("kept_layers") is not None:
-        kept, dropped = (layer_ranges(layers.get(key) or []) for key in ("kept_layers", "dropped_layers"))
+        kept, dropped = map(layer_ranges, layers_of(layers))
         parts.append(f"Kept layers: {kept or 'none'}. Dropped layers: {dropped or 'none'}.")
     parts += [markdown_table(table) for table in all_tables(report)]
     parts += _samples(report)

@@ -63,6 +63,33 @@ def _cache_words(cache: Record) -> str:
     return f"a cache of the teacher's {what}, {size}, {per_token:,.0f} bytes a token"
 
 
+_TAUGHT_BY = {"original": "the teacher", "previous": "the student before", "self": "the student before"}
+_STAGE: Sequence[tuple[str, str, Callable[[float], str]]] = (
+    ("parameters", "Parameters", format_count),
+    ("tokens", "Tokens", fixed(0)),
+    ("heldout_kl_before", "KL before", fixed(4)),
+    ("heldout_kl", "KL after", fixed(4)),
+    ("seconds", "Wall time", format_seconds),
+)
+
+
+def stages(report: Record) -> Table:
+    """The stages of a chain of cuts."""
+    rows = []
+    for place, stage in enumerate(report.get("stages") or (), start=1):
+        kept = stage["kept_layers"]
+        layers = [NONE, NONE] if kept is None else [layer_ranges(kept), str(len(kept))]
+        cells = [cell(stage, key, show) for key, _, show in _STAGE]
+        rows.append([str(place), _TAUGHT_BY.get(stage["taught_by"], NONE), *layers, *cells])
+    return Table(
+        title="Stages",
+        note="Each heals a cut of the student before it. KL is to the one that taught it, held out, nats a token.",
+        columns=["Stage", "Taught by", "Layers that stay", "Layers", *(label for _, label, _ in _STAGE)],
+        rows=rows,
+        text_columns=3,
+    )
+
+
 def selection(report: Record) -> Table:
     """How hard the text was, and what of it was learned from."""
     found = selection_of(report)
