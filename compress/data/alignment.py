@@ -56,7 +56,7 @@ class Retelling:
         from tokenizers import Tokenizer
 
         self._spelling, self._eos = Spelling(tokenizer), tokenizer_spec(tokenizer).eos_id
-        spec = tokenizer_spec(other)
+        self._other_spelling, spec = Spelling(other), tokenizer_spec(other)
         self.eos_id, self._framing, self._limit = spec.eos_id, own_framing(spec), limit
         # without what frames texts, which may move the offsets off white space
         self._other = Tokenizer.from_str(json.dumps({**json.loads(spec.definition), "post_processor": None}))
@@ -87,7 +87,7 @@ class Retelling:
             start = self._framing.documents if number else self._framing.rows
             begun.append(len(ids))
             ids += [*start, *encoding.ids]
-            read += [np.full(len(start), base), _marked(_ends(encoding.offsets, len(document.text)), base)]
+            read += [np.full(len(start), base), _marked(self._read(encoding, document.text), base)]
             ours.append(_marked(document.ends, base))
             base += len(document.text) + 1  # what has read EOS is at the start of the next one
             if document.ended:
@@ -100,12 +100,19 @@ class Retelling:
         limit = len(ids) if self._limit is None else self._limit
         return Retold(np.array(ids, np.int64)[:limit], starts[:limit], pairs[pairs[:, 1] < limit])
 
+    def _read(self, encoding: Any, text: str) -> Ids:
+        """How many characters of a text the first 1, 2, ... of its tokens make, by their bytes; by the tokenizer's
+        offsets, which know no part of a run of bytes, where it rewrites the text (NFC)."""
+        for begins in (True, False):
+            spelled, ends = self._other_spelling.read(np.array(encoding.ids, np.int64), begins=begins)
+            if spelled == text:
+                return ends
+        return _ends(encoding.offsets, len(text))
+
 
 def _ends(offsets: list[tuple[int, int]], length: int) -> Ids:
     """How many characters of a text the first 1, 2, ... of its tokens make; -1 where the next one is of the same
     character. What a normalizer takes away belongs to the token before it."""
-    if not offsets:
-        return np.zeros(0, np.int64)
     starts, ends = np.array(offsets, np.int64).T
     following = np.append(starts[1:], length)
     return np.where(following >= ends, following, -1)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from compress.base.errors import InputError
 
-_SPACE = "\u2581"
+SPACE = "\u2581"
+"""What sentencepiece writes for a space: ▁."""
 _CONTINUES = 0x80
 """The two highest bits of a byte that begins no character."""
 
@@ -46,14 +47,15 @@ class Spelling:
         """
         pieces = [self._bytes[number] for number in ids.tolist()]
         whole, ends = b"".join(pieces), np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-        first = int(begins and self._adds_space and whole.startswith(b" "))
+        spaced = int(begins and self._adds_space and whole.startswith(b" "))
+        first = spaced
         while first < len(whole) and whole[first] & 0xC0 == _CONTINUES:
             first += 1
         text = _valid(whole[first:])
         starts = np.frombuffer(text.encode(), np.uint8) & 0xC0 != _CONTINUES
         before = np.full(len(whole) + 1, -1, dtype=np.int64)
         last = first + len(starts)
-        before[: first + 1] = 0
+        before[:spaced] = 0
         before[first:last][starts] = np.arange(len(text))
         before[last] = len(text)
         return text, before[ends]
@@ -70,7 +72,7 @@ def _valid(text: bytes) -> str:
 def _kinds(decoder: dict[str, Any] | None) -> Iterator[str]:
     """The kinds of a decoder's parts; of a Replace, those of ▁."""
     for part in (decoder or {}).get("decoders", [decoder] if decoder else []):
-        if part["type"] != "Replace" or part["pattern"].get("String") == _SPACE:
+        if part["type"] != "Replace" or part["pattern"].get("String") == SPACE:
             yield part["type"]
 
 
@@ -91,4 +93,4 @@ def _of_bytes(token: str) -> bytes:
 def _of_pieces(token: str) -> bytes:
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return bytes([int(token[3:5], 16)])
-    return token.replace(_SPACE, " ").encode()
+    return token.replace(SPACE, " ").encode()
