@@ -12,6 +12,7 @@ from compress.base.errors import UsageError
 from compress.base.machine import default_device
 from compress.base.processes import count, join, on_main
 from compress.base.progress import say, working
+from compress.data.alignment import Retelling
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_fit
 from compress.distill.loop.meters import MemoryMeter
@@ -25,6 +26,7 @@ from compress.distill.resources.switches import in_one_order, tuned
 from compress.distill.rows.scoring import selection_for
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import check_cache
+from compress.distill.teachers.other_tokenizer import measure_alignment, retelling_of
 from compress.model.facts import kept_layers
 from compress.model.load import load_config
 
@@ -80,12 +82,13 @@ def distill(
         return done
     with contextlib.ExitStack() as resources:
         on_main(lambda: resources.enter_context(_work_folder(work)))
-        if source is not None and not any((work / "checkpoints").glob("step-*")):
+        retelling = retelling_of(config, start, source)
+        if source is not None and retelling is None and not any((work / "checkpoints").glob("step-*")):
             on_main(lambda: check_framing(store, source))
         resources.enter_context(tuned(config))
         resources.enter_context(in_one_order(config))
         with working("planning the memory"):
-            plan, meter = _plan(config, start, source, store, cached=cache is not None)
+            plan, meter = _plan(config, start, source, store, cached=cache is not None, retelling=retelling)
         if not config.is_whole:
             how = f"train: {config.train}" if config.lora is None else f"lora, r = {config.lora.r}"
             say(f"{plan.trained_text()} parameters are trained ({how}).")
@@ -99,6 +102,7 @@ def distill(
                     teacher=source,
                     store=store,
                     cache=signals,
+                    retelling=retelling,
                     selection=selection,
                     inputs=inputs,
                     work=work,
@@ -114,7 +118,13 @@ def distill(
 
 
 def _plan(
-    config: DistillConfig, student: Path, teacher: Path | None, store: Any, *, cached: bool
+    config: DistillConfig,
+    student: Path,
+    teacher: Path | None,
+    store: Any,
+    *,
+    cached: bool,
+    retelling: Retelling | None,
 ) -> tuple[DistillPlan, MemoryMeter]:
     """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
     device = default_device()
@@ -128,6 +138,7 @@ def _plan(
         processes=count(),
         kept=kept_layers(student),
         cached=cached,
+        teacher_tokens=None if retelling is None else measure_alignment(retelling, store).teacher_tokens,
     )
     return check_fit(config, plan, device), MemoryMeter(device)
 

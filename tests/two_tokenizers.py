@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from helpers import byte_tokenizer, save_tiny_model
+from helpers import SHARED_DATA, byte_tokenizer, save_tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 TEXTS = [
     "The cat sat on the mat. The cats sat, and the mat was flat; number 12 comes after 11.",
     "Кошка сидела на ковре. Кошки сидели, а ковёр лежал.",
@@ -81,7 +80,7 @@ def llama_like() -> PreTrainedTokenizerFast:
 
 def gpt_neox() -> Any:
     """The real one, of the optional data folder; None without it."""
-    place = SHARED / "tokenizers" / "gpt-neox" / "tokenizer.json"
+    place = SHARED_DATA / "tokenizers" / "gpt-neox" / "tokenizer.json"
     return PreTrainedTokenizerFast(tokenizer_file=str(place), eos_token="<|endoftext|>") if place.is_file() else None
 
 

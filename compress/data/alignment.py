@@ -126,5 +126,7 @@ def _same(ours: Ids, theirs: Ids) -> Ids:
     """The last places [A, 2] of each number that both have, but for -1."""
     found = [np.unique(numbers[::-1], return_index=True) for numbers in (ours, theirs)]
     common, *places = np.intersect1d(found[0][0], found[1][0], return_indices=True)
-    pairs = [len(numbers) - 1 - first[at] for numbers, (_, first), at in zip((ours, theirs), found, places, strict=True)]
+    pairs = [
+        len(numbers) - 1 - first[at] for numbers, (_, first), at in zip((ours, theirs), found, places, strict=True)
+    ]
     return np.stack(pairs, axis=1)[common >= 0].astype(np.int64)

@@ -37,11 +37,13 @@ class TextFacts(NamedTuple):
     num_rows: int | None
     """Training rows; None where they are counted only when the text is prepared."""
     num_heldout: int
+    marked: bool = False
+    """Whether the rows are known to be of conversations."""
 
 
 def facts_of_store(store: TokenStore) -> TextFacts:
     """The facts of a finished token store."""
-    return TextFacts(store.seq_len, store.num_rows, store.num_heldout)
+    return TextFacts(store.seq_len, store.num_rows, store.num_heldout, store.marked)
 
 
 def facts_of_plan(config: DataConfig) -> TextFacts:
@@ -70,7 +72,8 @@ def check_data(config: DataConfig, model: ModelFacts | None, out: Path, faults: 
     spec = None if model is None else faults.of(lambda: tokenizer_spec(model.tokenizer))
     if spec is not None:
         faults.of(lambda: check_space(config, spec, out))
-    return facts_of_plan(config)
+    marked = any(form is not None and not form.is_text for form in forms)
+    return facts_of_plan(config)._replace(marked=marked)
 
 
 def check_text(name: str, column: str, faults: Faults) -> None:

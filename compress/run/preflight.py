@@ -16,19 +16,18 @@ from compress.base.documents import load_yaml
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
 from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
-from compress.distill.preflight import check_caching, check_distill
+from compress.distill.preflight import check_caching, check_distill, check_tokens
 from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
-from compress.model.vocabulary import common_ids
 from compress.prune import RankAfterConfig, check_prune, student_facts
 from compress.prune.plan import Derivation
 from compress.report import report_outputs
 from compress.run.caching import cache_folder
 from compress.run.layout import Layout
 from compress.run.rank_after import check_ranking, ranking_output
-from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
+from compress.run.recipe import Recipe, ScratchTeacher, is_resolved, recipe_output
 from compress.run.recipe_steps import measures_data
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Step, groups_of
@@ -80,8 +79,14 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
     Of what lies on the hub only small files are fetched, and with `download` the benchmarks' data sets.
     """
     with _teacher(recipe, layout, left, faults) as teacher:
-        given = _given_student(recipe.student, teacher, left, faults)
+        own = recipe.student
+        given = None if own is None else look_at_model(own.model, faults, own.revision)
         text = _text(recipe, layout, left, given or teacher, faults)
+        if given is not None and teacher is not None and "distill" in left.groups:
+            cached = recipe.teacher.cache is not None
+            known = functools.partial(check_tokens, recipe.distill, given, teacher)
+            tuned = recipe.teacher.finetune is not None
+            faults.of(lambda: known(cached=cached, marked=text.marked, finetuned=tuned))
         cut = None
         if teacher is not None and recipe.student is None:
             own = measures_data(recipe.prune) or left.will_make(recipe.prune.calibration)
@@ -152,18 +157,6 @@ def _teacher(recipe: Recipe, layout: Layout, left: Left, faults: Faults) -> Iter
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield faults.of(lambda: _to_be_trained(scratch, left, Path(folder)))
-
-
-def _given_student(
-    config: GivenStudent | None, teacher: ModelFacts | None, left: Left, faults: Faults
-) -> ModelFacts | None:
-    """What is known of a student that is no cut, which has to share the teacher's vocabulary."""
-    if config is None:
-        return None
-    student = look_at_model(config.model, faults, config.revision)
-    if student is not None and teacher is not None and "distill" in left.groups:
-        faults.of(lambda: common_ids(student.side, teacher.side))
-    return student
 
 
 def _to_be_trained(scratch: ScratchTeacher, left: Left, folder: Path) -> ModelFacts:

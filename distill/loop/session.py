@@ -10,6 +10,7 @@ from compress.base.disk import sha256_json
 from compress.base.errors import UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
+from compress.data.alignment import Retelling
 from compress.distill.config import DistillConfig
 from compress.distill.loop import checkpoint
 from compress.distill.loop.accelerator import make_accelerator, prepare_model
@@ -34,6 +35,7 @@ from compress.distill.students.parts import sketch
 from compress.distill.students.student import Student, WithLearned, load_student
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import CachedTeacher, check_vocabulary
+from compress.distill.teachers.other_tokenizer import measure_alignment
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
 from compress.model.facts import kept_layers
 from compress.model.files import model_fingerprint
@@ -97,13 +99,15 @@ def open_session(
     teacher: Path | None,
     store: Any,
     cache: TeacherCache | None = None,
+    retelling: Retelling | None = None,
     selection: Selection | None,
     inputs: dict[str, Any],
     work: Path,
 ) -> Session:
     """Check everything that can be checked, load the models, and continue from the last checkpoint if there is one.
 
-    With a `cache` the teacher is not loaded: how much is measured, and how, is as if it were.
+    With a `cache` the teacher is not loaded: how much is measured, and how, is as if it were. With a `retelling` the
+    teacher has another tokenizer.
 
     Raises:
         UsageError: a budget the store cannot fill, a missing tracker, or a checkpoint of another run in `work`.
@@ -111,7 +115,7 @@ def open_session(
     """
     # What needs no model in memory: is there enough text, do tokenizers and data fit, is a checkpoint of this run?
     extent = budget(config, num_rows=store.num_rows, seq_len=store.seq_len)
-    vocabulary = shared_ids(student, teacher)
+    vocabulary = shared_ids(student, teacher if retelling is None else None)
     check_data(store, student, vocabulary)
     accelerator = make_accelerator(config, work)
     found = on_main(lambda: checkpoint.latest(work / "checkpoints"))
@@ -119,9 +123,18 @@ def open_session(
         _check_same_run(found[1], config, inputs, found[0])
 
     # Both models, as the objective needs them and as this machine can have them.
-    pair = Pair(load_config(student), None if teacher is None else load_config(teacher), kept_layers(student))
+    pair = Pair(
+        load_config(student),
+        None if teacher is None else load_config(teacher),
+        kept_layers(student),
+        retold=retelling is not None,
+    )
+    aligned = None if retelling is None else measure_alignment(retelling, store)
+    if aligned is not None:
+        say(aligned.describe())
+    ratio = 1.0 if aligned is None else aligned.teacher_tokens
     learning = sketch(config, pair, bf16=False)
-    per_token = training_flops_per_token(learning, pair.teacher, store.seq_len)
+    per_token = training_flops_per_token(learning, pair.teacher, store.seq_len, teacher_tokens=ratio)
     here = resolve(
         config,
         accelerator.device,
@@ -130,7 +143,8 @@ def open_session(
         flops=per_token * extent.rows * store.seq_len,
         documents_apart=config.document_mask or store.apart,
     )
-    of_row = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len) / (per_token * extent.rows)
+    measuring = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len, teacher_tokens=ratio)
+    of_row = measuring / (per_token * extent.rows)
     rows = _rows(config if found is None else _as_begun(config, found[1]), store, selection, of_row)
     heldout, once = rows.heldout(), rows.num_heldout * of_row
     measured = heldout_steps(config, extent.steps, once)
@@ -139,14 +153,23 @@ def open_session(
     objective = make_objective(config, pair)
     learner, guide = WithLearned(load_student(config, student, here, pair), objective.learned), OpenedTeacher()
     if teacher is not None:
-        guide = _guide(config, teacher, cache, here, objective=objective, vocabulary=vocabulary, heldout=heldout)
+        guide = _guide(
+            config,
+            teacher,
+            cache,
+            here,
+            objective=objective,
+            vocabulary=vocabulary,
+            heldout=heldout,
+            retelling=retelling,
+        )
 
     # The student and its loss are one module; the optimizer and a checkpoint's tensors need it split already.
     model: Any = StudentWithLoss(learner.model, objective, vocabulary)
     if here.sharding != "none":
         learner.shard(model, here)
     optimizer = make_optimizer(learner.model, config, objective.learned.parameters())
-    progress = Progress(best_by="heldout_hard" if teacher is None else "heldout_kl")
+    progress = Progress(best_by="heldout_hard" if teacher is None or pair.retold else "heldout_kl")
     if found is not None:
         checkpoint.restore(found[0], learner, optimizer)
         progress = read_progress(found[1], found[0])
@@ -179,6 +202,7 @@ def open_session(
             "attention": learner.model.config._attn_implementation,
             "teacher_kl": guide.kl,
             "cache": None if cache is None else cache.describe(),
+            "aligned": None if aligned is None else aligned._asdict(),
             "selection": None if selection is None else dict(selection.facts),
         },
     )
@@ -193,12 +217,15 @@ def _guide(
     objective: Objective,
     vocabulary: int,
     heldout: Batch,
+    retelling: Retelling | None,
 ) -> OpenedTeacher:
     """The teacher, or what a cache has of it."""
     if cache is not None:
         check_vocabulary(cache, vocabulary)
         return OpenedTeacher(CachedTeacher(cache, here.device, vocabulary), cache.teacher_kl)
-    return open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout)
+    return open_teacher(
+        config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout, retelling=retelling
+    )
 
 
 def _when_measured(rows: int, count: int, steps: int, once: float) -> str:

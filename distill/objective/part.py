@@ -16,6 +16,8 @@ class Pair(NamedTuple):
     teacher: Any | None
     kept: tuple[int, ...] | None = None
     """The teacher's layers that the student's blocks were; None where the student is no known cut."""
+    retold: bool = False
+    """Whether the teacher has another tokenizer, and tells the student's text in its own tokens."""
 
 
 class Outcome(NamedTuple):

@@ -33,20 +33,21 @@ _PEAK_BF16_FLOPS = {
 counts. What is not here is measured."""
 
 
-def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int) -> float:
+def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int, *, teacher_tokens: float = 1.0) -> float:
     """FLOPs a training token costs: one forward pass of the teacher, one and two backward ones of the student.
 
     `student` and `teacher` are model configs; or the student is a model on the meta device, of which the parameters
     that require gradients are trained (it can only be counted afterwards). With C the forward FLOPs of
     `Costs.prefill_flops`: C_t + 3 C_s, about 2 P_t + 6 P_s for P active parameters. What is frozen costs the product
     that carries the gradient on, and that only from the lowest trained block up: 4 P. Recomputation by gradient
-    checkpointing is not counted, nor what DoRA needs for lengths of rows.
+    checkpointing is not counted, nor what DoRA needs for lengths of rows. `teacher_tokens` is how many a teacher of
+    another tokenizer has for each.
     """
     model = student if isinstance(student, nn.Module) else empty_model(copy.deepcopy(student))
     costs = costs_of(model)
     forward = costs.prefill_flops(seq_len)
     flops = forward + _backward_flops(model, forward, costs.weight_flops)
-    return flops if teacher is None else flops + model_costs(teacher).prefill_flops(seq_len)
+    return flops if teacher is None else flops + _teacher_flops(teacher, seq_len, teacher_tokens)
 
 
 def _backward_flops(model: nn.Module, forward: float, of_weights: int) -> float:
@@ -70,9 +71,17 @@ def _lowest_trained(model: nn.Module) -> int:
     return next(trained, len(layers))
 
 
-def measuring_flops_per_token(student: Any, teacher: Any | None, seq_len: int) -> float:
+def measuring_flops_per_token(
+    student: Any | None, teacher: Any | None, seq_len: int, *, teacher_tokens: float = 1.0
+) -> float:
     """FLOPs a held-out token costs: a forward pass of each model. See `training_flops_per_token`."""
-    return sum(model_costs(model).prefill_flops(seq_len) for model in (student, teacher) if model is not None)
+    of_teacher = 0.0 if teacher is None else _teacher_flops(teacher, seq_len, teacher_tokens)
+    return of_teacher if student is None else model_costs(student).prefill_flops(seq_len) + of_teacher
+
+
+def _teacher_flops(teacher: Any, seq_len: int, tokens: float) -> float:
+    """Of a token of rows of `seq_len`, for which the teacher reads so many."""
+    return tokens * model_costs(teacher).prefill_flops(round(seq_len * tokens))
 
 
 class PeakFlops(NamedTuple):

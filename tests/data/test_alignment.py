@@ -1,4 +1,4 @@
-"""Which places of two tokenizers' rows have read the same text: against the tokenizers' own decoding, by brute force."""
+"""Which places of two tokenizers' rows have read the same: against the tokenizers' own decoding, by brute force."""
 
 import functools
 import itertools
@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_tokenizers import KINDS, TEXTS
 
-from compress.base.errors import InputError
 from compress.data.alignment import Retelling
 
 PARTS = st.sampled_from([text[i:j] for text in TEXTS for i in range(0, len(text), 5) for j in (i + 3, i + 11)])
