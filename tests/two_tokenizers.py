@@ -94,8 +94,8 @@ KINDS = {
 }
 
 
-def save_model_of(folder: Path, tokenizer: Any, **options: Any) -> Path:
+def save_model_of(folder: Path, tokenizer: Any, model_type: str = "llama", **options: Any) -> Path:
     """A tiny random model that reads by this tokenizer."""
-    save_tiny_model(folder, vocab_size=len(tokenizer), **options)
+    save_tiny_model(folder, model_type, vocab_size=len(tokenizer), **options)
     tokenizer.save_pretrained(folder)
     return folder
