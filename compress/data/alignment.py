@@ -24,10 +24,16 @@ class Retold(NamedTuple):
 
     ids: Ids
     """[T]"""
-    starts: NDArray[np.bool_]
-    """[T]: whether the token is the first of a document."""
+    documents: Ids
+    """[T] number of each token's document in the row, from 0."""
     pairs: Ids
     """[A, 2] places in the row, and in `ids`, that have read the same characters; in order."""
+
+
+def document_starts(documents: Ids) -> NDArray[np.bool_]:
+    """Where documents begin in a row [T] of their numbers."""
+    found: NDArray[np.bool_] = np.diff(documents, prepend=-1) > 0
+    return found
 
 
 class _Document(NamedTuple):
@@ -57,7 +63,7 @@ class Retelling:
 
         self._spelling, self._eos = Spelling(tokenizer), tokenizer_spec(tokenizer).eos_id
         self._other_spelling, spec = Spelling(other), tokenizer_spec(other)
-        self.eos_id, self._framing, self._limit = spec.eos_id, own_framing(spec), limit
+        self.eos_id, self.framing, self._limit = spec.eos_id, own_framing(spec), limit
         # without what frames texts, which may move the offsets off white space
         self._other = Tokenizer.from_str(json.dumps({**json.loads(spec.definition), "post_processor": None}))
         self._other.no_truncation()
@@ -81,24 +87,23 @@ class Retelling:
 
     def _retold(self, documents: list[_Document], encoded: list[Any]) -> Retold:
         ids: list[int] = []
-        begun, read, ours = [], [], []
+        sizes: list[int] = []
+        read, ours = [], []
         base = 0
         for number, (document, encoding) in enumerate(zip(documents, encoded, strict=True)):
-            start = self._framing.documents if number else self._framing.rows
-            begun.append(len(ids))
-            ids += [*start, *encoding.ids]
+            start = self.framing.documents if number else self.framing.rows
+            ids += [*start, *encoding.ids, *([self.eos_id] if document.ended else [])]
+            sizes.append(len(ids) - sum(sizes))
             read += [np.full(len(start), base), _marked(self._read(encoding, document.text), base)]
             ours.append(_marked(document.ends, base))
             base += len(document.text) + 1  # what has read EOS is at the start of the next one
             if document.ended:
-                ids.append(self.eos_id)
                 read.append(np.array([base]))
                 ours.append(np.array([base]))
-        starts = np.zeros(len(ids), np.bool_)
-        starts[[place for place in begun if place < len(ids)]] = True
+        numbers = np.repeat(np.arange(len(documents)), sizes)
         pairs = _same(np.concatenate(ours), np.concatenate(read))
         limit = len(ids) if self._limit is None else self._limit
-        return Retold(np.array(ids, np.int64)[:limit], starts[:limit], pairs[pairs[:, 1] < limit])
+        return Retold(np.array(ids, np.int64)[:limit], numbers[:limit], pairs[pairs[:, 1] < limit])
 
     def _read(self, encoding: Any, text: str) -> Ids:
         """How many characters of a text the first 1, 2, ... of its tokens make, by their bytes; by the tokenizer's

@@ -34,21 +34,28 @@ def evaluations(recipe: Recipe, layout: Layout, models: Models, before: list[Ste
         made = [step for step in before if step.group not in _NOT_FROM.get(name, ())]
         after = groups_of([*made, healed] if name == "student" else made)
         reference = None if name in _NOT_FROM else models.teacher
-        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after))
+        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after, models.tokenizer))
     if recipe.eval.speed:
         steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of([*before, healed])))
     return steps
 
 
 def _evaluation(
-    config: EvalConfig, layout: Layout, name: str, model: Folder, reference: Folder | None, after: frozenset[str]
+    config: EvalConfig,
+    layout: Layout,
+    name: str,
+    model: Folder,
+    reference: Folder | None,
+    after: frozenset[str],
+    tokenizer: Folder,
 ) -> Step:
     out = layout.evaluation(name)
 
     def make() -> None:
         say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
         beside = None if reference is None else reference()
-        evaluate_model(model(), config, teacher=beside, text=layout.data, out=out)
+        words = tokenizer()
+        evaluate_model(model(), config, teacher=beside, text=layout.data, out=out, text_tokenizer=words)
 
     return Step(
         name=f"eval {name}",

@@ -27,7 +27,7 @@ class Models(NamedTuple):
     """Where the text's tokenizer is: the student's, if it is no cut."""
 
     def reader(self) -> Path:
-        """Where the model is that the text's rows are framed for: the given teacher, if it reads the student's tokens."""
+        """Where the model is that text is framed for: the given teacher, if it reads the student's tokens."""
         assert self.given is not None, "a student of its own has a teacher that is given"
         given, student = self.given(), self.tokenizer()
         return given if same_tokens(student, given) else student

@@ -232,8 +232,9 @@ def _store_of(
     assert found is not None
     if named is not None:
         return named
-    guide = found[1] if found[1] is not None and same_tokens(*found) else None
-    prepare(options.data, found[0], layout.data, reader=guide)
+    learner, guide = found
+    reads = guide is not None and same_tokens(learner, guide)
+    prepare(options.data, learner, layout.data, reader=guide if reads else None)
     return layout.data
 
 

@@ -27,7 +27,7 @@ from compress.report import report_outputs
 from compress.run.caching import cache_folder
 from compress.run.layout import Layout
 from compress.run.rank_after import check_ranking, ranking_output
-from compress.run.recipe import Recipe, ScratchTeacher, is_resolved, recipe_output
+from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
 from compress.run.recipe_steps import measures_data
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Step, groups_of
@@ -79,14 +79,10 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
     Of what lies on the hub only small files are fetched, and with `download` the benchmarks' data sets.
     """
     with _teacher(recipe, layout, left, faults) as teacher:
-        own = recipe.student
-        given = None if own is None else look_at_model(own.model, faults, own.revision)
+        given = _given_student(recipe.student, faults)
         text = _text(recipe, layout, left, given or teacher, faults)
         if given is not None and teacher is not None and "distill" in left.groups:
-            cached = recipe.teacher.cache is not None
-            known = functools.partial(check_tokens, recipe.distill, given, teacher)
-            tuned = recipe.teacher.finetune is not None
-            faults.of(lambda: known(cached=cached, marked=text.marked, finetuned=tuned))
+            faults.of(lambda: _check_tokens(recipe, given, teacher, text))
         cut = None
         if teacher is not None and recipe.student is None:
             own = measures_data(recipe.prune) or left.will_make(recipe.prune.calibration)
@@ -157,6 +153,17 @@ def _teacher(recipe: Recipe, layout: Layout, left: Left, faults: Faults) -> Iter
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield faults.of(lambda: _to_be_trained(scratch, left, Path(folder)))
+
+
+def _given_student(config: GivenStudent | None, faults: Faults) -> ModelFacts | None:
+    """What is known of a student that is no cut."""
+    return None if config is None else look_at_model(config.model, faults, config.revision)
+
+
+def _check_tokens(recipe: Recipe, student: ModelFacts, teacher: ModelFacts, text: TextFacts) -> None:
+    """Raises as `check_tokens`."""
+    cached, tuned = recipe.teacher.cache is not None, recipe.teacher.finetune is not None
+    check_tokens(recipe.distill, student, teacher, cached=cached, marked=text.marked, finetuned=tuned)
 
 
 def _to_be_trained(scratch: ScratchTeacher, left: Left, folder: Path) -> ModelFacts:

@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.base.errors import Faults, UsageError
 from compress.data import TokenStore
-from compress.data.alignment import Retelling, Retold
+from compress.data.alignment import Retelling, Retold, document_starts
 from compress.distill.config import DistillConfig, divergence_of
 from compress.distill.objective.signals import Signals, read_signals
 from compress.distill.rows.batch import Guide, Ids, MicroBatch, document_boundaries
@@ -132,14 +132,16 @@ def guide_of(retelling: Retelling, batch: MicroBatch) -> Guide:
     places, predicting = labels[labels >= 0], theirs[labels >= 0]
     others = np.setdiff1d(np.arange(batch.labels.numel()), places)
     rows = _teacher_rows(batch, found, length, retelling.eos_id, predicting)
-    return Guide(rows=rows, places=torch.from_numpy(places), others=torch.from_numpy(others), divisor=float(len(places)))
+    return Guide(
+        rows=rows, places=torch.from_numpy(places), others=torch.from_numpy(others), divisor=float(len(places))
+    )
 
 
 def _teacher_rows(batch: MicroBatch, found: list[Retold], length: int, eos_id: int, predicting: Ids) -> MicroBatch:
     """Rows of `length` tokens, of which those in the flattened places `predicting` are looked at."""
     ids, starts = np.full((len(found), length), eos_id), np.zeros((len(found), length), np.bool_)
     for number, row in enumerate(found):
-        ids[number, : len(row.ids)], starts[number, : len(row.ids)] = row.ids, row.starts
+        ids[number, : len(row.ids)], starts[number, : len(row.ids)] = row.ids, document_starts(row.documents)
         starts[number, len(row.ids) : len(row.ids) + 1] = True
     positions = None if batch.positions is None else document_positions(starts)
     return MicroBatch(

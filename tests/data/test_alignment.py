@@ -84,10 +84,9 @@ def row_of(kind: str, documents: list[str], start: int, stop: int) -> tuple[list
 def told(kind: str, found: Any, texts: list[str]) -> Read:
     """What the places of a retold row have read, whose documents are these texts."""
     read: Read = []
-    places = [*np.flatnonzero(found.starts).tolist(), len(found.ids)]
-    for number, (first, last) in enumerate(itertools.pairwise(places)):
-        ids = found.ids[first:last].tolist()
-        ended = ids[-1] == tokenizer(kind).eos_token_id
+    for number in range(found.documents.max(initial=-1) + 1):
+        ids = found.ids[found.documents == number].tolist()
+        ended = ids[-1:] == [tokenizer(kind).eos_token_id]
         spaced = kind == "llama" or (kind == "unigram" and not texts[number].startswith(" "))
         prefixes = read_by(kind, ids[: len(ids) - ended], [], spaced=spaced)
         read += [None if prefix is None else (number, prefix) for prefix in prefixes] + [(number + 1, "")] * ended

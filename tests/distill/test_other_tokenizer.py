@@ -17,15 +17,14 @@ from two_tokenizers import TEXTS, byte_level, llama_like, save_model_of
 from compress.base.disk import read_json
 from compress.base.errors import CompressError, UsageError
 from compress.data import DataConfig, TokenStore, prepare
-from compress.data.alignment import Retelling
-from compress.distill import CacheConfig, DistillConfig, distillation_loss
-from compress.distill.config import DivergenceConfig, SelectConfig, Weights
+from compress.data.alignment import Retelling, document_starts
+from compress.distill import DistillConfig, distillation_loss
+from compress.distill.config import SelectConfig, Weights
 from compress.distill.objective.objective import make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.objective.schedules import setting_at
-from compress.distill.objective.signals import read_signals
-from compress.distill.rows.source import packed
 from compress.distill.rows.documents import starts_after_eos
+from compress.distill.rows.source import packed
 from compress.distill.teachers.other_tokenizer import RetoldTeacher, measure_alignment
 from compress.model.load import load_model, load_tokenizer
 
@@ -60,8 +59,7 @@ def ranked_distance(p: Any, q: Any) -> Any:
 def test_two_sizes_of_vocabulary(student_size: int, teacher_size: int) -> None:
     torch.manual_seed(0)
     hidden, head, states, other = (
-        torch.randn(*shape, dtype=torch.float64)
-        for shape in ((7, 12), (student_size, 12), (7, 9), (teacher_size, 9))
+        torch.randn(*shape, dtype=torch.float64) for shape in ((7, 12), (student_size, 12), (7, 9), (teacher_size, 9))
     )
     labels = torch.randint(0, student_size, (7,))
     leaves = hidden.requires_grad_(), head.requires_grad_()
@@ -97,7 +95,7 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
 def test_the_terms_of_a_batch_are_those_of_whole_logits(
     pair: World, uld: Callable[..., DistillConfig], tmp_path: Path, apart: bool
 ) -> None:
-    """soft: mean over the aligned labels of transformers' own logits of both; hard: over all labels; any micro-batch."""
+    """soft: over the aligned labels of transformers' own logits; hard: over all labels; in any micro-batches."""
     student, teacher = (
         load_model(folder, dtype=torch.float64, device=torch.device("cpu")) for folder in (pair.student, pair.teacher)
     )
@@ -112,7 +110,7 @@ def test_the_terms_of_a_batch_are_those_of_whole_logits(
         sides = []
         for model, ids, begun in (
             (student, row, np.zeros(SEQ_LEN, bool) if starts is None else starts[number]),
-            (teacher, told.ids, told.starts if apart else np.zeros(len(told.ids), bool)),
+            (teacher, told.ids, document_starts(told.documents) if apart else np.zeros(len(told.ids), bool)),
         ):
             parts = np.split(ids, np.flatnonzero(begun[1:]) + 1)
             sides.append(torch.cat([logits_of(model, torch.from_numpy(part)) for part in parts]))
@@ -120,7 +118,9 @@ def test_the_terms_of_a_batch_are_those_of_whole_logits(
         log_q = sides[0][:-1].log_softmax(-1)
         hard += [-log_q[place, batch.labels[number, place]].item() for place in np.flatnonzero(labelled)]
         pairs = [(ours, theirs) for ours, theirs in told.pairs.tolist() if ours < SEQ_LEN - 1 and labelled[ours]]
-        q, p = (side[list(places)].softmax(-1).numpy() for side, places in zip(sides, zip(*pairs, strict=True)))
+        q, p = (
+            side[list(places)].softmax(-1).numpy() for side, places in zip(sides, zip(*pairs, strict=True), strict=True)
+        )
         soft += ranked_distance(p, q).tolist()
     config = uld(alpha=0.5, document_mask=apart)
     for size in (1, 2, 5):
