@@ -36,7 +36,8 @@ def run(world: Path) -> Path:
 
 def test_it_learns_and_says_what_was_aligned(run: Path) -> None:
     record = read_json(run / "student" / "distill.json")
-    held = [row for row in map(json.loads, (run / "train" / "metrics.jsonl").open()) if "heldout_loss" in row]
+    rows = map(json.loads, (run / "train" / "metrics.jsonl").read_text().splitlines())
+    held = [row for row in rows if "heldout_loss" in row]
     assert held[-1]["heldout_loss"] < held[0]["heldout_loss"]
     assert 0 < record["aligned"]["share"] <= 1
     assert [check.describe() for check in verify_run(run) if check.status == "FAILED"] == []
@@ -63,7 +64,10 @@ def test_bits_per_byte_are_of_the_same_text(run: Path, world: Path) -> None:
         ids = [
             number
             for text, part in zip(texts, parts, strict=True)
-            for number in (*own(text, add_special_tokens=False)["input_ids"], *[own.eos_token_id] * (part[-1] == 0))
+            for number in (
+                *own(text, add_special_tokens=False)["input_ids"],
+                *[own.eos_token_id] * int(part[-1] == store.eos_id),
+            )
         ]
         with torch.no_grad():
             log_p = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
