@@ -60,8 +60,8 @@ def evaluate_model(
     `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a source of
     raw text (a local file, folder or glob, or a hub data set); `config.other_text` is another, and is scored as `text`
     is. `prompts` are continued greedily (answered, with `config.chat_template`); without them, starts of held-out rows
-    are. `text_tokenizer` is the folder of the tokenizer that a token store was made with: a model that has another reads
-    the text of its rows. With `out`, the result is written there as JSON, and each benchmark item to
+    are. `text_tokenizer` is the folder of the tokenizer that a token store was made with: a model of another reads the
+    text of its rows. With `out`, the result is written there as JSON, and each benchmark item to
     `<stem>.items.jsonl` beside it (task, groups, and what `compress.evaluate.scores.items` lists), the JSON last.
 
     With `out`, finished batches are kept beside it (see `compress.base.journal`): stopped in any way and called
