@@ -8,6 +8,7 @@ from typing import Any
 from compress.base.config import build_from, to_dict
 from compress.base.machine import default_device
 from compress.base.processes import count, on_main
+from compress.data.alignment import Retelling
 from compress.distill.config import DistillConfig
 from compress.distill.fit import Planner, check_fit
 from compress.distill.loop.session import Session, fingerprints, open_session
@@ -22,6 +23,7 @@ from compress.distill.rows.scoring import selection_for
 from compress.distill.rows.selection import Selection
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import check_cache
+from compress.distill.teachers.other_tokenizer import measure_alignment, retelling_of
 from compress.distill.teachers.several import role_of
 from compress.distill.teachers.source import OpenedTeacher
 from compress.model.cuts import cuts_of, kept_layers
@@ -52,6 +54,8 @@ class Checked:
     teacher: Path | None
     others: tuple[Path, ...]
     """The teachers of its mixture beside that."""
+    retelling: Retelling | None
+    """What gives the teacher its rows, where it has another tokenizer."""
     store: Any
     cache: TeacherCache | None
     inputs: dict[str, Any]
@@ -78,15 +82,22 @@ class Checked:
         if cache is not None:
             apart = config.document_mask or store.apart
             check_cache(cache, config, teacher=inputs["teacher"], data=inputs["data"], apart=apart)
-        return cls(asked, config, start, teacher, tuple(others), store, cache, inputs)
+        retelling = retelling_of(config, start, teacher)
+        return cls(asked, config, start, teacher, tuple(others), retelling, store, cache, inputs)
 
     def check_framing(self) -> None:
         """That the text begins as the teacher reads it, unless the training has begun; raises as `distill`."""
         from compress.data import check_framing
 
-        if self.teacher is not None and not any((self.asked.work / "checkpoints").glob("step-*")):
+        begun = any((self.asked.work / "checkpoints").glob("step-*"))
+        if self.teacher is not None and self.retelling is None and not begun:
             for guide in (self.teacher, *self.others):
                 check_framing(self.store, guide)
+
+    def vocabulary(self) -> int:
+        """Token ids of the student, padding included."""
+        size: int = load_config(self.start).get_text_config().vocab_size
+        return size
 
     def signal_bytes(self) -> int:
         """The most that a teacher says of one round's rows: of a step's, and of those that are held out."""
@@ -119,6 +130,7 @@ class Checked:
             store=self.store,
             cache=self.cache,
             others=self.others,
+            retelling=self.retelling,
             selection=selection,
             inputs=self.inputs,
             work=self.asked.work,
@@ -133,6 +145,7 @@ class Checked:
     def planner(self) -> Planner:
         """What it needs with other options, unchecked."""
         guide = None if self.teacher is None else load_config(self.teacher)
+        ratio = None if self.retelling is None else measure_alignment(self.retelling, self.store).teacher_tokens
         return functools.partial(
             plan_distill,
             student=load_config(self.start),
@@ -144,6 +157,7 @@ class Checked:
             kept=kept_layers(cuts_of(self.start), guide),
             cached=self.cache is not None,
             others=tuple(map(load_config, self.others)),
+            teacher_tokens=ratio,
         )
 
     def mixture(self) -> dict[str, Any] | None:

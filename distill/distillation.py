@@ -102,7 +102,7 @@ def groups_together(trainings: Sequence[Training]) -> list[list[int]]:
         UsageError, InputError: as `distill`.
     """
     checked = [Checked.of(training) for training in trainings]
-    inputs = [sha256_json({**each.inputs, "student": None}) for each in checked]
+    inputs = [sha256_json({**each.inputs, "student": None, "vocabulary": each.vocabulary()}) for each in checked]
     free, _ = memory_of(default_device())
     groups: list[list[int]] = []
     for group in alike([(each.config, known) for each, known in zip(checked, inputs, strict=True)]):

@@ -110,13 +110,15 @@ def plan_distill(
     kept: tuple[int, ...] | None = None,
     cached: bool = False,
     others: Sequence[Any] = (),
+    teacher_tokens: float | None = None,
 ) -> DistillPlan:
     """Steps, tokens and FLOPs of a run, and the memory of one of its processes.
 
     `student`, `teacher` and the `others` that teach beside it are model configs (`PretrainedConfig`), `kept` the
     teacher's layers that the student has; the store has `num_rows` rows of `seq_len` tokens. With `cached`, the teacher
-    is not run: its signals come from a cache. Without a `device` the plan is for a GPU that has bf16, or for a CPU at
-    `precision: fp32`.
+    is not run: its signals come from a cache. `teacher_tokens` is how many a teacher of another tokenizer has for each
+    of the student's; None where they have the same. Without a `device` the plan is for a GPU that has bf16, or for a
+    CPU at `precision: fp32`.
 
     Raises:
         UsageError: more tokens than the store has in `epochs`, a step shorter than a row, or parts to train that the
@@ -124,7 +126,7 @@ def plan_distill(
     """
     extent = budget(config, num_rows=num_rows, seq_len=seq_len)
     tokens = extent.rows * seq_len
-    pair = _pair(config, student, teacher, kept)._replace(others=tuple(others))
+    pair = _pair(config, student, teacher, kept)._replace(others=tuple(others), retold=teacher_tokens is not None)
     if device is None:
         device = torch.device("cpu" if config.precision == "fp32" else "cuda")
         bf16 = device.type == "cuda"
@@ -132,8 +134,12 @@ def plan_distill(
         bf16 = resolve_precision(config, device) == "bf16"
     model = sketch(config, pair, bf16=bf16)
     trained = trained_parameters(model)
-    per_token = training_flops_per_token(model, None if cached else teacher, seq_len, others)
+    per_token = training_flops_per_token(
+        model, None if cached else teacher, seq_len, others, teacher_tokens=teacher_tokens or 1.0
+    )
     shape = _shape(config, pair, seq_len, device, bf16, processes)
+    if teacher_tokens is not None:
+        shape = shape._replace(teacher_len=round(seq_len * teacher_tokens))
     return DistillPlan(
         steps=extent.steps,
         tokens=tokens,
@@ -151,7 +157,10 @@ def _shape(
 ) -> StepShape:
     step_rows = -(-(config.batch_tokens // seq_len) // processes)
     rows = min(step_rows, config.micro_batch_rows or default_micro_batch_rows(device, seq_len))
-    vocabulary: int = pair.student.get_text_config().vocab_size
+    sizes = [
+        model.get_text_config().vocab_size for model in (pair.student, pair.teacher if pair.retold else None) if model
+    ]
+    vocabulary: int = max(sizes)
     value_bytes = 2 if bf16 else 4
     chunk = config.chunk_tokens or min(rows * seq_len, default_chunk_tokens(device, vocabulary, value_bytes))
     return StepShape(

@@ -35,6 +35,7 @@ from compress.distill.students.quantized import check_base
 from compress.distill.teachers.cached import check_objective
 from compress.distill.teachers.caching import check_rounding
 from compress.distill.teachers.config import CacheConfig
+from compress.distill.teachers.other_tokenizer import check_other_tokenizer, retelling_of
 from compress.distill.teachers.planning import plan_cache
 from compress.distill.teachers.quantization import check_quantization, require_torchao
 from compress.model.cuts import kept_layers
@@ -80,10 +81,33 @@ def check_start(
     others = [faults.of(lambda other=other: resolve_model(other.model, other.revision)) for other in named]  # type: ignore[misc]
     check_distill(config, student=learner, teacher=guide, text=text, cached=cached, faults=faults)
     if learner is not None and guide is not None:
-        faults.of(lambda: common_ids(learner.side, guide.side))
+        marked = text is not None and text.marked
+        faults.of(lambda: check_tokens(config, learner, guide, cached=cached is not None, marked=marked))
     faults.refuse()
     assert learner is not None
     return Start(learner.side, None if guide is None else guide.side, tuple(filter(None, others)))
+
+
+def check_tokens(
+    config: DistillConfig,
+    student: ModelFacts,
+    teacher: ModelFacts,
+    *,
+    cached: bool,
+    marked: bool,
+    finetuned: bool = False,
+) -> None:
+    """Refuse two tokenizers that cannot be compared as the options ask: see `check_other_tokenizer`.
+
+    Raises:
+        InputError: as `common_ids` and `retelling_of`.
+        UsageError: as `check_other_tokenizer`.
+    """
+    if retelling_of(config, student.side, teacher.side) is None:
+        common_ids(student.side, teacher.side)
+    else:
+        common_ids(student.side, None)
+        check_other_tokenizer(config, cached=cached, marked=marked, finetuned=finetuned)
 
 
 def check_caching(

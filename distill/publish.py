@@ -107,6 +107,9 @@ class DistillResult:
     mixture: dict[str, Any] | None = None
     """Several teachers: `of` what the mixture is, `teachers` (model, fingerprint), and their `shares` by source, in
     words. None of one teacher."""
+    aligned: dict[str, Any] | None = None
+    """Of a teacher with another tokenizer: the share of the student's tokens that are compared with its own, how many
+    of those there are for each (`teacher_tokens`), and the `rows` this is measured on. None where it has the same."""
     processes: int = 1
     """In the last of its runs."""
     shard: str = "none"
@@ -144,6 +147,8 @@ class DistillResult:
         for name, found in reversed(self.heldout_sources.items()):
             told = [f"{title} {found[key]:.4f}" for title, key in (("KL", "kl"), ("loss", "hard")) if key in found]
             lines.insert(2, f"held-out {name}: {', '.join(told)}")
+        if self.aligned is not None:
+            lines.insert(1, f"{self.aligned['share']:.1%} of tokens aligned with the teacher's own tokenizer")
         if self.parameters and self.trained_parameters not in (None, self.parameters):
             lines.insert(
                 1, f"trained: {format_count(self.trained_parameters)} of {format_count(self.parameters)} parameters"

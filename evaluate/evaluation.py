@@ -16,6 +16,7 @@ from compress.base.journal import Header, Journal, journal_output, open_journal
 from compress.base.machine import device_name, find_device, git_commit, versions
 from compress.base.outputs import MADE_BY, Output, beside, check_outputs, has_manifest, has_rows
 from compress.base.processes import join, on_main
+from compress.base.progress import say
 from compress.base.records import manifest
 from compress.data import require_apart
 from compress.evaluate.chat import chat_ids, prompting, tell_of_template
@@ -23,15 +24,19 @@ from compress.evaluate.config import EvalConfig
 from compress.evaluate.inputs import benchmark_inputs, fingerprints
 from compress.evaluate.preflight import check_evaluation
 from compress.evaluate.speed import measure_speed
-from compress.evaluate.text.heldout import Heldout, framing_of_text, load_heldout
+from compress.evaluate.text.heldout import Heldout, framing_of_text, load_heldout, retold
 from compress.evaluate.text.language import heldout_scores
 from compress.evaluate.text.samples import Encode, continuations, prompts_from_rows, response_similarity
+from compress.inference.framing import own_framing
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import resolve_model
 from compress.model.framing import Framing
 from compress.model.lengths import fit, shortest_context
+from compress.model.load import load_tokenizer
 from compress.model.parts import count_parameters
+from compress.model.tokenizer import load_spec
+from compress.model.vocabulary import same_tokens
 from compress.report.judge.draft import draft_figures
 
 if TYPE_CHECKING:
@@ -46,6 +51,7 @@ def evaluate_model(
     text: str | Path | None = None,
     out: Path | None = None,
     prompts: Sequence[str] = (),
+    text_tokenizer: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint: benchmarks, held-out loss, fidelity to a teacher, speed, sample continuations.
 
@@ -54,8 +60,9 @@ def evaluate_model(
     `model` and `teacher` are folders or hub ids. `text` is a token store, whose held-out rows are used, or a source of
     raw text (a local file, folder or glob, or a hub data set); `config.other_text` is another, and is scored as `text`
     is. `prompts` are continued greedily (answered, with `config.chat_template`); without them, starts of held-out rows
-    are. With `out`, the result is written there as JSON, and each benchmark item to `<stem>.items.jsonl` beside it
-    (task, groups, and what `compress.evaluate.scores.items` lists), the JSON last.
+    are. `text_tokenizer` is the folder of the tokenizer that a token store was made with: a model of another reads the
+    text of its rows. With `out`, the result is written there as JSON, and each benchmark item to
+    `<stem>.items.jsonl` beside it (task, groups, and what `compress.evaluate.scores.items` lists), the JSON last.
 
     With `out`, finished batches are kept beside it (see `compress.base.journal`): stopped in any way and called
     again, it goes on, and the numbers are bit for bit those of a call that nothing stopped, on the same device with the
@@ -65,7 +72,8 @@ def evaluate_model(
     Returns:
         The eval JSON: model, params, bytes (of the weight files), prompting (how prompts were written, see
         `compress.evaluate.chat`), tasks, heldout, fidelity, other_text (source, and its own heldout and fidelity),
-        speed, samples, versions, seconds (of this call), manifest. Parts not asked for are empty or null.
+        speed, samples, versions, seconds (of this call), manifest. Parts not asked for are empty or null. With a
+        teacher of another tokenizer there is no fidelity, but `teacher_heldout`: its loss on the same text.
 
     Raises:
         UsageError: an unknown task, a teacher without text, an output that cannot be written.
@@ -74,15 +82,20 @@ def evaluate_model(
     started = time.monotonic()
     config = config or EvalConfig()
     join()
-    inputs = on_main(lambda: _check(config, model, teacher, text, out))
+    writer = on_main(lambda: _writer(text_tokenizer, model))
+    inputs = on_main(lambda: _check(config, model, teacher, text, out, as_it_is=writer is None))
     reference = None if teacher is None else resolve_model(str(teacher))
     with contextlib.ExitStack() as opened:
         benchmarks = opened.enter_context(_open_benchmarks(config)) if config.tasks else None
         journal = opened.enter_context(open_journal(out, _header(config, inputs)))
-        framing, other = (_framing(each, config, model, reference) for each in (text, config.other_text))
+        alike = reference is None or on_main(lambda: same_tokens(resolve_model(str(model)), reference))
+        reader = reference if alike else None
+        framing, other = (_framing(each, config, model, reader) for each in (text, config.other_text))
+        if writer is not None:
+            framing = own_framing(load_spec(model))
         checkpoint = load_checkpoint(model, dtype=config.dtype, device=config.device, framing=framing)
         texts = _Texts(
-            heldout=_heldout(text, checkpoint, config, framing),
+            heldout=_heldout(text, checkpoint, config, framing, writer),
             other=_heldout(config.other_text, checkpoint, config, other),
             prompts=prompts,
         )
@@ -90,7 +103,8 @@ def evaluate_model(
         scored = None if benchmarks is None else benchmarks.score(checkpoint, journal)
         guide = None
         if reference is not None:
-            guide = load_checkpoint(reference, dtype=config.dtype, device=config.device, framing=framing)
+            begun = framing if alike else own_framing(load_spec(reference))
+            guide = load_checkpoint(reference, dtype=config.dtype, device=config.device, framing=begun)
         result = _measure(checkpoint, guide, config, scored, texts, journal)
         items, datasets = ([], set()) if scored is None else (scored.items, scored.datasets)
 
@@ -115,9 +129,16 @@ def _open_benchmarks(config: EvalConfig) -> "contextlib.AbstractContextManager[O
 
 
 def _check(
-    config: EvalConfig, model: str | Path, teacher: str | Path | None, text: str | Path | None, out: Path | None
+    config: EvalConfig,
+    model: str | Path,
+    teacher: str | Path | None,
+    text: str | Path | None,
+    out: Path | None,
+    *,
+    as_it_is: bool,
 ) -> dict[str, Any]:
-    """Refuse what cannot be done before anything is, download the models, and fingerprint what goes in."""
+    """Refuse what cannot be done before anything is, download the models, and fingerprint what goes in. `as_it_is`: the
+    model reads the tokens of the text."""
     faults = Faults()
     if out is not None:
         check_outputs(evaluation_outputs(out), faults)
@@ -130,7 +151,8 @@ def _check(
         faults.found.append(
             UsageError("Fidelity to a teacher is measured on held-out text: give it (--text SOURCE) or no teacher.")
         )
-    check_evaluation(config, model=measured, teacher=reference, text=None if text is None else str(text), faults=faults)
+    read = str(text) if text is not None and as_it_is else None
+    check_evaluation(config, model=measured, teacher=reference, text=read, faults=faults)
     if faults.found and config.tasks:  # else the tasks are built next, and say for themselves what is wrong
         from compress.evaluate.harness.catalog import check_tasks
 
@@ -155,8 +177,21 @@ def _framing(text: str | Path | None, config: EvalConfig, model: str | Path, tea
     return on_main(lambda: framing_of_text(text, config, teacher or resolve_model(str(model))))
 
 
-def _heldout(text: str | Path | None, checkpoint: Checkpoint, config: EvalConfig, framing: Framing) -> Heldout | None:
-    return None if text is None else on_main(lambda: load_heldout(text, checkpoint, config, framing))
+def _writer(text_tokenizer: Path | None, model: str | Path) -> Any | None:
+    """The tokenizer of a text that the model does not have."""
+    if text_tokenizer is None or same_tokens(text_tokenizer, resolve_model(str(model))):
+        return None
+    return load_tokenizer(text_tokenizer)
+
+
+def _heldout(
+    text: str | Path | None,
+    checkpoint: Checkpoint,
+    config: EvalConfig,
+    framing: Framing,
+    writer: Any | None = None,
+) -> Heldout | None:
+    return None if text is None else on_main(lambda: load_heldout(text, checkpoint, config, framing, writer))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,15 +238,25 @@ def _measure(
         "speed": None,
     }
 
-    def scores(text: Heldout, stage: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    compared = teacher
+    if teacher is not None and teacher.tokenizer.get_vocab() != checkpoint.tokenizer.get_vocab():
+        compared = None
+        say(
+            f"{teacher.name} has another tokenizer: KL and agreement are defined over one vocabulary alone. Bits per "
+            "byte of the same text are measured of both."
+        )
+
+    def scores(
+        text: Heldout, stage: str, model: Checkpoint = checkpoint
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         return heldout_scores(
-            checkpoint,
+            model,
             text.rows,
             text.text_bytes,
             documents=text.documents,
             answers=text.answers,
             sources=text.sources,
-            teacher=teacher,
+            teacher=compared,
             batch_tokens=config.batch_tokens,
             journal=journal,
             stage=stage,
@@ -219,18 +264,21 @@ def _measure(
 
     if texts.heldout is not None:
         result["heldout"], result["fidelity"] = scores(texts.heldout, "Held-out text")
+        if teacher is not None and compared is None:
+            told = retold(texts.heldout, checkpoint.tokenizer, teacher)
+            result["teacher_heldout"], _ = scores(told, "Held-out text, the teacher", teacher)
     if texts.other is not None:
         loss, near = scores(texts.other, "Other text")
         result["other_text"] = {"source": config.other_text, "heldout": loss, "fidelity": near}
     encode = texts.encode(config)
     config = _fitting(config, [checkpoint] if teacher is None else [checkpoint, teacher])
-    if teacher is not None:
+    if compared is not None:
         asked = texts.chosen(checkpoint, config.responses, config)
-        alike = response_similarity(checkpoint, teacher, asked, config.sample_tokens, journal, encode)
+        alike = response_similarity(checkpoint, compared, asked, config.sample_tokens, journal, encode)
         result["fidelity"]["responses"] = alike
     if config.speed:
         result["speed"] = on_main(lambda: _speed(checkpoint, teacher, config))
-        if teacher is not None:
+        if compared is not None:
             result["fidelity"]["draft"] = draft_figures(result)
     chosen = texts.chosen(checkpoint, config.samples, config)
     samples = continuations(checkpoint, chosen, config.sample_tokens, journal, encode)

@@ -7,14 +7,14 @@ from compress.base.errors import Faults, InputError, UsageError
 from compress.base.machine import find_device, memory_of
 from compress.base.units import format_bytes
 from compress.data import INDEX, TokenStore, check_text
+from compress.data.alignment import Retelling
 from compress.evaluate.chat import check_chat
 from compress.evaluate.config import EvalConfig
-from compress.evaluate.text.language import check_same_tokenizer
 from compress.model.costs import model_costs
 from compress.model.facts import ModelFacts
 from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype
-from compress.model.vocabulary import check_store
+from compress.model.vocabulary import check_store, same_tokens
 
 
 def check_evaluation(
@@ -28,11 +28,17 @@ def check_evaluation(
         if model is not None and (Path(source) / INDEX).is_file():
             faults.of(functools.partial(_check_store, source, model))
     if model is not None and teacher is not None:
-        faults.of(lambda: check_same_tokenizer(model, teacher))
+        faults.of(lambda: _check_tokenizers(model, teacher))
     if model is not None:
         faults.of(lambda: check_chat(config, model))
     if model is not None and config.speed:
         faults.of(lambda: _check_speed(config, model))
+
+
+def _check_tokenizers(model: ModelFacts, teacher: ModelFacts) -> None:
+    """Refuse a teacher of another tokenizer that cannot be given the model's text; raises as `Retelling`."""
+    if not same_tokens(model.side, teacher.side):
+        Retelling(model.tokenizer, teacher.tokenizer)
 
 
 def _check_speed(config: EvalConfig, model: ModelFacts) -> None:

@@ -67,7 +67,8 @@ EARLY: dict[str, Early] = {
         "is free, or holds a cache", ("teacher.cache={folder:{tasks}}", "is not a teacher's cache that this tool made")
     ),
     "student.model": early(
-        "there is such a model, its weight files are whole, and it has the teacher's vocabulary",
+        "there is such a model, its weight files are whole, and it has the teacher's vocabulary, "
+        "or distill.divergence is uld",
         ("student.model=/nowhere", "The model folder /nowhere does not exist"),
     ),
     "teacher.scratch.architecture": early(
@@ -174,6 +175,7 @@ EARLY: dict[str, Early] = {
             "a cache of kind samples does not have",
         ),
     ),
+    "distill.divergence": early("`uld` where the teacher has another tokenizer"),
     "distill.weights.soft": early("one of the terms counts", ("distill.weights={soft:0,hard:0}", "All weights are 0")),
     "distill.hidden.pairs": early(
         "blocks that there are, each of the student's once; the cut is known where it goes by that",

@@ -39,11 +39,13 @@ class TextFacts(NamedTuple):
     num_heldout: int
     sources: tuple[str, ...] = ()
     """Names of a blend's sources; empty where there is one."""
+    marked: bool = False
+    """Whether the rows are known to be of conversations."""
 
 
 def facts_of_store(store: TokenStore) -> TextFacts:
     """The facts of a finished token store."""
-    return TextFacts(store.seq_len, store.num_rows, store.num_heldout, store.sources)
+    return TextFacts(store.seq_len, store.num_rows, store.num_heldout, store.sources, store.marked)
 
 
 def facts_of_plan(config: DataConfig) -> TextFacts:
@@ -72,7 +74,8 @@ def check_data(config: DataConfig, model: ModelFacts | None, out: Path, faults: 
     spec = None if model is None else faults.of(lambda: tokenizer_spec(model.tokenizer))
     if spec is not None:
         faults.of(lambda: check_space(config, spec, out))
-    return facts_of_plan(config)
+    marked = any(form is not None and not form.is_text for form in forms)
+    return facts_of_plan(config)._replace(marked=marked)
 
 
 def check_text(name: str, column: str, faults: Faults) -> None:

@@ -45,6 +45,12 @@ def common_ids(student: Path, teacher: Path | None) -> int:
     return shared
 
 
+def same_tokens(student: Path, teacher: Path) -> bool:
+    """Whether two models' tokenizers give each token the same id; raises as `load_tokenizer`."""
+    same: bool = load_tokenizer(student).get_vocab() == load_tokenizer(teacher).get_vocab()
+    return same
+
+
 def compare_tokens(student: dict[str, int], teacher: dict[str, int]) -> None:
     """Check that two tokenizers give each token the same id.
 
@@ -58,7 +64,7 @@ def compare_tokens(student: dict[str, int], teacher: dict[str, int]) -> None:
             f"The teacher's and the student's tokenizers differ in {len(differing)} entries, the first being token id "
             f"{number}: {token!r} is {_meaning(token, teacher)} to the teacher and {_meaning(token, student)} to the "
             "student. Token distributions can be compared only over one vocabulary: choose a teacher and a student "
-            "with the same tokenizer, or set alpha to 0."
+            "with the same tokenizer, or set distill.divergence to uld, which needs no names of tokens."
         )
 
 

@@ -42,21 +42,28 @@ def evaluations(
     for name, model in scored.items():
         after = groups_of(made[name])
         reference = None if name.startswith("teacher") else models.teacher
-        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after))
+        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after, models.tokenizer))
     if recipe.eval.speed:
         steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of(made["student"])))
     return steps
 
 
 def _evaluation(
-    config: EvalConfig, layout: Layout, name: str, model: Folder, reference: Folder | None, after: frozenset[str]
+    config: EvalConfig,
+    layout: Layout,
+    name: str,
+    model: Folder,
+    reference: Folder | None,
+    after: frozenset[str],
+    tokenizer: Folder,
 ) -> Step:
     out = layout.evaluation(name)
 
     def make() -> None:
         say(f"eval {name}: {', '.join(config.tasks) or 'no benchmarks'}")
         beside = None if reference is None else reference()
-        evaluate_model(model(), config, teacher=beside, text=layout.data, out=out)
+        words = tokenizer()
+        evaluate_model(model(), config, teacher=beside, text=layout.data, out=out, text_tokenizer=words)
 
     return Step(
         name=f"eval {name}",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compress.distill import DistillConfig
+from compress.model.vocabulary import same_tokens
 from compress.run.finders import Folder, at
 from compress.run.layout import Layout
 from compress.run.recipe import Recipe, TeacherConfig
@@ -26,6 +27,12 @@ class Models(NamedTuple):
     """What is trained last: the cut, or the recipe's own student."""
     tokenizer: Folder
     """Where the text's tokenizer is: the student's, if it is no cut."""
+
+    def reader(self) -> Path:
+        """Where the model is that text is framed for: the given teacher, if it reads the student's tokens."""
+        assert self.given is not None, "a student of its own has a teacher that is given"
+        given, student = self.given(), self.tokenizer()
+        return given if same_tokens(student, given) else student
 
     @classmethod
     def of(cls, recipe: Recipe, layout: Layout, find: Find) -> "Models":

@@ -40,6 +40,7 @@ from compress.distill.teachers.cache import TeacherCache
 from compress.model.facts import look_at_config, look_at_model
 from compress.model.files import local_model, resolve_model
 from compress.model.remote_code import trusting
+from compress.model.vocabulary import same_tokens
 from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
@@ -256,7 +257,9 @@ def _store_of(
     assert found is not None
     if named is not None:
         return named
-    prepare(options.data, found[0], layout.data, reader=found[1])
+    learner, guide, _ = found
+    reads = guide is not None and same_tokens(learner, guide)
+    prepare(options.data, learner, layout.data, reader=guide if reads else None)
     return layout.data
 
 

@@ -15,12 +15,11 @@ from compress.base.documents import load_yaml
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
 from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
-from compress.distill.preflight import check_caching, check_distill, other_teachers
+from compress.distill.preflight import check_caching, check_distill, check_tokens, other_teachers
 from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
-from compress.model.vocabulary import common_ids
 from compress.report import report_outputs
 from compress.run.caching import cache_folder
 from compress.run.chain_checks import StageFacts, check_chain
@@ -61,8 +60,10 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
     Of what lies on the hub only small files are fetched, and with `download` the benchmarks' data sets.
     """
     with _teacher(recipe, layout, left, faults) as teacher:
-        given = _given_student(recipe.student, teacher, left, faults)
+        given = _given_student(recipe.student, faults)
         text = _text(recipe, layout, left, given or teacher, faults)
+        if given is not None and teacher is not None and "distill" in left.groups:
+            faults.of(lambda: _check_tokens(recipe, given, teacher, text))
         stages = check_chain(recipe, teacher, given, text, left, faults)
         if "teacher" in left.groups and (training := recipe.teacher.training) is not None:
             check_distill(training, student=teacher, teacher=None, text=text, faults=faults)
@@ -124,16 +125,15 @@ def _teacher(recipe: Recipe, layout: Layout, left: Left, faults: Faults) -> Iter
             yield faults.of(lambda: _to_be_trained(scratch, left, Path(folder)))
 
 
-def _given_student(
-    config: GivenStudent | None, teacher: ModelFacts | None, left: Left, faults: Faults
-) -> ModelFacts | None:
-    """What is known of a student that is no cut, which has to share the teacher's vocabulary."""
-    if config is None:
-        return None
-    student = look_at_model(config.model, faults, config.revision)
-    if student is not None and teacher is not None and "distill" in left.groups:
-        faults.of(lambda: common_ids(student.side, teacher.side))
-    return student
+def _given_student(config: GivenStudent | None, faults: Faults) -> ModelFacts | None:
+    """What is known of a student that is no cut."""
+    return None if config is None else look_at_model(config.model, faults, config.revision)
+
+
+def _check_tokens(recipe: Recipe, student: ModelFacts, teacher: ModelFacts, text: TextFacts) -> None:
+    """Raises as `check_tokens`."""
+    cached, tuned = recipe.teacher.cache is not None, recipe.teacher.finetune is not None
+    check_tokens(recipe.distill, student, teacher, cached=cached, marked=text.marked, finetuned=tuned)
 
 
 def _to_be_trained(scratch: ScratchTeacher, left: Left, folder: Path) -> ModelFacts:

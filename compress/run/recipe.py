@@ -105,7 +105,8 @@ class GivenStudent:
     """A student that is trained as it is, rather than cut from the teacher."""
 
     model: str
-    """Hub id or local folder: any model whose vocabulary is the teacher's, up to padding."""
+    """Hub id or local folder: any model whose vocabulary is the teacher's, up to padding; of another
+    tokenizer only with `distill.divergence: uld`."""
     revision: str | None = None
     """Commit, tag or branch on the hub; the default branch when absent."""
 

@@ -47,7 +47,7 @@ def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
     """The steps of a resolved recipe (see `resolve_paths`) in a run folder; `find` finds the models that it names."""
     models = Models.of(recipe, layout, find)
     world = [_world(recipe.world, layout)] if recipe.world is not None else []
-    reader = None if recipe.student is None else models.given
+    reader = None if recipe.student is None or models.given is None else models.reader
     data = preparation(recipe.data, layout, models.tokenizer, reader, after=groups_of(world))
     taught = _teaching(recipe.teacher, layout, models, after=groups_of([*world, data]))
     chain = recipe.chain

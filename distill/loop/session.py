@@ -12,6 +12,7 @@ from compress.base.disk import sha256_json
 from compress.base.errors import UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
+from compress.data.alignment import Retelling
 from compress.distill.config import DistillConfig
 from compress.distill.loop import checkpoint
 from compress.distill.loop.accelerator import make_accelerator, prepare_model
@@ -37,6 +38,7 @@ from compress.distill.students.parts import sketch
 from compress.distill.students.student import Student, WithLearned, load_student
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import CachedTeacher, check_vocabulary
+from compress.distill.teachers.other_tokenizer import measure_alignment
 from compress.distill.teachers.several import SeveralTeachers, other_inputs
 from compress.distill.teachers.shared import SharedTeacher
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
@@ -105,6 +107,7 @@ def open_session(
     store: Any,
     cache: TeacherCache | None = None,
     others: Sequence[Path] = (),
+    retelling: Retelling | None = None,
     selection: Selection | None,
     inputs: dict[str, Any],
     work: Path,
@@ -115,7 +118,8 @@ def open_session(
 
     With a `cache` the teacher is not loaded, nor with a `guide`, which another session has opened: how much is
     measured, and how, is as if it were. The `others` are those of the options' mixture. With `beside`, which is what
-    the objectives of other sessions need of the teacher, it is opened for all of them.
+    the objectives of other sessions need of the teacher, it is opened for all of them. With a `retelling` the teacher
+    has another tokenizer.
 
     Raises:
         UsageError: a budget the store cannot fill, a missing tracker, or a checkpoint of another run in `work`.
@@ -123,7 +127,8 @@ def open_session(
     """
     # What needs no model in memory: is there enough text, do tokenizers and data fit, is a checkpoint of this run?
     extent = budget(config, num_rows=store.num_rows, seq_len=store.seq_len)
-    vocabulary = min(shared_ids(student, each) for each in (teacher, *others))
+    compared = (teacher if retelling is None else None, *others)
+    vocabulary = min(shared_ids(student, each) for each in compared)
     check_data(store, student, vocabulary)
     accelerator = make_accelerator(config, work)
     found = on_main(lambda: checkpoint.latest(work / "checkpoints"))
@@ -133,9 +138,14 @@ def open_session(
     # Both models, as the objective needs them and as this machine can have them.
     source = None if teacher is None else load_config(teacher)
     guides = tuple(map(load_config, others))
-    pair = Pair(load_config(student), source, kept_layers(cuts_of(student), source), guides)
+    kept = kept_layers(cuts_of(student), source)
+    pair = Pair(load_config(student), source, kept, guides, retold=retelling is not None)
+    aligned = None if retelling is None else measure_alignment(retelling, store)
+    if aligned is not None:
+        say(aligned.describe())
+    ratio = 1.0 if aligned is None else aligned.teacher_tokens
     learning = sketch(config, pair, bf16=False)
-    per_token = training_flops_per_token(learning, pair.teacher, store.seq_len, guides)
+    per_token = training_flops_per_token(learning, pair.teacher, store.seq_len, guides, teacher_tokens=ratio)
     here = resolve(
         config,
         accelerator.device,
@@ -144,7 +154,7 @@ def open_session(
         flops=per_token * extent.rows * store.seq_len,
         documents_apart=config.document_mask or store.apart,
     )
-    measuring = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len, guides)
+    measuring = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len, guides, teacher_tokens=ratio)
     of_row = measuring / (per_token * extent.rows)
     rows = _rows(config if found is None else _as_begun(config, found[1]), store, selection, of_row)
     heldout, once = rows.heldout(), rows.num_heldout * of_row
@@ -153,10 +163,12 @@ def open_session(
         say(_when_measured(len(heldout), len(measured), extent.steps, once))
     objective = make_objective(config, pair)
     learner = WithLearned(load_student(config, student, here, pair), objective.learned)
-    run = () if guide is not None else guides if cache is not None or pair.teacher is None else (pair.teacher, *guides)
+    runs_teacher = guide is None and cache is None
+    taught = () if guide is not None else guides
     if guide is None:
         needs = objective.needs if beside is None else objective.needs | beside
-        guide = _guide(config, teacher, cache, others, here, needs=needs, vocabulary=vocabulary, heldout=heldout)
+        told: Any = {"vocabulary": vocabulary, "heldout": heldout, "retelling": retelling}
+        guide = _guide(config, teacher, cache, others, here, needs=needs, **told)
         if guide.source is not None and beside is not None:
             guide = guide._replace(source=SharedTeacher(guide.source))
 
@@ -165,7 +177,7 @@ def open_session(
     if here.sharding != "none":
         learner.shard(model, here)
     optimizer = make_optimizer(learner.model, config, objective.learned.parameters())
-    progress = Progress(best_by="heldout_hard" if teacher is None else "heldout_kl")
+    progress = Progress(best_by="heldout_hard" if teacher is None or pair.retold else "heldout_kl")
     if found is not None:
         checkpoint.restore(found[0], learner, optimizer)
         progress = read_progress(found[1], found[0])
@@ -187,7 +199,7 @@ def open_session(
         heldout=heldout,
         measured=measured,
         budget=extent,
-        flops_per_token=training_flops_per_token(learning, None, store.seq_len, run),
+        flops_per_token=per_token if runs_teacher else training_flops_per_token(learning, None, store.seq_len, taught),
         peak=peak_flops(accelerator.device, here.precision),
         progress=progress,
         notes={
@@ -199,6 +211,7 @@ def open_session(
             "attention": learner.model.config._attn_implementation,
             "teacher_kl": guide.kl,
             "cache": None if cache is None else cache.describe(),
+            "aligned": None if aligned is None else aligned._asdict(),
             "selection": None if selection is None else dict(selection.facts),
         },
     )
@@ -214,6 +227,7 @@ def _guide(
     needs: Needs,
     vocabulary: int,
     heldout: Batch,
+    retelling: Retelling | None,
 ) -> OpenedTeacher:
     """The teacher, if there is one, or what a cache has of it, and with others a mixture of all; of several that are
     quantised, what that changed most."""
@@ -224,7 +238,7 @@ def _guide(
         check_vocabulary(cache, vocabulary)
         first = OpenedTeacher(CachedTeacher(cache, here.device, vocabulary), cache.teacher_kl)
     else:
-        first = opened(teacher, needs=needs)
+        first = opened(teacher, needs=needs, retelling=retelling)
     if config.mixture is None:
         return first
     found = [first, *(opened(other, needs=Needs(autograd=needs.autograd)) for other in others)]

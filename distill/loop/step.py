@@ -1,6 +1,7 @@
 """One optimizer step's gradients: micro-batches on every process whose sum is the whole batch's gradient."""
 
 import contextlib
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -66,8 +67,7 @@ class Losses:
         processes, rank = self._accelerator.num_processes, self._accelerator.process_index
         found = share(batch, size=self._rows, processes=processes, rank=rank)
         if self._teacher is not None:
-            for piece in found.pieces:
-                self._teacher.ahead(piece)
+            found = found._replace(pieces=[self._teacher.ahead(piece) for piece in found.pieces])
         if self._accelerator.device.type != "cuda":
             return found
         return found._replace(pieces=[piece.pinned() for piece in found.pieces])
@@ -79,7 +79,7 @@ class Losses:
         their gradients at the last micro-batch; split ones at each, since whole gradients would not fit.
         """
         values: list[Tensor] = []
-        for number, piece in enumerate(batch.pieces, 1):
+        for number, piece in enumerate(self._counted(batch.pieces), 1):
             adds = self._sharded or number == len(batch.pieces)
             with contextlib.nullcontext() if adds else self._accelerator.no_sync(self._model):
                 out = self._forward(piece, batch.divisor, setting)
@@ -97,7 +97,7 @@ class Losses:
         """
         self._model.eval()
         values: list[Tensor] = []
-        for piece in batch.pieces:
+        for piece in self._counted(batch.pieces):
             values.append(self._forward(piece, batch.divisor, setting).raw)
             advance(self._tokens(piece))
         self._model.train()
@@ -121,6 +121,16 @@ class Losses:
                 teacher = self._teacher(piece)
         out: Outcome = self._model(piece, teacher, divisor, setting)
         return out
+
+    def _counted(self, pieces: list[MicroBatch]) -> list[MicroBatch]:
+        """The same, told how many labels of the whole batch are aligned with those of a teacher's own tokenizer."""
+        guides = [piece.guide for piece in pieces if piece.guide is not None]
+        if not guides:
+            return pieces
+        own = torch.tensor(float(sum(len(guide.places) for guide in guides)), device=self._accelerator.device)
+        divisor = float(self._accelerator.reduce(own, reduction="mean"))
+        counted = [dataclasses.replace(guide, divisor=divisor) for guide in guides]
+        return [dataclasses.replace(piece, guide=guide) for piece, guide in zip(pieces, counted, strict=True)]
 
     def _tokens(self, piece: MicroBatch) -> int:
         """Tokens of a micro-batch and of those that the other processes have meanwhile."""

@@ -87,9 +87,12 @@ def _run(
     """Mean soft and hard losses, and the gradients of hidden [N, D], weight [V, D] and bias [V] where wanted."""
     head = dataclasses.replace(task.head, weight=weight.to(hidden.dtype), bias=bias)
     teacher = _cast(task.teacher, task.teacher_hidden)
-    chunk = _chunk_length(len(hidden), head.weight, task.chunk_tokens)
+    widest = head.weight if teacher is None else max(head.weight, teacher.weight, key=len)
+    chunk = _chunk_length(len(hidden), widest, task.chunk_tokens)
     logits = hidden.new_empty(chunk, len(weight))
-    teacher_logits = None if task.teacher_hidden is None else task.teacher_hidden.new_empty(chunk, len(weight))
+    teacher_logits = None
+    if teacher is not None and task.teacher_hidden is not None:
+        teacher_logits = task.teacher_hidden.new_empty(chunk, len(teacher.weight))
     if task.mixture is not None:
         teacher_logits = torch.empty_like(logits)
     tile = task.tile if task.sparse is None else dataclasses.replace(task.tile, alpha=0.0)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from compress.distill.config import DivergenceConfig
 
@@ -159,10 +160,15 @@ def logit_mse(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor]:
 
 def uld(student: Tempered, teacher: Tempered) -> tuple[Tensor, Tensor]:
     """sum |sorted p - sorted q| of each row: Wasserstein's distance where tokens have no names, as those of two
-    tokenizers (Boizard et al., arXiv:2402.12030). The derivative goes back by the student's permutation."""
+    tokenizers (Boizard et al., arXiv:2402.12030). The smaller vocabulary counts as if it had more tokens, of
+    probability 0. The derivative goes back by the student's permutation."""
     q, places = student.probabilities.sort(-1, descending=True)
-    difference = q - teacher.probabilities.sort(-1, descending=True).values
+    p = teacher.probabilities.sort(-1, descending=True).values
+    missing = q.shape[-1] - p.shape[-1]
+    difference = q - functional.pad(p, (0, missing))  # cut where the teacher has more
     rows = difference.abs().sum(-1, dtype=student.log_normaliser.dtype)
+    if missing < 0:
+        rows += p[..., missing:].sum(-1, dtype=rows.dtype)
     slope = torch.empty_like(difference).scatter_(-1, places, difference.sign_())
     return rows, _through_softmax(student.probabilities, slope)
 

@@ -68,7 +68,8 @@ def distillation_loss(
         student_hidden: [N, Ds], after the final norm; differentiable.
         student_head: weight [V, Ds], differentiable, or an `OutputHead` with bias, scale and soft-cap.
         teacher_hidden: [N, Dt]; None only with `alpha=0`, which is plain language modelling.
-        teacher_head: weight [V, Dt] or an `OutputHead`; None with `teacher_hidden`.
+        teacher_head: weight [V, Dt] or an `OutputHead`; None with `teacher_hidden`. With the divergence `uld` it may
+            have another number of rows.
         labels: [N] token ids, already shifted.
         alpha: weight of the soft term, 0 to 1.
         temperature: T > 0, of the soft term.
@@ -102,7 +103,8 @@ def distillation_loss(
         fused=fused,
     )
     _check_options(options, with_teacher=teacher is not None)
-    _check_shapes(student_hidden, student, teacher_hidden, teacher, labels)
+    any_size = options.divergence.name == "uld" and self_correct is None
+    _check_shapes(student_hidden, student, teacher_hidden, teacher, labels, any_size=any_size)
     if ignore_index is not None:
         valid = (labels != ignore_index).nonzero().squeeze(1)
         if len(valid) != len(labels):
@@ -177,8 +179,15 @@ def _check_options(options: LossOptions, *, with_teacher: bool) -> None:
 
 
 def _check_shapes(
-    hidden: Tensor, head: OutputHead, teacher_hidden: Tensor | None, teacher: OutputHead | None, labels: Tensor
+    hidden: Tensor,
+    head: OutputHead,
+    teacher_hidden: Tensor | None,
+    teacher: OutputHead | None,
+    labels: Tensor,
+    *,
+    any_size: bool,
 ) -> None:
+    """Of two vocabularies of `any_size`, or of one."""
     if (teacher is None) != (teacher_hidden is None):
         raise UsageError("The teacher's hidden states and its head go together: one needs the other.")
     shapes = [("student_hidden", hidden, head)]
@@ -190,8 +199,8 @@ def _check_shapes(
                 f"{name} {list(states.shape)} does not fit its head {list(side.weight.shape)} and labels "
                 f"{list(labels.shape)}: [N, D], [V, D] and [N] are needed."
             )
-    if teacher is not None and len(teacher.weight) != len(head.weight):
+    if teacher is not None and len(teacher.weight) != len(head.weight) and not any_size:
         raise UsageError(
             f"The student's head has {len(head.weight)} rows and the teacher's {len(teacher.weight)}: slice both to "
-            "the token ids they share."
+            "the token ids they share, or take the divergence uld, which needs no names."
         )

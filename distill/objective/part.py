@@ -18,6 +18,8 @@ class Pair(NamedTuple):
     """The teacher's layers that the student's blocks were; None where the student is no known cut."""
     others: tuple[Any, ...] = ()
     """The teachers beside the first one."""
+    retold: bool = False
+    """Whether the teacher has another tokenizer, and tells the student's text in its own tokens."""
 
 
 class Outcome(NamedTuple):

@@ -3,13 +3,14 @@
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from compress.distill.config import DistillConfig, DivergenceConfig, divergence_of
 from compress.distill.objective.loss import LossOptions, loss_of_valid
 from compress.distill.objective.part import Outcome, Pair, Part
 from compress.distill.objective.schedules import Setting
 from compress.distill.objective.signals import Needs, Signals
-from compress.distill.rows.batch import MicroBatch
+from compress.distill.rows.batch import Guide, MicroBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,10 @@ class SoftAndHard:
     ) -> Outcome:
         """See `Part`."""
         assert batch.weights is None, "each label counts once here"
-        options, total = self._options_at(setting)
+        if batch.guide is not None and teacher is not None:
+            return self._aligned(student, teacher, batch.labels, batch.guide, num_tokens, setting)
+        soft, hard = (setting.weights.get(name, 0.0) for name in ("soft", "hard"))
+        options, total = self._weighed(soft, hard, setting)
         dense = None if teacher is None or teacher.sparse or teacher.mixture else teacher
         out = loss_of_valid(
             student.hidden,
@@ -48,9 +52,32 @@ class SoftAndHard:
         loss = out.loss if total == 1.0 else total * out.loss
         return Outcome(loss, torch.stack([out.soft, out.hard][-len(self.names) :]))
 
-    def _options_at(self, setting: Setting) -> tuple[LossOptions, float]:
-        """alpha and temperature of a step, and what both terms count together."""
+    def _aligned(
+        self, student: Signals, teacher: Signals, labels: Tensor, guide: Guide, num_tokens: float, setting: Setting
+    ) -> Outcome:
+        """The soft term is the mean over the labels that are aligned with a place of the teacher's, whose signals are
+        of these alone; the hard one is over all, the others without a teacher."""
         soft, hard = (setting.weights.get(name, 0.0) for name in ("soft", "hard"))
+        share = guide.divisor / num_tokens
+        options, total = self._weighed(soft / share if share else 0.0, hard, setting)
+        both, alone = (
+            loss_of_valid(
+                student.hidden.index_select(0, places),
+                student.head,
+                None if source is None else source.hidden,
+                None if source is None else source.head,
+                labels[places],
+                options if source is not None else dataclasses.replace(options, alpha=0.0),
+                num_tokens,
+            )
+            for places, source in ((guide.places, teacher), (guide.others, None))
+        )
+        loss = total * both.loss + hard * alone.loss
+        raw = torch.stack([both.soft / share if share else both.soft, both.hard + alone.hard])
+        return Outcome(loss, raw[-len(self.names) :])
+
+    def _weighed(self, soft: float, hard: float, setting: Setting) -> tuple[LossOptions, float]:
+        """alpha and temperature of a step, and what both terms count together."""
         total = soft + hard
         alpha = soft / total if total > 0 else 0.0
         return dataclasses.replace(self.options, alpha=alpha, temperature=setting.temperature), total
@@ -60,6 +87,9 @@ class SoftAndHard:
 class Yardstick:
     """What runs are compared by, whatever they minimise: `kl`, KL(teacher || student) at temperature 1, where there is
     a teacher, and `hard`, the cross-entropy of the next token; both means over the labels, in nats a token.
+
+    There is no KL over two vocabularies: with a teacher of another tokenizer it is `uld` at temperature 1, over the
+    aligned labels.
     """
 
     part: SoftAndHard
@@ -86,11 +116,10 @@ def soft_and_hard(config: DistillConfig, pair: Pair) -> Part:
 
 def yardstick(config: DistillConfig, pair: Pair) -> Yardstick:
     """What runs are compared by, in the same chunks as what they minimise."""
-    names = ("hard",) if pair.teacher is None else ("kl", "hard")
-    forward = DivergenceConfig(name="forward_kl")
-    return Yardstick(
-        SoftAndHard(dataclasses.replace(_options(config), divergence=forward, self_correct=None), names), names
-    )
+    distance = "uld" if pair.retold else "kl"
+    names = ("hard",) if pair.teacher is None else (distance, "hard")
+    of = DivergenceConfig(name="uld" if pair.retold else "forward_kl")
+    return Yardstick(SoftAndHard(dataclasses.replace(_options(config), divergence=of, self_correct=None), names), names)
 
 
 def _options(config: DistillConfig) -> LossOptions:

@@ -34,7 +34,9 @@ _PEAK_BF16_FLOPS = {
 counts. What is not here is measured."""
 
 
-def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int, others: Sequence[Any] = ()) -> float:
+def training_flops_per_token(
+    student: Any, teacher: Any | None, seq_len: int, others: Sequence[Any] = (), *, teacher_tokens: float = 1.0
+) -> float:
     """FLOPs a training token costs: one forward pass of the teacher and of each of the `others` that teach beside it,
     one and two backward ones of the student.
 
@@ -42,12 +44,14 @@ def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int, ot
     parameters that require gradients are trained (it can only be counted afterwards). With C the forward FLOPs of
     `Costs.prefill_flops`: C_t + 3 C_s, about 2 P_t + 6 P_s for P active parameters. What is frozen costs the product
     that carries the gradient on, and that only from the lowest trained block up: 4 P. Recomputation by gradient
-    checkpointing is not counted, nor what DoRA needs for lengths of rows.
+    checkpointing is not counted, nor what DoRA needs for lengths of rows. `teacher_tokens` is how many a teacher of
+    another tokenizer has for each.
     """
     model = student if isinstance(student, nn.Module) else empty_model(copy.deepcopy(student))
     costs = costs_of(model)
     forward = costs.prefill_flops(seq_len)
-    return forward + _backward_flops(model, forward, costs.weight_flops) + _forward(seq_len, teacher, *others)
+    teachers = _taught(seq_len, teacher, others, teacher_tokens)
+    return forward + _backward_flops(model, forward, costs.weight_flops) + teachers
 
 
 def _backward_flops(model: nn.Module, forward: float, of_weights: int) -> float:
@@ -71,9 +75,16 @@ def _lowest_trained(model: nn.Module) -> int:
     return next(trained, len(layers))
 
 
-def measuring_flops_per_token(student: Any, teacher: Any | None, seq_len: int, others: Sequence[Any] = ()) -> float:
+def measuring_flops_per_token(
+    student: Any | None, teacher: Any | None, seq_len: int, others: Sequence[Any] = (), *, teacher_tokens: float = 1.0
+) -> float:
     """FLOPs a held-out token costs: a forward pass of each model. See `training_flops_per_token`."""
-    return _forward(seq_len, student, teacher, *others)
+    return _forward(seq_len, student) + _taught(seq_len, teacher, others, teacher_tokens)
+
+
+def _taught(seq_len: int, teacher: Any | None, others: Sequence[Any], tokens: float) -> float:
+    """Of all teachers for a token of rows of `seq_len`, for which the first reads so many."""
+    return tokens * _forward(round(seq_len * tokens), teacher) + _forward(seq_len, *others)
 
 
 def _forward(seq_len: int, *models: Any | None) -> float:

@@ -42,6 +42,8 @@ class StepShape(NamedTuple):
     """Whether gradients of an earlier micro-batch are there already."""
     select: Callable[[Any], object] | None = None
     """Freezes what is not trained of the student, and adds what is trained beside it; None trains all."""
+    teacher_len: int | None = None
+    """Tokens of the teacher's rows, where its tokenizer is another."""
 
 
 class StepMemory(NamedTuple):
@@ -71,22 +73,27 @@ def trace_step(student: Any, teacher: Any | None, shape: StepShape) -> StepMemor
             source = _model(teacher, torch.bfloat16 if shape.bf16 else torch.float32, shape).requires_grad_(False)
             del decoder_layers(source)[1][_TEACHER_LAYERS:]
         ids = torch.zeros(shape.rows, shape.seq_len, dtype=torch.int64)
+        own = ids if shape.teacher_len is None else torch.zeros(shape.rows, shape.teacher_len, dtype=torch.int64)
     # What lives before the step does not count; gradients do, and are there already where micro-batches add up.
     with _LiveBytes([*learner.parameters(), *(source.parameters() if source is not None else ())]) as live:
         if shape.accumulates:
             for parameter in learner.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        activations = _micro_batch(learner, source, ids, shape, live)
+        activations = _micro_batch(learner, source, (ids, own), shape, live)
     return StepMemory(activations, live.peak)
 
 
-def _micro_batch(learner: Any, source: Any | None, ids: Tensor, shape: StepShape, live: "_LiveBytes") -> int:
-    """One step as `compress.distill.loop.step` takes it; returns the bytes of its activations."""
+def _micro_batch(
+    learner: Any, source: Any | None, rows_of: tuple[Tensor, Tensor], shape: StepShape, live: "_LiveBytes"
+) -> int:
+    """One step as `compress.distill.loop.step` takes it, on rows of the student and of the teacher; returns the bytes
+    of its activations."""
+    ids, own = rows_of
     before, teacher_rows = live.now, None
     # The teacher first: of it, only the states that have a label outlive its forward pass.
     if source is not None:
         with torch.no_grad():
-            teacher_hidden = hidden_states(source, ids)
+            teacher_hidden = hidden_states(source, own)
         teacher_rows = teacher_hidden[:, :-1].flatten(0, 1)
         del teacher_hidden
     # What is there when the student's forward pass ends is what its backward pass needs: the activations.

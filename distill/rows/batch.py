@@ -93,6 +93,8 @@ class MicroBatch:
     """[B] numbers of the rows in their source; stays on the host."""
     sources: tuple[str, ...] | None
     """[B] tags of the rows' text; stays on the host."""
+    guide: "Guide | None" = None
+    """The same text as a teacher of another tokenizer has it; None where the teacher reads these ids."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same with its tensors on a device, without waiting for it."""
@@ -111,7 +113,28 @@ class MicroBatch:
     def _with(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        if self.guide is not None:
+            changed["guide"] = self.guide.with_tensors(change)
         return dataclasses.replace(self, **changed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """A micro-batch as a teacher of another tokenizer reads it."""
+
+    rows: MicroBatch
+    """The teacher's own, [B, T]; its A places that predict are those that are aligned with labels."""
+    places: Tensor
+    """[A] those of the M labels."""
+    others: Tensor
+    """[M - A] the labels that are aligned with nothing."""
+    divisor: float
+    """What sums over aligned labels are divided by, so that the mean over processes is the mean over the batch's."""
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Guide":
+        """The same with its tensors changed."""
+        rows = self.rows._with(change)
+        return dataclasses.replace(self, rows=rows, places=change(self.places), others=change(self.others))
 
 
 def document_boundaries(positions: Ids) -> npt.NDArray[np.int32]:

@@ -19,9 +19,10 @@ class CachedTeacher:
         self._cache, self._device = cache, device
         self._head = first_ids(cache.head().to(device), vocabulary)
 
-    def ahead(self, batch: MicroBatch) -> None:
+    def ahead(self, batch: MicroBatch) -> MicroBatch:
         """Has the system read what will be asked for."""
         self._cache.will_need(batch.row_ids)
+        return batch
 
     def __call__(self, batch: MicroBatch) -> Signals:
         """Last hidden states with the head that makes logits of them, or what is known of the distribution."""

@@ -35,10 +35,11 @@ class SeveralTeachers(nn.Module):
         # weights that are split are gathered by all processes together, whatever rows each of them has
         self._always = any(map(is_sharded, self.models))
 
-    def ahead(self, batch: MicroBatch) -> None:
+    def ahead(self, batch: MicroBatch) -> MicroBatch:
         """Tells each."""
         for teacher in self._teachers:
-            teacher.ahead(batch)
+            batch = teacher.ahead(batch)
+        return batch
 
     def forward(self, batch: MicroBatch) -> Signals:
         """What all say together; where one alone counts, its signals as if there were no others."""

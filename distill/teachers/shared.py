@@ -17,9 +17,9 @@ class SharedTeacher:
         self.source = source
         self._said: dict[bytes, Signals] = {}
 
-    def ahead(self, batch: MicroBatch) -> None:
+    def ahead(self, batch: MicroBatch) -> MicroBatch:
         """As of the source."""
-        self.source.ahead(batch)
+        return self.source.ahead(batch)
 
     def __call__(self, batch: MicroBatch) -> Signals:
         """What the source says, or has said, of these rows."""

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from compress.data.alignment import Retelling
 from compress.distill.config import DistillConfig
 from compress.distill.objective.signals import Needs, Signals, read_signals
 from compress.distill.resources.auto import Here
 from compress.distill.resources.loading import compile_backbone, load_checked
 from compress.distill.rows.batch import Batch, MicroBatch
 from compress.distill.students.sharding import shard_model
+from compress.distill.teachers.other_tokenizer import RetoldTeacher
 from compress.distill.teachers.quantization import quantize_teacher
 
 
@@ -22,8 +24,9 @@ class TeacherSource(Protocol):
     is, for one that listens to several teachers.
     """
 
-    def ahead(self, batch: MicroBatch) -> None:
-        """Is told of a micro-batch that it will be asked for, by a thread: it touches no device."""
+    def ahead(self, batch: MicroBatch) -> MicroBatch:
+        """Is told of a micro-batch that it will be asked for, by a thread, and returns it with what it needs beside it:
+        it touches no device."""
 
     def __call__(self, batch: MicroBatch) -> Signals:
         """What the objective asked for, without gradient, with the head that makes logits of the hidden states.
@@ -40,8 +43,9 @@ class LiveTeacher(nn.Module):
         self.model = model
         self._blocks, self._vocabulary = needs.teacher_blocks, vocabulary
 
-    def ahead(self, batch: MicroBatch) -> None:
+    def ahead(self, batch: MicroBatch) -> MicroBatch:
         """A model waits for its input."""
+        return batch
 
     def forward(self, batch: MicroBatch) -> Signals:
         """One forward pass. The head of a teacher that is split exists from here to the next `free_gathered`."""
@@ -57,11 +61,21 @@ class OpenedTeacher(NamedTuple):
 
 
 def open_teacher(
-    config: DistillConfig, folder: Path, here: Here, *, needs: Needs, vocabulary: int, heldout: Batch
+    config: DistillConfig,
+    folder: Path,
+    here: Here,
+    *,
+    needs: Needs,
+    vocabulary: int,
+    heldout: Batch,
+    retelling: Retelling | None = None,
 ) -> OpenedTeacher:
-    """The teacher of a folder, as `load_teacher` has it, split as the options ask."""
+    """The teacher of a folder, as `load_teacher` has it, split as the options ask; with a `retelling` it reads the text
+    in its own tokens, in rows of many lengths, for which nothing is compiled."""
+    if retelling is not None:
+        here = here._replace(compiled=False)
     model, kl = load_teacher(config, folder, here, heldout)
-    source = LiveTeacher(model, needs, vocabulary)
+    source = LiveTeacher(model, needs, vocabulary) if retelling is None else RetoldTeacher(model, retelling)
     if here.sharding == "both":
         shard_model(source, model, device=here.device, bf16=here.bf16)
     return OpenedTeacher(source, kl)

@@ -2,11 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.base.errors import InputError
 from compress.data import INDEX, TokenStore, framing_for, text_rows
+from compress.data.alignment import Retelling
 from compress.data.store.marks import Marks, alone, read_marks
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint
@@ -36,11 +39,14 @@ def framing_of_text(text: str | Path, config: EvalConfig, reader: Path) -> Frami
     return framing_for(str(text), config.text_column, reader)
 
 
-def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig, framing: Framing) -> Heldout:
+def load_heldout(
+    text: str | Path, checkpoint: Checkpoint, config: EvalConfig, framing: Framing, writer: Any | None = None
+) -> Heldout:
     """At most `heldout_sequences` rows: a token store's held-out part, or rows of the start of a raw source.
 
     Of a raw source there is one row a document while there are enough, of `heldout_seq_len` tokens, or of the model's
-    context when that is shorter; less text than a row is one short row.
+    context when that is shorter; less text than a row is one short row. `writer` is the tokenizer that a token store
+    was made with, where it is not the model's, which then reads the text in its own tokens (see `retold`).
 
     Raises:
         InputError: the store was made with another tokenizer or its rows exceed the model's context; the source does
@@ -53,12 +59,40 @@ def load_heldout(text: str | Path, checkpoint: Checkpoint, config: EvalConfig, f
         marks = None if found.marks is None else read_marks(found.marks)
         return _heldout(found.ids.astype(np.int64), sum(found.text_bytes), found.documents, marks, None, apart=True)
     store = TokenStore.open(Path(text))
-    check_store(store, checkpoint.tokenizer, checkpoint.name, context=checkpoint.context)
+    if writer is None:
+        check_store(store, checkpoint.tokenizer, checkpoint.name, context=checkpoint.context)
     count = min(config.heldout_sequences, store.num_heldout)
     rows, documents = store.heldout(count), store.heldout_documents(count)
     sources = tuple(store.sources[number] for number in store.heldout_sources(count)) if store.sources else None
     marks = store.heldout_marks(count)
-    return _heldout(rows, store.heldout_bytes(count), documents, marks, sources, apart=store.apart)
+    made = _heldout(rows, store.heldout_bytes(count), documents, marks, sources, apart=store.apart)
+    return made if writer is None else retold(made, writer, checkpoint)
+
+
+def retold(text: Heldout, tokenizer: Any, reader: Checkpoint) -> Heldout:
+    """The same text, whose tokens are the `tokenizer`'s, in tokens of another model, which are scored but for those
+    that begin a document and those that fill up rows. Its bytes are those of the first, one token a row less.
+
+    Raises:
+        InputError: the text is of conversations; and as `Retelling`.
+    """
+    if text.answers is not None:
+        raise InputError(
+            f"{reader.name} has another tokenizer than the conversations were laid out for: take plain text, or a "
+            "model of the same tokenizer."
+        )
+    retelling = Retelling(tokenizer, reader.tokenizer, reader.context)
+    found = retelling.rows(text.rows)
+    shape = len(found), max(len(row.ids) for row in found)
+    ids, scored = np.full(shape, retelling.eos_id), np.zeros(shape, np.bool_)
+    documents = np.repeat(text.documents[:, -1:], shape[1], axis=1)
+    eos = tokenizer.eos_token_id
+    for number, row in enumerate(found):
+        size = len(row.ids)
+        begun = np.append(0, np.flatnonzero(text.rows[number, :-1] == eos) + 1)
+        ids[number, :size], scored[number, :size] = row.ids, ~np.isin(row.ids, retelling.framing.documents)
+        documents[number, :size] = text.documents[number, begun[row.documents]]
+    return Heldout(ids, text.text_bytes, documents, scored, text.sources)
 
 
 def _heldout(

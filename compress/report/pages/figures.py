@@ -9,7 +9,7 @@ from compress.report.cells import percent, share_kept, short
 from compress.report.pages import svg
 from compress.report.pages.svg import Markup, Scale
 from compress.report.run_files import Record, RunFiles, layers_of, number
-from compress.report.tables.table import compared, labels, main_tasks
+from compress.report.tables.table import compared, labels, main_tasks, retold
 
 Points = list[tuple[float, float]]
 
@@ -22,6 +22,7 @@ _TITLES = {
     "soft": "Soft loss: divergence from the teacher",
     "hard": "Hard loss: next-token cross-entropy",
     "kl": "KL from the teacher at temperature 1",
+    "uld": "ULD from the teacher at temperature 1",
     "hidden": "Hidden states: distance from the teacher's",
     "similarity": "Similarity of tokens: distance from the teacher's",
 }
@@ -203,7 +204,8 @@ def _references(report: Record, heldout: Points) -> list[tuple[str, str, float]]
     logged = [heldout[-1][1], min(y for _, y in heldout)] if heldout else []
     if healed is None or not any(abs(healed - loss) <= _SAME_ROWS_NATS for loss in logged):
         return []
-    return [(k, labels(report)[k], loss) for k, loss in losses.items() if k != "student" and loss is not None]
+    others = [key for key in losses if key != "student" and not (retold(report) and key.startswith("teacher"))]
+    return [(key, labels(report)[key], loss) for key in others if (loss := losses[key]) is not None]
 
 
 def loss_figure(panel: LossPanel) -> str:

@@ -12,13 +12,15 @@ from compress.report.cells import fixed, plus_minus, points, share_kept, short, 
 from compress.report.judge.prompting import common_prompting
 from compress.report.judge.verdicts import SIGNIFICANT, alarm_lines
 from compress.report.run_files import Record
-from compress.report.tables.table import compared, labels, main_tasks
+from compress.report.tables.table import compared, labels, main_tasks, retold
 
 _ALARMS = 4
 _MARKS = {"same": " ≈", "below": " ↓"}
 _OTHER = "other_text"
 _LONGEST_SOURCE = 24
-_FACTS: tuple[tuple[str, tuple[str, ...], str, Callable[[float], str]], ...] = (
+Fact = tuple[str, tuple[str, ...], str, Callable[[float], str]]
+"""What a row is called, where its numbers lie, their name there, and how they are shown."""
+_FACTS: tuple[Fact, ...] = (
     ("parameters", (), "params", format_count),
     ("on disk", (), "bytes", format_bytes),
     ("held-out loss", ("heldout",), "loss_nats", fixed(3)),
@@ -26,6 +28,11 @@ _FACTS: tuple[tuple[str, tuple[str, ...], str, Callable[[float], str]], ...] = (
     ("KL to teacher", ("fidelity",), "kl_nats", fixed(4)),
     ("KL, other text", (_OTHER, "fidelity"), "kl_nats", fixed(4)),
     ("decode tokens/s", ("speed",), "decode_tokens_per_s", fixed(0)),
+)
+_BITS: tuple[Fact, ...] = (
+    ("bits per byte", ("heldout",), "bits_per_byte", fixed(3)),
+    ("other text", (_OTHER, "heldout"), "bits_per_byte", fixed(3)),
+    ("of its teacher", ("teacher_heldout",), "bits_per_byte", fixed(3)),
 )
 
 
@@ -64,7 +71,7 @@ def summary(report: Record) -> Group:
         last = [share_kept(share.get("chance_corrected"))] if kept else []
         table.add_row(*map(Text, [name, *cells, *last]))
     table.add_section()
-    for label, place, field, show in [*_FACTS, *_of_sources(report)]:
+    for label, place, field, show in [*_facts(report), *_of_sources(report)]:
         parts = [_part(report[key], place) for key in keys]
         if any(parts) or _OTHER not in place:
             table.add_row(*map(Text, [label, *(with_error(part, field, show) for part in parts)]))
@@ -74,7 +81,15 @@ def summary(report: Record) -> Group:
     return Group(table, *shown, *more)
 
 
-def _of_sources(report: Record) -> list[tuple[str, tuple[str, ...], str, Callable[[float], str]]]:
+def _facts(report: Record) -> tuple[Fact, ...]:
+    """What is told of each model; where tokenizers differ, bits a byte in place of what is by the token."""
+    if not retold(report):
+        return _FACTS
+    sizes = tuple(fact for fact in _FACTS if fact[2] not in ("loss_nats", "kl_nats"))
+    return (*sizes[:2], *(_BITS if len(labels(report)) == 1 else _BITS[:2]), *sizes[2:])
+
+
+def _of_sources(report: Record) -> list[Fact]:
     """The facts of each source of a blend."""
     found = [((report[key].get("fidelity") or {}).get("by_source") or {}) for key in labels(report)]
     names = dict.fromkeys(name for sources in found for name in sources)

@@ -37,6 +37,8 @@ def training(report: Record) -> Table:
     """What healing cost, and each loss that the training record names."""
     train = report["train"] or {}
     rows = [[label, cell(train, key, show)] for key, label, show in _TRAINING if number(train.get(key)) is not None]
+    if aligned := train.get("aligned"):
+        rows.insert(0, ["Tokens aligned with the teacher's tokenizer", cell(aligned, "share", "{:.1%}".format)])
     if train.get("cache"):
         rows.insert(0, ["Taught by", _cache_words(train["cache"])])
     if train.get("mixture"):

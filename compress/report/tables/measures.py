@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from compress.base.units import format_bytes
 from compress.report.cells import NONE, cell, fixed, percent, with_error
 from compress.report.run_files import Record
-from compress.report.tables.table import Table, labels
+from compress.report.tables.table import Table, labels, retold
 
 _CLASSES = {"by_token": "what it is", "by_frequency": "how often it occurs", "by_position": "place in the row"}
 
@@ -20,6 +20,8 @@ def text(report: Record) -> Table:
         rows.append([name, *cells, *(cell(held, extent, fixed(digits)) for extent, digits in _EXTENT.items())])
     columns = ["Model", "Loss, nats/token", "Perplexity", "Bits/byte", "Tokens", "Documents"]
     note = "Loss ± one standard error over documents, whose tokens depend on each other." + _other(report)
+    if retold(report):
+        note += " The teacher has another tokenizer: only bits per byte compare it with the others."
     return Table(title="Held-out text", note=note, columns=columns, rows=rows)
 
 

@@ -31,6 +31,11 @@ def labels(report: Record) -> dict[str, str]:
     return found
 
 
+def retold(report: Record) -> bool:
+    """Whether the models have not all one tokenizer, so that of their losses only bits per byte can be compared."""
+    return any("teacher_heldout" in report[key] for key in labels(report))
+
+
 def compared(report: Record) -> dict[str, dict[str, Record]]:
     """Model key -> its comparison with the reference by task, of each model that has one."""
     if "compared" in report:
