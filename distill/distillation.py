@@ -145,7 +145,7 @@ def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
 def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
     """The fields of distill.json that the run knows."""
     run = s.progress
-    rate = s.tokens / max(run.seconds, 1e-9)
+    rate = s.learned_tokens / max(run.seconds, 1e-9)
     return {
         "teacher": teacher,
         "student": student,
@@ -157,9 +157,10 @@ def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
         **s.notes,
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
-        "flops": s.tokens * s.flops_per_token,
+        "flops": s.learned_tokens * s.flops_per_token,
         "mfu": mfu(s, rate),
         "peak_flops": s.peak._asdict(),
+        "on_policy": None if run.rollouts is None else run.rollouts.describe(s.learned_tokens, run.seconds),
     }
 
 
