@@ -78,6 +78,7 @@ def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
         tokens=tokens,
         select=None,
         order="random",
+        on_policy=None,
         heldout_every=0,
         heldout_sequences=most_heldout_rows(healing),
         checkpoint_every=0,

@@ -128,6 +128,10 @@ def resolve_sharding(config: DistillConfig, processes: int) -> Sharding:
         raise UsageError(
             f"compile: true makes one graph of a model, which shard: {shard} cuts at every layer. Leave one out."
         )
+    if config.on_policy is not None:
+        raise UsageError(
+            f"on_policy lets the student write with whole weights, which shard: {shard} splits. Use shard: none."
+        )
     if shard == "both" and config.teacher_precision != "auto":
         raise UsageError(
             f"teacher_precision: {config.teacher_precision} needs the teacher's weights whole: use shard: student."

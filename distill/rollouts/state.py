@@ -128,8 +128,8 @@ def _nothing(found: Counts) -> str:
             "leaves no room for on_policy.new_tokens in a row. Lower that, or prepare the data with a longer seq_len."
         )
     return (
-        f"In {_EMPTY_STEPS} on-policy steps in a row the student ended each of its {found.rollouts} rollouts at once, so "
-        "there is nothing to learn from. Train it on the text first (leave distill.on_policy out) and go on from the "
+        f"In {_EMPTY_STEPS} on-policy steps in a row the student ended each of its {found.rollouts} rollouts at once, "
+        "so there is nothing to learn from. Train it on the text first (leave distill.on_policy out) and go on from the "
         "result, or lower on_policy.fraction; a model of conversations wants prompts in its chat template (data.form)."
     )
 
