@@ -75,7 +75,7 @@ class Rollouts:
     recent_repeated: int = 0
 
     def note(self, found: Counts, config: OnPolicyConfig, *, rows: int, seconds: float) -> None:
-        """Count an on-policy step, which read so many rows of the data, and decide how long the rollouts of the next may be.
+        """Count an on-policy step, which read so many `rows` of the data, and decide how long rollouts may be next.
 
         Raises:
             CompressError: no rollout had any text for too many on-policy steps in a row.
@@ -124,13 +124,15 @@ def _nothing(found: Counts) -> str:
     """Why the student wrote nothing, and what to do."""
     if found.rollouts == 0:
         return (
-            f"In {_EMPTY_STEPS} on-policy steps in a row no row of the data had a prompt: what comes before the answers "
-            "leaves no room for on_policy.new_tokens in a row. Lower that, or prepare the data with a longer seq_len."
+            f"In {_EMPTY_STEPS} on-policy steps in a row no row of the data had a prompt: what comes before the "
+            "answers leaves no room for on_policy.new_tokens in a row. Lower that, or prepare data with a longer "
+            "seq_len."
         )
     return (
         f"In {_EMPTY_STEPS} on-policy steps in a row the student ended each of its {found.rollouts} rollouts at once, "
-        "so there is nothing to learn from. Train it on the text first (leave distill.on_policy out) and go on from the "
-        "result, or lower on_policy.fraction; a model of conversations wants prompts in its chat template (data.form)."
+        "so there is nothing to learn from. Train it on the text first (leave distill.on_policy out) and go on from "
+        "the result, or lower on_policy.fraction; a model of conversations wants prompts in its chat template "
+        "(data.form)."
     )
 
 

@@ -14,18 +14,20 @@ from commands import warm
 from data_world import documents
 from distill_world import SEQ_LEN, World, losses_of
 from fault_injection import Signal
-from helpers import save_tiny_model
+from helpers import save_tiny_model, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from compress.base.config import build_from
 from compress.base.disk import sha256_file
-from compress.base.errors import CompressError, UsageError
-from compress.data import DataConfig, prepare
-from compress.distill import DistillConfig
+from compress.base.errors import CompressError, InputError, UsageError
+from compress.data import DataConfig, TokenStore, prepare
+from compress.distill import DistillConfig, plan_distill
 from compress.distill.loop.accelerator import make_accelerator
 from compress.distill.objective.loss import IGNORE_INDEX
 from compress.distill.objective.schedules import Setting, on_own_text
+from compress.distill.resources.auto import resolve_sharding
+from compress.distill.resources.flops import measuring_flops_per_token
 from compress.distill.rollouts.config import Growth, OnPolicyConfig
 from compress.distill.rollouts.prompts import is_on_policy, prompt_of, share_prompts
 from compress.distill.rollouts.state import Counts, Rollouts, count
@@ -34,6 +36,7 @@ from compress.distill.rows.batch import Batch
 from compress.distill.rows.source import StoreRows, packed
 from compress.distill.students.config import LoraConfig
 from compress.distill.students.lora import add_adapters, merge
+from compress.verify.training import Training, check_metrics
 
 Options = Callable[..., DistillConfig]
 EOS = 256
@@ -267,7 +270,11 @@ def test_seed_and_step_decide_how_many_steps_are_on_policy() -> None:
 
 
 @pytest.mark.faults(1)
-@pytest.mark.parametrize("changes", [{}, {"lora": LoraConfig(r=4, dropout=0.2)}], ids=["whole", "adapters"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"lora": LoraConfig(r=4, dropout=0.2)}, marks=pytest.mark.slow)],
+    ids=["whole", "adapters"],
+)
 def test_a_run_killed_while_writing_and_while_learning_ends_bitwise_equal(
     world: World, options: Options, changes: dict[str, Any]
 ) -> None:
@@ -334,7 +341,7 @@ def test_a_student_that_only_ends_texts_is_told_so(world: World, options: Option
         (world.root / "ends" / name).write_bytes((world.student / name).read_bytes())
     config = options(tokens=16 * 2 * SEQ_LEN, batch_tokens=2 * SEQ_LEN, lr=1e-6)
     config = dataclasses.replace(config, on_policy=dataclasses.replace(OWN, fraction=1.0))
-    with pytest.raises(CompressError, match="ended each of its 2 rollouts at once.*Train it on the text first"):
+    with pytest.raises(CompressError, match=r"ended each of its 2 rollouts at once.*Train it on the text first"):
         world.run("run", config, student=world.root / "ends")
 
 
@@ -362,6 +369,32 @@ def test_what_has_no_teacher_or_no_room_is_refused_before_anything_is_made(world
         UsageError, match="prompts of 17 tokens and rollouts of 16 are longer than the data's rows of 32"
     ):
         world.run("run", options(on_policy=long))
-    with pytest.raises(UsageError, match="writes? with whole weights|this is one"):
-        world.run("run", options(on_policy=OWN, shard="both"))
+    with pytest.raises(UsageError, match="lets the student write with whole weights"):
+        resolve_sharding(options(on_policy=OWN, shard="both"), processes=2)
     assert not (world.root / "run" / "train").exists()
+
+
+def test_verify_knows_which_steps_are_on_policy(world: World, options: Options) -> None:
+    world.run("run", options(on_policy=OWN))
+    training = Training(world.root / "run" / "student", world.root / "run" / "train")
+    store, log = TokenStore.open(world.data), training.work / "metrics.jsonl"
+    assert "8 logged steps in order" in check_metrics(training, store)
+    log.write_text(log.read_text().replace('"on_policy": 0', '"on_policy": 1', 1))
+    with pytest.raises(InputError, match="says on_policy = 1, which by its seed is 0"):
+        check_metrics(training, store)
+
+
+def test_the_plan_counts_writing_and_its_cache(options: Options) -> None:
+    """FLOPs of half the rows at their new length, and of a forward pass more; bytes of keys and values by hand."""
+    own = OnPolicyConfig(fraction=0.5, prompt_tokens=8, new_tokens=Growth(from_=4, to=16), batch_tokens=72)
+    student, teacher = (tiny_config(num_hidden_layers=layers) for layers in (1, 2))
+    models = {"student": student, "teacher": teacher, "num_rows": 100, "seq_len": SEQ_LEN}
+    without = plan_distill(options(precision="fp32"), **models)
+    found = plan_distill(options(precision="fp32", on_policy=own), **models)
+    assert found.rollouts is not None
+    forward = measuring_flops_per_token(student, None, 24)
+    assert found.flops == without.flops / 2 + 16 * 24 * (found.flops_per_token + forward)
+    # 3 of 4 rows at once: keys and values of one layer with two heads of width 8, and 257 logits in 32 bytes each
+    assert found.rollouts.memory_bytes == 3 * (24 * 2 * 2 * 8 * 4 + 257 * 32)
+    assert "50% of the steps" in found.rollouts.describe()
+    assert "at most 4, later 16 tokens after 8" in found.rollouts.describe()
