@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from compress.base.config import build_from
-from compress.base.units import parse_count
 from compress.data import DataConfig, TokenStore, prepare
 from compress.distill import DistillConfig, distill
 from compress.evaluate.text.language import heldout_scores
@@ -53,7 +52,9 @@ def main() -> None:
     parser.add_argument("--teacher", required=True, help="a folder")
     parser.add_argument("--student", type=Path, required=True, help="where each training starts")
     parser.add_argument("--text", required=True, help="a SOURCE")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[name for name in ARMS if name != "own text, forward KL"])
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=[name for name in ARMS if name != "own text, forward KL"]
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rows", type=int, default=8, help="rollouts a step")
     parser.add_argument("--prompt-tokens", type=int, default=32)
@@ -127,7 +128,10 @@ def measured(options: argparse.Namespace, name: str, student: Callable[[], Path]
         if record.is_file():
             made = json.loads(record.read_text())
             labels = made["tokens"] // store.seq_len * (store.seq_len - 1)
-            found |= {"labels": made["on_policy"]["tokens"] if made["on_policy"] else labels, "seconds": made["seconds"]}
+            found |= {
+                "labels": made["on_policy"]["tokens"] if made["on_policy"] else labels,
+                "seconds": made["seconds"],
+            }
         path.write_text(json.dumps(found, indent=1))
     known: dict[str, Any] = json.loads(path.read_text())
     return known

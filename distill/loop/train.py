@@ -190,7 +190,8 @@ def _log(
     )
     parts = ", ".join(f"{name} {value:.3f}" for name, value in zip(terms, raw, strict=True)) if len(terms) > 1 else ""
     loss = f"loss {columns['loss']:.3f}{parts and f' ({parts})'}"
-    return f"step {s.progress.step} of {s.budget.steps}, {loss}, {rate:,.0f} tokens/s"
+    wrote = "" if own is None else f", on its own text ({own.tokens / max(own.rollouts, 1):.1f} tokens a rollout)"
+    return f"step {s.progress.step} of {s.budget.steps}, {loss}{wrote}, {rate:,.0f} tokens/s"
 
 
 def _rollout_columns(s: Session, clock: Clock, counts: Counts | None) -> dict[str, Any]:
