@@ -21,7 +21,10 @@ def generate_plainly(
     `choose` is asked for one token more of each answer each time, of those that have ended too. What the model's
     generation config says of penalties and the like is left out: the logits are the model's own.
     """
-    pad, longest = min(ends, default=0), max(map(len, prompts))
+    longest = max(map(len, prompts))
+    # where a prompt ends with it, transformers says that prompts are padded on the right
+    pad = min(set(range(len(prompts) + 1)) - {int(prompt[-1]) for prompt in prompts})
+    pad %= model.get_input_embeddings().num_embeddings
     ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
