@@ -19,24 +19,32 @@ from compress.run.steps import Step, groups_of
 
 TIMED = ("teacher", "student-init", "student")
 """Models whose speed is measured, by the stem of their files in RUN/eval/."""
-_NOT_FROM = {"teacher-before": ("teacher", "prune"), "teacher": ("prune",)}
-"""Groups before the training that a model does not come from."""
 
 
-def evaluations(recipe: Recipe, layout: Layout, models: Models, before: list[Step], healed: Step) -> list[Step]:
-    """Scores of teacher (before its fine-tuning too), cut and healed student; speed of these three, timed in turns."""
+def evaluations(
+    recipe: Recipe, layout: Layout, models: Models, *, before: list[Step], start: list[Step], healed: Step
+) -> list[Step]:
+    """Scores of teacher (before its fine-tuning too), cut and healed student; speed of these three, timed in turns.
+
+    The teacher comes from the steps `before`, the cut from those of `start` too, the student from `healed` as well.
+    """
     timed = dict(zip(TIMED, (models.teacher, models.student, at(layout.student)), strict=True))
     scored = timed
     if recipe.teacher.finetune is not None and models.given is not None:
         scored = {"teacher-before": models.given, **timed}
+    made = {
+        "teacher-before": [step for step in before if step.group != "teacher"],
+        "teacher": before,
+        "student-init": [*before, *start],
+        "student": [*before, *start, healed],
+    }
     steps = []
     for name, model in scored.items():
-        made = [step for step in before if step.group not in _NOT_FROM.get(name, ())]
-        after = groups_of([*made, healed] if name == "student" else made)
-        reference = None if name in _NOT_FROM else models.teacher
+        after = groups_of(made[name])
+        reference = None if name.startswith("teacher") else models.teacher
         steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after))
     if recipe.eval.speed:
-        steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of([*before, healed])))
+        steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of(made["student"])))
     return steps
 
 

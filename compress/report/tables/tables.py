@@ -7,7 +7,7 @@ from compress.report.judge.prompting import common_prompting
 from compress.report.judge.scores import metric_names
 from compress.report.run_files import Record, number
 from compress.report.tables.habits import habits
-from compress.report.tables.making import importance, ranking, selection, training
+from compress.report.tables.making import importance, ranking, selection, stages, training
 from compress.report.tables.measures import classes, nearness, speed, text
 from compress.report.tables.retention import retention
 from compress.report.tables.table import Table, labels, main_tasks
@@ -20,7 +20,7 @@ def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
     made = (verdicts(report), trainings(report), scores(report), retention(report), trained_pairs(report))
     rest = (flips(report), nearness(report), classes(report), habits(report), text(report), speed(report))
-    making = (training(report), selection(report), ranking(report), importance(report))
+    making = (stages(report), training(report), selection(report), ranking(report), importance(report))
     return [table for table in (*made, *rest, *making, every_metric(report)) if table.rows]
 
 
