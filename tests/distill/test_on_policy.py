@@ -26,6 +26,7 @@ from compress.distill import DistillConfig, plan_distill
 from compress.distill.loop.accelerator import make_accelerator
 from compress.distill.objective.loss import IGNORE_INDEX
 from compress.distill.objective.schedules import Setting, on_own_text
+from compress.distill.objective.signals import Needs
 from compress.distill.resources.auto import resolve_sharding
 from compress.distill.resources.flops import measuring_flops_per_token
 from compress.distill.rollouts.config import Growth, OnPolicyConfig
@@ -36,6 +37,9 @@ from compress.distill.rows.batch import Batch
 from compress.distill.rows.source import StoreRows, packed
 from compress.distill.students.config import LoraConfig
 from compress.distill.students.lora import add_adapters, merge
+from compress.distill.teachers.config import MixtureConfig
+from compress.distill.teachers.several import SeveralTeachers
+from compress.distill.teachers.source import LiveTeacher
 from compress.verify.training import Training, check_metrics
 
 Options = Callable[..., DistillConfig]
@@ -311,6 +315,46 @@ def test_two_processes_write_and_learn_as_one(world: World, options: Options) ->
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=2e-5)
     for single, double in zip(*(timeless(world.metrics(name)) for name in ("one", "two")), strict=True):
         assert double == {k: v if isinstance(v, str) else pytest.approx(v, rel=1e-4) for k, v in single.items()}
+
+
+def test_a_rollout_is_taught_by_the_teachers_of_its_rows_source(tmp_path: Path) -> None:
+    """Rollouts of all lengths, one row without any: the loss is that of two teachers on their rows, by labels."""
+    student = load(save_tiny_model(tmp_path / "student", scale=0.1, num_hidden_layers=1))
+    teachers = [load(save_tiny_model(tmp_path / f"{seed}", scale=0.1, seed=seed)).eval() for seed in (1, 2)]
+    sources = ("web", "books", "web", "books", "books")
+    batch = dataclasses.replace(packed(np.stack(prompts_of_lengths(*[32] * 5)), np.arange(5)), sources=sources)
+    prompts = share_prompts(batch, OnPolicyConfig(prompt_tokens=6, new_tokens=12), processes=1, rank=0)
+    prompts = prompts._replace(rows=prompts.rows[:4], ids=prompts.ids[:4])
+    rows = rows_of(prompts, [[5] * length for length in (3, 7, 12, 1)])
+    live = [LiveTeacher(teacher, Needs(), 257) for teacher in teachers]
+    own = {"model": "other", "sources": {"web": 0.0, "books": 1.0}}
+    mixture = build_from(MixtureConfig, {"sources": {"web": 1.0, "books": 0.0}, "with": [own]})
+    config = DistillConfig(micro_batch_rows=2)
+
+    def measured(guide: Any, *places: int) -> float:
+        losses = losses_of(config, student, teachers[0], tmp_path)
+        losses._teacher = guide
+        setting = on_own_text(Setting({"soft": 0.8, "hard": 0.2}, 1.0))
+        return losses.measure(losses.share(rows.take(np.array(places))), setting)["kl"]
+
+    both = measured(SeveralTeachers(mixture, live, blocks=False), 0, 1, 2, 3, 4)
+    web, books = measured(live[0], 0, 2), measured(live[1], 1, 3, 4)
+    assert both == pytest.approx((15 * web + 8 * books) / 23, rel=1e-5)
+    assert measured(live[1], 0, 2) != pytest.approx(web, rel=1e-3)
+
+
+def test_a_run_with_several_teachers(world: World, options: Options) -> None:
+    """One that counts nothing changes no bit, and one that counts does."""
+    other = save_tiny_model(world.root / "other", "llama", seed=5, scale=0.1, num_hidden_layers=2)
+    for name, weight in (("without", None), ("nothing", 0.0), ("half", 1.0)):
+        given = {"with": [{"model": str(other), "weight": weight}]}
+        mixture = None if weight is None else build_from(MixtureConfig, given)
+        result = world.run(name, options(on_policy=OWN, mixture=mixture))
+        assert result.on_policy is not None
+        assert result.on_policy["tokens"] > 0
+    assert weights(world, "nothing") == weights(world, "without") != weights(world, "half")
+    assert "taught by" in result.describe()
+    assert "on-policy: " in result.describe()
 
 
 def test_the_record_counts_what_was_written(world: World, options: Options) -> None:
