@@ -7,6 +7,7 @@ from pydantic import Field
 from compress.base.config import config, key_of
 from compress.base.currency import FREE, Before, Meaning
 from compress.base.units import Count, Every, EveryOrAuto
+from compress.distill.rollouts.config import OnPolicyConfig
 from compress.distill.select import SelectConfig
 from compress.distill.students.config import StudentConfig
 from compress.distill.teachers.config import MixtureConfig
@@ -171,6 +172,8 @@ class DistillConfig(StudentConfig):
     """Which rows, or tokens, of the store to learn from, by how hard they are: {by: teacher_loss, to: 0.9}."""
     order: Annotated[Literal["random", "easy_to_hard"], Before("random")] = "random"
     """Order of the rows in an epoch: easy_to_hard is that of `select.by`, or of the teacher's loss."""
+    on_policy: Annotated[OnPolicyConfig | None, Before(None)] = None
+    """In some of the steps, let the student write, and learn what its teacher says of that: {fraction: 0.5}."""
     tokens: PositiveCount | None = None
     """Tokens to train on; None is the whole store, `epochs` times."""
     epochs: AtLeastOne = 1
@@ -273,6 +276,25 @@ class DistillConfig(StudentConfig):
         for term in ("hidden", "similarity"):
             if getattr(self, term) is not None and (self.weights is None or getattr(self.weights, term) is None):
                 raise ValueError(f"`{term}` counts nothing without a weight: write weights: {{{term}: 0.1}} too")
+
+        if self.on_policy is not None:
+            self._check_on_policy()
+
+    def _check_on_policy(self) -> None:
+        """Refuse what has no meaning on text that the student writes.
+
+        Raises:
+            ValueError: another option that goes by the labels of the data, or by rows of one length.
+        """
+        tokens = self.select is not None and self.select.of == "tokens"
+        for option, is_asked, why in (
+            ("self_correct", self.self_correct is not None, "takes the label for right"),
+            ("balance: level", self.balance == "level", "goes by the loss on labels of the data"),
+            ("select: {of: tokens}", tokens, "takes tokens of the data"),
+            ("compile: true", self.compile is True, "makes a graph for each length of the rows"),
+        ):
+            if is_asked:
+                raise ValueError(f"{option} {why}, which the student's own text (on_policy) has not; leave one out")
 
     @property
     def scored(self) -> SelectConfig | None:

@@ -174,7 +174,7 @@ def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
 def _facts(s: Session, of: Checked, together: int) -> dict[str, Any]:
     """The fields of distill.json that the run knows."""
     run = s.progress
-    rate = s.tokens / max(run.seconds, 1e-9)
+    rate = s.learned_tokens / max(run.seconds, 1e-9)
     return {
         "teacher": None if of.asked.teacher is None else str(of.asked.teacher),
         "student": str(of.asked.student),
@@ -187,9 +187,10 @@ def _facts(s: Session, of: Checked, together: int) -> dict[str, Any]:
         "together": together,
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
-        "flops": s.tokens * s.flops_per_token,
+        "flops": s.learned_tokens * s.flops_per_token,
         "mfu": mfu(s, rate),
         "peak_flops": s.peak._asdict(),
+        "on_policy": None if run.rollouts is None else run.rollouts.describe(s.learned_tokens, run.seconds),
     }
 
 

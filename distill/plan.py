@@ -26,6 +26,7 @@ from compress.distill.resources.flops import measuring_flops_per_token, training
 from compress.distill.resources.loading import recompute_activations
 from compress.distill.resources.schedule import budget
 from compress.distill.resources.step_memory import StepShape, trace_step
+from compress.distill.rollouts.planning import RolloutPlan, plan_rollouts
 from compress.distill.students.parts import select, sketch, trained_parameters
 from compress.distill.students.quantized import weight_bytes
 from compress.distill.teachers.quantization import teacher_bytes
@@ -48,7 +49,10 @@ class DistillPlan:
     """Of its own, or of adapters."""
     micro_batch_rows: int
     memory_bytes: dict[str, int]
-    """Bytes of each part at the peak; `activations` and `temporary` (logits, layers' gradients) are beside the rest."""
+    """Bytes of each part at the peak; `activations` and `temporary` (logits, layers' gradients) are beside the rest,
+    and `writing` is what on-policy steps take beyond them."""
+    rollouts: RolloutPlan | None = None
+    """None where all steps learn from the data."""
 
     @property
     def total_bytes(self) -> int:
@@ -140,22 +144,33 @@ def plan_distill(
     shape = _shape(config, pair, seq_len, device, bf16, processes)
     if teacher_tokens is not None:
         shape = shape._replace(teacher_len=round(seq_len * teacher_tokens))
+    rollouts, flops = None, per_token * tokens
+    if config.on_policy is not None:
+        size = {"rows": extent.rows, "step_rows": _step_rows(config, seq_len, processes)}
+        rollouts = plan_rollouts(config.on_policy, student, **size, value_bytes=2 if bf16 else 4)
+        flops = per_token * (tokens - rollouts.rows * seq_len + rollouts.tokens)
+        flops += rollouts.writing_flops_per_token * rollouts.tokens
     return DistillPlan(
         steps=extent.steps,
         tokens=tokens,
         flops_per_token=per_token,
-        flops=per_token * tokens,
+        flops=flops,
         parameters=count_parameters(empty_model(student)),
         trained_parameters=trained,
         micro_batch_rows=shape.rows,
-        memory_bytes=_memory(config, pair, shape, processes, trained, cached=cached),
+        memory_bytes=_memory(config, pair, shape, processes, trained, cached=cached, rollouts=rollouts),
+        rollouts=rollouts,
     )
+
+
+def _step_rows(config: DistillConfig, seq_len: int, processes: int) -> int:
+    return -(-(config.batch_tokens // seq_len) // processes)
 
 
 def _shape(
     config: DistillConfig, pair: Pair, seq_len: int, device: torch.device, bf16: bool, processes: int
 ) -> StepShape:
-    step_rows = -(-(config.batch_tokens // seq_len) // processes)
+    step_rows = _step_rows(config, seq_len, processes)
     rows = min(step_rows, config.micro_batch_rows or default_micro_batch_rows(device, seq_len))
     sizes = [
         model.get_text_config().vocab_size for model in (pair.student, pair.teacher if pair.retold else None) if model
@@ -176,17 +191,27 @@ def _shape(
 
 
 def _memory(
-    config: DistillConfig, pair: Pair, shape: StepShape, processes: int, trained: int, *, cached: bool
+    config: DistillConfig,
+    pair: Pair,
+    shape: StepShape,
+    processes: int,
+    trained: int,
+    *,
+    cached: bool,
+    rollouts: RolloutPlan | None,
 ) -> dict[str, int]:
     objective = make_objective(config, pair)
     activations, peak = _step_memory(pair, shape, gradients=4 * trained)
     beside = max(0, peak - 4 * trained)
+    signals, mixing = _signal_bytes(objective, pair, shape, 2 if shape.bf16 else 4), _mixing_bytes(pair, shape)
+    learning = max(activations, beside) + signals + mixing
     parts = {
         **held_bytes(config, pair, bf16=shape.bf16, processes=processes, cached=cached),
         "activations": min(activations, beside),
-        "signals": _signal_bytes(objective, pair, shape, 2 if shape.bf16 else 4),
+        "signals": signals,
         "projections": (4 + 4 + 8) * sum(parameter.numel() for parameter in objective.learned.parameters()),
-        "temporary": max(0, beside - activations) + _mixing_bytes(pair, shape),
+        "temporary": max(0, beside - activations) + mixing,
+        "writing": 0 if rollouts is None else max(0, rollouts.memory_bytes - learning),
         "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
     }
     return {name: size for name, size in parts.items() if size}

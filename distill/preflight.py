@@ -31,6 +31,7 @@ from compress.distill.plan import held_bytes
 from compress.distill.publish import student_output
 from compress.distill.resources.auto import resolve_attention, resolve_precision, resolve_sharding
 from compress.distill.resources.schedule import budget, most_heldout_rows
+from compress.distill.rollouts.planning import check_rollouts
 from compress.distill.students.quantized import check_base
 from compress.distill.teachers.cached import check_objective
 from compress.distill.teachers.caching import check_rounding
@@ -178,6 +179,9 @@ def check_distill(
     faults.of(lambda: resolve_sharding(config, count()))
     faults.of(lambda: _check_compiler(config, device))
     faults.of(lambda: check_base(config, device, count()))
+    if config.on_policy is not None:
+        own, seq_len = config.on_policy, None if text is None else text.seq_len
+        faults.of(lambda: check_rollouts(own, seq_len, cached=cached is not None))
     if config.optimizer == "adamw8bit":
         faults.of(lambda: require_torchao("optimizer: adamw8bit"))
     if teacher is not None:
@@ -230,6 +234,8 @@ def _check_mixture(cached: str | None) -> None:
 def _require_teacher(config: DistillConfig, teacher: str | Path | None, *, cached: str | None) -> None:
     if teacher is None and cached is not None:
         raise UsageError("A cache is of a teacher, whose name says whether it is of the right one: name that too.")
+    if teacher is None and config.on_policy is not None:
+        raise UsageError("distill.on_policy learns what a teacher says of the student's text: name one.")
     if teacher is None and config.mixture is not None:
         raise UsageError("distill.mixture is of teachers beside the run's own: name that too.")
     if teacher is None and config.scored is not None:

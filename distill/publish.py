@@ -16,6 +16,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.loop.accelerator import TRACKED
 from compress.distill.loop.checkpoint import begun_with
 from compress.distill.loop.guard import skip_reason
+from compress.distill.rollouts.state import rollouts_text
 from compress.model.files import copy_side_files
 from compress.model.load import no_transformers_bars
 
@@ -63,7 +64,7 @@ class DistillResult:
     teacher: str | None
     student: str
     tokens: int
-    """Tokens trained on, counting repetitions."""
+    """Tokens of the data that were read, counting repetitions: all are trained on, but in on-policy steps."""
     steps: int
     heldout_loss: float | None
     """What was minimised, on held-out rows, of the final student."""
@@ -128,6 +129,9 @@ class DistillResult:
     """Of its own, or of adapters."""
     selection: dict[str, Any] | None = None
     """What of the text was learned from, and how hard it was; None where all was, in random order."""
+    on_policy: dict[str, Any] | None = None
+    """What the student wrote to learn from, and at what rates it wrote and learned; see `Rollouts`. None where it
+    learned from the data alone."""
     attention: str | None = None
     """How the student computed attention, as transformers calls it. None in a record that does not say."""
 
@@ -153,6 +157,8 @@ class DistillResult:
             lines.insert(
                 1, f"trained: {format_count(self.trained_parameters)} of {format_count(self.parameters)} parameters"
             )
+        if self.on_policy:
+            lines.insert(1, rollouts_text(self.on_policy))
         if self.mixture:
             lines.insert(1, f"taught by {self.mixture['shares']}")
         if self.skipped_steps:

@@ -29,7 +29,8 @@ def alike(trainings: Sequence[tuple[DistillConfig, str]]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for number, (config, inputs) in enumerate(trainings):
         shared = {name: value for name, value in to_dict(config).items() if name not in OWN}
-        alone = bool(config.trackers) or (config.scored is not None and config.scored.by == "student_disagreement")
+        disagrees = config.scored is not None and config.scored.by == "student_disagreement"
+        alone = bool(config.trackers) or disagrees or config.on_policy is not None  # which writes rows of its own
         key = sha256_json({"options": shared, "inputs": inputs, "alone": number if alone else None})
         groups.setdefault(key, []).append(number)
     return list(groups.values())

@@ -189,6 +189,18 @@ EARLY: dict[str, Early] = {
     "distill.similarity.pairs": early(
         "as of hidden", ("distill.weights={similarity:1} distill.similarity={pairs:[[99,0]]}", "the student's blocks")
     ),
+    "distill.on_policy.fraction": early(
+        "there is a teacher, and no cache of it; weights stay whole",
+        ("teacher.cache={kind:hidden} distill.on_policy={}", "asks it about text that the student writes"),
+    ),
+    "distill.on_policy.prompt_tokens": early(
+        "prompt and rollout fit a row",
+        ("distill.on_policy={prompt_tokens:64,new_tokens:8}", "are longer than the data's rows of 64"),
+    ),
+    "distill.on_policy.new_tokens": early(
+        "as distill.on_policy.prompt_tokens",
+        ("distill.on_policy={new_tokens:{from:8,to:33}}", "rollouts of 33 are longer than the data's rows of 64"),
+    ),
     "distill.tokens": early(
         "no more than data.tokens and epochs give", ("distill.tokens=9k data.tokens=2k", "needs 141 sequences")
     ),
@@ -273,6 +285,7 @@ LATER = {
     "distill.document_mask": "a model that sees across documents: tried when it is loaded",
     "distill.teacher_max_kl": "measured when the teacher is quantised, or its cache rounded",
     "distill.lora.dora": "with compile: true, as distill.compile",
+    "distill.on_policy.new_tokens": "a student that ends all its texts at once: when it does so ten steps in a row",
     "distill.max_skipped_steps": "steps that are not finite: when they happen",
     "distill.compile": "with true, a model that makes no one graph: at the first step",
     "distill.deterministic": "an operation without a kernel that adds up in one order: at the first step",

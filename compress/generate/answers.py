@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-
 from compress.base.journal import Batch, Journal
 from compress.base.progress import say
 from compress.generate.config import GenerateConfig
-from compress.generate.sampling import Sampler
 from compress.inference.decoding import Stops, decode, end_tokens
 from compress.inference.halving import Halving
+from compress.inference.plain import generate_plainly
 from compress.inference.planning import Job, decoding_cost, plan
 from compress.inference.prefix_cache import TreeModel
 from compress.inference.readout import Checkpoint
+from compress.inference.sampling import Sampler
 from compress.inference.sharing import why_plain
 from compress.inference.tree import Ids
 
@@ -32,7 +30,8 @@ class Writer:
         self._checkpoint, self._config = checkpoint, config
         self._trees = TreeModel(checkpoint)
         self._halving = Halving(self._trees.forget, "generate")
-        self._stops = Stops(checkpoint.tokenizer, (), end_tokens(checkpoint))
+        self._ends = end_tokens(checkpoint.model, checkpoint.tokenizer)
+        self._stops = Stops(checkpoint.tokenizer, (), self._ends)
         reason, _ = why_plain(checkpoint)
         self._shares = reason is None
         if reason is not None:
@@ -83,7 +82,13 @@ class Writer:
                 ids = [[prompts[number] for number, _ in row] for row in part]
                 found = decode(self._checkpoint, self._trees, job, ids, self._config.new_tokens, self._stops, sampler)
             else:
-                found = self._by_transformers([prompts[number] for number, _ in own], sampler)
+                found = generate_plainly(
+                    self._checkpoint.model,
+                    [prompts[number] for number, _ in own],
+                    self._config.new_tokens,
+                    self._ends,
+                    sampler,
+                )
             answers = iter(found)
             return [[next(answers) for _ in row] for row in part]
 
@@ -91,40 +96,3 @@ class Writer:
             return sum(len(prompts[number]) + self._config.new_tokens for row in part for number, _ in row)
 
         return [answer for row in self._halving.run(rows, written, tokens) for answer in row]
-
-    @torch.inference_mode()
-    def _by_transformers(self, prompts: Sequence[Ids], sampler: Sampler) -> list[list[int]]:
-        """The answers by `generate`, which pads on the left."""
-        checkpoint, ends = self._checkpoint, end_tokens(self._checkpoint)
-        pad, longest = min(ends, default=0), max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        out = checkpoint.model.generate(
-            input_ids=ids.to(checkpoint.device),
-            attention_mask=mask.to(checkpoint.device),
-            generation_config=GenerationConfig(
-                max_new_tokens=self._config.new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad
-            ),
-            logits_processor=LogitsProcessorList([_Drawn(sampler)]),
-        )
-        return [_until(answer, ends) for answer in out[:, longest:].tolist()]
-
-
-class _Drawn(LogitsProcessor):  # type: ignore[misc]
-    """Leaves of the logits [B, V] those of the tokens that a sampler takes."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-
-    def __call__(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        tokens = self._sampler(scores.float(), range(len(scores)))
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
-
-
-def _until(answer: list[int], ends: set[int]) -> list[int]:
-    """An answer without what pads it after its end."""
-    place = next((i for i, token in enumerate(answer) if token in ends), len(answer) - 1)
-    return answer[: place + 1]

@@ -68,7 +68,7 @@ class VllmWriter:
                 top_p=config.top_p,
                 max_tokens=config.new_tokens,
                 seed=_seed(config.seed, number, sample),
-                stop_token_ids=sorted(end_tokens(self._checkpoint)),
+                stop_token_ids=sorted(end_tokens(self._checkpoint.model, self._checkpoint.tokenizer)),
                 detokenize=False,
             )
             for number, sample in batch

@@ -173,7 +173,7 @@ def _rows(
     config: GenerateConfig,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The rows that are kept, in the order of the prompts, and what the answers came to."""
-    ends = end_tokens(checkpoint)
+    ends = end_tokens(checkpoint.model, checkpoint.tokenizer)
     rows: list[dict[str, Any]] = []
     counts = dict.fromkeys(("empty", "unfinished", "left_out", "unchanged", "new_tokens"), 0)
     for prompt, own in zip(prompts, answers, strict=True):

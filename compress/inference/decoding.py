@@ -14,11 +14,11 @@ from compress.inference.readout import Checkpoint
 from compress.inference.tree import Ids, build_tree
 
 
-def end_tokens(checkpoint: Checkpoint) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Tokens that end an answer: the tokenizer's end of text, and what the model's generation config names."""
-    named = checkpoint.model.generation_config.eos_token_id
+    named = model.generation_config.eos_token_id
     named = [named] if isinstance(named, int) else named or []
-    return {token for token in (checkpoint.tokenizer.eos_token_id, *named) if token is not None}
+    return {token for token in (tokenizer.eos_token_id, *named) if token is not None}
 
 
 class Stops:

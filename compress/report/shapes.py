@@ -170,12 +170,26 @@ class CacheRecord(_Shape):
     rounding_kl: float | None = None
 
 
+class OnPolicyRecord(_Shape):
+    """What the student wrote to learn from."""
+
+    steps: float
+    rollouts: float
+    tokens: float
+    mean_tokens: float
+    limit: float
+    repetition: float
+    writing_tokens_per_s: float
+    learning_tokens_per_s: float
+
+
 class TrainingRecord(_Shape):
     """RUN/student/distill.json."""
 
     memory_plan: dict[str, float] | None = None
     selection: SelectionRecord | None = None
     cache: CacheRecord | None = None
+    on_policy: OnPolicyRecord | None = None
     manifest: Object | None = None
 
 

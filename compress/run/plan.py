@@ -137,6 +137,8 @@ class RecipePlan:
                 f"  trained: {plan.trained_text()} parameters",
                 f"  memory: {plan.memory_text()}; {format_bytes(plan.total_bytes)} in all",
             ]
+            if plan.rollouts is not None:
+                lines.append(f"  {plan.rollouts.describe()}")
             for device, available in self.available_bytes.items():
                 fits = "fits" if plan.total_bytes < 0.9 * available else _REMEDY
                 lines.append(f"  {device} has {format_bytes(available)}: {fits}")

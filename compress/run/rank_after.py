@@ -79,6 +79,7 @@ def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
         mixture=None,
         select=None,
         order="random",
+        on_policy=None,
         heldout_every=0,
         heldout_sequences=most_heldout_rows(healing),
         checkpoint_every=0,

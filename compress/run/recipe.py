@@ -93,6 +93,8 @@ class TeacherConfig:
             raise ValueError(
                 "a teacher that is trained has no teacher to select text by: leave `select` and `order` out"
             )
+        if self.training is not None and self.training.on_policy is not None:
+            raise ValueError("a teacher that is trained has no teacher to learn from: leave `on_policy` out")
 
     @property
     def training(self) -> DistillConfig | None:

@@ -17,13 +17,14 @@ from compress.data.store.order import START, extend
 from compress.distill.config import DistillConfig
 from compress.distill.publish import RECORD
 from compress.distill.resources.schedule import Budget, budget
+from compress.distill.rollouts.prompts import is_on_policy
 from compress.distill.rows.selection import Selection, find_selection
 from compress.distill.rows.source import row_ids
 from compress.distill.select import rows_left
 from compress.verify.checks import require, typed
 from compress.verify.records import count_files, differing_files, read_record
 
-_DECISIVE = ("tokens", "epochs", "batch_tokens", "seed", "select", "order")
+_DECISIVE = ("tokens", "epochs", "batch_tokens", "seed", "select", "order", "on_policy")
 _HASH = "rows_sha256"
 
 
@@ -63,7 +64,7 @@ class Training:
         return read_record(self.out / RECORD).data
 
     def config(self) -> DistillConfig:
-        """The options that decide how much is read in which order; the others are defaults.
+        """The options that decide how much is read in which order, and in which steps; the others are defaults.
 
         Raises:
             Missing: neither a student nor a checkpoint says what they were.
@@ -134,7 +135,7 @@ _CHECKPOINT_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 def check_metrics(training: Training, store: TokenStore) -> str:
     """Whether the log has every step once and in order, and counts tokens as the config and the store do."""
     rows, extent, path = training.rows(), training.extent(store), training.work / "metrics.jsonl"
-    faults = []
+    faults = _on_policy_faults(training, rows, extent)
     before = {"loss": 0, "heldout_loss": -1}
     last = 0
     for row in rows:
@@ -150,6 +151,23 @@ def check_metrics(training: Training, store: TokenStore) -> str:
     require(faults + (_against_record(training, rows, extent, store.seq_len) if training.finished else []))
     logged = sum("heldout_loss" not in row for row in rows)
     return f"{logged} logged steps in order up to step {last} of {extent.steps}, tokens as counted"
+
+
+def _on_policy_faults(training: Training, rows: list[dict[str, Any]], extent: Budget) -> list[str]:
+    """Steps that the log, or distill.json, has on-policy otherwise than the seed decides."""
+    config = training.config()
+    if config.on_policy is None:
+        return []
+    due = [int(is_on_policy(config.on_policy, config.seed, step)) for step in range(extent.steps)]
+    steps = [row for row in rows if "heldout_loss" not in row and 0 < row["step"] <= extent.steps]
+    faults = [
+        f"step {row['step']} says on_policy = {row.get('on_policy')!r}, which by its seed is {due[row['step'] - 1]}"
+        for row in steps
+        if row.get("on_policy") != due[row["step"] - 1]
+    ]
+    if training.finished and (told := (training.record().get("on_policy") or {}).get("steps")) != sum(due):
+        faults.append(f"{RECORD} says {told!r} on-policy steps, and by its seed there are {sum(due)}")
+    return faults
 
 
 def _against_record(training: Training, rows: list[dict[str, Any]], extent: Budget, seq_len: int) -> list[str]:

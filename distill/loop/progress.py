@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from compress.base.errors import InputError, reason_of
 from compress.data.store import order
+from compress.distill.rollouts.state import Rollouts
 
 Measure = Literal["heldout_kl", "heldout_hard", "heldout_loss"]
 MEASURES: tuple[Measure, ...] = ("heldout_kl", "heldout_hard", "heldout_loss")
@@ -61,6 +62,9 @@ class Progress:
     levels: dict[str, float] = dataclasses.field(default_factory=dict)
     """The terms of the step before, where the next one's weights go by them (`balance: level`)."""
 
+    rollouts: Rollouts | None = None
+    """What the student wrote to learn from; None where it does not."""
+
     def advance(self, row_ids: NDArray[np.int64]) -> None:
         """Count one step, which read these rows."""
         self.step, self.position = self.step + 1, self.position + len(row_ids)
@@ -106,6 +110,7 @@ _LATER = (
     "best_by",
     "levels",
     "heldout_sources",
+    "rollouts",
 )
 """Fields that a state of an earlier version lacks; their defaults mean that all goes on as it began."""
 

@@ -31,6 +31,8 @@ from compress.distill.resources.flops import (
     training_flops_per_token,
 )
 from compress.distill.resources.schedule import Budget, budget, heldout_rows, heldout_steps
+from compress.distill.rollouts.state import Rollouts
+from compress.distill.rollouts.writing import Writer
 from compress.distill.rows.batch import Batch
 from compress.distill.rows.selection import Selection
 from compress.distill.rows.source import RowSource, StoreRows
@@ -42,9 +44,10 @@ from compress.distill.teachers.other_tokenizer import measure_alignment
 from compress.distill.teachers.several import SeveralTeachers, other_inputs
 from compress.distill.teachers.shared import SharedTeacher
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
+from compress.inference.decoding import end_tokens
 from compress.model.cuts import cuts_of, kept_layers
 from compress.model.files import model_fingerprint
-from compress.model.load import load_config
+from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import check_data, shared_ids
 
 
@@ -63,6 +66,8 @@ class Session:
     objective: Objective
     guide: OpenedTeacher
     losses: Losses
+    writer: Writer | None
+    """Lets the student write in on-policy steps; None where there are none."""
     rows: RowSource
     heldout: Batch
     """Held-out rows to measure on."""
@@ -78,8 +83,15 @@ class Session:
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on so far."""
+        """Tokens of the data read so far."""
         return self.progress.position * self.rows.seq_len
+
+    @property
+    def learned_tokens(self) -> int:
+        """Tokens that went through the models to be learned from so far: those of the data or, in on-policy steps, of
+        prompts and rollouts in place of the rows."""
+        own = self.progress.rollouts
+        return self.tokens + (0 if own is None else own.prompt_tokens + own.tokens - own.rows * self.rows.seq_len)
 
     def setting(self) -> Setting:
         """What the options say of the next step; after the last one, of that."""
@@ -185,6 +197,18 @@ def open_session(
     model.train()
     if here.sharding == "none":
         model = prepare_model(accelerator, model)
+    writer = None
+    if config.on_policy is not None:
+        progress.rollouts = progress.rollouts or Rollouts(limit=config.on_policy.first_tokens)
+        writer = Writer(
+            config.on_policy,
+            student=learner.model,
+            accelerator=accelerator,
+            ends=end_tokens(learner.model, load_tokenizer(student)) | {store.eos_id},
+            vocabulary=vocabulary,
+            seed=config.seed,
+            micro_batch_rows=here.micro_batch_rows,
+        )
     return Session(
         config=config,
         inputs=inputs,
@@ -195,6 +219,7 @@ def open_session(
         objective=objective,
         guide=guide,
         losses=Losses(accelerator, model, objective, guide.source, here.micro_batch_rows),
+        writer=writer,
         rows=rows,
         heldout=heldout,
         measured=measured,

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,11 @@ from compress.distill.loop.progress import Progress
 from compress.distill.loop.session import Session
 from compress.distill.loop.stop_vote import StopVote
 from compress.distill.objective.objective import Term, Terms
+from compress.distill.objective.schedules import on_own_text
 from compress.distill.resources.flops import at_least
 from compress.distill.resources.schedule import is_due, learning_rate
+from compress.distill.rollouts.prompts import Prompts, is_on_policy, share_prompts
+from compress.distill.rollouts.state import Counts
 from compress.distill.rows.batch import Ids, Share
 from compress.distill.rows.read_ahead import read_ahead
 from compress.distill.students.sharding import clip_gradients
@@ -87,7 +91,7 @@ def _steps(session: Session, work: Path, stop: StopRequest, bar: Bar, *, alone: 
         in_a_row=run.skipped_in_a_row,
         recent=run.recent_losses,
     )
-    clock, vote = Clock(run.seconds, s.tokens), StopVote(s.accelerator)
+    clock, vote = Clock(run.seconds, s.learned_tokens), StopVote(s.accelerator)
     # of a run that was stopped: now, what it had no time for
     unmeasured = run.step == 0 or (run.heldout_loss is None and run.step in s.measured)
     with (
@@ -102,9 +106,14 @@ def _steps(session: Session, work: Path, stop: StopRequest, bar: Bar, *, alone: 
                 measure_heldout(s, metrics)
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
-            if config.balance == "level" and not run.levels:
+            setting, counts = s.setting(), None
+            if isinstance(batch, Prompts):
+                batch, counts = _written(s, batch)
+                setting = on_own_text(setting)
+            elif config.balance == "level" and not run.levels:
                 run.levels = _levels(s, batch)
-            terms = s.losses.backward(batch, s.setting(), advance)
+                setting = s.setting()
+            terms = s.losses.backward(batch, setting, advance)
             grad_norm = clip_gradients(s.accelerator, s.model, config.clip_norm)
 
             s.optimizer.step(learning_rate(config, step, steps), skip=guard.note(step, terms, grad_norm))
@@ -115,7 +124,7 @@ def _steps(session: Session, work: Path, stop: StopRequest, bar: Bar, *, alone: 
 
             note = None
             if run.step % config.log_every == 0 or run.step == steps:
-                note = _log(s, metrics, clock, terms, grad_norm, _count_skips(s, guard))
+                note = _log(s, metrics, clock, terms, grad_norm, _count_skips(s, guard), counts)
             advance.to(s.tokens, note)
 
             stopping = vote.agreed(stop) and run.step < steps
@@ -158,20 +167,36 @@ class _Part:
         self._done = done
 
 
-def _reads(s: Session) -> Iterator[Callable[[], tuple[Ids, Share]]]:
-    """For each step that is left, a function that reads its rows and makes tensors of them."""
+def _reads(s: Session) -> Iterator[Callable[[], tuple[Ids, Share | Prompts]]]:
+    """For each step that is left, a function that reads its rows and makes tensors of them, or prompts."""
+    options, processes, rank = s.config.on_policy, s.accelerator.num_processes, s.accelerator.process_index
 
-    def read(position: int) -> tuple[Ids, Share]:
+    def read(step: int, position: int) -> tuple[Ids, Share | Prompts]:
         row_ids = _row_ids(s, position)
-        return row_ids, s.losses.share(s.rows.read(row_ids))
+        batch = s.rows.read(row_ids)
+        if options is not None and is_on_policy(options, s.config.seed, step):
+            return row_ids, share_prompts(batch, options, processes=processes, rank=rank)
+        return row_ids, s.losses.share(batch)
 
-    for position in range(s.progress.position, s.budget.rows, s.budget.rows_per_step):
-        yield functools.partial(read, position)
+    for step, position in enumerate(range(s.progress.position, s.budget.rows, s.budget.rows_per_step), s.progress.step):
+        yield functools.partial(read, step, position)
 
 
 def _row_ids(s: Session, position: int) -> Ids:
     """Which rows the step reads that begins after `position` rows."""
     return s.rows.row_ids(position, min(s.budget.rows_per_step, s.budget.rows - position))
+
+
+def _written(s: Session, prompts: Prompts) -> tuple[Share, Counts]:
+    """What the student, as it is, writes after the prompts of the next step; it is counted in the run's progress."""
+    run, options = s.progress, s.config.on_policy
+    assert s.writer is not None
+    assert run.rollouts is not None
+    assert options is not None
+    assert not isinstance(s.guide.source, SharedTeacher), "it knows rows by their ids, and these are written"
+    written = s.writer(prompts, run.step, run.rollouts.limit)
+    run.rollouts.note(written.counts, options, rows=prompts.rows_of_step, seconds=written.seconds)
+    return written.share, written.counts
 
 
 def _count_skips(s: Session, guard: StepGuard) -> int:
@@ -200,11 +225,14 @@ def _note_levels(run: Progress, terms: Terms) -> None:
         run.levels = dict(zip(terms, values, strict=True))
 
 
-def _log(s: Session, metrics: Metrics, clock: Clock, terms: Terms, grad_norm: Tensor, skipped: int) -> str:
-    """Write the step's row of metrics; returns the note for the progress bar."""
+def _log(
+    s: Session, metrics: Metrics, clock: Clock, terms: Terms, grad_norm: Tensor, skipped: int, own: Counts | None
+) -> str:
+    """Write the step's row of metrics, with those of its rollouts where it was on-policy; returns the note for the
+    progress bar."""
     *raw, norm = torch.stack([*(term.raw for term in terms.values()), grad_norm.to(torch.float64)]).tolist()
     columns = step_columns({name: Term(value, terms[name].weight) for name, value in zip(terms, raw, strict=True)})
-    rate = clock.tokens_per_s(s.tokens)
+    rate = clock.tokens_per_s(s.learned_tokens)
     metrics.write(
         {
             "step": s.progress.step,
@@ -217,11 +245,31 @@ def _log(s: Session, metrics: Metrics, clock: Clock, terms: Terms, grad_norm: Te
             "peak_gib": round(peak_memory_gib(), 3),
             "skipped": skipped,
             "rows_sha256": s.progress.rows_sha256,
+            **_rollout_columns(s, clock, own),
         }
     )
     parts = ", ".join(f"{name} {value:.3f}" for name, value in zip(terms, raw, strict=True)) if len(terms) > 1 else ""
     loss = f"loss {columns['loss']:.3f}{parts and f' ({parts})'}"
-    return f"step {s.progress.step} of {s.budget.steps}, {loss}, {rate:,.0f} tokens/s"
+    wrote = "" if own is None else f", on its own text ({own.tokens / max(own.rollouts, 1):.1f} tokens a rollout)"
+    return f"step {s.progress.step} of {s.budget.steps}, {loss}{wrote}, {rate:,.0f} tokens/s"
+
+
+def _rollout_columns(s: Session, clock: Clock, counts: Counts | None) -> dict[str, Any]:
+    """Columns of a run that has on-policy steps; of such a step what its rollouts came to."""
+    own = s.progress.rollouts
+    if own is None:
+        return {}
+    found: dict[str, Any] = {"on_policy": int(counts is not None)}
+    if counts is not None:
+        found |= {
+            "rollouts": counts.rollouts,
+            "rollout_tokens": counts.tokens,
+            "rollout_limit": own.limit,
+            "repetition": counts.repetition,
+            "ended": counts.ended,
+        }
+    writing, learning = own.rates(s.learned_tokens, clock.seconds())
+    return {**found, "writing_tokens_per_s": round(writing, 1), "learning_tokens_per_s": round(learning, 1)}
 
 
 def mfu(s: Session, tokens_per_s: float) -> float:

@@ -70,6 +70,12 @@ def setting_at(
     return Setting(weights, value_at(config.temperature, done))
 
 
+def on_own_text(setting: Setting) -> Setting:
+    """The same on text that the student wrote: alpha is 1, as its own tokens are nothing to learn by heart."""
+    soft, hard = setting.weights["soft"], setting.weights["hard"]
+    return setting._replace(weights={**setting.weights, "soft": soft + hard, "hard": 0.0})
+
+
 def _level(term: str, levels: Mapping[str, float]) -> float:
     own = levels[term]
     return levels["hard"] / own if term != "hard" and own > 0 else 1.0

@@ -130,6 +130,11 @@ def parts_documents(model: Any) -> bool:
     return bool(model.config._attn_implementation == DOCUMENTS)
 
 
+def has_no_mask(model: Any) -> bool:
+    """Whether a model's attention is one of the two, which see whole rows and neither padding nor a cache."""
+    return model.config._attn_implementation in (ROWS, DOCUMENTS)
+
+
 def documents_of(boundaries: Tensor, longest: int) -> dict[str, Any]:
     """What the attention of documents is told through the model, by transformers' names: int32 `boundaries` [C + 1] of
     documents in rows that are joined, from 0 on, in order (equal ones hold no tokens), and a bound of their length."""

@@ -65,13 +65,16 @@ def resolve(
 
 
 def resolve_compile(config: DistillConfig, device: torch.device, sharding: Sharding, flops: float) -> bool:
-    """Whether to compile: `auto` is on GPUs that have Triton, for long runs whose models stay whole.
+    """Whether to compile: `auto` is on GPUs that have Triton, for long runs whose models stay whole and read rows of
+    one length alone.
 
     The length of a run is its FLOPs, which no machine's mood changes: a resumed run decides alike.
     """
     if config.compile != "auto":
         return config.compile
-    possible = device.type == "cuda" and find_spec("triton") is not None and sharding == "none"
+    possible = (
+        device.type == "cuda" and find_spec("triton") is not None and sharding == "none" and config.on_policy is None
+    )
     return possible and flops >= _FLOPS_WORTH_COMPILING
 
 
@@ -124,6 +127,10 @@ def resolve_sharding(config: DistillConfig, processes: int) -> Sharding:
     if config.compile is True:
         raise UsageError(
             f"compile: true makes one graph of a model, which shard: {shard} cuts at every layer. Leave one out."
+        )
+    if config.on_policy is not None:
+        raise UsageError(
+            f"on_policy lets the student write with whole weights, which shard: {shard} splits. Use shard: none."
         )
     if shard == "both" and config.teacher_precision != "auto":
         raise UsageError(

@@ -52,6 +52,7 @@ def check_other_tokenizer(config: DistillConfig, *, cached: bool, marked: bool, 
             config.scored is not None
         ),
         "distill.mixture mixes distributions over one vocabulary: name one teacher": config.mixture is not None,
+        "distill.on_policy has it score the student's own tokens: leave it out": config.on_policy is not None,
         "distill.self_correct names the label to the teacher: leave it out": config.self_correct is not None,
         "distill.teacher_precision is tried on the student's tokens: leave it at auto": (
             config.teacher_precision != "auto"

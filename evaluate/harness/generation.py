@@ -75,7 +75,7 @@ class Generator:
         self._seed = seed
         config = checkpoint.model.generation_config
         self._greedy_is_plain = shares and set(config.to_diff_dict()) <= _NO_EFFECT_ON_GREEDY
-        self._end_tokens = end_tokens(checkpoint)
+        self._end_tokens = end_tokens(checkpoint.model, checkpoint.tokenizer)
 
     def answers(self, requests: Sequence[Any], journal: Journal, *, visible: bool) -> list[str]:
         """The text after each request's prompt, up to its first stop string.

@@ -14,6 +14,7 @@ from compress.distill import CacheConfig, DistillConfig, DistillResult
 from compress.distill.asked import Training
 from compress.distill.distillation import distill_together
 from compress.distill.loop import train
+from compress.distill.rollouts.config import OnPolicyConfig
 from compress.distill.students.config import LoraConfig
 from compress.distill.teachers.caching import make_cache
 from compress.distill.teachers.source import LiveTeacher
@@ -157,7 +158,8 @@ def test_which_are_alike(options: Options) -> None:
     configs = [
         options(), options(lr=1.0, alpha=0.5), options(seed=1), options(tokens=4 * SEQ_LEN), options(lr=1.0),
         options(trackers=("tensorboard",)), options(trackers=("tensorboard",)),
+        options(on_policy=OnPolicyConfig()), options(on_policy=OnPolicyConfig()),
     ]  # fmt: skip
-    assert alike([(config, "one") for config in configs]) == [[0, 1, 4], [2], [3], [5], [6]]
+    assert alike([(config, "one") for config in configs]) == [[0, 1, 4], [2], [3], [5], [6], [7], [8]]
     assert alike([(options(), "one"), (options(), "another"), (options(), "one")]) == [[0, 2], [1]]
     assert {field for field in OWN if not hasattr(options(), field)} == set()

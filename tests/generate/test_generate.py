@@ -23,7 +23,7 @@ from compress.base.errors import InputError, UsageError
 from compress.data import DataConfig, prepare
 from compress.generate import GenerateConfig, generate
 from compress.generate.rewriting import agrees
-from compress.generate.sampling import Sampler
+from compress.inference.sampling import Sampler
 
 EOS = 256
 GREEDY = GenerateConfig(temperature=0, new_tokens=24, prompt_tokens=9, dtype="float32")

@@ -95,6 +95,7 @@ def _measured_then(found: dict[str, Any]) -> dict[str, Any]:
     }
     for part in over_rows.values():
         part.pop("acceptance_rate_stderr", None)
+        part.pop("by_document", None)
     return found | over_rows
 
 

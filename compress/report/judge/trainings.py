@@ -20,7 +20,7 @@ def trainings(found: Mapping[str, Record]) -> dict[str, Record]:
     for key, record in found.items():
         config = record["manifest"]["config"]
         made[key] = {
-            "learns_from": _learns_from(config),
+            "learns_from": _learns_from(config) + _own_text(config),
             **{name: record.get(name) for name in ("trained_parameters", "parameters", "tokens")},
             "rows": None if first is None else _rows(first, record),
             "others": [] if first is None else _others(_inputs(first), _inputs(record)),
@@ -37,6 +37,12 @@ def _learns_from(config: Mapping[str, Any]) -> str:
     if alpha == 0:
         return _TEXT_ALONE
     return "the teacher alone (distillation)" if alpha == 1 else f"{alpha:g} the teacher, {1 - alpha:g} the text"
+
+
+def _own_text(config: Mapping[str, Any]) -> str:
+    """In how many steps it learns of its own text, where it does."""
+    options = config.get("on_policy")
+    return f"; in {options['fraction']:.0%} of the steps of text of its own" if options else ""
 
 
 def _inputs(record: Record) -> Record:

@@ -150,10 +150,12 @@ class LossPanel:
 
 
 def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
-    """Each term of the loss, and what held-out rows were measured by besides; the total when no term was logged."""
+    """Each term of the loss, and what held-out rows were measured by besides; the total when no term was logged. Of a
+    training that learned of its own text as well, the steps on the data."""
     panels: list[LossPanel] = []
+    steps = [row for row in run.train_rows if not row.get("on_policy")] or run.train_rows
     for key in _terms(run.heldout_rows):
-        training, held = _curve(run.train_rows, key), _curve(run.heldout_rows, f"heldout_{key}")
+        training, held = _curve(steps, key), _curve(run.heldout_rows, f"heldout_{key}")
         if training or (held and held not in [panel.heldout for panel in panels]):
             references = _references(report, held) if key == "hard" else []
             title = _TITLES.get(key, f"Term {key}")
@@ -162,7 +164,7 @@ def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
             panels.append(
                 LossPanel(title=title, training=_thin(training), heldout=held, references=references, sources=sources)
             )
-    if not panels and (training := _curve(run.train_rows, "loss")):
+    if not panels and (training := _curve(steps, "loss")):
         held = _curve(run.heldout_rows, "heldout_loss")
         panels.append(LossPanel(title="Loss", training=_thin(training), heldout=held, references=[]))
     return panels

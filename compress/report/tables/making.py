@@ -33,9 +33,22 @@ _TRAINING: Sequence[tuple[str, str, Callable[[float], str]]] = (
 )
 
 
+_ON_POLICY: Sequence[tuple[str, str, Callable[[float], str]]] = (
+    ("On-policy steps", "steps", fixed(0)),
+    ("Rollouts", "rollouts", fixed(0)),
+    ("Tokens that the student wrote", "tokens", fixed(0)),
+    ("Tokens a rollout", "mean_tokens", fixed(1)),
+    ("Tokens a rollout at most, in the end", "limit", fixed(0)),
+    ("Repeated 4-grams of rollouts", "repetition", lambda value: f"{value:.1%}"),
+    ("Tokens a second, writing", "writing_tokens_per_s", fixed(0)),
+    ("Tokens a second, learning", "learning_tokens_per_s", fixed(0)),
+)
+
+
 def training(report: Record) -> Table:
     """What healing cost, and each loss that the training record names."""
     train = report["train"] or {}
+    own = train.get("on_policy") or {}
     rows = [[label, cell(train, key, show)] for key, label, show in _TRAINING if number(train.get(key)) is not None]
     if aligned := train.get("aligned"):
         rows.insert(0, ["Tokens aligned with the teacher's tokenizer", cell(aligned, "share", "{:.1%}".format)])
@@ -46,6 +59,7 @@ def training(report: Record) -> Table:
     trained, parameters = (number(train.get(key)) for key in ("trained_parameters", "parameters"))
     if trained is not None and parameters is not None:
         rows.insert(0, ["Parameters trained", f"{format_count(trained)} of {format_count(parameters)}"])
+    rows += [[label, cell(own, key, show)] for label, key, show in _ON_POLICY if own]
     for key, value in _flat(train):
         if "loss" in key and number(value) is not None:
             rows.append(
