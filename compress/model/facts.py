@@ -31,11 +31,14 @@ class ModelFacts:
 
 
 def kept_layers(folder: Path) -> tuple[int, ...] | None:
-    """The layers that a model was cut to, as the prune.json beside its weights has them; None without one."""
-    path = folder / "prune.json"
-    found = read_json(path) if path.is_file() else {}
-    kept = found.get("kept_layers") if isinstance(found, dict) else None
-    return None if kept is None else tuple(kept)
+    """The layers that a model was cut or grown to, as the prune.json or grow.json beside its weights has them; None
+    without one."""
+    for name in ("prune.json", "grow.json"):
+        found = read_json(folder / name) if (folder / name).is_file() else {}
+        kept = found.get("kept_layers") if isinstance(found, dict) else None
+        if kept is not None:
+            return tuple(kept)
+    return None
 
 
 def look_at_model(name: str, faults: Faults, revision: str | None = None) -> ModelFacts | None:

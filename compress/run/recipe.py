@@ -17,7 +17,7 @@ from compress.demo import WorldConfig
 from compress.distill import CacheConfig, DistillConfig
 from compress.evaluate import EvalConfig
 from compress.generate import GenerateConfig
-from compress.prune import PruneConfig
+from compress.prune import GrowConfig, PruneConfig
 
 _LONGEST_NAME = 200
 
@@ -125,12 +125,16 @@ class Recipe:
     """The text to heal on."""
     distill: DistillConfig = DistillConfig()
     """How to heal."""
+    grow: Annotated[GrowConfig | None, Before(None)] = None
+    """Models of sizes between the healed student and its teacher, RUN/grow/SIZE."""
     eval: EvalConfig = EvalConfig()
     """What to measure."""
 
     def __post_init__(self) -> None:
         if self.student is not None and self.prune != PruneConfig():
             raise ValueError("a given `student` is trained as it is: leave `prune` out, or `student`")
+        if self.student is not None and self.grow is not None:
+            raise ValueError("a given `student` is no cut of the teacher, so nothing can be put back: leave `grow` out")
 
 
 @config
@@ -142,6 +146,13 @@ class PruneOptions:
     """The text that candidate cuts are healed on."""
     distill: DistillConfig = DistillConfig()
     """How they are healed."""
+
+
+@config
+class GrowOptions:
+    """What `compress grow` takes: one section of a recipe."""
+
+    grow: GrowConfig = GrowConfig()
 
 
 @config

@@ -140,8 +140,7 @@ def _greedily(config: RankingConfig, teacher: RankedModel) -> _Scored:
             first, steps = search.run(bar)
     curve = {
         "steps": [
-            {"dropped": step.layer, what: step.loss_nats, "tokens": step.tokens, "heats": step.heats}
-            for step in steps
+            {"dropped": step.layer, what: step.loss_nats, "tokens": step.tokens, "heats": step.heats} for step in steps
         ],
         what: float(first.base.mean()),
         f"{what}_tokens": len(first.base),
