@@ -27,6 +27,6 @@ redo_option = click.option(
     "--redo",
     multiple=True,
     metavar="STEP",
-    help="Do prune, data, cache, distill or eval anew: what is there moves to OUT/old. May be repeated.",
+    help="Do prune, data, cache, distill, grow or eval anew: what is there moves to OUT/old. May be repeated.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")

@@ -1,6 +1,7 @@
 """What a run folder holds: its JSON records, the training log and the scored items. Nothing is computed here."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MODELS = {
 }
 """Key in report.json -> stem of the file in RUN/eval/."""
 STUDENTS = ("student_init", "student")
+_GROWN = re.compile(r"grown-(\d+)\.json")
 _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss")
 
 
@@ -34,6 +36,7 @@ class RunFiles:
         prune, distill: the records of those steps.
         evals: eval record by model key (`teacher`, `student_init`, `student`), in that order.
         items: per-item scores by model key.
+        grown: eval records of models between student and teacher by their number of layers, increasing.
         train_rows, heldout_rows: logged steps with a loss, and with a held-out loss; one row a step, by step.
     """
 
@@ -44,6 +47,7 @@ class RunFiles:
     distill: Record | None
     evals: dict[str, Record]
     items: dict[str, list[Record]]
+    grown: dict[int, Record]
     train_rows: list[Record]
     heldout_rows: list[Record]
 
@@ -85,9 +89,15 @@ def read_run(run: Path) -> RunFiles:
         distill=_record(run / "student" / "distill.json", shapes.TrainingRecord),
         evals=found,
         items={key: read_items(paths[key]) for key in found},
+        grown=_grown(run / "eval"),
         train_rows=_by_step(rows, "loss"),
         heldout_rows=_by_step(rows, "heldout_loss"),
     )
+
+
+def _grown(folder: Path) -> dict[int, Record]:
+    sizes = {int(found[1]): path for path in folder.glob("grown-*.json") if (found := _GROWN.fullmatch(path.name))}
+    return {size: read_evaluation(sizes[size]) for size in sorted(sizes)}
 
 
 def read_training(run: Path) -> Record | None:

@@ -12,6 +12,7 @@ from compress.base.records import manifest
 from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs, evaluation_outputs
 from compress.model.files import model_fingerprint
 from compress.run.finders import Folder, at, store_of
+from compress.run.growing import grown_models
 from compress.run.layout import Layout
 from compress.run.models import Models
 from compress.run.recipe import Recipe
@@ -23,20 +24,22 @@ _NOT_FROM = {"teacher-before": ("teacher", "prune"), "teacher": ("prune",)}
 """Groups before the training that a model does not come from."""
 
 
-def evaluations(recipe: Recipe, layout: Layout, models: Models, before: list[Step], healed: Step) -> list[Step]:
-    """Scores of teacher (before its fine-tuning too), cut and healed student; speed of these three, timed in turns."""
+def evaluations(recipe: Recipe, layout: Layout, models: Models, before: list[Step], after: list[Step]) -> list[Step]:
+    """Scores of teacher (before its fine-tuning too), cut, healed student and grown models; speed of the first three,
+    timed in turns. `before` are the steps up to the training, `after` it and what follows it."""
     timed = dict(zip(TIMED, (models.teacher, models.student, at(layout.student)), strict=True))
     scored = timed
     if recipe.teacher.finetune is not None and models.given is not None:
         scored = {"teacher-before": models.given, **timed}
+    grown = {name: at(folder) for name, folder in grown_models(recipe, layout).items()}
     steps = []
-    for name, model in scored.items():
+    for name, model in {**scored, **grown}.items():
         made = [step for step in before if step.group not in _NOT_FROM.get(name, ())]
-        after = groups_of([*made, healed] if name == "student" else made)
+        made += after if name in grown else after[:1] if name == "student" else []
         reference = None if name in _NOT_FROM else models.teacher
-        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after))
+        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, groups_of(made)))
     if recipe.eval.speed:
-        steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of([*before, healed])))
+        steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of([*before, *after[:1]])))
     return steps
 
 

@@ -52,6 +52,8 @@ class RecipePlan:
     """Of a blend: the training tokens of each source by its name; None for all that it has."""
     scoring: ScoringPlan | None = None
     """None where `distill` takes all the text in a random order."""
+    grown: tuple[int, ...] = ()
+    """Layers of the models that are grown from the healed student."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
@@ -124,6 +126,8 @@ class RecipePlan:
                 lines.append(f"  {device} has {format_bytes(available)}: {fits}")
         if self.scoring is not None:
             lines.append(self._scoring(self.scoring))
+        if self.grown:
+            lines.append(f"grow: models of {', '.join(map(str, self.grown))} layers")
         lines.append(f"eval: {', '.join(self.tasks) or 'no benchmarks'}")
         return "\n".join(lines)
 
@@ -173,6 +177,7 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         counted=_rows(recipe.distill, known.text) is not None,
         cache=_cache(recipe, known.text, teacher.config),
         ranking_tokens=ranked,
+        grown=() if recipe.grow is None else tuple(sorted(recipe.grow.layers)),
         sources={name: part.tokens for name, part in zip(recipe.data.names, recipe.data.parts(), strict=False)},
         scoring=plan_scoring(
             recipe.distill,

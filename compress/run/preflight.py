@@ -22,7 +22,7 @@ from compress.evaluate.preflight import check_evaluation
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import common_ids
-from compress.prune import RankAfterConfig, check_prune, student_facts
+from compress.prune import RankAfterConfig, check_grow, check_prune, student_facts
 from compress.prune.plan import Derivation
 from compress.report import report_outputs
 from compress.run.caching import cache_folder
@@ -100,6 +100,9 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
         if "distill" in left.groups:
             cached = None if recipe.teacher.cache is None else recipe.teacher.cache.kind
             check_distill(recipe.distill, student=student, teacher=teacher, text=text, cached=cached, faults=faults)
+        if "grow" in left.groups and teacher is not None and recipe.grow is not None:
+            own = recipe.grow.calibration is None or left.will_make(recipe.grow.calibration)
+            check_grow(recipe.grow, teacher, cut, faults, own_text=own)
         if "eval" in left.groups:
             _check_evaluations(recipe, teacher, left, faults, download=download)
             if given is not None:

@@ -135,6 +135,8 @@ class Recipe:
             raise ValueError("a given `student` is trained as it is: leave `prune` out, or `student`")
         if self.student is not None and self.grow is not None:
             raise ValueError("a given `student` is no cut of the teacher, so nothing can be put back: leave `grow` out")
+        if self.grow is not None and not self.grow.layers:
+            raise ValueError("`grow` needs `layers`, the sizes to make: write `grow: {layers: [20, 24]}`")
 
 
 @config

@@ -31,6 +31,7 @@ from compress.prune import (
 from compress.run.caching import caching
 from compress.run.evaluations import evaluations
 from compress.run.finders import Folder, at, if_there, store_of
+from compress.run.growing import growing
 from compress.run.layout import Layout
 from compress.run.models import Find, Models
 from compress.run.rank_after import prune_best, with_heal
@@ -61,7 +62,9 @@ def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
         groups_of([*made, *cached]),
         cache=cached[0].record.parent if cached else None,
     )
-    return [*made, *cached, healed, *evaluations(recipe, layout, models, before=made, healed=healed)]
+    until = groups_of([*made, *cached, healed])
+    grown = [] if recipe.grow is None else [growing(recipe, layout, models.teacher, after=until)]
+    return [*made, *cached, healed, *grown, *evaluations(recipe, layout, models, before=made, after=[healed, *grown])]
 
 
 def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:

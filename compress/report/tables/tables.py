@@ -10,6 +10,7 @@ from compress.report.tables.habits import habits
 from compress.report.tables.making import importance, ranking, selection, training
 from compress.report.tables.measures import classes, nearness, speed, text
 from compress.report.tables.retention import retention
+from compress.report.tables.sizes import sizes
 from compress.report.tables.table import Table, labels, main_tasks
 from compress.report.tables.trainings import trained_pairs, trainings
 
@@ -19,7 +20,15 @@ _LONGEST = 160
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
     made = (verdicts(report), trainings(report), scores(report), retention(report), trained_pairs(report))
-    rest = (flips(report), nearness(report), classes(report), habits(report), text(report), speed(report))
+    rest = (
+        flips(report),
+        nearness(report),
+        classes(report),
+        habits(report),
+        text(report),
+        speed(report),
+        sizes(report),
+    )
     making = (training(report), selection(report), ranking(report), importance(report))
     return [table for table in (*made, *rest, *making, every_metric(report)) if table.rows]
 
