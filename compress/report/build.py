@@ -8,10 +8,12 @@ from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
 from compress.report.judge.draft import drafts
 from compress.report.judge.flips import summarise_flips
+from compress.report.judge.recovery import recovery
 from compress.report.judge.scores import Comparison, build_scores, compare, mismatches
 from compress.report.judge.sizes import sizes_between
 from compress.report.judge.speeds import speed_pair
 from compress.report.judge.verdicts import judge_all
+from compress.report.judge.worth import worth
 from compress.report.run_files import STUDENTS, Record, RunFiles, called, number
 
 
@@ -22,7 +24,8 @@ def build_report(run: RunFiles) -> Record:
     (of the evaluated models), `scores` (by task and model, with intervals and chance), `verdicts` (what each means, in
     words), `mismatches`, `retention_student_init`, `overall` (retention over all tasks), `flips` (counts and a few),
     `draft` (the student as its teacher's draft), `prune`, `sizes` (healed student, grown models and teacher, where
-    models were grown), `headline` and `left_out` (what this run lacks, in words).
+    models were grown), `forecast` (what more tokens of healing would give), `worth` (what the run cost, and from how
+    many tokens on that is saved), `headline` and `left_out` (what this run lacks, in words).
     What is absent is null.
     """
     labels = {key: run.labels[key] for key in run.evals}
@@ -43,6 +46,8 @@ def build_report(run: RunFiles) -> Record:
         "draft": drafts({key: run.evals[key] for key in STUDENTS if key in run.evals}, run.evals.get("teacher")),
         "compression": _compression(run),
         "train": _train(run.distill),
+        "forecast": recovery(run),
+        "worth": worth(run),
         "sizes": sizes_between(run, scores),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
         "left_out": _left_out(run),

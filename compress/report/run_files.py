@@ -100,6 +100,16 @@ def _grown(folder: Path) -> dict[int, Record]:
     return {size: read_evaluation(sizes[size]) for size in sorted(sizes)}
 
 
+def read_measures(run: Path) -> tuple[Record | None, list[Record]]:
+    """A run's record of its training, None where it is not finished, and its logged rows of held-out measures.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    record = _record(run / "student" / "distill.json", shapes.TrainingRecord)
+    return record, _by_step(_jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep), "heldout_loss")
+
+
 def read_training(run: Path) -> Record | None:
     """What a run records of its training, with the hash of all rows read (`rows_sha256`, or None); None of another.
 

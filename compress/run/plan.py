@@ -16,6 +16,7 @@ from compress.distill.teachers.planning import CachePlan, plan_cache
 from compress.model.parts import count_parameters, empty_model
 from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
+from compress.run.earlier import expected
 from compress.run.layout import Layout
 from compress.run.pipeline import Outlook, look_ahead, resolve_paths, run_folder
 from compress.run.preflight import Known, fit_recipe
@@ -54,6 +55,8 @@ class RecipePlan:
     """None where `distill` takes all the text in a random order."""
     grown: tuple[int, ...] = ()
     """Layers of the models that are grown from the healed student."""
+    forecasts: tuple[str, ...] = ()
+    """What runs beside this one, of the same teacher and cut, lead one to expect of its held-out measure."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
@@ -126,6 +129,7 @@ class RecipePlan:
                 lines.append(f"  {device} has {format_bytes(available)}: {fits}")
         if self.scoring is not None:
             lines.append(self._scoring(self.scoring))
+        lines += self.forecasts
         if self.grown:
             lines.append(f"grow: models of {', '.join(map(str, self.grown))} layers")
         lines.append(f"eval: {', '.join(self.tasks) or 'no benchmarks'}")
@@ -144,7 +148,10 @@ def plan_run(
         resolved = fit_recipe(resolve_paths(recipe, run))
         outlook = look_ahead(resolved, Layout(run), redo, download=False)
         try:
-            return plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s), outlook
+            plan = plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s)
+            if plan is not None and plan.counted:
+                plan = dataclasses.replace(plan, forecasts=tuple(expected(recipe, run, plan.distill.tokens)))
+            return plan, outlook
         except UsageError:
             if not outlook.faults.found:
                 raise

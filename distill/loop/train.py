@@ -162,7 +162,7 @@ def _log(s: Session, metrics: Metrics, clock: Clock, terms: Terms, grad_norm: Te
     )
     parts = ", ".join(f"{name} {value:.3f}" for name, value in zip(terms, raw, strict=True)) if len(terms) > 1 else ""
     loss = f"loss {columns['loss']:.3f}{parts and f' ({parts})'}"
-    return f"step {s.progress.step} of {s.budget.steps}, {loss}, {rate:,.0f} tokens/s"
+    return f"step {s.progress.step} of {s.budget.steps}, {loss}, {rate:,.0f} tokens/s{s.outlook}"
 
 
 def mfu(s: Session, tokens_per_s: float) -> float:

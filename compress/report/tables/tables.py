@@ -9,10 +9,12 @@ from compress.report.run_files import Record, number
 from compress.report.tables.habits import habits
 from compress.report.tables.making import importance, ranking, selection, training
 from compress.report.tables.measures import classes, nearness, speed, text
+from compress.report.tables.recovery import recovery
 from compress.report.tables.retention import retention
 from compress.report.tables.sizes import sizes
 from compress.report.tables.table import Table, labels, main_tasks
 from compress.report.tables.trainings import trained_pairs, trainings
+from compress.report.tables.worth import worth
 
 _LONGEST = 160
 
@@ -29,7 +31,7 @@ def all_tables(report: Record) -> list[Table]:
         speed(report),
         sizes(report),
     )
-    making = (training(report), selection(report), ranking(report), importance(report))
+    making = (training(report), recovery(report), worth(report), selection(report), ranking(report), importance(report))
     return [table for table in (*made, *rest, *making, every_metric(report)) if table.rows]
 
 
