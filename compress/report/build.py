@@ -30,7 +30,7 @@ def build_report(run: RunFiles) -> Record:
     """
     labels = {key: run.labels[key] for key in run.evals}
     scores = build_scores(run.evals)
-    compared = _comparisons(run, scores)
+    compared, forecasts = _comparisons(run, scores), recovery(run)
     report: Record = {
         MADE_BY: "compress report",
         "name": run.name,
@@ -46,11 +46,11 @@ def build_report(run: RunFiles) -> Record:
         "draft": drafts({key: run.evals[key] for key in STUDENTS if key in run.evals}, run.evals.get("teacher")),
         "compression": _compression(run),
         "train": _train(run.distill),
-        "forecast": recovery(run),
+        "forecast": forecasts,
         "worth": worth(run),
         "sizes": sizes_between(run, scores),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
-        "left_out": _left_out(run),
+        "left_out": _left_out(run, forecasts),
     }
     report["headline"] = headline(report)
     return report
@@ -100,7 +100,7 @@ def _compression(run: RunFiles) -> Record | None:
     }
 
 
-def _left_out(run: RunFiles) -> list[str]:
+def _left_out(run: RunFiles, forecasts: list[Record]) -> list[str]:
     missing = [f"No evaluation of the {run.labels[key]} model." for key in run.expected if key not in run.evals]
     if run.prune is None and not run.given_student:
         missing.append("No prune.json: which layers were kept is not shown.")
@@ -108,6 +108,11 @@ def _left_out(run: RunFiles) -> list[str]:
         missing.append("No distill.json: the student has not been healed, or its training record is elsewhere.")
     elif not run.train_rows:
         missing.append("No train/metrics.jsonl: no loss curves.")
+    reasons: dict[str, list[str]] = {}
+    for entry in forecasts:
+        if entry["refused"] is not None:
+            reasons.setdefault(entry["refused"], []).append(entry["name"])
+    missing += [f"No forecast of the held-out {_and(names)}: {why}." for why, names in reasons.items()]
     for key, record in run.evals.items():
         if not run.items[key] and record["tasks"]:
             missing.append(f"No per-item scores of the {run.labels[key]} model: no paired intervals with it.")

@@ -1,5 +1,8 @@
 """Forecasts: the law is found again, its intervals cover, and what cannot be carried on is refused."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.optimize import curve_fit
@@ -7,6 +10,10 @@ from scipy.stats import binom
 
 from compress.report.judge import forecast
 from compress.report.judge.forecast import NoForecast, fit_forecast, full_rate_points
+from compress.report.judge.recovery import forecasts
+from compress.report.judge.worth import worth
+from compress.report.tables.recovery import recovery
+from compress.report.tables.worth import worth as worth_table
 
 TOKENS = np.arange(1, 31) * 1e5
 LAWS = [(0.2, 0.3, 0.5, 0.003), (0.05, 0.3, 0.3, 0.002), (3.3, 0.2, 0.8, 0.004)]
@@ -86,3 +93,48 @@ def test_only_measures_at_the_full_learning_rate_are_taken() -> None:
     for schedule in ("cosine", "linear"):
         with pytest.raises(NoForecast, match=f"falls over the whole run \\({schedule}\\)"):
             full_rate_points(rows, "heldout_kl", {**config, "schedule": schedule}, 100)
+
+
+def test_a_run_is_told_its_tokens_to_a_share_of_the_teacher() -> None:
+    rows: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "heldout_kl": 2.0}]
+    rows += [
+        {"step": k, "tokens": 100_000 * k, "heldout_kl": float(law(np.array(1e5 * k), 0.0, 0.4, 0.5))}
+        for k in range(1, 11)
+    ]
+    record = {
+        "steps": 10,
+        "tokens": 1_000_000,
+        "manifest": {"config": {"schedule": "constant", "warmup_fraction": 0.0}},
+    }
+    (found,) = forecasts(record, rows)
+    assert found["expects"][-1]["tokens"] == 1e7
+    assert found["expects"][-1]["value"] == pytest.approx(law(np.array(1e7), 0, 0.4, 0.5), rel=0.01)
+    # 0.4 (t / 2e5)^-0.5 = (1 - 0.9) 2 at t = 2e5 (0.4 / 0.2)^2
+    assert found["tokens"][0]["share"] == 0.9
+    assert found["tokens"][0]["value"] == pytest.approx(8e5, rel=0.03)
+    assert len(recovery({"forecast": [found]}).rows) == 1
+    record["manifest"]["config"]["schedule"] = "cosine"
+    (refused,) = forecasts(record, rows)
+    assert "falls over the whole run (cosine)" in refused["refused"]
+    assert recovery({"forecast": [refused]}).rows == []
+
+
+def test_a_run_has_paid_when_the_time_saved_is_the_time_it_took() -> None:
+    def speed(decode: float, prefill: float) -> dict[str, Any]:
+        shape = {"device": "cuda", "dtype": "bfloat16", "batch": 1, "prompt_tokens": 8, "decode_tokens": 8}
+        rates = {"decode_tokens_per_s": decode, "prefill_tokens_per_s": prefill}
+        return {"speed": {**shape, **rates, "decode_cost_per_million_tokens": 7.2 / 3600 / decode * 1e6}}
+
+    run: Any = SimpleNamespace(
+        distill={"seconds": 3600.0}, evals={"teacher": speed(100, 5e3), "student": speed(200, 5e3)}
+    )
+    found = worth(run)
+    assert found is not None
+    assert found["decode"]["tokens"] == pytest.approx(3600 / (1 / 100 - 1 / 200))
+    assert found["prefill"]["tokens"] is None
+    assert found["price_per_hour"] == pytest.approx(7.2)
+    read, written = worth_table({"worth": found}).rows
+    assert written == ["written", "7.2", "20", "10", "720k"]
+    assert read[-1] == "never"
+    run.evals["student"]["speed"]["dtype"] = "float32"
+    assert worth(run) is None

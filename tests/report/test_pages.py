@@ -121,7 +121,7 @@ def test_markdown_tables_are_rectangular(fake_run: Callable[..., Path]) -> None:
     run = fake_run(many_tasks(3))
     write_report(run)
     blocks = re.findall(r"(?:^\|.*\n)+", (run / "report.md").read_text(), flags=re.M)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}) == 1
 

@@ -76,8 +76,7 @@ def fit_forecast(tokens: Sequence[float], values: Sequence[float], seed: int = 0
     if not y[-1] < y[0]:
         raise NoForecast("it does not fall")
     unit = float(t[-1])
-    designs = _designs(t / unit)
-    (offset, scale, exponent), fitted = (each[0] for each in _fit(designs, t / unit, y[None]))
+    (offset, scale, exponent), fitted = (each[0] for each in _fit(t / unit, y[None]))
     spread = float(((y - y.mean()) ** 2).sum())
     r2 = 1 - float(((y - fitted) ** 2).sum()) / spread
     if r2 < _LEAST_R2 or scale <= 0:
@@ -86,7 +85,7 @@ def fit_forecast(tokens: Sequence[float], values: Sequence[float], seed: int = 0
     free = len(t) - 3
     sigma = np.sqrt(((y - fitted) ** 2).sum() / rng.chisquare(free, _DRAWS))
     samples = fitted + sigma[:, None] * rng.standard_normal((_DRAWS, len(t)))
-    drawn, _ = _fit(designs, t / unit, samples)
+    drawn, _ = _fit(t / unit, samples)
     error = sigma * rng.standard_normal(_DRAWS)
     return Forecast(float(offset), float(scale), float(exponent), unit, len(t), r2, np.column_stack([drawn, error]))
 
@@ -117,29 +116,23 @@ def full_rate_points(
     return [tokens for tokens, _ in found], [value for _, value in found]
 
 
-def _designs(t: Array) -> Array:
-    """What takes points to (c, a), for each exponent: pseudo-inverses, [exponents, 2, points]."""
-    return np.stack([np.linalg.pinv(np.column_stack([np.ones_like(t), t**-b])) for b in _EXPONENTS])
-
-
-def _fit(designs: Array, t: Array, y: Array) -> tuple[Array, Array]:
+def _fit(t: Array, y: Array) -> tuple[Array, Array]:
     """(c, a, b) [N, 3] with the least squares, and their curves [N, points], for each row of `y` [N, points]."""
-    best = np.full(len(y), math.inf)
-    found, curves = np.zeros((len(y), 3)), np.zeros_like(y)
-    for exponent, design in zip(_EXPONENTS, designs, strict=True):
-        power = t**-exponent
-        offset, scale = (y @ design.T).T
-        # An offset below 0, which no loss has, is held at 0, and a rising curve is flat.
-        scale = np.where(offset < 0, (y @ power) / (power @ power), scale)
-        offset = np.where(offset < 0, 0.0, offset)
-        offset, scale = np.where(scale < 0, y.mean(axis=1), offset), np.maximum(scale, 0.0)
-        curve = offset[:, None] + scale[:, None] * power
-        squares = ((y - curve) ** 2).sum(axis=1)
-        better = squares < best
-        best = np.where(better, squares, best)
-        found[better] = np.column_stack([offset, scale, np.full(len(y), exponent)])[better]
-        curves[better] = curve[better]
-    return found, curves
+    powers = t ** -_EXPONENTS[:, None]  # [exponents, points]
+    mean, middle = y.mean(axis=1, keepdims=True), powers.mean(axis=1)
+    away, spread = y - mean, powers - middle[:, None]
+    # Of each exponent the best slope, then the offset, [N, exponents]; a rising curve is flat.
+    scale = np.maximum(away @ spread.T / (spread**2).sum(axis=1), 0.0)
+    offset = mean - scale * middle
+    # An offset below 0, which no loss has, is held at 0.
+    scale = np.where(offset < 0, y @ powers.T / (powers**2).sum(axis=1), scale)
+    offset = np.maximum(offset, 0.0)
+    shift = offset - mean + scale * middle  # of the curve's mean from that of the points
+    squares = (scale**2) * (spread**2).sum(axis=1) - 2 * scale * (away @ spread.T) + len(t) * shift**2
+    best = squares.argmin(axis=1)
+    rows = np.arange(len(y))
+    found = np.column_stack([offset[rows, best], scale[rows, best], _EXPONENTS[best]])
+    return found, found[:, :1] + found[:, 1:2] * powers[best]
 
 
 def _tokens_to(level: float, offset: Array, scale: Array, exponent: Array) -> Array:

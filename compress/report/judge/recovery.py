@@ -20,6 +20,8 @@ def recovery(run: RunFiles) -> list[Record]:
 def forecasts(distill: Record, rows: Sequence[Mapping[str, Any]]) -> list[Record]:
     """The same of a training's record and its logged rows of held-out measures."""
     config = (distill.get("manifest") or {}).get("config") or {}
+    if "schedule" not in config:
+        return []
     found = []
     for measure, name in _NAMES.items():
         if all(number(row.get(measure)) is None for row in rows):

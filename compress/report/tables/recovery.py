@@ -8,24 +8,18 @@ from compress.report.tables.table import Table
 
 
 def recovery(report: Record) -> Table:
-    """What held-out measures are expected to be after more tokens, with 90% intervals, or why nothing is expected."""
-    found = report.get("forecast") or []
+    """What held-out measures are expected to be after more tokens, with 90% intervals."""
     rows = []
-    for entry in found:
+    for entry in report.get("forecast") or []:
         if entry["refused"] is None:
             expected = [f"{each['value']:.4f} [{each['low']:.4f}, {each['high']:.4f}]" for each in entry["expects"]]
             rows.append([entry["name"], *expected, *_tokens(entry)])
-    refused = dict.fromkeys(f"{entry['name']}: {entry['refused']}" for entry in found if entry["refused"] is not None)
-    if not rows:
-        rows = [[entry["name"], *[NONE] * (len(TIMES) + len(SHARES))] for entry in found]
     columns = ["Held-out", *(f"{times}× the tokens" if times > 1 else "At the end" for times in TIMES)]
     columns += [f"Tokens to {share:.0%} of the teacher" for share in SHARES]
     note = (
         "A power law with an offset, fitted to the measures at the full learning rate and carried on at that rate; 90% "
         "intervals, nats a token. X% of the teacher: X% of the cut's KL from it are gone."
     )
-    if refused:
-        note += f" No forecast of {'; '.join(refused)}."
     return Table(title="What more healing would give", note=note, columns=columns, rows=rows)
 
 
