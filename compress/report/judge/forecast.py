@@ -5,7 +5,8 @@
 by least squares: of each b on a grid the best a and c are linear algebra. The interval is a bootstrap of the fit:
 errors are drawn with the variance that the residuals have (itself drawn, as n - 3 of n residuals are free), added to
 the fitted curve, and fitted again; a new measure then has an error of its own. Only measures at the full learning rate
-are fitted: where it falls, losses fall with it, which says nothing of what more tokens give.
+are fitted: where it falls, losses fall with it, which says nothing of what more tokens give; and of
+those the later half, as the first tokens of a recovery follow another law: a fit to all is surer than it is right.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ class Forecast:
     """Tokens of the last point."""
     points: int
     r2: float
-    """Share of the points' variance that the curve explains."""
+    """1 - the curve's mean squared error over the variance of all measures."""
     draws: Array
     """(c, a, b, error of a new measure) of each bootstrap draw, [draws, 4]."""
 
@@ -65,7 +66,7 @@ class Forecast:
 
 
 def fit_forecast(tokens: Sequence[float], values: Sequence[float], seed: int = 0) -> Forecast:
-    """Fit the law to the measure's `values` after so many `tokens`, increasing and above 0.
+    """Fit the law to the later half of the measure's `values` after so many `tokens`, increasing and above 0.
 
     Raises:
         NoForecast: there are too few points, they do not fall, or they are no such curve.
@@ -75,10 +76,11 @@ def fit_forecast(tokens: Sequence[float], values: Sequence[float], seed: int = 0
         raise NoForecast(f"{len(t)} measures at the full learning rate are too few; it takes {LEAST_POINTS}")
     if not y[-1] < y[0]:
         raise NoForecast("it does not fall")
+    course, early = y.var(), min(len(t) // 2, len(t) - LEAST_POINTS)
+    t, y = t[early:], y[early:]
     unit = float(t[-1])
     (offset, scale, exponent), fitted = (each[0] for each in _fit(t / unit, y[None]))
-    spread = float(((y - y.mean()) ** 2).sum())
-    r2 = 1 - float(((y - fitted) ** 2).sum()) / spread
+    r2 = 1 - float(((y - fitted) ** 2).mean() / course)
     if r2 < _LEAST_R2 or scale <= 0:
         raise NoForecast(f"a power law explains {max(r2, 0):.0%} of its course, less than {_LEAST_R2:.0%}")
     rng = np.random.default_rng(seed)
