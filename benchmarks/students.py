@@ -96,7 +96,7 @@ def step_of(options: argparse.Namespace, way: str, student: Path, scratch: Path)
     from compress.distill.rows.batch import Batch
     from compress.distill.students.student import load_student
     from compress.distill.teachers.source import open_teacher
-    from compress.model.facts import kept_layers
+    from compress.model.cuts import cuts_of, kept_layers
     from compress.model.load import load_config
 
     config = build_from(
@@ -104,7 +104,8 @@ def step_of(options: argparse.Namespace, way: str, student: Path, scratch: Path)
     )
     accelerator = make_accelerator(config, scratch)
     here = resolve(config, accelerator.device, processes=1, seq_len=options.seq_len, flops=0.0)
-    pair = Pair(load_config(student), load_config(options.teacher), kept_layers(student))
+    source = load_config(options.teacher)
+    pair = Pair(load_config(student), source, kept_layers(cuts_of(student), source))
     objective, learner = make_objective(config, pair), load_student(config, student, here, pair)
     vocabulary = pair.student.get_text_config().vocab_size
     rows = np.random.default_rng(0).integers(0, vocabulary, (options.tokens // options.seq_len, options.seq_len))

@@ -9,6 +9,7 @@ from compress.base.currency import FREE, Before, Meaning
 from compress.base.units import Count, Every, EveryOrAuto
 from compress.distill.select import SelectConfig
 from compress.distill.students.config import StudentConfig
+from compress.distill.teachers.config import MixtureConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -155,6 +156,9 @@ class DistillConfig(StudentConfig):
     self_correct: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Before(None)] = None
     """tau: where the teacher's first choice is not the label, give the label the more of its probability, to tau above
     the first choice; where it is, tau more. For small, clean sets of data."""
+    mixture: Annotated[MixtureConfig | None, Before(None)] = None
+    """Other teachers beside the run's: {with: [{model: B, weight: 0.5}]}. The soft loss is against what they say
+    together."""
     weights: Annotated[Weights | None, Before(None)] = None
     """What terms count beside, or instead of, what alpha says: {hidden: 0.2}."""
     hidden: Annotated[HiddenConfig | None, Before(None)] = None

@@ -2,31 +2,29 @@
 
 import contextlib
 import functools
+import operator
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.base.config import build_from, to_dict
-from compress.base.disk import owned
-from compress.base.errors import UsageError
-from compress.base.machine import default_device
-from compress.base.processes import count, join, on_main
+from compress.base.disk import owned, sha256_json
+from compress.base.errors import CompressError, UsageError
+from compress.base.machine import default_device, memory_of
+from compress.base.processes import join, on_main
 from compress.base.progress import say, working
+from compress.distill.asked import Checked, Training
 from compress.distill.config import DistillConfig
-from compress.distill.fit import check_fit
 from compress.distill.loop.meters import MemoryMeter
-from compress.distill.loop.session import Session, fingerprints, open_session
+from compress.distill.loop.session import Session
 from compress.distill.loop.train import mfu, train
-from compress.distill.plan import DistillPlan, plan_distill
-from compress.distill.preflight import check_start
 from compress.distill.publish import DistillResult, finished, publish
 from compress.distill.resources.auto import saved_dtype
 from compress.distill.resources.switches import in_one_order, tuned
-from compress.distill.rows.scoring import selection_for
-from compress.distill.teachers.cache import TeacherCache
-from compress.distill.teachers.cached import check_cache
-from compress.model.facts import kept_layers
-from compress.model.load import load_config
+from compress.distill.rows.selection import Selection
+from compress.distill.teachers.shared import SharedTeacher
+from compress.distill.teachers.source import OpenedTeacher
+from compress.distill.together import alike, that_fit
 
 
 def distill(
@@ -61,75 +59,106 @@ def distill(
         InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved.
         CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
     """
-    from compress.data import TokenStore, check_framing, facts_of_store
+    asked = Training(config=config, student=student, teacher=teacher, data=data, out=out, work=work, cache=cache)
+    return distill_alone(asked)
 
-    config = build_from(DistillConfig, to_dict(config), "distill")
+
+def distill_alone(asked: Training) -> DistillResult:
+    """`distill` by what it is asked for; raises as it."""
+    (result,) = distill_together([asked])
+    if isinstance(result, CompressError):
+        raise result
+    return result
+
+
+def distill_together(trainings: Sequence[Training]) -> list[DistillResult | CompressError]:
+    """Train several students side by side on one forward pass of their teacher, as `distill` trains each alone.
+
+    They are of one group of `alike`. Each is the student that `distill` makes, bit for bit, and leaves and continues
+    the same files; the teacher's FLOPs are counted with the first that is not finished yet.
+
+    Returns:
+        For each its result, or what ended it before its last step; the others go on.
+
+    Raises:
+        UsageError, InputError, InterruptedRun: as `distill`.
+    """
     join()
-    store = TokenStore.open(data)
-    text = facts_of_store(store)
-    signals = None if cache is None else TeacherCache.open(cache)
-    kind = None if signals is None else signals.kind
-    start, source = on_main(
-        lambda: check_start(config, student=student, teacher=teacher, out=out, text=text, cached=kind)
-    )
-    inputs = on_main(lambda: fingerprints(start, source, store, signals))
-    if signals is not None:
-        apart = config.document_mask or store.apart
-        check_cache(signals, config, teacher=inputs["teacher"], data=inputs["data"], apart=apart)
-    if (done := on_main(lambda: finished(out, config, inputs))) is not None:
-        return done
-    with contextlib.ExitStack() as resources:
-        on_main(lambda: resources.enter_context(_work_folder(work)))
-        if source is not None and not any((work / "checkpoints").glob("step-*")):
-            on_main(lambda: check_framing(store, source))
-        resources.enter_context(tuned(config))
-        resources.enter_context(in_one_order(config))
-        with working("planning the memory"):
-            plan, meter = _plan(config, start, source, store, cached=cache is not None)
-        if not config.is_whole:
-            how = f"train: {config.train}" if config.lora is None else f"lora, r = {config.lora.r}"
-            say(f"{plan.trained_text()} parameters are trained ({how}).")
-        selection = selection_for(config, store, student=start, teacher=source, inputs=inputs)
+    checked = [Checked.of(training) for training in trainings]
+    results: dict[int, DistillResult | CompressError] = {}
+    for number, each in enumerate(checked):
+        if (done := on_main(lambda each=each: finished(each.asked.out, each.config, each.inputs))) is not None:  # type: ignore[misc]
+            results[number] = done
+    left = [number for number in range(len(checked)) if number not in results]
+    if left:
+        results |= zip(left, _trained([checked[number] for number in left]), strict=True)
+    return [results[number] for number in range(len(checked))]
 
-        def trained() -> DistillResult:
+
+def groups_together(trainings: Sequence[Training]) -> list[list[int]]:
+    """Numbers of the trainings in groups for `distill_together`: alike, and no more than this device has memory for.
+
+    Raises:
+        UsageError, InputError: as `distill`.
+    """
+    checked = [Checked.of(training) for training in trainings]
+    inputs = [sha256_json({**each.inputs, "student": None}) for each in checked]
+    free, _ = memory_of(default_device())
+    groups: list[list[int]] = []
+    for group in alike([(each.config, known) for each, known in zip(checked, inputs, strict=True)]):
+        plans = [checked[number].planner()(checked[number].config) for number in group]
+        groups += [[group[place] for place in fits] for fits in that_fit(plans, checked[group[0]].signal_bytes(), free)]
+    return groups
+
+
+def _trained(left: Sequence[Checked]) -> list[DistillResult | CompressError]:
+    """Those that are not finished, trained."""
+    with contextlib.ExitStack() as resources:
+        for each in left:
+            on_main(lambda each=each: resources.enter_context(_work_folder(each.asked.work)))  # type: ignore[misc]
+            on_main(each.check_framing)
+        resources.enter_context(tuned(left[0].config))
+        resources.enter_context(in_one_order(left[0].config))
+        meter = MemoryMeter(default_device())
+        with working("planning the memory"):
+            plans = [each.plan() for each in left]
+        for each, plan in zip(left, plans, strict=True):
+            if not each.config.is_whole:
+                lora = each.config.lora
+                how = f"train: {each.config.train}" if lora is None else f"lora, r = {lora.r}"
+                say(f"{plan.trained_text()} parameters are trained ({how}).")
+
+        def trained() -> list[DistillResult | CompressError]:  # a function, so that the models go before the switches
+            selections = [each.selection() for each in left]
             with working("opening the models"):
-                session = open_session(
-                    config,
-                    student=start,
-                    teacher=source,
-                    store=store,
-                    cache=signals,
-                    selection=selection,
-                    inputs=inputs,
-                    work=work,
-                )
+                sessions, shared = _opened(left, selections)
             meter.restart()
-            train(session, work)
-            facts = _facts(session, str(student), None if teacher is None else str(teacher))
-            facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak()}
-            facts |= {"parameters": plan.parameters, "trained_parameters": plan.trained_parameters}
-            return _publish(session, facts, out, start)
+            ends = train([(session, each.asked.work) for session, each in zip(sessions, left, strict=True)], shared)
+            made: list[DistillResult | CompressError] = []
+            for session, each, plan, end in zip(sessions, left, plans, ends, strict=True):
+                facts = _facts(session, each, len(left))
+                facts |= {"memory_plan": plan.memory_bytes, "peak_memory": meter.peak(), "mixture": each.mixture()}
+                facts |= {"parameters": plan.parameters, "trained_parameters": plan.trained_parameters}
+                made.append(end or _publish(session, facts, each))
+            return made
 
         return trained()
 
 
-def _plan(
-    config: DistillConfig, student: Path, teacher: Path | None, store: Any, *, cached: bool
-) -> tuple[DistillPlan, MemoryMeter]:
-    """What the run needs, checked against the device, and a meter that knows what the process holds before it."""
-    device = default_device()
-    plan = functools.partial(
-        plan_distill,
-        student=load_config(student),
-        teacher=None if teacher is None else load_config(teacher),
-        num_rows=store.num_rows,
-        seq_len=store.seq_len,
-        device=device,
-        processes=count(),
-        kept=kept_layers(student),
-        cached=cached,
-    )
-    return check_fit(config, plan, device), MemoryMeter(device)
+def _opened(
+    left: Sequence[Checked], selections: Sequence[Selection | None]
+) -> tuple[list[Session], SharedTeacher | None]:
+    """A session for each; with several, the teacher that the first has opened is all the others' too."""
+    alone = len(left) == 1
+    needs = functools.reduce(operator.or_, (each.needs() for each in left))
+    sessions: list[Session] = []
+    guide: OpenedTeacher | None = None
+    for each, selection in zip(left, selections, strict=True):
+        session = each.open(selection, guide, needs, together=not alone)
+        guide = session.guide
+        sessions.append(session)
+    source = None if guide is None else guide.source
+    return sessions, source if isinstance(source, SharedTeacher) else None
 
 
 def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
@@ -142,19 +171,20 @@ def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
     return owned(work)
 
 
-def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
+def _facts(s: Session, of: Checked, together: int) -> dict[str, Any]:
     """The fields of distill.json that the run knows."""
     run = s.progress
     rate = s.tokens / max(run.seconds, 1e-9)
     return {
-        "teacher": teacher,
-        "student": student,
+        "teacher": None if of.asked.teacher is None else str(of.asked.teacher),
+        "student": str(of.asked.student),
         "tokens": s.tokens,
         "steps": run.step,
         **run.heldout(),
         "heldout_documents": s.rows.heldout_documents(),
         "skipped_steps": run.skipped_steps,
         **s.notes,
+        "together": together,
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
         "flops": s.tokens * s.flops_per_token,
@@ -163,7 +193,7 @@ def _facts(s: Session, student: str, teacher: str | None) -> dict[str, Any]:
     }
 
 
-def _publish(s: Session, facts: dict[str, Any], out: Path, start: Path) -> DistillResult:
-    student = s.student.finished(saved_dtype(s.config, start))
+def _publish(s: Session, facts: dict[str, Any], of: Checked) -> DistillResult:
+    out, student = of.asked.out, s.student.finished(saved_dtype(s.config, of.start))
     with working(f"writing {out}"):
-        return on_main(lambda: publish(out, student, start, s.config, s.inputs, facts))
+        return on_main(lambda: publish(out, student, of.start, s.config, s.inputs, facts))

@@ -1,8 +1,9 @@
 """What a distillation will cost, from config.json files alone."""
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from compress.base.units import format_bytes, format_count
 from compress.distill.config import DistillConfig
 from compress.distill.loop.optimizer import state_bytes
 from compress.distill.objective.chunks import default_chunk_tokens
+from compress.distill.objective.mixture import mixing_bytes
 from compress.distill.objective.objective import Objective, make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.resources.auto import (
@@ -107,13 +109,14 @@ def plan_distill(
     processes: int = 1,
     kept: tuple[int, ...] | None = None,
     cached: bool = False,
+    others: Sequence[Any] = (),
 ) -> DistillPlan:
     """Steps, tokens and FLOPs of a run, and the memory of one of its processes.
 
-    `student` and `teacher` are model configs (`PretrainedConfig`), `kept` the teacher's layers that the student has;
-    the store has `num_rows` rows of `seq_len` tokens. With `cached`, the teacher is not run: its signals come from a
-    cache. Without a `device` the plan is for a GPU that has bf16, or for a
-    CPU at `precision: fp32`.
+    `student`, `teacher` and the `others` that teach beside it are model configs (`PretrainedConfig`), `kept` the
+    teacher's layers that the student has; the store has `num_rows` rows of `seq_len` tokens. With `cached`, the teacher
+    is not run: its signals come from a cache. Without a `device` the plan is for a GPU that has bf16, or for a CPU at
+    `precision: fp32`.
 
     Raises:
         UsageError: more tokens than the store has in `epochs`, a step shorter than a row, or parts to train that the
@@ -121,7 +124,7 @@ def plan_distill(
     """
     extent = budget(config, num_rows=num_rows, seq_len=seq_len)
     tokens = extent.rows * seq_len
-    pair = _pair(config, student, teacher, kept)
+    pair = _pair(config, student, teacher, kept)._replace(others=tuple(others))
     if device is None:
         device = torch.device("cpu" if config.precision == "fp32" else "cuda")
         bf16 = device.type == "cuda"
@@ -129,7 +132,7 @@ def plan_distill(
         bf16 = resolve_precision(config, device) == "bf16"
     model = sketch(config, pair, bf16=bf16)
     trained = trained_parameters(model)
-    per_token = training_flops_per_token(model, None if cached else teacher, seq_len)
+    per_token = training_flops_per_token(model, None if cached else teacher, seq_len, others)
     shape = _shape(config, pair, seq_len, device, bf16, processes)
     return DistillPlan(
         steps=extent.steps,
@@ -174,7 +177,7 @@ def _memory(
         "activations": min(activations, beside),
         "signals": _signal_bytes(objective, pair, shape, 2 if shape.bf16 else 4),
         "projections": (4 + 4 + 8) * sum(parameter.numel() for parameter in objective.learned.parameters()),
-        "temporary": max(0, beside - activations),
+        "temporary": max(0, beside - activations) + _mixing_bytes(pair, shape),
         "data": _BYTES_READ_PER_TOKEN * config.batch_tokens,
     }
     return {name: size for name, size in parts.items() if size}
@@ -184,21 +187,20 @@ def held_bytes(
     config: DistillConfig, pair: Pair, *, bf16: bool, processes: int, cached: bool = False
 ) -> dict[str, int]:
     """Bytes of what one process holds all the time: parameters and what there is one of for each of them; of a `cached`
-    teacher the output head alone.
+    teacher the output head alone, of those beside it all.
 
     Raises:
         UsageError: as `sketch`.
     """
     model, guide = sketch(config, pair, bf16=bf16), None if pair.teacher is None else empty_model(pair.teacher)
+    others = [empty_model(copy.deepcopy(other)) for other in pair.others]
     sharding = "none" if processes == 1 else resolve_sharding(config, processes)
     own = 1 if sharding == "none" else processes
     value = 2 if bf16 else 4
-    if guide is None:
-        of_teacher = 0
-    elif cached:
-        of_teacher = value * count_parameters(guide.get_output_embeddings())
-    else:
-        of_teacher = teacher_bytes(guide, config, value) // (processes if sharding == "both" else 1)
+    live = [*([] if guide is None or cached else [guide]), *others]
+    of_teacher = sum(teacher_bytes(each, config, value) // (processes if sharding == "both" else 1) for each in live)
+    if guide is not None and cached:
+        of_teacher += value * count_parameters(guide.get_output_embeddings())
     parts = {
         "weights": weight_bytes(model, config) // own,
         "gradients": 4 * trained_parameters(model) // own,
@@ -206,8 +208,8 @@ def held_bytes(
         "teacher": of_teacher,
         "gathered weights": 0 if own == 1 else value * _gathered(model, _with_gradients),
     }
-    if guide is not None and sharding == "both" and not cached:
-        parts["gathered weights"] += value * _gathered(guide, count_parameters)
+    if sharding == "both":
+        parts["gathered weights"] += value * sum(_gathered(each, count_parameters) for each in live)
     return parts
 
 
@@ -220,11 +222,20 @@ def _pair(config: DistillConfig, student: Any, teacher: Any | None, kept: tuple[
 
 
 def _signal_bytes(objective: Objective, pair: Pair, shape: StepShape, value: int) -> int:
-    """The outputs of blocks that the objective holds, of both models, beside last hidden states."""
+    """The outputs of blocks that the objective holds, of both models, beside their last hidden states; and the last
+    hidden states of the teachers beside the first."""
     needs = objective.needs
     held = ((needs.student_blocks, pair.student), (needs.teacher_blocks, pair.teacher))
     widths: int = sum(len(blocks) * model.get_text_config().hidden_size for blocks, model in held if model is not None)
+    widths += sum(other.get_text_config().hidden_size for other in pair.others)
     return shape.rows * shape.seq_len * widths * value
+
+
+def _mixing_bytes(pair: Pair, shape: StepShape) -> int:
+    """What several teachers' logits take to be made one."""
+    vocabulary: int = pair.student.get_text_config().vocab_size
+    tokens = shape.logits_bytes // (vocabulary * (2 if shape.bf16 else 4))
+    return mixing_bytes(tokens, vocabulary) if pair.others else 0
 
 
 def _with_gradients(module: nn.Module) -> int:

@@ -6,8 +6,10 @@ import functools
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -31,15 +33,26 @@ from compress.distill.resources.auto import resolve_attention, resolve_precision
 from compress.distill.resources.schedule import budget, most_heldout_rows
 from compress.distill.students.quantized import check_base
 from compress.distill.teachers.cached import check_objective
+from compress.distill.teachers.caching import check_rounding
 from compress.distill.teachers.config import CacheConfig
 from compress.distill.teachers.planning import plan_cache
 from compress.distill.teachers.quantization import check_quantization, require_torchao
+from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
 from compress.model.lengths import check_rows
 from compress.model.load import why_not_loaded
 from compress.model.remote_code import trusted
 from compress.model.vocabulary import common_ids
+
+
+class Start(NamedTuple):
+    """The folders that a training starts from."""
+
+    student: Path
+    teacher: Path | None
+    others: tuple[Path, ...]
+    """Teachers beside the first."""
 
 
 def check_start(
@@ -50,8 +63,8 @@ def check_start(
     out: Path,
     text: TextFacts | None,
     cached: str | None = None,
-) -> tuple[Path, Path | None]:
-    """Folders of student and teacher, found to have whole weights and one vocabulary, and all else that can be known.
+) -> Start:
+    """Folders of student and teachers, found to have whole weights and one vocabulary, and all else that can be known.
 
     Raises:
         UsageError: no teacher at `alpha` above 0, `out` holds something that is no finished student, or options that
@@ -63,12 +76,14 @@ def check_start(
     check_outputs([student_output(out)], faults)
     learner = _look(student, faults)
     guide = None if teacher is None else _look(teacher, faults)
+    named = [] if config.mixture is None else config.mixture.with_
+    others = [faults.of(lambda other=other: resolve_model(other.model, other.revision)) for other in named]  # type: ignore[misc]
     check_distill(config, student=learner, teacher=guide, text=text, cached=cached, faults=faults)
     if learner is not None and guide is not None:
         faults.of(lambda: common_ids(learner.side, guide.side))
     faults.refuse()
     assert learner is not None
-    return learner.side, None if guide is None else guide.side
+    return Start(learner.side, None if guide is None else guide.side, tuple(filter(None, others)))
 
 
 def check_caching(
@@ -89,6 +104,7 @@ def check_caching(
     if config.kind == "topk" and config.k > vocabulary:
         faults.found.append(UsageError(f"k = {config.k}: {teacher.name} has {vocabulary} tokens in all; keep fewer."))
     rows = min(most_heldout_rows(training), text.num_heldout)
+    faults.of(lambda: check_rounding(config, num_heldout=rows))
     faults.of(lambda: check_quantization(training, device, num_heldout=rows))
     faults.of(lambda: check_rows(text.seq_len, teacher.config, teacher.name))
     faults.of(lambda: _check_attention(training, teacher, device, text.seq_len))
@@ -131,7 +147,8 @@ def check_distill(
     """Find what would refuse a training, as far as models and text are known; `cached` is the kind of the cache that it
     would read."""
     device = default_device()
-    models = [model for model in (student, teacher) if model is not None]
+    others = other_teachers(config, faults)
+    models = [model for model in (student, teacher, *others) if model is not None]
     faults.of(lambda: check_trackers(config))
     faults.of(check_launcher)
     faults.of(lambda: resolve_sharding(config, count()))
@@ -142,20 +159,55 @@ def check_distill(
     if teacher is not None:
         rows = most_heldout_rows(config) if text is None else min(most_heldout_rows(config), text.num_heldout)
         faults.of(lambda: check_quantization(config, device, num_heldout=rows))
+    if config.mixture is not None:
+        faults.of(lambda: _check_mixture(cached))
     if text is not None:
         faults.of(lambda: _check_extent(config, text))
+        if config.mixture is not None:
+            faults.of(functools.partial(config.mixture.check_sources, text.sources))
         for model in models:
             faults.of(lambda model=model: check_rows(text.seq_len, model.config, model.name))  # type: ignore[misc]
             faults.of(lambda model=model: _check_attention(config, model, device, text.seq_len))  # type: ignore[misc]
     if student is not None:
         faults.of(lambda: check_generation_config(student))
-        faults.of(lambda: _check_memory(config, student, teacher, device, cached=cached))
+        faults.of(lambda: _check_memory(config, student, teacher, others, device, cached=cached))
         faults.of(lambda: _check_objective(config, student, teacher, cached=cached))
+        for other in others:
+            faults.of(functools.partial(_check_tokens, student, other))
+
+
+def other_teachers(config: DistillConfig, faults: Faults) -> tuple[ModelFacts, ...]:
+    """What is known of the teachers beside the first."""
+    named = () if config.mixture is None else config.mixture.with_
+    return tuple(filter(None, (look_at_model(each.model, faults, each.revision) for each in named)))
+
+
+def _check_tokens(student: ModelFacts, teacher: ModelFacts) -> None:
+    """Raises as `common_ids`, with the name of the teacher."""
+    try:
+        common_ids(student.side, teacher.side)
+    except InputError as error:
+        raise InputError(f"{teacher.name} (distill.mixture) cannot teach this student. {error}") from error
+
+
+def _check_mixture(cached: str | None) -> None:
+    """Refuse several teachers of which one is known by a few tokens.
+
+    Raises:
+        UsageError: its cache is of such a kind.
+    """
+    if cached not in (None, "hidden"):
+        raise UsageError(
+            f"distill.mixture needs the whole distribution of each teacher, which a cache of kind {cached} does not "
+            "have: use kind: hidden, or train without a cache."
+        )
 
 
 def _require_teacher(config: DistillConfig, teacher: str | Path | None, *, cached: str | None) -> None:
     if teacher is None and cached is not None:
         raise UsageError("A cache is of a teacher, whose name says whether it is of the right one: name that too.")
+    if teacher is None and config.mixture is not None:
+        raise UsageError("distill.mixture is of teachers beside the run's own: name that too.")
     if teacher is None and config.scored is not None:
         raise UsageError("distill.select and distill.order go by what a teacher says of the text: name one.")
     if teacher is None and most(weight_of(config, "soft")) > 0:
@@ -244,13 +296,20 @@ def check_generation_config(model: ModelFacts) -> None:
 
 
 def _check_memory(
-    config: DistillConfig, student: ModelFacts, teacher: ModelFacts | None, device: torch.device, *, cached: str | None
+    config: DistillConfig,
+    student: ModelFacts,
+    teacher: ModelFacts | None,
+    others: Sequence[ModelFacts],
+    device: torch.device,
+    *,
+    cached: str | None,
 ) -> None:
     """Raises as `held_bytes`, where there are no such parts to train, and as `check_held`."""
     bf16 = resolve_precision(config, device) == "bf16"
-    pair = _pair(student, teacher)
+    pair = _pair(student, teacher)._replace(others=tuple(other.config for other in others))
     check_held(held_bytes(config, pair, bf16=bf16, processes=count(), cached=cached is not None), device)
 
 
 def _pair(student: ModelFacts, teacher: ModelFacts | None) -> Pair:
-    return Pair(student.config, None if teacher is None else teacher.config, student.kept)
+    source = None if teacher is None else teacher.config
+    return Pair(student.config, source, kept_layers(student.cuts, source))

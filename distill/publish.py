@@ -100,9 +100,13 @@ class DistillResult:
     best_by: str = "heldout_loss"
     """The measure that the best step, and the best checkpoint, has least of."""
     teacher_kl: float | None = None
-    """KL(exact || quantised teacher) on held-out rows, nats a token; None where the teacher was exact."""
+    """KL(exact || quantised teacher) on held-out rows, nats a token, of several the largest; None where the teacher was
+    exact."""
     cache: dict[str, Any] | None = None
     """The cache that was read in the teacher's place: folder, kind, bytes, bytes_per_token. None where it ran."""
+    mixture: dict[str, Any] | None = None
+    """Several teachers: `of` what the mixture is, `teachers` (model, fingerprint), and their `shares` by source, in
+    words. None of one teacher."""
     processes: int = 1
     """In the last of its runs."""
     shard: str = "none"
@@ -111,6 +115,8 @@ class DistillResult:
     """bf16 or fp32: what `auto` came to. None in a record that does not say."""
     micro_batch_rows: int | None = None
     """Sequences at most that went through a model at once, per process. None in a record that does not say."""
+    together: int = 1
+    """Students that were trained side by side on one forward pass of the teacher, in the last of its runs."""
     compiled: bool = False
     """Whether models were compiled, where they make one graph."""
     parameters: int | None = None
@@ -142,6 +148,8 @@ class DistillResult:
             lines.insert(
                 1, f"trained: {format_count(self.trained_parameters)} of {format_count(self.parameters)} parameters"
             )
+        if self.mixture:
+            lines.insert(1, f"taught by {self.mixture['shares']}")
         if self.skipped_steps:
             reason = skip_reason(self.manifest["config"]["spike_sigma"])
             lines.insert(

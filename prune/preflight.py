@@ -8,6 +8,7 @@ from compress.base.errors import Faults
 from compress.base.machine import find_device
 from compress.base.outputs import check_outputs
 from compress.data import check_text
+from compress.model.cuts import Cut
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.parts import empty_model
 from compress.prune.choose.calibration import require_source
@@ -63,11 +64,12 @@ def check_prune(
     return cut
 
 
-def student_facts(cut: Derivation | None, teacher: ModelFacts | None) -> ModelFacts | None:
-    """What is known of the student of a cut before it is made."""
+def student_facts(cut: Derivation | None, teacher: ModelFacts | None, cuts: tuple[Cut, ...] = ()) -> ModelFacts | None:
+    """What is known of the student of a cut before it is made; `cuts` are those of its teacher in a chain."""
     if cut is None or teacher is None:
         return None
-    return ModelFacts("the student", cut.student, teacher.side, cut.plan.kept_layers)
+    last = Cut(cut.plan.kept_layers, cut.plan.num_layers)
+    return ModelFacts("the student", cut.student, teacher.side, (last, *(last.of(first) for first in cuts[-1:])))
 
 
 def reading(choice: Choice, repair: RepairConfig | None) -> list[CalibrationConfig]:

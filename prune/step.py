@@ -16,6 +16,7 @@ from pathlib import Path
 from compress.base.disk import staged_folder
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import check_outputs
+from compress.model.cuts import cuts_of
 from compress.model.files import check_weight_files, model_fingerprint
 from compress.prune.choose.candidates import Chosen
 from compress.prune.config import How
@@ -34,6 +35,7 @@ def prune(
     check: bool = True,
     repair: RepairConfig | None = None,
     storage: StorageConfig | None = None,
+    healed_from: Path | None = None,
 ) -> PruneResult:
     """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only: a SPEC, a measure, or
     those that `compress.run.rank_after` chose by healing candidates.
@@ -41,7 +43,8 @@ def prune(
     The weights are copied byte for byte, unless `storage` asks for a cast, and the tokenizer, generation config, chat
     template and licence as they are. With `check`, the student's logits are compared with the teacher's, dropped layers
     skipped, where its fp32 weights fit in memory. With `repair` the cut is then repaired by least squares (see
-    `compress.prune.repair`). `out/prune.json` says what was done.
+    `compress.prune.repair`). `out/prune.json` says what was done; and of a teacher that is the cut in `healed_from`, or
+    was healed from it, which layers of the model that this was cut from stay, the first of a chain.
 
     Raises:
         UsageError: `keep` is no SPEC or reaches outside the layers, `out` is not free, a measure lacks its text, or
@@ -50,7 +53,7 @@ def prune(
             its layers are measured on cannot be used, or a weight is too large for the dtype it is cast to.
         CompressError: the student differs from the teacher, or the disk is full. Nothing is left in `out`.
     """
-    return _prune(str(teacher), [(Path(out), keep)], check, repair, storage)[0]
+    return _prune(str(teacher), [(Path(out), keep)], check, repair, storage, healed_from)[0]
 
 
 def prune_family(
@@ -96,6 +99,7 @@ def _prune(
     check: bool,
     repair: RepairConfig | None,
     storage: StorageConfig | None,
+    healed_from: Path | None = None,
 ) -> list[PruneResult]:
     """Write a student into each folder of `asked`, cut as the choice of layers beside it says."""
     storage = storage or StorageConfig()
@@ -114,6 +118,7 @@ def _prune(
             check=check,
             repair=repair,
             storage=storage,
+            cuts=() if healed_from is None else cuts_of(healed_from),
         )
         stack.enter_context(disk_errors(asked[0][0]))
         staged = [stack.enter_context(staged_folder(out)) for out, _ in asked]

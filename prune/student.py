@@ -5,11 +5,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.base.disk import sha256_file, write_json
 from compress.base.errors import InputError, UsageError
 from compress.base.records import manifest
+from compress.model.cuts import Cut
 from compress.model.files import WEIGHT_FILES, copy_side_files
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.choose.spec import format_layers
@@ -53,6 +54,8 @@ class Call:
     check: bool
     repair: RepairConfig | None
     storage: StorageConfig
+    cuts: tuple[Cut, ...]
+    """Of the cut that the teacher was healed from."""
     started: float = dataclasses.field(default_factory=time.monotonic)
 
 
@@ -95,6 +98,7 @@ class Student:
             sha256 |= {path.name: sha256_file(path) for path in at.glob(WEIGHT_FILES)}
         inputs = prune_inputs(call.fingerprint.result, self.keep, call.repair)
         record = plan.to_dict() | {
+            **self._original(),
             "method": "spec" if self.ranking is None else self.ranking.method,
             "scores": None if self.ranking is None else self.ranking.scores or None,
             "ranking": None if self.ranking is None else self.ranking.details,
@@ -113,6 +117,13 @@ class Student:
         }
         write_json(at / RECORD, record)
         return PruneResult(out=out, plan=plan, check=checked, record=record)
+
+    def _original(self) -> dict[str, Any]:
+        """Of a later cut of a chain, the layers of the first model that stay."""
+        if not self.call.cuts:
+            return {}
+        plan = self.derivation.plan
+        return {"original": Cut(plan.kept_layers, plan.num_layers).of(self.call.cuts[-1]).to_dict()}
 
 
 def needs_all(keeps: Sequence[Keep | RankAfterConfig], repair: RepairConfig | None) -> str | None:

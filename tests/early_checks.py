@@ -56,6 +56,10 @@ EARLY: dict[str, Early] = {
         ("teacher.cache={kind:hidden} data.tokens=1T", "teacher-cache takes"),
         ("teacher.cache={kind:samples} distill.temperature=2", "temperature: 1 alone"),
     ),
+    "teacher.cache.rows": early(
+        "there are held-out rows to measure it on",
+        ("teacher.cache={kind:hidden,rows:int8} data.heldout_sequences=0", "is measured on held-out rows"),
+    ),
     "teacher.cache.k": early(
         "the teacher has as many tokens", ("teacher.cache={kind:topk,k:300}", "has 257 tokens in all")
     ),
@@ -171,6 +175,18 @@ EARLY: dict[str, Early] = {
         "a GPU and its package are there, and weights stay whole",
         ("distill.lora={base_precision:nf4}", "needs a GPU"),
     ),
+    "distill.mixture.sources": early(
+        "the blend has them, and a teacher has a weight for each",
+        ("distill.mixture={sources:{web:1},with:[{model:/nowhere}]}", "the source 'web', and the text is no blend"),
+    ),
+    "distill.mixture.with": early(
+        "there are such models, whole and with the student's vocabulary; a cache of the first has all of its signals",
+        ("distill.mixture={with:[{model:/nowhere}]}", "The model folder /nowhere does not exist"),
+        (
+            "teacher.cache={kind:samples} distill.mixture={with:[{model:/nowhere}]}",
+            "a cache of kind samples does not have",
+        ),
+    ),
     "distill.weights.soft": early("one of the terms counts", ("distill.weights={soft:0,hard:0}", "All weights are 0")),
     "distill.hidden.pairs": early(
         "blocks that there are, each of the student's once; the cut is known where it goes by that",
@@ -238,6 +254,20 @@ EARLY: dict[str, Early] = {
     ),
     "eval.speed_batches": early("as eval.speed_batch", ("eval.speed_batches=[1G]", "for weights and key-value")),
     "eval.device": early("is there", ("eval.device=gpu", "device = 'gpu' cannot be used here")),
+    "stages": early(
+        "each keeps fewer layers than the one before, and has what `prune` and `distill` ask for",
+        ("prune.keep=null stages=[{keep:0-2},{keep:0-3}]", "stage 2: --keep 0-3: 0-3 is out of range"),
+        (
+            "prune.keep=null stages=[{layers:2,by:random},{layers:3,by:random}]",
+            "stage 2: layers = 3: the student of stage 1 has 2 layers",
+        ),
+        ("prune.keep=null stages=[{keep:0-2},{keep:0-2}]", "stage 2: it keeps all 3 layers of the student of stage 1"),
+        ("prune.keep=null distill.train=seams stages=[{keep:0-2},{teacher:self}]", "stage 2: train: seams trains"),
+        (
+            "prune.keep=null data.tokens=2k stages=[{keep:0-2,tokens:2k},{keep:0-1,tokens:9k}]",
+            "stage 2: tokens = 9000 needs",
+        ),
+    ),
 }
 LATER = {
     "prune.cast": "a weight that is too large for the dtype: when it is read",
@@ -254,7 +284,7 @@ LATER = {
     "data.apart": "with true, a model that sees across documents: tried when it is loaded",
     "distill.micro_batch_rows": "memory of activations: planned and warned of, known when it runs",
     "distill.document_mask": "a model that sees across documents: tried when it is loaded",
-    "distill.teacher_max_kl": "measured when the teacher is quantised",
+    "distill.teacher_max_kl": "measured when the teacher is quantised, or its cache rounded",
     "distill.lora.dora": "with compile: true, as distill.compile",
     "distill.max_skipped_steps": "steps that are not finite: when they happen",
     "distill.compile": "with true, a model that makes no one graph: at the first step",

@@ -19,6 +19,7 @@ from compress.cli.init import init
 from compress.cli.prune import prune
 from compress.cli.report import report
 from compress.cli.run import run
+from compress.cli.sweep import sweep
 from compress.cli.verify import verify
 
 
@@ -48,7 +49,7 @@ def cli(debug: bool) -> None:
     """Turn a Hugging Face causal LM into a smaller, faster one, and prove what it kept."""
 
 
-for _command in (init, prune, cache, distill, grow, generate, evaluate, run, report, compare, verify, demo):
+for _command in (init, prune, cache, distill, grow, generate, evaluate, run, sweep, report, compare, verify, demo):
     cli.add_command(_command)
 
 

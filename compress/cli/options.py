@@ -2,7 +2,20 @@
 
 import click
 
+from compress.base.errors import UsageError
 from compress.model.remote_code import trusting
+
+
+def _count(context: click.Context, option: click.Parameter, text: str) -> int:
+    from compress.base.units import parse_count
+
+    try:
+        count = parse_count(text)
+    except ValueError as error:
+        raise UsageError(f"--flops-per-s: {error}.") from error
+    if count < 1:
+        raise UsageError(f"--flops-per-s {text}: write a rate above 0, e.g. 400T.")
+    return count
 
 
 def _trust(context: click.Context, option: click.Parameter, trust: bool) -> None:
@@ -28,5 +41,13 @@ redo_option = click.option(
     multiple=True,
     metavar="STEP",
     help="Do prune, data, cache, distill, grow or eval anew: what is there moves to OUT/old. May be repeated.",
+)
+flops_option = click.option(
+    "--flops-per-s",
+    metavar="RATE",
+    default="400T",
+    show_default=True,
+    callback=_count,
+    help="FLOPs a second, for the hours.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")

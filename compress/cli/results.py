@@ -42,3 +42,14 @@ def print_report(run_dir: Path, as_json: bool) -> None:
         print_summary(read_json(run_dir / "report.json"), as_json)
         if not as_json:
             say(f"The report: {run_dir / 'report.html'}")
+
+
+def print_sweep(folder: Path, as_json: bool) -> None:
+    """Print what a sweep found, and say where its page is."""
+    from compress.base.disk import read_json
+    from compress.base.progress import say
+
+    report = read_json(folder / "sweep.json")
+    print_result(report, report["headline"], as_json)
+    if not as_json:
+        say(f"The sweep: {folder / 'sweep.html'}")

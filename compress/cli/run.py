@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from compress.base.errors import UsageError
-from compress.cli.options import json_option, redo_option, set_option
+from compress.cli.options import flops_option, json_option, redo_option, set_option
 from compress.cli.results import print_report, print_result
 
 
@@ -17,7 +16,7 @@ from compress.cli.results import print_report, print_result
 @click.option(
     "--dry-run", is_flag=True, help="Show the plan: parameters, memory, tokens, FLOPs, hours, and what is done."
 )
-@click.option("--flops-per-s", metavar="RATE", default="400T", show_default=True, help="FLOPs a second, for the hours.")
+@flops_option
 @json_option
 def run(
     recipe: Path,
@@ -25,7 +24,7 @@ def run(
     overrides: tuple[str, ...],
     redo: tuple[str, ...],
     dry_run: bool,
-    flops_per_s: str,
+    flops_per_s: int,
     as_json: bool,
 ) -> None:
     """Do every step of RECIPE and write its report. Run again: what is done is skipped, what was cut goes on."""
@@ -36,22 +35,10 @@ def run(
     if dry_run:
         from compress.run.plan import plan_run
 
-        plan, outlook = plan_run(loaded, out, redo, flops_per_s=_count(flops_per_s, "--flops-per-s"))
+        plan, outlook = plan_run(loaded, out, redo, flops_per_s=flops_per_s)
         if plan is not None:
             lines = [plan.describe(), "", *(f"{name}: {state}" for name, state in outlook.standing.items())]
             print_result({**plan.to_dict(), "steps": outlook.standing}, "\n".join(lines), as_json)
         outlook.refuse()
         return
     print_report(run_recipe(loaded, out, redo=redo), as_json)
-
-
-def _count(text: str, option: str) -> int:
-    from compress.base.units import parse_count
-
-    try:
-        count = parse_count(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}.") from error
-    if count < 1:
-        raise UsageError(f"{option} {text}: write a rate above 0, e.g. 400T.")
-    return count

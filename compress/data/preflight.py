@@ -37,18 +37,20 @@ class TextFacts(NamedTuple):
     num_rows: int | None
     """Training rows; None where they are counted only when the text is prepared."""
     num_heldout: int
+    sources: tuple[str, ...] = ()
+    """Names of a blend's sources; empty where there is one."""
 
 
 def facts_of_store(store: TokenStore) -> TextFacts:
     """The facts of a finished token store."""
-    return TextFacts(store.seq_len, store.num_rows, store.num_heldout)
+    return TextFacts(store.seq_len, store.num_rows, store.num_heldout, store.sources)
 
 
 def facts_of_plan(config: DataConfig) -> TextFacts:
     """The facts of a token store that is to be prepared."""
     wanted = wanted_tokens(config)
     held = sum(part.heldout_sequences for part in config.parts())
-    return TextFacts(config.seq_len, wanted and wanted // config.seq_len, held)
+    return TextFacts(config.seq_len, wanted and wanted // config.seq_len, held, config.names)
 
 
 def fit_rows(config: DataConfig, models: Iterable[ModelFacts | None]) -> DataConfig:

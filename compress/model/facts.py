@@ -5,8 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.base.disk import read_json
 from compress.base.errors import Faults, InputError
+from compress.model.cuts import Cut, cuts_of
 from compress.model.files import SMALL_FILES, check_weight_files, download, local_folder
 from compress.model.load import load_config, load_tokenizer
 
@@ -21,24 +21,13 @@ class ModelFacts:
     """Its `PretrainedConfig`."""
     side: Path
     """Folder with its tokenizer and generation config: its own, or that of the model it will be cut from."""
-    kept: tuple[int, ...] | None = None
-    """The layers of another model that its own are; None where it is no known cut."""
+    cuts: tuple[Cut, ...] = ()
+    """Of the model that it was cut from and, where that was a cut, of the first of the chain; none of no known cut."""
 
     @cached_property
     def tokenizer(self) -> Any:
         """Its tokenizer; raises as `load_tokenizer`."""
         return load_tokenizer(self.side)
-
-
-def kept_layers(folder: Path) -> tuple[int, ...] | None:
-    """The layers that a model was cut or grown to, as the prune.json or grow.json beside its weights has them; None
-    without one."""
-    for name in ("prune.json", "grow.json"):
-        found = read_json(folder / name) if (folder / name).is_file() else {}
-        kept = found.get("kept_layers") if isinstance(found, dict) else None
-        if kept is not None:
-            return tuple(kept)
-    return None
 
 
 def look_at_model(name: str, faults: Faults, revision: str | None = None) -> ModelFacts | None:
@@ -54,7 +43,7 @@ def look_at_config(name: str, faults: Faults, revision: str | None = None) -> Mo
     """`look_at_model` without a look at weight files."""
     folder = faults.of(lambda: local_folder(name) or _small_files(name, revision))
     config = None if folder is None else faults.of(lambda: load_config(folder))
-    return None if folder is None or config is None else ModelFacts(name, config, folder, kept_layers(folder))
+    return None if folder is None or config is None else ModelFacts(name, config, folder, cuts_of(folder))
 
 
 def _small_files(name: str, revision: str | None) -> Path:

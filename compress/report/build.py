@@ -14,7 +14,7 @@ from compress.report.judge.sizes import sizes_between
 from compress.report.judge.speeds import speed_pair
 from compress.report.judge.verdicts import judge_all
 from compress.report.judge.worth import worth
-from compress.report.run_files import STUDENTS, Record, RunFiles, called, number
+from compress.report.run_files import STUDENTS, Record, RunFiles, StageFiles, called, layers_of, number
 
 
 def build_report(run: RunFiles) -> Record:
@@ -52,6 +52,8 @@ def build_report(run: RunFiles) -> Record:
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
         "left_out": _left_out(run, forecasts),
     }
+    if run.stages:
+        report["stages"] = [_stage(stage) for stage in run.stages]
     report["headline"] = headline(report)
     return report
 
@@ -76,6 +78,17 @@ def _train(distill: Record | None) -> Record | None:
     planned = sum((distill.get("memory_plan") or {}).values()) or None
     record = {key: value for key, value in distill.items() if key != "manifest"}
     return {"peak_gib": peak, "planned_memory": planned, **record}
+
+
+def _stage(stage: StageFiles) -> Record:
+    """The figures of one stage of a chain; KL is to its own teacher, on held-out rows, before and after it."""
+    trained, first = stage.distill or {}, next(iter(stage.heldout_rows), {})
+    return {
+        "taught_by": stage.taught_by,
+        "kept_layers": None if stage.prune is None else layers_of(stage.prune)[0],
+        **{key: trained.get(key) for key in ("parameters", "tokens", "seconds", "heldout_kl")},
+        "heldout_kl_before": first.get("heldout_kl") if first.get("step") == 0 else None,
+    }
 
 
 def _compression(run: RunFiles) -> Record | None:

@@ -26,6 +26,21 @@ _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StageFiles:
+    """A stage of a chain; its fields as those of a run.
+
+    Attributes:
+        taught_by: original, previous or self, as the recipe says.
+    """
+
+    taught_by: str
+    prune: Record | None
+    distill: Record | None
+    train_rows: list[Record]
+    heldout_rows: list[Record]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunFiles:
     """A run as it lies on disk; what has not been made yet is None or empty.
 
@@ -33,7 +48,8 @@ class RunFiles:
         name: the recipe's name, else the folder's.
         recipe: text of recipe.yaml.
         given_student: whether the student is no cut, but a model that the recipe names.
-        prune, distill: the records of those steps.
+        prune, distill: the records of those steps; of a chain, of the last stage and the last cut.
+        stages: those of a chain, the last too; none of a run that cuts once.
         evals: eval record by model key (`teacher`, `student_init`, `student`), in that order.
         items: per-item scores by model key.
         grown: eval records of models between student and teacher by their number of layers, increasing.
@@ -50,6 +66,7 @@ class RunFiles:
     grown: dict[int, Record]
     train_rows: list[Record]
     heldout_rows: list[Record]
+    stages: list[StageFiles]
 
     @property
     def labels(self) -> dict[str, str]:
@@ -80,19 +97,50 @@ def read_run(run: Path) -> RunFiles:
         )
     recipe = run / "recipe.yaml"
     said = _recipe(run)
-    rows = _jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep)
+    stages = _stages(run, said)
+    last = stages[-1] if stages else _stage(run, "original", None)
     return RunFiles(
         name=str(said.get("name") or run.resolve().name),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
         given_student=bool(said.get("student")),
-        prune=_record(run / "student-init" / "prune.json", shapes.PruneRecord),
-        distill=_record(run / "student" / "distill.json", shapes.TrainingRecord),
+        prune=last.prune,
+        distill=last.distill,
         evals=found,
         items={key: read_items(paths[key]) for key in found},
         grown=_grown(run / "eval"),
+        train_rows=last.train_rows,
+        heldout_rows=last.heldout_rows,
+        stages=stages,
+    )
+
+
+def _stages(run: Path, recipe: Record) -> list[StageFiles]:
+    """The stages of a chain as its recipe has them; the last one's files are the run's own."""
+    asked, found = recipe.get("stages") or [], list[StageFiles]()
+    for number, stage in enumerate(asked, start=1):
+        folder = run if number == len(asked) else run / "stages" / str(number)
+        found.append(_stage(folder, stage.get("teacher", "original"), found[-1].prune if found else None))
+    return found
+
+
+def _stage(folder: Path, taught_by: str, cut_before: Record | None) -> StageFiles:
+    """What a cut and its healing left in a folder; without a cut of its own, that before is what was healed."""
+    rows = _jsonl(folder / "train" / "metrics.jsonl", shapes.LoggedStep)
+    return StageFiles(
+        taught_by=taught_by,
+        prune=_record(folder / "student-init" / "prune.json", shapes.PruneRecord) or cut_before,
+        distill=_record(folder / "student" / "distill.json", shapes.TrainingRecord),
         train_rows=_by_step(rows, "loss"),
         heldout_rows=_by_step(rows, "heldout_loss"),
     )
+
+
+def layers_of(prune: Record) -> tuple[list[int], list[int]]:
+    """Layers of the teacher that stay and that do not; of a chain, of the first teacher."""
+    first = prune.get("original")
+    if first is None:
+        return prune.get("kept_layers") or [], prune.get("dropped_layers") or []
+    return first["kept_layers"], sorted({*range(first["num_layers"])} - {*first["kept_layers"]})
 
 
 def _grown(folder: Path) -> dict[int, Record]:

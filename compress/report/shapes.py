@@ -121,8 +121,17 @@ class RankingRecord(_Shape):
     criteria: dict[str, Criterion] | None = None
 
 
+class Original(_Shape):
+    """What stays of the first model of a chain."""
+
+    kept_layers: list[int]
+    num_layers: int
+
+
 class PruneRecord(_Shape):
     """RUN/student-init/prune.json."""
+
+    original: Original | None = None
 
     kept_layers: list[int] | None = None
     dropped_layers: list[int] | None = None
@@ -158,6 +167,7 @@ class CacheRecord(_Shape):
     kind: str
     bytes: float
     bytes_per_token: float
+    rounding_kl: float | None = None
 
 
 class TrainingRecord(_Shape):

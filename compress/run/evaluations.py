@@ -20,26 +20,43 @@ from compress.run.steps import Step, groups_of
 
 TIMED = ("teacher", "student-init", "student")
 """Models whose speed is measured, by the stem of their files in RUN/eval/."""
-_NOT_FROM = {"teacher-before": ("teacher", "prune"), "teacher": ("prune",)}
-"""Groups before the training that a model does not come from."""
 
 
-def evaluations(recipe: Recipe, layout: Layout, models: Models, before: list[Step], after: list[Step]) -> list[Step]:
+def evaluations(
+    recipe: Recipe,
+    layout: Layout,
+    models: Models,
+    *,
+    before: list[Step],
+    start: list[Step],
+    healed: Step,
+    grown: list[Step],
+) -> list[Step]:
     """Scores of teacher (before its fine-tuning too), cut, healed student and grown models; speed of the first three,
-    timed in turns. `before` are the steps up to the training, `after` it and what follows it."""
+    timed in turns.
+
+    The teacher comes from the steps `before`, the cut from those of `start` too, the student from `healed` as well, and
+    the grown models from `grown`, after all of these.
+    """
     timed = dict(zip(TIMED, (models.teacher, models.student, at(layout.student)), strict=True))
     scored = timed
     if recipe.teacher.finetune is not None and models.given is not None:
         scored = {"teacher-before": models.given, **timed}
-    grown = {name: at(folder) for name, folder in grown_models(recipe, layout).items()}
+    between = {name: at(folder) for name, folder in grown_models(recipe, layout).items()}
+    made = {
+        "teacher-before": [step for step in before if step.group != "teacher"],
+        "teacher": before,
+        "student-init": [*before, *start],
+        "student": [*before, *start, healed],
+        **{name: [*before, *start, healed, *grown] for name in between},
+    }
     steps = []
-    for name, model in {**scored, **grown}.items():
-        made = [step for step in before if step.group not in _NOT_FROM.get(name, ())]
-        made += after if name in grown else after[:1] if name == "student" else []
-        reference = None if name in _NOT_FROM else models.teacher
-        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, groups_of(made)))
+    for name, model in {**scored, **between}.items():
+        after = groups_of(made[name])
+        reference = None if name.startswith("teacher") else models.teacher
+        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after))
     if recipe.eval.speed:
-        steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of([*before, *after[:1]])))
+        steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of(made["student"])))
     return steps
 
 

@@ -21,7 +21,7 @@ class Layout:
         self.teacher_cache = run / "teacher-cache"
         """The teacher's signals on the token store."""
         self.student_init = run / "student-init"
-        """The cut."""
+        """The cut; of a chain the last stage's, where that cuts."""
         self.ranking = run / "ranking"
         """Results of candidate cuts."""
         self.student = run / "student"
@@ -33,9 +33,13 @@ class Layout:
         self.redo = run / "redo.json"
         """What is being done anew, until that is finished."""
 
+    def stage(self, number: int | None) -> "Layout":
+        """Where a stage of a chain leaves its cut, training and student: RUN/stages/NUMBER, the last (None) in RUN."""
+        return self if number is None else Layout(self.run / "stages" / str(number))
+
     def training(self, out: Path) -> Path:
-        """Metrics and checkpoints of the training that makes `out`: train/, or teacher-train/."""
-        return self.run / ("train" if out == self.student else f"{out.name}-train")
+        """Metrics and checkpoints of the training that makes `out`, beside it: train/, or teacher-train/."""
+        return out.parent / ("train" if out.name == self.student.name else f"{out.name}-train")
 
     def evaluation(self, name: str) -> Path:
         """The eval JSON of a model of the run (teacher-before, teacher, student-init, student, grown-N), or `speed`."""

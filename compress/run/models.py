@@ -1,13 +1,15 @@
 """Which models a run is about, and where each of them is."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.distill import DistillConfig
 from compress.run.finders import Folder, at
 from compress.run.layout import Layout
 from compress.run.recipe import Recipe, TeacherConfig
+from compress.run.stages import Stage
 
 Find = Callable[[str, str | None], Path]
 """Finds the folder of a model by its name and revision, as `compress.model.files.local_model` does."""
@@ -21,7 +23,7 @@ class Models(NamedTuple):
     teacher: Folder
     """What the student is cut from or learns from: `given`, or what the run trains first."""
     student: Folder
-    """What is trained: the cut, or the recipe's own student."""
+    """What is trained last: the cut, or the recipe's own student."""
     tokenizer: Folder
     """Where the text's tokenizer is: the student's, if it is no cut."""
 
@@ -31,9 +33,20 @@ class Models(NamedTuple):
         given, tokenizer = _given(recipe.teacher, find)
         teacher = given if given is not None and recipe.teacher.training is None else at(layout.teacher)
         if (student := recipe.student) is None:
-            return cls(given, teacher, at(layout.student_init), tokenizer)
+            return cls(given, teacher, at(cut_of(recipe.chain, recipe.chain[-1], layout)), tokenizer)
         learner = functools.partial(find, student.model, student.revision)
         return cls(given, teacher, learner, learner)
+
+
+def others(training: DistillConfig, find: Find) -> tuple[Folder, ...]:
+    """The teachers of a training beside the run's."""
+    named = () if training.mixture is None else training.mixture.with_
+    return tuple(functools.partial(find, other.model, other.revision) for other in named)
+
+
+def cut_of(chain: Sequence[Stage], stage: Stage, layout: Layout) -> Path:
+    """Folder of the cut that a stage heals: its own, or that of a stage before."""
+    return layout.stage(chain[stage.cut - 1].place).student_init
 
 
 def _given(teacher: TeacherConfig, find: Find) -> tuple[Folder | None, Folder]:

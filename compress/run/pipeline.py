@@ -13,7 +13,7 @@ train and evaluate together; the main one does the rest while others wait.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,12 @@ from compress.model.remote_code import trusting
 from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
-from compress.run.preflight import Known, Left, check_run, check_run_folder, fit_recipe, run_output
+from compress.run.models import others
+from compress.run.preflight import Known, check_run, check_run_folder, fit_recipe, run_output
 from compress.run.recipe import DistillOptions, Recipe, load_recipe, write_recipe
 from compress.run.recipe_steps import preparation, steps_of, training
 from compress.run.redo import Redo, begin, intended, made_otherwise
-from compress.run.steps import Step, states
+from compress.run.steps import Left, Step, states
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, redo: Collection[str] = ()) -> Path:
@@ -65,35 +66,58 @@ def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, re
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
+    if recipe.sweep is not None:
+        raise UsageError("This recipe has a `sweep`, which is several runs: use `compress sweep`.")
     run = run_folder(recipe, out)
+    with begun_run(recipe, run, redo) as begun:
+        for step in begun.steps:
+            begun.make(step)
+        begun.finish()
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class BegunRun:
+    """A run that this process is at: nothing was found that would refuse it."""
+
+    recipe: Recipe
+    """Resolved."""
+    layout: Layout
+    steps: list[Step]
+    redo: Redo
+
+    def make(self, step: Step) -> None:
+        """Make what a step leaves, unless it is there; raises as `run_recipe`."""
+        if on_main(lambda: _is_left_to_make(step, self.steps, self.redo)):
+            step.make() if step.together else on_main(step.make)
+            if step.group == "world":  # what the others are made from is there now, and can be looked at
+                on_main(lambda: look_ahead(self.recipe, self.layout, (), download=True).refuse())
+
+    def finish(self) -> None:
+        """Write the report."""
+        on_main(self._end)
+
+    def _end(self) -> None:
+        if self.recipe.eval.speed:
+            show_speeds(self.layout)
+        write_report(self.layout.run)
+        self.redo.finish()
+
+
+@contextlib.contextmanager
+def begun_run(recipe: Recipe, run: Path, redo: Collection[str] = ()) -> Iterator[BegunRun]:
+    """A run of a recipe in its folder, which is this process's until the block ends; raises as `run_recipe`."""
+    layout, asked = Layout(run), list(redo)
     with contextlib.ExitStack() as held:
         held.enter_context(trusting(recipe.teacher.trust_remote_code))
         on_main(lambda: require_outputs(run_output(run)))
         on_main(lambda: held.enter_context(owned(run)))
-        _run(recipe, Layout(run), list(redo))
-    return run
-
-
-def _run(recipe: Recipe, layout: Layout, asked: Sequence[str]) -> None:
-    resolved = on_main(lambda: fit_recipe(resolve_paths(recipe, layout.run)))
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
-    on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
-    found = on_main(lambda: download_models(resolved))
-    steps = steps_of(resolved, layout, lambda name, revision: found[name, revision])
-    redo = on_main(lambda: _begin(recipe, steps, layout, asked))
-    for step in steps:
-        if on_main(lambda step=step: _is_left_to_make(step, steps, redo)):  # type: ignore[misc]
-            step.make() if step.together else on_main(step.make)
-            if step.group == "world":  # what the others are made from is there now, and can be looked at
-                on_main(lambda: look_ahead(resolved, layout, (), download=True).refuse())
-    on_main(lambda: _end(resolved, layout, redo))
-
-
-def _end(recipe: Recipe, layout: Layout, redo: Redo) -> None:
-    if recipe.eval.speed:
-        show_speeds(layout)
-    write_report(layout.run)
-    redo.finish()
+        resolved = on_main(lambda: fit_recipe(resolve_paths(recipe, run)))
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
+        on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
+        found = on_main(lambda: download_models(resolved))
+        steps = steps_of(resolved, layout, lambda name, revision: found[name, revision])
+        yield BegunRun(resolved, layout, steps, on_main(lambda: _begin(recipe, steps, layout, asked)))
 
 
 def _begin(recipe: Recipe, steps: Sequence[Step], layout: Layout, asked: Sequence[str]) -> Redo:
@@ -172,6 +196,7 @@ def download_models(recipe: Recipe) -> dict[tuple[str, str | None], Path]:
     """Folders of the models that a recipe names, by name and revision, downloaded where they lie on the hub."""
     named = [(recipe.teacher.model, recipe.teacher.revision)]
     named += [(recipe.student.model, recipe.student.revision)] if recipe.student else []
+    named += [(other.model, other.revision) for other in recipe.distill.mixture.with_] if recipe.distill.mixture else []
     return {(name, revision): resolve_model(name, revision) for name, revision in named if name is not None}
 
 
@@ -253,7 +278,8 @@ def _check_current(
     steps = [] if store else [preparation(options.data, layout, start)]
     opened = functools.partial(TokenStore.open, store) if store else None
     guide = None if teacher is None else functools.partial(local_model, teacher, None)
-    steps.append(training("distill", options.distill, layout, layout.student, start, guide, store=opened, cache=cache))
+    heal = functools.partial(training, "distill", options.distill, layout, layout.student, start, guide)
+    steps.append(heal(store=opened, cache=cache, others=others(options.distill, local_model)))
     require_outputs(*(output for step in steps for output in step.outputs if not step.only_reads(output)))
     found = states(steps)
     if refused := [step for step in steps if found[step.name][0] == "changed"]:

@@ -13,9 +13,11 @@ from compress.base.units import format_bytes, format_count
 from compress.data import TextFacts
 from compress.distill import DistillConfig, DistillPlan, ScoringPlan, plan_distill, plan_scoring
 from compress.distill.teachers.planning import CachePlan, plan_cache
+from compress.model.cuts import kept_layers
 from compress.model.parts import count_parameters, empty_model
 from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
+from compress.run.chain_checks import StageFacts
 from compress.run.earlier import expected
 from compress.run.layout import Layout
 from compress.run.pipeline import Outlook, look_ahead, resolve_paths, run_folder
@@ -25,6 +27,14 @@ from compress.run.recipe import PruneOptions, Recipe
 
 _HEAL = "distill"
 _REMEDY = "does not fit; lower distill.micro_batch_rows or set distill.gradient_checkpointing (same result, slower)"
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """One cut, or that of a stage before, and its healing; `prune` is None where the student is no cut."""
+
+    prune: PrunePlan | None
+    distill: DistillPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +63,10 @@ class RecipePlan:
     """Of a blend: the training tokens of each source by its name; None for all that it has."""
     scoring: ScoringPlan | None = None
     """None where `distill` takes all the text in a random order."""
+    taught_by: str | None = None
+    """Several teachers and their shares, in words; None of one."""
+    stages: tuple[StagePlan, ...] = ()
+    """Of a chain, those before the last, whose own are `prune` and `distill`."""
     grown: tuple[int, ...] = ()
     """Layers of the models that are grown from the healed student."""
     forecasts: tuple[str, ...] = ()
@@ -82,11 +96,12 @@ class RecipePlan:
         return self.ranking_tokens * self.distill.flops_per_token / self.flops_per_s / 3600
 
     def _trainings(self) -> dict[str, DistillPlan]:
-        both = {"train the teacher": self.teacher_training, _HEAL: self.distill}
-        return {name: plan for name, plan in both.items() if plan is not None}
+        earlier = {f"{_HEAL}-{number}": stage.distill for number, stage in enumerate(self.stages, start=1)}
+        all_ = {"train the teacher": self.teacher_training, **earlier, _HEAL: self.distill}
+        return {name: plan for name, plan in all_.items() if plan is not None}
 
     def _extent(self, name: str, plan: DistillPlan) -> str:
-        if name == _HEAL and not self.counted:
+        if name.startswith(_HEAL) and not self.counted:
             return (
                 f"all the text, {format_count(plan.flops_per_token)} FLOPs a token; how much there is is counted when "
                 "it is prepared (give distill.tokens to plan with)"
@@ -109,7 +124,8 @@ class RecipePlan:
 
     def describe(self) -> str:
         """The plan for people."""
-        lines = [self.name, self._given_student() if self.prune is None else self.prune.describe()]
+        cuts = [plan.describe() for plan in (*(stage.prune for stage in self.stages), self.prune) if plan is not None]
+        lines = [self.name, *(dict.fromkeys(cuts) or [self._given_student()])]
         if self.ranking_tokens:
             tokens, hours = format_count(self.ranking_tokens), self._ranking_hours()
             lines.append(f"rank candidate cuts: at most {tokens} tokens, {hours:.2g} h")
@@ -118,6 +134,8 @@ class RecipePlan:
             lines.append(f"blend, in tokens: {', '.join(parts)}")
         if self.cache is not None:
             lines.append(f"cache the teacher: {self.cache.describe(self.distill.tokens, self.flops_per_s)}")
+        if self.taught_by is not None:
+            lines.append(f"taught by {self.taught_by}")
         for name, plan in self._trainings().items():
             lines += [
                 f"{name}: {self._extent(name, plan)}",
@@ -163,25 +181,28 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
 
     `flops_per_s` is the rate that training is expected to reach, for the estimate of hours.
     """
-    teacher, student, cut, choice = known.teacher, known.student, known.cut, recipe.prune.choice
-    if teacher is None or student is None:
+    teacher, last, choice = known.teacher, known.stages[-1], recipe.prune.choice
+    student, cut = last.student, last.cut
+    others, mixture = [other.config for other in known.others], recipe.distill.mixture
+    cached = recipe.teacher.cache is not None
+    plans = [_plan_stage(facts, known.text, others, cached=cached) for facts in known.stages]
+    if teacher is None or student is None or None in plans:
         return None
+    *earlier, healing = filter(None, plans)
     ranked = 0
     if cut is not None and isinstance(choice, RankAfterConfig):
         ranked = choice.rank_after * len(choice.proposals(cut.layer_types))
     training = recipe.teacher.training
-    cached = recipe.teacher.cache is not None
-    healing = _plan(recipe.distill, known.text, student.config, teacher.config, student.kept, cached=cached)
     return RecipePlan(
         name=recipe.name,
         prune=None if cut is None else cut.plan,
-        parameters=(healing.parameters, count_parameters(empty_model(copy.deepcopy(teacher.config)))),
+        parameters=(healing.distill.parameters, count_parameters(empty_model(copy.deepcopy(teacher.config)))),
         teacher_training=None if training is None else _plan(training, known.text, teacher.config, None, None),
-        distill=healing,
+        distill=healing.distill,
         available_bytes=total_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
-        counted=_rows(recipe.distill, known.text) is not None,
+        counted=all(_rows(facts.stage.distill, known.text) is not None for facts in known.stages),
         cache=_cache(recipe, known.text, teacher.config),
         ranking_tokens=ranked,
         grown=() if recipe.grow is None else tuple(sorted(recipe.grow.layers)),
@@ -193,7 +214,19 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
             num_rows=known.text.num_rows,
             seq_len=known.text.seq_len,
         ),
+        taught_by=None if mixture is None else mixture.describe(teacher.name, known.text.sources),
+        stages=tuple(earlier),
     )
+
+
+def _plan_stage(facts: StageFacts, text: TextFacts, others: Sequence[Any], *, cached: bool) -> StagePlan | None:
+    """A cut and its healing, as far as they are known; with a cache, the run's own teacher is read from that."""
+    stage, student, teacher = facts.stage, facts.student, facts.teacher
+    if student is None or teacher is None:
+        return None
+    kept, cached = kept_layers(student.cuts, teacher.config), cached and stage.teacher == "original"
+    healing = _plan(stage.distill, text, student.config, teacher.config, kept, cached=cached, others=others)
+    return StagePlan(None if facts.cut is None else facts.cut.plan, healing)
 
 
 def _rows(training: DistillConfig, text: TextFacts) -> int | None:
@@ -220,13 +253,14 @@ def _plan(
     kept: tuple[int, ...] | None,
     *,
     cached: bool = False,
+    others: Sequence[Any] = (),
 ) -> DistillPlan:
     """A training on what is selected of the text or, where its rows are not counted yet, on what is asked for; on one
     step where nobody says how much there is."""
     if text.num_rows is None:
         training = dataclasses.replace(training, select=None)
     rows = _rows(training, text) or max(1, training.batch_tokens // text.seq_len)
-    models = {"student": student, "teacher": teacher}
+    models = {"student": student, "teacher": teacher, "others": others}
     return plan_distill(training, **models, num_rows=rows, seq_len=text.seq_len, kept=kept, cached=cached)
 
 

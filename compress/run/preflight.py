@@ -10,28 +10,29 @@ import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from compress.base.documents import load_yaml
 from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
 from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
-from compress.distill.preflight import check_caching, check_distill
+from compress.distill.preflight import check_caching, check_distill, other_teachers
 from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
+from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import common_ids
-from compress.prune import RankAfterConfig, check_grow, check_prune, student_facts
-from compress.prune.plan import Derivation
+from compress.prune import check_grow
+from compress.prune.choose.spec import format_layers
+from compress.prune.plan import Derivation, cast_derivation, derive
 from compress.report import report_outputs
 from compress.run.caching import cache_folder
+from compress.run.chain_checks import StageFacts, check_chain
 from compress.run.layout import Layout
-from compress.run.rank_after import check_ranking, ranking_output
+from compress.run.rank_after import ranking_output
 from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
-from compress.run.recipe_steps import measures_data
 from compress.run.scratch import check_vocabulary, scratch_config
-from compress.run.steps import Step, groups_of
+from compress.run.steps import Left, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +40,11 @@ class Known:
     """What is known of a run before it begins; None where something is wrong with it."""
 
     teacher: ModelFacts | None
-    student: ModelFacts | None
-    """What is trained: the cut, or a model that the recipe names."""
-    cut: Derivation | None
+    stages: tuple[StageFacts, ...]
+    """Of the recipe's chain."""
     text: TextFacts
-
-
-class Left(NamedTuple):
-    """The steps that are left to make."""
-
-    groups: frozenset[str]
-    places: tuple[Path, ...]
-    """Where they will leave what they make."""
-
-    @classmethod
-    def of(cls, steps: Sequence[Step]) -> "Left":
-        """What is known of these steps."""
-        return cls(groups_of(steps), tuple(place for step in steps for place in step.places))
-
-    def will_make(self, path: str | None) -> bool:
-        """Whether one of them is to make what lies there."""
-        return path is not None and any(Path(path).is_relative_to(place) for place in self.places)
+    others: tuple[ModelFacts, ...] = ()
+    """Teachers beside the first."""
 
 
 def fit_recipe(recipe: Recipe) -> Recipe:
@@ -82,32 +67,31 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
     with _teacher(recipe, layout, left, faults) as teacher:
         given = _given_student(recipe.student, teacher, left, faults)
         text = _text(recipe, layout, left, given or teacher, faults)
-        cut = None
-        if teacher is not None and recipe.student is None:
-            own = measures_data(recipe.prune) or left.will_make(recipe.prune.calibration)
-            found = faults if "prune" in left.groups else Faults()
-            cut = check_prune(recipe.prune.choice, teacher, found, own_text=own, **recipe.prune.how)
-        student = given or student_facts(cut, teacher)
-        if "prune" in left.groups and isinstance(recipe.prune.choice, RankAfterConfig):
-            models = (student, teacher)
-            check_ranking(recipe.distill, recipe.prune.choice, ", ".join(recipe.data.datasets), models, text, faults)
+        stages = check_chain(recipe, teacher, given, text, left, faults)
         if "teacher" in left.groups and (training := recipe.teacher.training) is not None:
             check_distill(training, student=teacher, teacher=None, text=text, faults=faults)
         if "cache" in left.groups:
             assert recipe.teacher.cache is not None
             out = cache_folder(recipe.teacher.cache, layout)
             check_caching(recipe.teacher.cache, recipe.distill, teacher=teacher, text=text, out=out, faults=faults)
-        if "distill" in left.groups:
-            cached = None if recipe.teacher.cache is None else recipe.teacher.cache.kind
-            check_distill(recipe.distill, student=student, teacher=teacher, text=text, cached=cached, faults=faults)
         if "grow" in left.groups and teacher is not None and recipe.grow is not None:
             own = recipe.grow.calibration is None or left.will_make(recipe.grow.calibration)
-            check_grow(recipe.grow, teacher, cut, faults, own_text=own)
+            check_grow(recipe.grow, teacher, _whole_cut(teacher, stages), faults, own_text=own)
         if "eval" in left.groups:
             _check_evaluations(recipe, teacher, left, faults, download=download)
             if given is not None:
                 faults.of(lambda: check_chat(recipe.eval, given))
-        return Known(teacher, student, cut, text)
+        return Known(teacher, stages, text, other_teachers(recipe.distill, Faults()))
+
+
+def _whole_cut(teacher: ModelFacts, stages: Sequence[StageFacts]) -> Derivation | None:
+    """The last cut as one of the run's teacher; None where something is wrong with it."""
+    last = stages[-1]
+    if last.cut is None or last.student is None or len(last.student.cuts) == 1:
+        return last.cut
+    kept = kept_layers(last.student.cuts, teacher.config)
+    assert kept is not None
+    return cast_derivation(derive(teacher.name, teacher.side, format_layers(kept)), last.cut.plan.dtype)
 
 
 def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faults: Faults) -> None:

@@ -71,11 +71,12 @@ def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> Ra
 
 
 def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
-    """How a candidate is healed: as the student will be, on fewer tokens as they come, and measured and saved at its
-    end only."""
+    """How a candidate is healed: as the student will be, on fewer tokens as they come, by the run's teacher alone, and
+    measured and saved at its end only."""
     return dataclasses.replace(
         healing,
         tokens=tokens,
+        mixture=None,
         select=None,
         order="random",
         heldout_every=0,

@@ -18,6 +18,7 @@ from compress.distill import CacheConfig, DistillConfig
 from compress.evaluate import EvalConfig
 from compress.generate import GenerateConfig
 from compress.prune import GrowConfig, PruneConfig
+from compress.run.stages import Stage, StageConfigs, chain, names_layers
 
 _LONGEST_NAME = 200
 
@@ -84,6 +85,8 @@ class TeacherConfig:
             raise ValueError("a teacher from scratch has no teacher of its own: write `train: {alpha: 0}`")
         if self.scratch is not None and not self.scratch.train.is_whole:
             raise ValueError("a teacher from scratch is trained whole: leave lora and train out of its `train`")
+        if self.training is not None and self.training.mixture is not None:
+            raise ValueError("a teacher that is trained here has no teachers: leave `mixture` out of its training")
         if self.finetune is not None and self.scratch is not None:
             raise ValueError("a teacher from scratch is trained on the run's text anyway: leave `finetune` out")
         if self.training is not None and self.training.scored is not None:
@@ -108,6 +111,23 @@ class GivenStudent:
 
 
 @config
+class SweepConfig:
+    """Several runs that differ in some keys of the recipe."""
+
+    grid: dict[str, Any] | None = None
+    """Key -> its values, in a list; there is a run for each of their combinations: {distill.alpha: [0.2, 0.8]}."""
+    cases: Annotated[tuple[dict[str, Any], ...] | None, Field(min_length=1)] = None
+    """Runs, each as the keys that it changes: [{distill.alpha: 0.2}, {prune.layers: 20}]."""
+
+    def __post_init__(self) -> None:
+        if (self.grid is None) == (self.cases is None):
+            raise ValueError("write exactly one of `grid` and `cases`")
+        for key, values in (self.grid or {}).items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"grid: {key} needs a list of values")
+
+
+@config
 class Recipe:
     """A run. In any value, `$RUN` stands for the run folder and `$DEMO` for the installed demo's."""
 
@@ -129,6 +149,10 @@ class Recipe:
     """Models of sizes between the healed student and its teacher, RUN/grow/SIZE."""
     eval: EvalConfig = EvalConfig()
     """What to measure."""
+    sweep: Annotated[SweepConfig | None, Before(None)] = None
+    """What `compress sweep` runs in place of one run."""
+    stages: Annotated[StageConfigs, Before(())] = ()
+    """Cut and heal several times, each stage the student of the one before; the last one's student is the run's."""
 
     def __post_init__(self) -> None:
         if self.student is not None and self.prune != PruneConfig():
@@ -137,6 +161,18 @@ class Recipe:
             raise ValueError("a given `student` is no cut of the teacher, so nothing can be put back: leave `grow` out")
         if self.grow is not None and not self.grow.layers:
             raise ValueError("`grow` needs `layers`, the sizes to make: write `grow: {layers: [20, 24]}`")
+        if self.student is not None and self.stages:
+            raise ValueError("a chain cuts the teacher: leave `stages` out, or `student`")
+        if self.stages and names_layers(self.prune):
+            raise ValueError(
+                "each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`"
+            )
+        chain(self.stages, self.prune, self.distill)
+
+    @property
+    def chain(self) -> tuple[Stage, ...]:
+        """What is cut and healed, one after the other: once without `stages`."""
+        return chain(self.stages, None if self.student else self.prune, self.distill)
 
 
 @config

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from compress.base.progress import say
 from compress.base.records import manifest
 from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs, store_outputs
 from compress.demo import WorldConfig, write_world
-from compress.distill import DistillConfig, begun_otherwise, distill, student_output, training_output
+from compress.distill import DistillConfig, begun_otherwise, student_output, training_output
+from compress.distill.asked import Training
+from compress.distill.distillation import distill_alone
 from compress.distill.teachers.cache import TeacherCache
+from compress.distill.teachers.several import other_inputs
 from compress.model.files import model_fingerprint
 from compress.prune import (
     WITHOUT_TEXT,
@@ -28,15 +31,16 @@ from compress.prune import (
     prune_inputs,
     prune_settings,
 )
-from compress.run.caching import caching
+from compress.run.caching import cache_folder, caching
 from compress.run.evaluations import evaluations
 from compress.run.finders import Folder, at, if_there, store_of
 from compress.run.growing import growing
 from compress.run.layout import Layout
-from compress.run.models import Find, Models
+from compress.run.models import Find, Models, cut_of, others
 from compress.run.rank_after import prune_best, with_heal
 from compress.run.recipe import Recipe, ScratchTeacher, TeacherConfig
 from compress.run.scratch import initialise
+from compress.run.stages import Stage
 from compress.run.steps import Step, groups_of, unless_opened
 
 
@@ -47,24 +51,23 @@ def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
     reader = None if recipe.student is None else models.given
     data = preparation(recipe.data, layout, models.tokenizer, reader, after=groups_of(world))
     taught = _teaching(recipe.teacher, layout, models, after=groups_of([*world, data]))
-    measured = [*world, data] if needs_data(recipe.prune) else []
-    cut = [] if recipe.student else [_cut(recipe, layout, models.teacher, after=groups_of([*measured, *taught]))]
-    first = [data, *taught, *cut] if taught or measured else [*cut, data]
-    made = [*world, *first]
+    chain = recipe.chain
+    measures = any(stage.prune is not None and needs_data(stage.prune) for stage in chain)
+    measured = [*world, data] if measures else []
+    cut = _cut(recipe, chain[0], layout, models, after=groups_of([*measured, *taught]))
+    made = [*world, *([data, *taught, *cut] if taught or measured else [*cut, data])]
     cached = [] if recipe.teacher.cache is None else [caching(recipe, layout, models.teacher, after=groups_of(made))]
-    healed = training(
-        "distill",
-        recipe.distill,
-        layout,
-        layout.student,
-        models.student,
-        models.teacher,
-        groups_of([*made, *cached]),
-        cache=cached[0].record.parent if cached else None,
-    )
-    until = groups_of([*made, *cached, healed])
-    grown = [] if recipe.grow is None else [growing(recipe, layout, models.teacher, after=until)]
-    return [*made, *cached, healed, *grown, *evaluations(recipe, layout, models, before=made, after=[healed, *grown])]
+    made += cached
+    healed: list[Step] = []
+    for stage in chain:
+        if stage.number > 1:
+            healed += _cut(recipe, stage, layout, models, after=groups_of([*made, *healed]))
+        beside = others(stage.distill, find)
+        healed.append(_healing(recipe, stage, layout, models, beside, after=groups_of([*made, *healed])))
+    before, start = [*world, data, *taught], [*cut, *healed[:-1]]
+    grown = [] if recipe.grow is None else [growing(recipe, layout, models.teacher, after=groups_of([*made, *healed]))]
+    scores = evaluations(recipe, layout, models, before=before, start=start, healed=healed[-1], grown=grown)
+    return [*made, *healed, *grown, *scores]
 
 
 def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:
@@ -166,34 +169,42 @@ def needs_data(prune: PruneConfig) -> bool:
     return prune.rank_after is not None or measures_data(prune)
 
 
-def asked_cut(recipe: Recipe, layout: Layout) -> tuple[PruneConfig, str | RankingConfig | RankAfterConfig]:
-    """A recipe's cut and its choice of layers, with the run's own text named where it is the one to measure on."""
-    asked = recipe.prune
+def asked_cut(
+    prune: PruneConfig, healing: DistillConfig, layout: Layout
+) -> tuple[PruneConfig, str | RankingConfig | RankAfterConfig]:
+    """A cut and its choice of layers, with the run's own text named where it is the one to measure on."""
+    asked = prune
     if measures_data(asked):
         asked = dataclasses.replace(asked, calibration=str(layout.data))
     choice = asked.choice
     if isinstance(choice, RankAfterConfig):
-        choice = with_heal(choice, recipe.distill, layout.data)
+        choice = with_heal(choice, healing, layout.data)
     return asked, choice
 
 
-def _cut(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str]) -> Step:
-    asked, choice = asked_cut(recipe, layout)
-    out = layout.student_init
-    record = out / "prune.json"
+def _cut(recipe: Recipe, stage: Stage, layout: Layout, models: Models, after: frozenset[str]) -> list[Step]:
+    """The cut of the teacher, in a later stage of the student before it; none where nothing is cut."""
+    if stage.prune is None:
+        return []
+    asked, choice = asked_cut(stage.prune, stage.distill, layout)
+    out, name = layout.stage(stage.place).student_init, stage.step("prune")
+    record, teacher, healed_from = out / "prune.json", models.teacher, None
+    if stage.number > 1:
+        before = recipe.chain[stage.number - 2]
+        teacher, healed_from = at(layout.stage(before.place).student), cut_of(recipe.chain, before, layout)
 
     def make() -> None:
         if isinstance(choice, RankAfterConfig):
             work = layout.ranking
-            result = prune_best(asked, choice, recipe.distill, teacher=str(teacher()), out=out, work=work)
+            result = prune_best(asked, choice, stage.distill, teacher=str(teacher()), out=out, work=work)
         else:
-            result = on_main(lambda: prune(teacher(), out, choice, **asked.how))
-        say(f"prune: {result.describe()}")
+            result = on_main(lambda: prune(teacher(), out, choice, healed_from=healed_from, **asked.how))
+        say(f"{name}: {result.describe()}")
 
     inputs = prune_inputs(lambda: model_fingerprint(teacher()), choice, asked.repairing)
-    return Step(
-        name="prune",
-        group="prune",
+    step = Step(
+        name=name,
+        group=name,
         after=after,
         record=record,
         kind=PruneConfig,
@@ -203,6 +214,29 @@ def _cut(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[str])
         make=make,
         together=True,
     )
+    return [step]
+
+
+def _healing(
+    recipe: Recipe, stage: Stage, layout: Layout, models: Models, beside: Sequence[Folder], after: frozenset[str]
+) -> Step:
+    """The training of a stage's cut, or of a given student, by the teacher or by the student of the stage before."""
+    chain, cache = recipe.chain, recipe.teacher.cache
+    start = models.student if stage.last else at(cut_of(chain, stage, layout))
+    teacher = models.teacher
+    if stage.teacher != "original":
+        teacher, cache = at(layout.stage(chain[stage.number - 2].place).student), None
+    return training(
+        stage.step("distill"),
+        stage.distill,
+        layout,
+        layout.stage(stage.place).student,
+        start,
+        teacher,
+        after,
+        cache=None if cache is None else cache_folder(cache, layout),
+        others=beside,
+    )
 
 
 def training_inputs(
@@ -210,6 +244,7 @@ def training_inputs(
     teacher: Folder | None,
     data: Callable[[], TokenStore],
     cache: Callable[[], Path | None] = lambda: None,
+    others: Sequence[Folder] = (),
 ) -> Inputs:
     """What a training is made from; see `compress.distill.loop.session.fingerprints`."""
 
@@ -222,6 +257,7 @@ def training_inputs(
         "teacher": lambda: None if teacher is None else sha256_json(model_fingerprint(teacher())),
         "data": lambda: data().fingerprint,
         "cache": lambda: if_there(of_cache),
+        **other_inputs(others),
     }
 
 
@@ -235,16 +271,21 @@ def training(
     after: frozenset[str] = frozenset(),
     store: Callable[[], TokenStore] | None = None,
     cache: Path | None = None,
+    others: Sequence[Folder] = (),
 ) -> Step:
     """The training of `student` into `out` on RUN/data, or another store; without `teacher`, on the text alone, and
-    with a `cache` of it from that."""
+    with a `cache` of it from that; `others` are the teachers of its mixture."""
     store = store or (lambda: store_of(layout))
-    work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache)
+    work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache, others)
+
+    def asked() -> Training:
+        source = None if teacher is None else teacher()
+        paths: Any = {"student": student(), "teacher": source, "data": store().path, "cache": cache}
+        return Training(config=config, out=out, work=work, **paths)
 
     def make() -> None:
         say(f"{name}: {student()} -> {out}")
-        source = None if teacher is None else teacher()
-        distill(config, student=student(), teacher=source, data=store().path, out=out, work=work, cache=cache)
+        distill_alone(asked())
 
     return Step(
         name=name,
@@ -256,6 +297,7 @@ def training(
         inputs=inputs,
         outputs=(training_output(work), student_output(out)),
         make=make,
+        training=asked,
         together=True,
         begun=lambda: begun_otherwise(work, config, inputs),
     )

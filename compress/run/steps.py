@@ -7,12 +7,13 @@ longer current is said, and left as it is until the user asks for it (see `compr
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json
 from compress.base.errors import CompressError
 from compress.base.outputs import Output
+from compress.distill.asked import Training
 
 State = Literal["done", "changed", "under way", "not made"]
 
@@ -40,6 +41,8 @@ class Step:
     outputs: tuple[Output, ...]
     """All that it leaves, in the order in which it is moved aside: the record's comes last."""
     make: Callable[[], None]
+    training: Callable[[], Training] | None = None
+    """What it trains, where that can be done beside other trainings."""
     together: bool = False
     """Whether all processes of a launch make it together, rather than the main one alone."""
     intact: Callable[[Mapping[str, Any]], list[str]] | None = None
@@ -110,3 +113,20 @@ def states(steps: Sequence[Step]) -> dict[str, tuple[State, list[str]]]:
 def groups_of(steps: Iterable[Step]) -> frozenset[str]:
     """The groups that the steps belong to."""
     return frozenset(step.group for step in steps)
+
+
+class Left(NamedTuple):
+    """The steps that are left to make."""
+
+    groups: frozenset[str]
+    places: tuple[Path, ...]
+    """Where they will leave what they make."""
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> "Left":
+        """What is known of these steps."""
+        return cls(groups_of(steps), tuple(place for step in steps for place in step.places))
+
+    def will_make(self, path: str | None) -> bool:
+        """Whether one of them is to make what lies there."""
+        return path is not None and any(Path(path).is_relative_to(place) for place in self.places)

@@ -1,5 +1,7 @@
 """A run folder as `verify` sees it: its recipe, its models, its text, and where the steps' inputs are."""
 
+import functools
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -90,6 +92,13 @@ class RunFolder:
         record = out / RECORD
         cache = read_record(record).data.get("cache") if record.is_file() else None
         return Path(cache["folder"]) if isinstance(cache, dict) and isinstance(cache.get("folder"), str) else None
+
+    def others_of(self, out: Path) -> list[Callable[[], Path]]:
+        """How to find the teachers beside the first that the training of `out` had; none while it is not finished."""
+        record = out / RECORD
+        mixture = read_record(record).config.get("mixture") if record.is_file() else None
+        named = mixture.get("with", []) if isinstance(mixture, dict) else []
+        return [functools.partial(local_model, str(each["model"]), each["revision"]) for each in named]
 
     def measured(self, stem: str) -> Path:
         """Folder of the model that eval/STEM.json is about; raises as `teacher`."""

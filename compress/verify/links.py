@@ -26,6 +26,8 @@ def links_of(run: RunFolder) -> list[Link]:
         layout = Layout(run.path)
         taught = "teacher.finetune" if run.resolved.teacher.finetune else "teacher.scratch.train"
         sections = {**_SECTIONS, "teacher": taught}
+        for stage in run.resolved.chain if run.resolved.stages else ():
+            sections |= dict.fromkeys(map(stage.step, ("prune", "distill")), f"stages.{stage.number - 1}")
         found = [_of_step(step, run, sections) for step in steps_of(run.resolved, layout, local_model)]
     else:
         found = list(_of_records(run))
@@ -63,7 +65,9 @@ def _unknown() -> Any:
 
 def _training(run: RunFolder, name: str, teacher: Callable[[], Path] | None) -> Inputs:
     out = run.path / name
-    return training_inputs(lambda: run.start_of(out), teacher, lambda: run.store, lambda: run.cache_of(out))
+    return training_inputs(
+        lambda: run.start_of(out), teacher, lambda: run.store, lambda: run.cache_of(out), run.others_of(out)
+    )
 
 
 def _of_evaluation(run: RunFolder, path: Path) -> Link:

@@ -1,11 +1,13 @@
 """Everything a run holds before its first step: checked inputs, models, optimizer, and where it continues from."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.base.config import to_dict
-from compress.base.currency import input_changes, setting_changes
+from compress.base.currency import input_changes, inputs_now, setting_changes
 from compress.base.disk import sha256_json
 from compress.base.errors import UsageError
 from compress.base.processes import on_main
@@ -19,6 +21,7 @@ from compress.distill.loop.step import Losses, StudentWithLoss
 from compress.distill.objective.objective import Objective, make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.objective.schedules import Setting
+from compress.distill.objective.signals import Needs
 from compress.distill.resources.auto import Here, resolve
 from compress.distill.resources.flops import (
     PeakFlops,
@@ -34,8 +37,10 @@ from compress.distill.students.parts import sketch
 from compress.distill.students.student import Student, WithLearned, load_student
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import CachedTeacher, check_vocabulary
+from compress.distill.teachers.several import SeveralTeachers, other_inputs
+from compress.distill.teachers.shared import SharedTeacher
 from compress.distill.teachers.source import OpenedTeacher, open_teacher
-from compress.model.facts import kept_layers
+from compress.model.cuts import cuts_of, kept_layers
 from compress.model.files import model_fingerprint
 from compress.model.load import load_config
 from compress.model.vocabulary import check_data, shared_ids
@@ -54,6 +59,7 @@ class Session:
     """The student with its objective, as accelerate prepared it or split over the processes."""
     optimizer: StudentOptimizer
     objective: Objective
+    guide: OpenedTeacher
     losses: Losses
     rows: RowSource
     heldout: Batch
@@ -81,7 +87,7 @@ class Session:
 
 
 def fingerprints(
-    student: Path, teacher: Path | None, store: Any, cache: TeacherCache | None = None
+    student: Path, teacher: Path | None, store: Any, cache: TeacherCache | None = None, others: Sequence[Path] = ()
 ) -> dict[str, str | None]:
     """One hash for each input; what a checkpoint and a finished student are checked against."""
     return {
@@ -89,6 +95,7 @@ def fingerprints(
         "teacher": None if teacher is None else sha256_json(model_fingerprint(teacher)),
         "data": store.fingerprint,
         "cache": None if cache is None else cache.fingerprint,
+        **inputs_now(other_inputs([functools.partial(Path, folder) for folder in others])),
     }
 
 
@@ -99,13 +106,18 @@ def open_session(
     teacher: Path | None,
     store: Any,
     cache: TeacherCache | None = None,
+    others: Sequence[Path] = (),
     selection: Selection | None,
     inputs: dict[str, Any],
     work: Path,
+    guide: OpenedTeacher | None = None,
+    beside: Needs | None = None,
 ) -> Session:
     """Check everything that can be checked, load the models, and continue from the last checkpoint if there is one.
 
-    With a `cache` the teacher is not loaded: how much is measured, and how, is as if it were.
+    With a `cache` the teacher is not loaded, nor with a `guide`, which another session has opened: how much is
+    measured, and how, is as if it were. The `others` are those of the options' mixture. With `beside`, which is what
+    the objectives of other sessions need of the teacher, it is opened for all of them.
 
     Raises:
         UsageError: a budget the store cannot fill, a missing tracker, or a checkpoint of another run in `work`.
@@ -113,7 +125,7 @@ def open_session(
     """
     # What needs no model in memory: is there enough text, do tokenizers and data fit, is a checkpoint of this run?
     extent = budget(config, num_rows=store.num_rows, seq_len=store.seq_len)
-    vocabulary = shared_ids(student, teacher)
+    vocabulary = min(shared_ids(student, each) for each in (teacher, *others))
     check_data(store, student, vocabulary)
     accelerator = make_accelerator(config, work)
     found = on_main(lambda: checkpoint.latest(work / "checkpoints"))
@@ -121,9 +133,11 @@ def open_session(
         _check_same_run(found[1], config, inputs, found[0])
 
     # Both models, as the objective needs them and as this machine can have them.
-    pair = Pair(load_config(student), None if teacher is None else load_config(teacher), kept_layers(student))
+    source = None if teacher is None else load_config(teacher)
+    guides = tuple(map(load_config, others))
+    pair = Pair(load_config(student), source, kept_layers(cuts_of(student), source), guides)
     learning = sketch(config, pair, bf16=False)
-    per_token = training_flops_per_token(learning, pair.teacher, store.seq_len)
+    per_token = training_flops_per_token(learning, pair.teacher, store.seq_len, guides)
     here = resolve(
         config,
         accelerator.device,
@@ -132,16 +146,21 @@ def open_session(
         flops=per_token * extent.rows * store.seq_len,
         documents_apart=config.document_mask or store.apart,
     )
-    of_row = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len) / (per_token * extent.rows)
+    measuring = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len, guides)
+    of_row = measuring / (per_token * extent.rows)
     rows = _rows(config if found is None else _as_begun(config, found[1]), store, selection, of_row)
     heldout, once = rows.heldout(), rows.num_heldout * of_row
     measured = heldout_steps(config, extent.steps, once)
     if len(heldout):
         say(_when_measured(len(heldout), len(measured), extent.steps, once))
     objective = make_objective(config, pair)
-    learner, guide = WithLearned(load_student(config, student, here, pair), objective.learned), OpenedTeacher()
-    if teacher is not None:
-        guide = _guide(config, teacher, cache, here, objective=objective, vocabulary=vocabulary, heldout=heldout)
+    learner = WithLearned(load_student(config, student, here, pair), objective.learned)
+    run = () if guide is not None else guides if cache is not None or pair.teacher is None else (pair.teacher, *guides)
+    if guide is None:
+        needs = objective.needs if beside is None else objective.needs | beside
+        guide = _guide(config, teacher, cache, others, here, needs=needs, vocabulary=vocabulary, heldout=heldout)
+        if guide.source is not None and beside is not None:
+            guide = guide._replace(source=SharedTeacher(guide.source))
 
     # The student and its loss are one module; the optimizer and a checkpoint's tensors need it split already.
     model: Any = StudentWithLoss(learner.model, objective, vocabulary)
@@ -164,12 +183,13 @@ def open_session(
         model=model,
         optimizer=optimizer,
         objective=objective,
+        guide=guide,
         losses=Losses(accelerator, model, objective, guide.source, here.micro_batch_rows),
         rows=rows,
         heldout=heldout,
         measured=measured,
         budget=extent,
-        flops_per_token=per_token if cache is None else training_flops_per_token(learning, None, store.seq_len),
+        flops_per_token=training_flops_per_token(learning, None, store.seq_len, run),
         peak=peak_flops(accelerator.device, here.precision),
         progress=progress,
         notes={
@@ -188,19 +208,31 @@ def open_session(
 
 def _guide(
     config: DistillConfig,
-    teacher: Path,
+    teacher: Path | None,
     cache: TeacherCache | None,
+    others: Sequence[Path],
     here: Here,
     *,
-    objective: Objective,
+    needs: Needs,
     vocabulary: int,
     heldout: Batch,
 ) -> OpenedTeacher:
-    """The teacher, or what a cache has of it."""
+    """The teacher, if there is one, or what a cache has of it, and with others a mixture of all; of several that are
+    quantised, what that changed most."""
+    if teacher is None:
+        return OpenedTeacher()
+    opened = functools.partial(open_teacher, config, here=here, vocabulary=vocabulary, heldout=heldout)
     if cache is not None:
         check_vocabulary(cache, vocabulary)
-        return OpenedTeacher(CachedTeacher(cache, here.device, vocabulary), cache.teacher_kl)
-    return open_teacher(config, teacher, here, needs=objective.needs, vocabulary=vocabulary, heldout=heldout)
+        first = OpenedTeacher(CachedTeacher(cache, here.device, vocabulary), cache.teacher_kl)
+    else:
+        first = opened(teacher, needs=needs)
+    if config.mixture is None:
+        return first
+    found = [first, *(opened(other, needs=Needs(autograd=needs.autograd)) for other in others)]
+    sources = [each.source for each in found if each.source is not None]
+    source = SeveralTeachers(config.mixture, sources, blocks=bool(needs.teacher_blocks))
+    return OpenedTeacher(source, max((each.kl for each in found if each.kl is not None), default=None))
 
 
 def _when_measured(rows: int, count: int, steps: int, once: float) -> str:

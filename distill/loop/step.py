@@ -57,7 +57,8 @@ class Losses:
         self._accelerator, self._model, self._teacher = accelerator, model, teacher
         self._objective, self._rows = objective, micro_batch_rows
         self._sharded = is_sharded(model)
-        kept = objective.needs.autograd or (isinstance(teacher, nn.Module) and is_sharded(teacher))
+        parts = teacher.modules() if isinstance(teacher, nn.Module) else ()
+        kept = objective.needs.autograd or any(map(is_sharded, parts))
         self._without_gradient = torch.no_grad if kept else torch.inference_mode
 
     def share(self, batch: Batch) -> Share:

@@ -1,20 +1,20 @@
-"""The training loop: `distill`."""
+"""The training loop of `distill`: of one student, or of several side by side."""
 
 import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from compress.base.config import to_dict
-from compress.base.errors import InterruptedRun
+from compress.base.errors import CompressError, InterruptedRun
 from compress.base.machine import peak_memory_gib
-from compress.base.progress import progress_bar, working
-from compress.base.signals import stop_on_signal
+from compress.base.progress import Bar, progress_bar, working
+from compress.base.signals import StopRequest, stop_on_signal
 from compress.distill.loop.checkpoint import Checkpointer
 from compress.distill.loop.guard import StepGuard, tell_skips
 from compress.distill.loop.heldout import measure_heldout
@@ -29,16 +29,57 @@ from compress.distill.resources.schedule import is_due, learning_rate
 from compress.distill.rows.batch import Ids, Share
 from compress.distill.rows.read_ahead import read_ahead
 from compress.distill.students.sharding import clip_gradients
+from compress.distill.teachers.shared import SharedTeacher
 
 
-def train(session: Session, work: Path) -> None:
-    """Run the steps that are left; `session.progress` says how far it came.
+def train(sessions: Sequence[tuple[Session, Path]], shared: SharedTeacher | None = None) -> list[CompressError | None]:
+    """Run the steps that are left; `session.progress` says how far each session came.
+
+    Each has a folder for its metrics and checkpoints. Students that are trained side by side take their steps in turns,
+    those that are behind first, and do what each would do alone; what their `shared` teacher said is forgotten after
+    each round.
+
+    Returns:
+        What ended each training before its last step: too many steps in a row that were not finite, or a checkpoint
+        that could not be written. The others go on. None where nothing did.
 
     Raises:
-        InterruptedRun: SIGINT or SIGTERM came; a checkpoint was saved.
-        CompressError: too many steps in a row were not finite, or a checkpoint could not be written.
+        InterruptedRun: SIGINT or SIGTERM came; checkpoints were saved.
     """
+    label = "distill" if len(sessions) == 1 else f"distill {len(sessions)} students"
+    total = sum(s.budget.rows * s.rows.seq_len for s, _ in sessions)
+    with (
+        stop_on_signal() as stop,
+        progress_bar(label, total, unit="tokens", done=sum(s.tokens for s, _ in sessions)) as bar,
+        contextlib.ExitStack() as closing,
+    ):
+        alone = len(sessions) == 1
+        runs = [
+            closing.enter_context(contextlib.closing(_steps(s, work, stop, bar, alone=alone))) for s, work in sessions
+        ]
+        ends: dict[int, CompressError | None] = {}
+        while left := [number for number in range(len(runs)) if number not in ends]:
+            behind = min(sessions[number][0].progress.step for number in left)
+            for number in left:
+                if sessions[number][0].progress.step == behind:
+                    try:
+                        next(runs[number])
+                    except StopIteration:
+                        ends[number] = None
+                    except CompressError as error:
+                        ends[number] = error
+            if shared is not None:
+                shared.forget()
+        if stopped := [str(error) for error in ends.values() if isinstance(error, InterruptedRun)]:
+            raise InterruptedRun("\n".join(stopped))
+    return [ends[number] for number in range(len(runs))]
+
+
+def _steps(session: Session, work: Path, stop: StopRequest, bar: Bar, *, alone: bool) -> Generator[None, None, None]:
+    """One student's steps, with all that is measured and saved between them; others, if any, have their turn at each
+    `yield`. Raises as `train`."""
     s, config, run, steps = session, session.config, session.progress, session.budget.steps
+    advance = _Part(bar, s.tokens)
     guard = StepGuard(
         config,
         s.accelerator.device,
@@ -50,13 +91,11 @@ def train(session: Session, work: Path) -> None:
     # of a run that was stopped: now, what it had no time for
     unmeasured = run.step == 0 or (run.heldout_loss is None and run.step in s.measured)
     with (
-        stop_on_signal() as stop,
         contextlib.closing(read_ahead(_reads(s))) as batches,
         Metrics(work / "metrics.jsonl", s.accelerator, done=run.step, unmeasured=unmeasured) as metrics,
         Checkpointer(
             work / "checkpoints", keep=config.keep_checkpoints, background=config.async_checkpoints, done=run.step
         ) as checkpoints,
-        progress_bar("distill", s.budget.rows * s.rows.seq_len, unit="tokens", done=s.tokens) as bar,
     ):
         if unmeasured:
             with clock.paused(s.accelerator.device):
@@ -65,7 +104,7 @@ def train(session: Session, work: Path) -> None:
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             if config.balance == "level" and not run.levels:
                 run.levels = _levels(s, batch)
-            terms = s.losses.backward(batch, s.setting(), bar.advance)
+            terms = s.losses.backward(batch, s.setting(), advance)
             grad_norm = clip_gradients(s.accelerator, s.model, config.clip_norm)
 
             s.optimizer.step(learning_rate(config, step, steps), skip=guard.note(step, terms, grad_norm))
@@ -77,7 +116,7 @@ def train(session: Session, work: Path) -> None:
             note = None
             if run.step % config.log_every == 0 or run.step == steps:
                 note = _log(s, metrics, clock, terms, grad_norm, _count_skips(s, guard))
-            bar.advance(s.tokens - bar.done, note)
+            advance.to(s.tokens, note)
 
             stopping = vote.agreed(stop) and run.step < steps
             save = stopping or is_due(config.checkpoint_every, run.step, steps)
@@ -97,6 +136,26 @@ def train(session: Session, work: Path) -> None:
                         f"Stopped by {stop.signal_name or 'a signal'} after step {run.step} of {steps}; all is in "
                         f"{path}. Run the same command again to continue."
                     )
+            if not alone:
+                with clock.paused(s.accelerator.device):
+                    yield
+
+
+class _Part:
+    """One student's part of a bar: tells it of tokens that are done."""
+
+    def __init__(self, bar: Bar, done: int) -> None:
+        self._bar, self._done = bar, done
+
+    def __call__(self, count: int) -> None:
+        """So many more."""
+        self._done += count
+        self._bar.advance(count)
+
+    def to(self, done: int, note: str | None) -> None:
+        """So many in all."""
+        self._bar.advance(done - self._done, note)
+        self._done = done
 
 
 def _reads(s: Session) -> Iterator[Callable[[], tuple[Ids, Share]]]:

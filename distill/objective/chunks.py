@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from compress.distill.objective.divergences import TileLoss, sum_dtype
+from compress.distill.objective.mixture import Mixture
 from compress.distill.objective.sparse import Sparse, sparse_pass
 from compress.distill.objective.tiles import at_least_fp32, tile_pass
 from compress.model.parts import OutputHead
@@ -38,6 +39,8 @@ class Task:
     fused: bool
     sparse: Sparse | None = None
     """What is known of the teacher in place of its hidden states and head."""
+    mixture: Mixture | None = None
+    """Several teachers, in place of one."""
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -87,6 +90,8 @@ def _run(
     chunk = _chunk_length(len(hidden), head.weight, task.chunk_tokens)
     logits = hidden.new_empty(chunk, len(weight))
     teacher_logits = None if task.teacher_hidden is None else task.teacher_hidden.new_empty(chunk, len(weight))
+    if task.mixture is not None:
+        teacher_logits = torch.empty_like(logits)
     tile = task.tile if task.sparse is None else dataclasses.replace(task.tile, alpha=0.0)
     losses_then_gradient_ = tile_pass(tile, logits, fused=task.fused)
     sums = torch.zeros(2, dtype=sum_dtype(hidden.device), device=hidden.device)
@@ -99,7 +104,10 @@ def _run(
         rows = hidden[start : start + chunk]
         z = _project(rows, head, out=logits[: len(rows)])
         z_teacher = None
-        if teacher is not None and teacher_logits is not None and task.teacher_hidden is not None:
+        if task.mixture is not None and teacher_logits is not None:
+            place, room = slice(start, start + len(rows)), teacher_logits[: len(rows)]
+            z_teacher = task.mixture.write_logits(place, task.tile.temperature, room)
+        elif teacher is not None and teacher_logits is not None and task.teacher_hidden is not None:
             z_teacher = _project(task.teacher_hidden[start : start + chunk], teacher, out=teacher_logits[: len(rows)])
         labels = task.labels[start : start + chunk]
         if task.sparse is not None:

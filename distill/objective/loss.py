@@ -10,6 +10,7 @@ from compress.base.errors import UsageError
 from compress.distill.config import DivergenceConfig, DivergenceName, divergence_of
 from compress.distill.objective.chunks import ChunkedLoss, Task
 from compress.distill.objective.divergences import TileLoss
+from compress.distill.objective.mixture import Mixture
 from compress.distill.objective.sparse import Sparse
 from compress.model.parts import OutputHead
 
@@ -119,10 +120,12 @@ def loss_of_valid(
     options: LossOptions,
     num_tokens: float | None = None,
     sparse: Sparse | None = None,
+    mixture: Mixture | None = None,
 ) -> DistillationLoss:
     """`distillation_loss` of labels that are all valid, by options that were checked before, as a config's are.
 
-    With `sparse` there are no hidden states of the teacher: see `compress.distill.objective.sparse`.
+    With `sparse` or `mixture` there are no hidden states of a teacher: see `compress.distill.objective.sparse` and
+    `compress.distill.objective.mixture`.
     """
     student_hidden = student_hidden.to(_compute_dtype(student_hidden, student.weight))
     if teacher_hidden is not None and teacher is not None:
@@ -146,6 +149,7 @@ def loss_of_valid(
         chunk_tokens=options.chunk_tokens,
         fused=options.fused,
         sparse=sparse,
+        mixture=None if mixture is None else mixture.cast(_compute_dtype),
     )
     loss, soft, hard = ChunkedLoss.apply(student_hidden, student.weight, student.bias, task)  # type: ignore[no-untyped-call]
     return DistillationLoss(loss, soft, hard, len(labels))

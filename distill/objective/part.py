@@ -16,6 +16,8 @@ class Pair(NamedTuple):
     teacher: Any | None
     kept: tuple[int, ...] | None = None
     """The teacher's layers that the student's blocks were; None where the student is no known cut."""
+    others: tuple[Any, ...] = ()
+    """The teachers beside the first one."""
 
 
 class Outcome(NamedTuple):

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from compress.distill.objective.mixture import Mixture
 from compress.distill.objective.sparse import Sparse
 from compress.distill.rows.batch import MicroBatch
 from compress.distill.rows.documents import packed_hidden_states
@@ -40,6 +41,8 @@ class Signals(NamedTuple):
     """[M, D] outputs of the blocks that were asked for; the last block's is before the final norm."""
     sparse: Sparse | None = None
     """What is known of a teacher's distribution in place of its hidden states."""
+    mixture: Mixture | None = None
+    """What several teachers say, of which `hidden` and `head` are the first one's."""
 
 
 def read_signals(model: Any, batch: MicroBatch, blocks: tuple[int, ...], vocabulary: int) -> Signals:

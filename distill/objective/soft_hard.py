@@ -33,7 +33,7 @@ class SoftAndHard:
         """See `Part`."""
         assert batch.weights is None, "each label counts once here"
         options, total = self._options_at(setting)
-        dense = None if teacher is None or teacher.sparse is not None else teacher
+        dense = None if teacher is None or teacher.sparse or teacher.mixture else teacher
         out = loss_of_valid(
             student.hidden,
             student.head,
@@ -43,6 +43,7 @@ class SoftAndHard:
             options,
             num_tokens,
             None if teacher is None else teacher.sparse,
+            None if teacher is None else teacher.mixture,
         )
         loss = out.loss if total == 1.0 else total * out.loss
         return Outcome(loss, torch.stack([out.soft, out.hard][-len(self.names) :]))

@@ -4,6 +4,7 @@ import copy
 import functools
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,11 +34,12 @@ _PEAK_BF16_FLOPS = {
 counts. What is not here is measured."""
 
 
-def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int) -> float:
-    """FLOPs a training token costs: one forward pass of the teacher, one and two backward ones of the student.
+def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int, others: Sequence[Any] = ()) -> float:
+    """FLOPs a training token costs: one forward pass of the teacher and of each of the `others` that teach beside it,
+    one and two backward ones of the student.
 
-    `student` and `teacher` are model configs; or the student is a model on the meta device, of which the parameters
-    that require gradients are trained (it can only be counted afterwards). With C the forward FLOPs of
+    `student`, `teacher` and `others` are model configs; or the student is a model on the meta device, of which the
+    parameters that require gradients are trained (it can only be counted afterwards). With C the forward FLOPs of
     `Costs.prefill_flops`: C_t + 3 C_s, about 2 P_t + 6 P_s for P active parameters. What is frozen costs the product
     that carries the gradient on, and that only from the lowest trained block up: 4 P. Recomputation by gradient
     checkpointing is not counted, nor what DoRA needs for lengths of rows.
@@ -45,8 +47,7 @@ def training_flops_per_token(student: Any, teacher: Any | None, seq_len: int) ->
     model = student if isinstance(student, nn.Module) else empty_model(copy.deepcopy(student))
     costs = costs_of(model)
     forward = costs.prefill_flops(seq_len)
-    flops = forward + _backward_flops(model, forward, costs.weight_flops)
-    return flops if teacher is None else flops + model_costs(teacher).prefill_flops(seq_len)
+    return forward + _backward_flops(model, forward, costs.weight_flops) + _forward(seq_len, teacher, *others)
 
 
 def _backward_flops(model: nn.Module, forward: float, of_weights: int) -> float:
@@ -70,9 +71,13 @@ def _lowest_trained(model: nn.Module) -> int:
     return next(trained, len(layers))
 
 
-def measuring_flops_per_token(student: Any, teacher: Any | None, seq_len: int) -> float:
+def measuring_flops_per_token(student: Any, teacher: Any | None, seq_len: int, others: Sequence[Any] = ()) -> float:
     """FLOPs a held-out token costs: a forward pass of each model. See `training_flops_per_token`."""
-    return sum(model_costs(model).prefill_flops(seq_len) for model in (student, teacher) if model is not None)
+    return _forward(seq_len, student, teacher, *others)
+
+
+def _forward(seq_len: int, *models: Any | None) -> float:
+    return sum(model_costs(model).prefill_flops(seq_len) for model in models if model is not None)
 
 
 class PeakFlops(NamedTuple):

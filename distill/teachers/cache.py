@@ -28,7 +28,7 @@ from compress.base.units import format_bytes, format_count, format_seconds
 from compress.distill.objective.sparse import Sparse
 from compress.distill.rows.batch import Ids
 from compress.distill.teachers.config import CacheConfig
-from compress.distill.teachers.kinds import SPARSE, Draws, MostLikely
+from compress.distill.teachers.kinds import SPARSE, Draws, MostLikely, read_hidden, read_rounded
 from compress.distill.teachers.row_files import ENTRY, TABLE, RowReader
 from compress.model.parts import OutputHead
 
@@ -64,6 +64,7 @@ class _Index(BaseModel):
     precision: Literal["fp32", "bf16"]
     teacher_precision: str
     teacher_kl: float | None
+    rounding_kl: float | None = None
     apart: bool
     seq_len: Count
     num_rows: Count
@@ -96,6 +97,8 @@ class TeacherCache:
         """Token ids that the head has."""
         self.inputs: dict[str, str] = index["manifest"]["inputs"]
         """The fingerprints of its `teacher` and its `data`, as of a training."""
+        self.rounding_kl: float | None = index.get("rounding_kl")
+        """KL(exact || rounded) of hidden states that are kept in 8 bits, on held-out rows, nats a token."""
         self._shape = (index["seq_len"], index["width"])
         self._heldout_from: int = index["num_rows"] - index["num_heldout"]
         self._rows = RowReader(path, index["shards"], index["manifest"]["outputs"][TABLE])
@@ -134,7 +137,9 @@ class TeacherCache:
         size = sum(shard["bytes"] for shard in self.index["shards"])
         heldout = self.index["num_heldout"] * length * width * DTYPES[self.precision].itemsize
         per_token = (size - heldout) / (self._heldout_from * length)
-        return {"folder": str(self.path), "kind": self.kind, "bytes": size, "bytes_per_token": round(per_token, 1)}
+        rounded = {} if self.rounding_kl is None else {"rounding_kl": self.rounding_kl}
+        found = {"folder": str(self.path), "kind": self.kind, "bytes": size, "bytes_per_token": round(per_token, 1)}
+        return {**found, **rounded}
 
     @property
     def record(self) -> dict[str, Any]:
@@ -144,9 +149,10 @@ class TeacherCache:
     def text(self) -> str:
         """What it is, for people."""
         found, rows = self.describe(), self.index["num_rows"]
+        rounded = "" if self.rounding_kl is None else f" in 8 bits ({self.rounding_kl:.2g} nats a token off)"
         tokens, seconds = format_count(rows * self._shape[0]), self.index["manifest"]["seconds"]
         return (
-            f"{self.kind} of {tokens} tokens in {rows} rows, {format_bytes(found['bytes'])}, "
+            f"{self.kind}{rounded} of {tokens} tokens in {rows} rows, {format_bytes(found['bytes'])}, "
             f"{found['bytes_per_token']:g} bytes a token, {format_seconds(seconds)}\nwritten to {self.path}"
         )
 
@@ -163,20 +169,27 @@ class TeacherCache:
         return self._form.decode([self._rows.read(int(row)) for row in row_ids], self._shape[0])
 
     @cached_property
-    def _form(self) -> Draws | MostLikely:
+    def _config(self) -> CacheConfig:
         made = self.index["manifest"]["config"]
         known = {field.name for field in dataclasses.fields(CacheConfig)}
-        config = build_from(CacheConfig, {name: made[name] for name in made if name in known}, str(self.path))
-        return SPARSE[self.kind](config, self.vocabulary)
+        return build_from(CacheConfig, {name: made[name] for name in made if name in known}, str(self.path))
+
+    @cached_property
+    def _form(self) -> Draws | MostLikely:
+        return SPARSE[self.kind](self._config, self.vocabulary)
 
     def states(self, row_ids: Ids) -> Tensor:
         """Last hidden states [B, S, D] of these rows of the store, held-out ones numbered after the others.
 
+        The rows are all to train on, or all held out.
+
         Raises:
             InputError: a row is damaged.
         """
-        rows = [torch.from_numpy(self._rows.read(int(row))) for row in row_ids]
-        return torch.stack(rows).view(DTYPES[self.precision]).view(len(rows), *self._shape)
+        rows, dtype = [self._rows.read(int(row)) for row in row_ids], DTYPES[self.precision]
+        if self._config.rows == "int8" and bool((row_ids < self._heldout_from).all()):
+            return read_rounded(rows, *self._shape, dtype)
+        return read_hidden(rows, self._shape[0], dtype)
 
     def will_need(self, row_ids: Iterable[int]) -> None:
         """Have the system read these rows ahead."""

@@ -34,7 +34,8 @@ from compress.distill.rows.documents import packed_hidden_states
 from compress.distill.rows.source import StoreRows
 from compress.distill.teachers.cache import FORMAT, INDEX, TeacherCache, cache_output, fingerprint_of, save_head
 from compress.distill.teachers.config import CacheConfig
-from compress.distill.teachers.kinds import SPARSE, hidden_rows
+from compress.distill.teachers.kinds import SPARSE, hidden_rows, read_rounded, rounded_rows
+from compress.distill.teachers.quantization import MEASURED_TOKENS, divergence_of_states
 from compress.distill.teachers.row_files import Bytes, RowWriter
 from compress.distill.teachers.source import load_teacher
 from compress.model.costs import model_costs
@@ -116,6 +117,16 @@ def make_cache(config: CacheConfig, training: DistillConfig, *, teacher: Path, d
     return TeacherCache.open(out)
 
 
+def check_rounding(config: CacheConfig, *, num_heldout: int) -> None:
+    """Refuse to round what cannot be measured.
+
+    Raises:
+        UsageError: there are no held-out rows.
+    """
+    if config.rows == "int8" and not num_heldout:
+        raise UsageError("cache: rows: int8 is measured on held-out rows and there are none; raise heldout_sequences.")
+
+
 def _refuse(path: Path, differing: list[str]) -> None:
     if differing:
         raise UsageError(
@@ -149,6 +160,7 @@ class _Pass:
                 model, kl = load_teacher(self.training, self.teacher, here, self._measured())
                 head = output_head(model)
                 saved_head = save_head(head, self.folder)
+                rounding = self._rounding_kl(model, head, here.device) if self.config.rows == "int8" else None
             writer = RowWriter(self.folder, None if begun is None else begun["rows"])
             self._write(writer, functools.partial(self._kept, model, head, here.device), here.micro_batch_rows, seconds)
         shards = writer.finish()
@@ -160,6 +172,7 @@ class _Pass:
             "precision": here.precision,
             "teacher_precision": self.training.teacher_precision,
             "teacher_kl": kl,
+            **({} if rounding is None else {"rounding_kl": rounding}),
             "apart": here.documents_apart,
             "seq_len": self.store.seq_len,
             "num_rows": writer.rows,
@@ -189,11 +202,41 @@ class _Pass:
         return self._rows(min(most_heldout_rows(self.training), self.store.num_heldout)).heldout()
 
     @torch.inference_mode()
+    def _rounding_kl(self, model: Any, head: OutputHead, device: torch.device) -> float:
+        """KL(exact || rounded) on held-out tokens that are labels, nats a token.
+
+        Raises:
+            UsageError: it is above `teacher_max_kl`, or there are no such tokens.
+        """
+        measured = self._measured()
+        check_rounding(self.config, num_heldout=len(measured))
+        exact, rounded = [], []
+        for start in range(min(len(measured), max(1, MEASURED_TOKENS // self.store.seq_len))):
+            batch = measured.take(np.array([start]))
+            states = _states(model, device, batch)
+            read = read_rounded(rounded_rows(states), states.shape[1], states.shape[2], states.dtype)
+            piece = micro_batch(batch).to(device)
+            exact.append(piece.with_label(states))
+            rounded.append(piece.with_label(read.to(device)))
+        kl = divergence_of_states(torch.cat(exact), torch.cat(rounded), head, self.training)
+        limit = self.training.teacher_max_kl
+        say(f"Hidden states in 8 bits differ from the exact ones by {kl:.2g} nats a token (held-out rows).")
+        if not kl <= limit:
+            raise UsageError(
+                f"cache: rows: int8 changes the teacher by {kl:.3g} nats a token on held-out rows, more than "
+                f"distill.teacher_max_kl = {limit}. Use rows: exact, or raise the limit if that is little beside what "
+                "the student will be off by."
+            )
+        return kl
+
+    @torch.inference_mode()
     def _kept(self, model: Any, head: OutputHead, device: torch.device, batch: Batch) -> list[Bytes]:
         """What is kept of each row of a batch."""
         states = _states(model, device, batch)
-        if self.config.kind == "hidden" or batch.row_ids[0] >= self.store.num_rows:
+        if batch.row_ids[0] >= self.store.num_rows:
             return hidden_rows(states)
+        if self.config.kind == "hidden":
+            return hidden_rows(states) if self.config.rows == "exact" else rounded_rows(states)
         return SPARSE[self.config.kind](self.config, len(head.weight)).encode(states, head, batch.row_ids)
 
     def _write(self, writer: RowWriter, kept: Callable[[Batch], list[Bytes]], size: int, seconds: Seconds) -> None:

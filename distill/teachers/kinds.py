@@ -1,6 +1,7 @@
 """What a cache keeps of a row of text, as bytes: hidden states, draws of the teacher, or its most likely tokens.
 
-hidden     the last hidden state of each place in the teacher's dtype, [S, D]
+hidden     the last hidden state of each place in the teacher's dtype, [S, D]; or, with rows: int8, [S, B] float16, the
+           scale of each block of 32 of its values, and [S, D] int8, how many scales a value is
 samples    [S] uint8, how many of the draws differ; [S] float16, the entropy of p; then an entry of 3 or 4 bytes for
            each of those, id * 2^b + times - 1, with b as many bits as the number of draws - 1 needs
 topk       [S, k] uint32, ids from the most likely on; [S, k] float16, their log-probabilities
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.distill.objective.sparse import Sparse
 from compress.distill.teachers.config import CacheConfig
@@ -21,11 +22,40 @@ from compress.distill.teachers.row_files import Bytes
 from compress.model.parts import OutputHead
 
 _CHUNK_LOGITS = 1 << 24
+BLOCK = 32
+"""Values of a hidden state that share a scale, as in llama.cpp's Q8_0."""
 
 
 def hidden_rows(states: Tensor) -> list[Bytes]:
     """The bytes of each row of states [B, S, D]."""
     return list(states.cpu().contiguous().flatten(1).view(torch.uint8).numpy())
+
+
+def read_hidden(rows: list[Bytes], length: int, dtype: torch.dtype) -> Tensor:
+    """States [B, length, D] of what `hidden_rows` made."""
+    return torch.stack([torch.from_numpy(row) for row in rows]).view(dtype).view(len(rows), length, -1)
+
+
+def rounded_rows(states: Tensor) -> list[Bytes]:
+    """The bytes of each row of states [B, S, D], 8 bits a value and 16 a block; a value is off by half its block's
+    scale, which is a 127th of its largest value."""
+    values = states.float().cpu()
+    blocks = nn.functional.pad(values, (0, -values.shape[-1] % BLOCK))
+    blocks = blocks.view(*values.shape[:-1], -1, BLOCK)
+    scales = (blocks.abs().amax(-1) / 127).half()
+    steps = (blocks / scales[..., None]).nan_to_num(0.0).round().clamp(-127, 127).flatten(-2)
+    numbers = steps[..., : values.shape[-1]].to(torch.int8)
+    parts = zip(scales.numpy(), numbers.numpy(), strict=True)
+    return [np.concatenate([part.ravel().view(np.uint8) for part in row]) for row in parts]
+
+
+def read_rounded(rows: list[Bytes], length: int, width: int, dtype: torch.dtype) -> Tensor:
+    """States [B, length, width] of what `rounded_rows` made."""
+    blocks = -(-width // BLOCK)
+    raw = torch.from_numpy(np.stack(rows))
+    scales = raw[:, : 2 * length * blocks].contiguous().view(torch.float16).view(len(rows), length, blocks)
+    numbers = raw[:, 2 * length * blocks :].view(torch.int8).view(len(rows), length, width)
+    return (numbers.float() * scales.float().repeat_interleave(BLOCK, -1)[..., :width]).to(dtype)
 
 
 @dataclasses.dataclass(frozen=True)

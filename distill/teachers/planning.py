@@ -6,6 +6,7 @@ from typing import Any
 
 from compress.base.units import format_bytes
 from compress.distill.teachers.config import CacheConfig
+from compress.distill.teachers.kinds import BLOCK
 from compress.distill.teachers.row_files import ENTRY
 from compress.model.costs import model_costs
 from compress.model.parts import count_parameters, empty_model
@@ -57,14 +58,19 @@ def plan_cache(
     depend on how sure the teacher is, and are about right."""
     value = 2 if bf16 else 4
     width: int = teacher.get_text_config().hidden_size
-    of_token = {"hidden": width * value, "samples": 2 + 2 * min(config.draws, _DIFFERENT), "topk": 6 * config.k}
+    exact = width * value
+    of_token = {
+        "hidden": exact if config.rows == "exact" else width + 2 * -(-width // BLOCK),
+        "samples": 2 + 2 * min(config.draws, _DIFFERENT),
+        "topk": 6 * config.k,
+    }[config.kind]
     table = (num_rows + num_heldout) * ENTRY.itemsize
-    rows = seq_len * (num_rows * of_token[config.kind] + num_heldout * of_token["hidden"])
+    rows = seq_len * (num_rows * of_token + num_heldout * exact)
     head = value * count_parameters(empty_model(copy.deepcopy(teacher)).get_output_embeddings())
     return CachePlan(
         kind=config.kind,
         bytes=rows + table + head,
-        bytes_per_token=of_token[config.kind],
+        bytes_per_token=of_token,
         tokens=(num_rows + num_heldout) * seq_len,
         flops_per_token=model_costs(teacher).prefill_flops(seq_len),
     )

@@ -12,9 +12,10 @@ from compress.distill.config import DistillConfig
 from compress.distill.objective.loss import IGNORE_INDEX, distillation_loss
 from compress.distill.resources.auto import resolve_precision
 from compress.distill.rows.batch import Ids
-from compress.model.parts import count_parameters, decoder_layers, hidden_states, output_head
+from compress.model.parts import OutputHead, count_parameters, decoder_layers, hidden_states, output_head
 
-_MEASURED_TOKENS = 16384
+MEASURED_TOKENS = 16384
+"""Held-out tokens, at most, on which a change of the teacher's signals is measured."""
 _FP8_CAPABILITY = (8, 9)
 
 
@@ -43,7 +44,7 @@ def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids, labels: 
     """
     device = next(teacher.parameters()).device
     check_quantization(config, device, num_heldout=len(heldout))
-    count = max(1, _MEASURED_TOKENS // max(heldout.shape[1], 1))
+    count = max(1, MEASURED_TOKENS // max(heldout.shape[1], 1))
     rows = torch.from_numpy(heldout[:count]).to(device)
     _, layers = decoder_layers(teacher)
     option = _option(config)
@@ -54,12 +55,12 @@ def quantize_teacher(teacher: Any, config: DistillConfig, heldout: Ids, labels: 
         counting = (
             torch.nn.functional.pad(torch.from_numpy(labels[:count] != IGNORE_INDEX), (0, 1)).flatten().to(device)
         )
-    exact = _all_hidden(teacher, rows)[counting]
+    head, exact = output_head(teacher), _all_hidden(teacher, rows)[counting]
 
     from torchao.quantization import quantize_
 
     quantize_(layers, _recipe(config))
-    kl = _divergence(teacher, exact, _all_hidden(teacher, rows)[counting], config)
+    kl = divergence_of_states(exact, _all_hidden(teacher, rows)[counting], head, config)
     say(f"The {config.teacher_precision} teacher differs from the exact one by {kl:.2g} nats a token (held-out rows).")
     if not kl <= config.teacher_max_kl:
         raise UsageError(
@@ -118,11 +119,10 @@ def _all_hidden(model: Any, rows: Tensor) -> Tensor:
     return torch.cat([hidden_states(model, row[None])[0] for row in rows])
 
 
-def _divergence(teacher: Any, exact: Tensor, quantised: Tensor, config: DistillConfig) -> float:
-    """KL(exact || quantised) of hidden states [N, D] through the teacher's one head, nats a token, at temperature 1."""
-    head = output_head(teacher)
+def divergence_of_states(exact: Tensor, changed: Tensor, head: OutputHead, config: DistillConfig) -> float:
+    """KL(exact || changed) of hidden states [N, D] through one head, nats a token, at temperature 1."""
     labels = torch.zeros(len(exact), dtype=torch.int64, device=exact.device)
     out = distillation_loss(
-        quantised, head, exact, head, labels, alpha=1.0, ignore_index=None, chunk_tokens=config.chunk_tokens
+        changed, head, exact, head, labels, alpha=1.0, ignore_index=None, chunk_tokens=config.chunk_tokens
     )
     return float(out.soft)

@@ -61,6 +61,7 @@ def heldout_scores(
     - documents: how many documents the tokens are from
     - loss_nats_stderr, kl_nats_stderr, acceptance_rate_stderr: standard errors over documents, whose tokens depend on
       each other (of a ratio of sums: Cochran, Sampling Techniques, section 6.4); null for one document
+    - by_document of both: lists of the tokens and of the loss or the KL of each document
     - by_position, by_token, by_frequency of both: the loss, the KL and the agreement by class of the predicted token
       (see `compress.evaluate.text.token_classes`), with each class's tokens
     - by_source of both, where there are `sources`: those means of each source, with tokens, documents and standard
@@ -109,6 +110,7 @@ def heldout_scores(
         "tokens": tokens,
         "documents": len(numbers),
         **_by_class({"loss_nats": sums["loss"]}, groupings),
+        "by_document": _by_document({"loss_nats": sums["loss"]}, by_document),
     }
     fidelity = None if teacher is None else _fidelity(sums, groupings, by_document)
     if sources is not None:
@@ -161,7 +163,15 @@ def _fidelity(sums: Sums, groupings: Mapping[str, Grouping], by_document: Groupi
         "tokens": tokens,
         "documents": len(by_document.labels),
         **_by_class({"kl_nats": sums["kl"], "top1_agreement": sums["top1"]}, groupings),
+        "by_document": _by_document({"kl_nats": sums["kl"]}, by_document),
     }
+
+
+def _by_document(quantities: Mapping[str, Mapping[str, list[float]]], by_document: Grouping) -> dict[str, list[Any]]:
+    """Tokens and the mean of each quantity of every document, in one order: what two models' means are paired by."""
+    tokens = by_document.counts
+    means = {name: (np.asarray(sums[_DOCUMENTS]) / tokens).tolist() for name, sums in quantities.items()}
+    return {"tokens": tokens.tolist(), **means}
 
 
 def _by_class(quantities: Mapping[str, dict[str, list[float]]], groupings: Mapping[str, Grouping]) -> dict[str, Any]:

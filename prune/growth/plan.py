@@ -8,13 +8,13 @@ from typing import Any
 from compress.base.disk import read_json
 from compress.base.errors import Faults, InputError, UsageError
 from compress.base.units import format_count
-from compress.model.facts import kept_layers, look_at_config
+from compress.model.cuts import CUT_RECORDS, cuts_of, kept_layers
+from compress.model.facts import look_at_config
 from compress.model.files import model_fingerprint
 from compress.prune.choose.spec import format_layers
 from compress.prune.growth.config import GrowConfig
 from compress.prune.plan import Derivation, cast_derivation, derive
 
-_RECORDS = ("prune.json", "grow.json")
 _WEIGHTS = (".safetensors", ".gguf")
 
 
@@ -105,7 +105,7 @@ def plan_growth(student: str | Path, teacher: str, config: GrowConfig) -> Growth
     faults.refuse()
     assert small is not None
     assert large is not None
-    kept = kept_layers(cut_folder(small.side))
+    kept = kept_layers(cuts_of(cut_folder(small.side)), large.config)
     assert kept is not None
     whole = derive(teacher, large.side, ":").plan
     return Growth(
@@ -150,7 +150,7 @@ def cut_folder(student: Path) -> Path:
         places += [Path(named)] if isinstance(named, str) else []
         places.append(student.parent / "student-init")
     for place in places:
-        if kept_layers(place) is not None:
+        if cuts_of(place):
             return place
     raise InputError(
         f"Nothing says which layers of its teacher {student} has: there is no prune.json in "
@@ -165,8 +165,11 @@ def require_teacher(growth: Growth) -> dict[str, str]:
         InputError: its weights or its config are others.
     """
     found = model_fingerprint(growth.teacher)
-    place = cut_folder(growth.student)
-    recorded = next(read_json(place / name) for name in _RECORDS if (place / name).is_file())
+    recorded = _record_of(cut_folder(growth.student))
+    while (
+        growth.num_layers != len(recorded["kept_layers"]) + len(recorded["dropped_layers"]) and "original" in recorded
+    ):
+        recorded = _record_of(cut_folder(Path(recorded["teacher"])))  # a chain: what it was healed from is a cut too
     made_from: dict[str, Any] = ((recorded.get("manifest") or {}).get("inputs") or {}).get("teacher") or {}
     of_model = [name for name in {*found, *made_from} if name == "config.json" or name.endswith(_WEIGHTS)]
     if differing := sorted(name for name in of_model if found.get(name) != made_from.get(name)):
@@ -174,4 +177,9 @@ def require_teacher(growth: Growth) -> dict[str, str]:
             f"{growth.name} is not the model that {growth.student} was cut from: {', '.join(differing[:3])} differ. "
             "Name that one."
         )
+    return found
+
+
+def _record_of(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = next(read_json(place / name) for name in CUT_RECORDS if (place / name).is_file())
     return found

@@ -124,6 +124,7 @@ class _Model:
         return {
             **_models(growth),
             "kept_layers": self.layers,
+            "dropped_layers": plan.dropped_layers,
             "put_back": put_back,
             "by": config.by,
             "order": self.order.details,

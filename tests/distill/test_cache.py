@@ -25,6 +25,7 @@ from compress.distill.loop import session
 from compress.distill.teachers import caching, row_files
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.caching import make_cache
+from compress.distill.teachers.kinds import read_rounded, rounded_rows
 from compress.distill.teachers.row_files import RowReader, RowWriter
 
 Options = Callable[..., DistillConfig]
@@ -89,6 +90,47 @@ def test_it_holds_what_the_model_says_of_each_row(world: World, options: Options
     torch.testing.assert_close(cache.head().logits(states), found.logits, rtol=1e-5, atol=1e-5)
     some = np.array([7, 0, len(ids) - 1, 7])
     assert torch.equal(cache.states(some), states[some])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 32, 100])
+def test_a_rounded_state_is_off_by_half_a_step_of_its_block(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    states = (torch.randn(3, 7, width) * torch.logspace(-4, 4, 7)[:, None]).to(dtype)
+    states[0, 0] = 0.0
+    rows = rounded_rows(states)
+    assert [len(row) for row in rows] == [7 * (width + 2 * -(-width // 32))] * 3
+    read = read_rounded(rows, 7, width, dtype)
+    assert read.dtype == dtype
+    exact, found = states.double().numpy(), read.double().numpy()
+    for start in range(0, width, 32):
+        block = exact[..., start : start + 32]
+        largest = np.abs(block).max(-1, keepdims=True)
+        step = np.maximum(largest / 127, 2.0**-24) * (1 + 2.0**-10)
+        rounding = np.abs(block) * 2.0 ** (-8 if dtype == torch.bfloat16 else -23)
+        # the scale is off by 2^-11 of itself, or by 2^-25 where fp16 has no more digits, times at most 127
+        slack = 127 * np.maximum(step * 2.0**-11, 2.0**-25)
+        assert (np.abs(found[..., start : start + 32] - block) <= step / 2 + rounding + slack).all()
+
+
+def test_what_rounding_changes_is_measured_and_refused_above_the_limit(world: World, options: Options) -> None:
+    config, kept = options(), CacheConfig(kind="hidden", rows="int8")
+    cache, exact = cached(world, config, kept=kept), cached(world, config, "exact")
+    store = TokenStore.open(world.data)
+    train, heldout = np.arange(store.num_rows), store.num_rows + np.arange(store.num_heldout)
+    assert torch.equal(cache.states(heldout), exact.states(heldout))
+    assert not torch.equal(cache.states(train), exact.states(train))
+    read = read_rounded(rounded_rows(exact.states(heldout)), SEQ_LEN, exact.index["width"], torch.float32)
+    p, q = (exact.head().logits(each[:, :-1]).double().log_softmax(-1) for each in (exact.states(heldout), read))
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    assert cache.rounding_kl == pytest.approx(float(kl), rel=1e-2, abs=1e-8)
+    live, found = world.run("live", config), world.run("rounded", config, cache=cache.path)
+    assert found.heldout_kl == pytest.approx(live.heldout_kl, rel=0.02)
+    assert found.cache is not None
+    assert found.cache["rounding_kl"] == cache.rounding_kl
+    assert "in 8 bits (" in cache.text()
+    with pytest.raises(UsageError, match=r"rows: int8 changes the teacher by .* more than distill.teacher_max_kl"):
+        cached(world, options(teacher_max_kl=1e-12), "refused", kept)
 
 
 @pytest.mark.faults(1, 8)

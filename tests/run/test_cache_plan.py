@@ -27,7 +27,7 @@ def planned(world: Path, *changes: str) -> RecipePlan:
     return plan
 
 
-@pytest.mark.parametrize("kind", ["hidden", "topk"])
+@pytest.mark.parametrize("kind", ["hidden", "hidden, rows: int8", "topk"])
 def test_bytes_are_planned_as_they_come(world: Path, kind: str, tmp_path: Path) -> None:
     recipe = load_recipe(world / "recipe.yaml", [*CHANGES, f"teacher.cache={{kind: {kind}}}"])
     plan = planned(world, f"teacher.cache={{kind: {kind}}}").cache

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from compress.report.judge.scores import build_scores
-from compress.report.run_files import Record, RunFiles
+from compress.report.run_files import Record, RunFiles, layers_of
 
 
 def sizes_between(run: RunFiles, scores: Mapping[str, Record]) -> list[Record]:
@@ -15,7 +15,7 @@ def sizes_between(run: RunFiles, scores: Mapping[str, Record]) -> list[Record]:
     ends = [run.evals.get(key) for key in ("student", "teacher")]
     if not run.grown or run.prune is None or None in ends:
         return []
-    kept, dropped = (len(run.prune.get(key) or ()) for key in ("kept_layers", "dropped_layers"))
+    kept, dropped = map(len, layers_of(run.prune))
     models = [("healed", kept, ends[0]), *(("grown", size, found) for size, found in run.grown.items())]
     models.append(("teacher", kept + dropped, ends[1]))
     made = build_scores({str(number): record for number, (_, _, record) in enumerate(models) if record})

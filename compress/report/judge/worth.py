@@ -5,14 +5,17 @@ from compress.report.run_files import Record, RunFiles, number
 
 
 def worth(run: RunFiles) -> Record | None:
-    """`seconds` of the training, `price_per_hour` where it is known, and of `prefill` and `decode` the seconds a token
-    takes `before` and `after`, and the `tokens` from which on the run has paid (None where it never does).
+    """`seconds` of the training (of a chain, of all), `price_per_hour` where it is known, and of `prefill` and `decode`
+    the seconds a token takes `before` and `after`, and the `tokens` from which on the run has paid (None where it never
+    does).
 
     None where speeds were not measured alike. Training and serving are taken to be on devices of one price, which then
     does not matter to the tokens.
     """
-    seconds = number((run.distill or {}).get("seconds"))
-    if seconds is None or not {"teacher", "student"} <= run.evals.keys():
+    trained = [stage.distill for stage in run.stages] or [run.distill]
+    spent = [number((record or {}).get("seconds")) for record in trained]
+    seconds = sum(filter(None, spent))
+    if None in spent or not {"teacher", "student"} <= run.evals.keys():
         return None
     teacher, student = run.evals["teacher"], run.evals["student"]
     fast, slow = speed_pair(student, teacher) or ({}, {})

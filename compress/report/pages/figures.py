@@ -8,7 +8,7 @@ from compress.base.units import format_count
 from compress.report.cells import percent, share_kept, short
 from compress.report.pages import svg
 from compress.report.pages.svg import Markup, Scale
-from compress.report.run_files import Record, RunFiles, number
+from compress.report.run_files import Record, RunFiles, layers_of, number
 from compress.report.tables.table import compared, labels, main_tasks
 
 Points = list[tuple[float, float]]
@@ -240,8 +240,8 @@ def loss_figure(panel: LossPanel) -> str:
 
 def layers_figure(prune: Record) -> str:
     """The teacher's blocks in a row, the student's under them, and a line from each kept block to its new place."""
-    kept, dropped = prune.get("kept_layers"), prune.get("dropped_layers")
-    if not isinstance(kept, list) or not isinstance(dropped, list) or not kept:
+    kept, dropped = layers_of(prune)
+    if not kept:
         return ""
     count, left = len(kept) + len(dropped), 74.0
     pitch = min(54.0, (_WIDTH - left) / count)

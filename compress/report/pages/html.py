@@ -1,6 +1,7 @@
 """report.html: one self-contained page, pictures first. No request leaves it; everything from the run is escaped."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 
 from compress.base.units import format_bytes, format_count, format_seconds
@@ -15,7 +16,7 @@ from compress.report.pages.importance import importance_figure
 from compress.report.pages.layout import alarms, chip, left_out, page, scores_section, section, tables
 from compress.report.pages.selection import selection_figure
 from compress.report.pages.sizes import sizes_figure
-from compress.report.run_files import Record, RunFiles, called, number
+from compress.report.run_files import Record, RunFiles, called, layers_of, number
 from compress.report.tables.table import labels
 
 _MEANING = {
@@ -91,6 +92,10 @@ def _tiles(report: Record) -> list[tuple[str, str, str]]:
 
 def _losses(report: Record, run: RunFiles) -> str:
     panels = loss_panels(report, run)
+    for place, stage in reversed([*enumerate(run.stages[:-1], start=1)]):
+        earlier = replace(run, train_rows=stage.train_rows, heldout_rows=stage.heldout_rows)
+        of_stage = [replace(panel, title=f"Stage {place}: {panel.title}") for panel in loss_panels(report, earlier)]
+        panels = [*of_stage, *panels]
     if not panels:
         return ""
     pictures = "".join(
@@ -201,7 +206,7 @@ def _layers(report: Record) -> str:
     picture = layers_figure(report["prune"]) if report["prune"] else ""
     if not picture:
         return ""
-    kept, dropped = (len(report["prune"][key]) for key in ("kept_layers", "dropped_layers"))
+    kept, dropped = map(len, layers_of(report["prune"]))
     caption = f"{kept} of {kept + dropped} transformer layers stay, in their order; the dashed ones were dropped."
     return section("Which layers stay", caption, f'<div class="wide">{picture}</div>')
 

@@ -59,10 +59,12 @@ def section(title: str, caption: str, body: str) -> str:
 
 def tables(report: Record) -> str:
     """All tables of a report."""
-    return "\n".join(_table(table) for table in all_tables(report))
+    return "\n".join(table_section(table) for table in all_tables(report))
 
 
-def _table(table: Table) -> str:
+def table_section(table: Table) -> str:
+    """A table with its heading and the sentence on how to read it."""
+
     def row(cells: Sequence[str], tag: str) -> str:
         kinds = [' class="words"' if left else "" for left in table.words]
         made = (f"<{tag}{kind}>{escape(text)}</{tag}>" for text, kind in zip(cells, kinds, strict=True))

@@ -39,6 +39,8 @@ def training(report: Record) -> Table:
     rows = [[label, cell(train, key, show)] for key, label, show in _TRAINING if number(train.get(key)) is not None]
     if train.get("cache"):
         rows.insert(0, ["Taught by", _cache_words(train["cache"])])
+    if train.get("mixture"):
+        rows.insert(0, ["Taught by", train["mixture"]["shares"]])
     trained, parameters = (number(train.get(key)) for key in ("trained_parameters", "parameters"))
     if trained is not None and parameters is not None:
         rows.insert(0, ["Parameters trained", f"{format_count(trained)} of {format_count(parameters)}"])
@@ -52,11 +54,40 @@ def training(report: Record) -> Table:
 
 def _cache_words(cache: Record) -> str:
     """`a cache of the teacher's hidden states, 1.07 GiB, 1,152 bytes a token`."""
-    what = {"hidden": "hidden states", "samples": "draws", "topk": "most likely tokens"}.get(
-        cache["kind"], cache["kind"]
-    )
+    kinds = {"hidden": "hidden states", "samples": "draws", "topk": "most likely tokens"}
+    what = kinds.get(cache["kind"]) or str(cache["kind"])
+    rounded = number(cache.get("rounding_kl"))
+    if rounded is not None:
+        what += f" in 8 bits ({rounded:.2g} nats a token off)"
     size, per_token = format_bytes(cache["bytes"]), cache["bytes_per_token"]
     return f"a cache of the teacher's {what}, {size}, {per_token:,.0f} bytes a token"
+
+
+_TAUGHT_BY = {"original": "the teacher", "previous": "the student before", "self": "the student before"}
+_STAGE: Sequence[tuple[str, str, Callable[[float], str]]] = (
+    ("parameters", "Parameters", format_count),
+    ("tokens", "Tokens", fixed(0)),
+    ("heldout_kl_before", "KL before", fixed(4)),
+    ("heldout_kl", "KL after", fixed(4)),
+    ("seconds", "Wall time", format_seconds),
+)
+
+
+def stages(report: Record) -> Table:
+    """The stages of a chain of cuts."""
+    rows = []
+    for place, stage in enumerate(report.get("stages") or (), start=1):
+        kept = stage["kept_layers"]
+        layers = [NONE, NONE] if kept is None else [layer_ranges(kept), str(len(kept))]
+        cells = [cell(stage, key, show) for key, _, show in _STAGE]
+        rows.append([str(place), _TAUGHT_BY.get(stage["taught_by"], NONE), *layers, *cells])
+    return Table(
+        title="Stages",
+        note="Each heals a cut of the student before it. KL is to the one that taught it, held out, nats a token.",
+        columns=["Stage", "Taught by", "Layers that stay", "Layers", *(label for _, label, _ in _STAGE)],
+        rows=rows,
+        text_columns=3,
+    )
 
 
 def selection(report: Record) -> Table:

@@ -7,7 +7,7 @@ from compress.report.judge.prompting import common_prompting
 from compress.report.judge.scores import metric_names
 from compress.report.run_files import Record, number
 from compress.report.tables.habits import habits
-from compress.report.tables.making import importance, ranking, selection, training
+from compress.report.tables.making import importance, ranking, selection, stages, training
 from compress.report.tables.measures import classes, nearness, speed, text
 from compress.report.tables.recovery import recovery
 from compress.report.tables.retention import retention
@@ -31,7 +31,15 @@ def all_tables(report: Record) -> list[Table]:
         speed(report),
         sizes(report),
     )
-    making = (training(report), recovery(report), worth(report), selection(report), ranking(report), importance(report))
+    making = (
+        stages(report),
+        training(report),
+        recovery(report),
+        worth(report),
+        selection(report),
+        ranking(report),
+        importance(report),
+    )
     return [table for table in (*made, *rest, *making, every_metric(report)) if table.rows]
 
 
