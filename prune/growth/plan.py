@@ -165,11 +165,10 @@ def require_teacher(growth: Growth) -> dict[str, str]:
         InputError: its weights or its config are others.
     """
     found = model_fingerprint(growth.teacher)
-    recorded = _record_of(cut_folder(growth.student))
-    while (
-        growth.num_layers != len(recorded["kept_layers"]) + len(recorded["dropped_layers"]) and "original" in recorded
-    ):
-        recorded = _record_of(cut_folder(Path(recorded["teacher"])))  # a chain: what it was healed from is a cut too
+    place = cut_folder(growth.student)
+    while len(cuts := cuts_of(place)) > 1 and cuts[0].num_layers != growth.num_layers:
+        place = cut_folder(Path(_record_of(place)["teacher"]))  # in a chain, healed from a cut itself
+    recorded = _record_of(place)
     made_from: dict[str, Any] = ((recorded.get("manifest") or {}).get("inputs") or {}).get("teacher") or {}
     of_model = [name for name in {*found, *made_from} if name == "config.json" or name.endswith(_WEIGHTS)]
     if differing := sorted(name for name in of_model if found.get(name) != made_from.get(name)):

@@ -8,6 +8,8 @@ from recipe_world import make_run_world, run_to
 
 from compress.base.disk import read_json, sha256_tree
 from compress.base.errors import UsageError
+from compress.model.cuts import Cut, cuts_of
+from compress.prune import GrowConfig, grow
 from compress.report.pages.html import html_page
 from compress.report.run_files import read_run
 from compress.run.pipeline import run_recipe
@@ -61,4 +63,25 @@ def test_the_plan_names_the_sizes_and_what_is_wrong_with_them(world: Path, tmp_p
     assert "grow: models of 3, 4 layers" in plan.stdout
     wrong = run_cli("run", recipe, "--out", str(tmp_path / "run"), "--dry-run", "--set=grow={layers: [2]}")
     assert wrong.returncode == 2
+    assert "the student has 2 layers and its teacher 4; write numbers from 3 to 4" in wrong.stderr
+
+
+CHAIN = (
+    "stages=[{keep: '0,1,3', tokens: 2k}, {keep: '0,2', tokens: 2k, teacher: previous}, {teacher: self, tokens: 2k}]"
+)
+
+
+def test_the_student_of_a_chain_is_grown_with_blocks_of_the_first_teacher(world: Path, tmp_path: Path) -> None:
+    options = ("eval.tasks=[]", "eval.speed=false", "eval.samples=0", "grow={layers: [3], by: last}", CHAIN)
+    run = run_to(tmp_path / "run", world / "recipe.yaml", *options)
+    record = read_json(run / "grow" / "3" / "grow.json")
+    assert (record["student_layers"], record["put_back"], record["kept_layers"]) == ([0, 3], [2], [0, 2, 3])
+    assert cuts_of(run / "grow" / "3") == (Cut((0, 2, 3), 4),)
+    report = read_json(run / "report.json")
+    assert [each["layers"] for each in report["sizes"]] == [2, 3, 4]
+    assert {check.status for check in verify_run(run)} <= {"ok", "not checked"}
+    middle, config = run / "stages" / "1" / "student", GrowConfig(by="last", layers=(3,))
+    again = grow(run / "student", middle, tmp_path / "again", config)
+    assert (again.record["student_layers"], again.record["put_back"]) == ((0, 2), [1])
+    wrong = run_cli("run", str(world / "recipe.yaml"), "--dry-run", f"--set={CHAIN}", "--set=grow={layers: [2]}")
     assert "the student has 2 layers and its teacher 4; write numbers from 3 to 4" in wrong.stderr
