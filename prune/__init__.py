@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.config import PruneConfig
+from compress.prune.growth.config import GrowConfig
 from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
 
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
+    from compress.prune.growth.preflight import check_grow, check_growth
+    from compress.prune.growth.record import GrowResult, grow_inputs
+    from compress.prune.growth.step import grow, grow_family
     from compress.prune.plan import PrunePlan, plan_prune
     from compress.prune.preflight import check_prune, check_students, student_facts
     from compress.prune.record import PruneResult, prune_inputs, prune_settings, student_output
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "WITHOUT_TEXT",
     "Chosen",
+    "GrowConfig",
+    "GrowResult",
     "Planned",
     "PruneConfig",
     "PrunePlan",
@@ -35,9 +41,14 @@ __all__ = [
     "RankingConfig",
     "RepairConfig",
     "StorageConfig",
+    "check_grow",
+    "check_growth",
     "check_prune",
     "check_students",
     "family_folders",
+    "grow",
+    "grow_family",
+    "grow_inputs",
     "measure_layers",
     "plan_prune",
     "prune",
@@ -50,13 +61,19 @@ __all__ = [
 ]
 
 _HOMES = {
+    "GrowResult": "growth.record",
     "Planned": "student",
     "PrunePlan": "plan",
     "PruneResult": "record",
     "Ranking": "choose.ranking",
+    "check_grow": "growth.preflight",
+    "check_growth": "growth.preflight",
     "check_prune": "preflight",
     "check_students": "preflight",
     "family_folders": "step",
+    "grow": "growth.step",
+    "grow_family": "growth.step",
+    "grow_inputs": "growth.record",
     "measure_layers": "student",
     "plan_prune": "plan",
     "prune": "step",

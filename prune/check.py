@@ -10,6 +10,7 @@ layer that became a full one would go unnoticed.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,17 @@ def reason_to_skip(num_parameters: int) -> str | None:
 
 
 @torch.no_grad()
-def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: str | None = None) -> CheckResult:
+def check_student(
+    teacher: Path,
+    student: Path,
+    dropped: tuple[int, ...],
+    cast: str | None = None,
+    change: Callable[[Any], None] = lambda _: None,
+) -> CheckResult:
     """Compare the model in `student` with the one in `teacher` without its `dropped` layers.
 
-    Where the student's weights were `cast`, the teacher's are rounded to that dtype first.
+    Where the student's weights were `cast`, the teacher's are rounded to that dtype first; then `change` is what
+    becomes of the teacher.
 
     Raises:
         InputError: one of them does not load strictly, or does not run on token ids alone.
@@ -75,6 +83,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
     if cast is not None:
         for parameter in model.parameters():
             parameter.copy_(parameter.to(getattr(torch, cast)))
+    change(model)
     ids = _token_ids(model)
     layers = decoder_layers(model)[1]
     for index in dropped:
@@ -99,7 +108,7 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
     cached = _distance(found, _run(model, student, text)[:, half - 1 : -1])
     del model
     if not (faithful := cached.within(CACHE_TOLERANCE)):
-        cached = _distance_from_teachers(text, found, teacher, dropped, cached)
+        cached = _distance_from_teachers(text, found, teacher, dropped, change, cached)
     return CheckResult(
         passed=True,
         max_abs_difference=identity.difference,
@@ -111,7 +120,12 @@ def check_student(teacher: Path, student: Path, dropped: tuple[int, ...], cast: 
 
 
 def _distance_from_teachers(
-    text: Tensor, logits: Tensor, teacher: Path, dropped: tuple[int, ...], cached: "_Distance"
+    text: Tensor,
+    logits: Tensor,
+    teacher: Path,
+    dropped: tuple[int, ...],
+    change: Callable[[Any], None],
+    cached: "_Distance",
 ) -> "_Distance":
     """How far the `logits` with which a student wrote `text` are from those with which its teacher does.
 
@@ -119,6 +133,7 @@ def _distance_from_teachers(
     does.
     """
     model = _load(teacher, None)
+    change(model)
     for index in dropped:
         _make_identity(decoder_layers(model)[1][index])
     same_text, expected = _generate(model, text[:, : text.shape[1] // 2])

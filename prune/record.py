@@ -90,15 +90,16 @@ def prune_inputs(
     """
     inputs: dict[str, Callable[[], Any]] = {"teacher": teacher}
     if not isinstance(keep, str) and keep.reads_text:
-        inputs["calibration"] = partial(_text_fingerprint, keep.calibration, keep.calibration_column)
+        inputs["calibration"] = partial(text_fingerprint_of, keep.calibration, keep.calibration_column)
     if isinstance(keep, RankAfterConfig):
-        inputs["data"] = partial(_text_fingerprint, keep.data)
+        inputs["data"] = partial(text_fingerprint_of, keep.data)
     if repair is not None:
-        inputs["repair"] = partial(_text_fingerprint, repair.calibration, repair.calibration_column)
+        inputs["repair"] = partial(text_fingerprint_of, repair.calibration, repair.calibration_column)
     return inputs
 
 
-def _text_fingerprint(source: str | None, column: str = "text") -> dict[str, Any] | None:
+def text_fingerprint_of(source: str | None, column: str = "text") -> dict[str, Any] | None:
+    """The fingerprint of a text to measure or repair on; None without one."""
     from compress.prune.choose.calibration import calibration_fingerprint
 
     return calibration_fingerprint(source, column)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.model.blocks import Forward, Watch, given, replaced, returned, watched
+from compress.model.blocks import Forward, Watch, given, replaced, returned, watched, with_given
 from compress.model.parts import decoder_layers, hidden_states
 
 _TRIED_TOKENS = 32
@@ -73,7 +73,7 @@ class Stream:
                 return hidden if extras is None else (hidden, *extras)
             if self.resumes and index == self._start and self._state is not None:
                 hidden = self._state.to(hidden.device)
-                args, kwargs = ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+                args, kwargs = with_given(hidden, args, kwargs)
             if index == self._stop:
                 self._input = hidden.clone()  # a block may write over its input
             output = own(*args, **kwargs)

@@ -122,6 +122,19 @@ EARLY: dict[str, Early] = {
     "prune.repair": early("there is a cut after a kept layer", ("prune.repair=true prune.keep=2-3", "nothing to")),
     "prune.check": early("is on for model types that only it can vouch for"),
     "prune.stream": early("is asked for of a hub model only"),
+    "grow.layers": early(
+        "lie between the student's and the teacher's",
+        ("grow={layers:[2]}", "write numbers from 3 to 4"),
+        ("grow={layers:[3],by:first} prune.keep=0-3", "the student has 4 layers"),
+    ),
+    "grow.calibration": early(
+        "there is such text", ("grow={layers:[3],calibration:/nowhere.txt}", "/nowhere.txt does not exist")
+    ),
+    "grow.calibration_column": early(
+        "is in the text", ("grow={layers:[3],calibration:{text},calibration_column:body}", "no 'body' in any")
+    ),
+    "grow.device": early("is there", ("grow={layers:[3],device:cuda_7}", "device = 'cuda_7' cannot be used here")),
+    "grow.check": early("is on for model types that only it can vouch for"),
     "data.dataset": early(
         "there is such text, of one format, that can be opened; the run does not lie in it",
         ("data.dataset=/nowhere.jsonl", "/nowhere.jsonl does not exist"),
@@ -275,6 +288,8 @@ LATER = {
     "prune.repair": "a block that does not end in a map that can be changed: tried when the model is loaded",
     "prune.by": "a score that is not finite: when it is measured",
     "prune.batch_tokens": "memory: when the text is run",
+    "grow.by": "a KL that is not finite: when it is measured",
+    "grow.batch_tokens": "memory: when the text is run",
     "data.tokens": "fewer in local text: counted when it is prepared",
     "data.sources": "a source with too little text for its part: counted when it is prepared",
     "data.heldout_sequences": "too little text for them: counted when it is prepared",
@@ -299,6 +314,7 @@ LATER = {
     "eval.sample_tokens": "cut to the context, which is said",
     "eval.dtype": "values too large for it: when they come",
     "prune.calibration_seq_len": "cut to the context, which is said",
+    "grow.calibration_seq_len": "cut to the context, which is said",
 }
 
 

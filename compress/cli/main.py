@@ -14,6 +14,7 @@ from compress.cli.distill import distill
 from compress.cli.evaluate import evaluate
 from compress.cli.exits import fail
 from compress.cli.generate import generate
+from compress.cli.grow import grow
 from compress.cli.init import init
 from compress.cli.prune import prune
 from compress.cli.report import report
@@ -48,7 +49,7 @@ def cli(debug: bool) -> None:
     """Turn a Hugging Face causal LM into a smaller, faster one, and prove what it kept."""
 
 
-for _command in (init, prune, cache, distill, generate, evaluate, run, sweep, report, compare, verify, demo):
+for _command in (init, prune, cache, distill, grow, generate, evaluate, run, sweep, report, compare, verify, demo):
     cli.add_command(_command)
 
 

@@ -29,6 +29,11 @@ def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return hidden
 
 
+def with_given(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A block's arguments with another hidden state among them."""
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
 def returned(output: Any) -> Tensor:
     """The hidden state [..., S, D] in what a block returned."""
     hidden: Tensor = output[0] if isinstance(output, tuple | list) else output

@@ -1,10 +1,13 @@
-"""Which layers of other models a cut is made of, as the prune.json beside its weights has them."""
+"""Which layers of other models a cut is made of, or a model grown from one, by the record beside its weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from compress.base.disk import read_json
+
+CUT_RECORDS = ("prune.json", "grow.json")
+"""Of a cut, and of a model grown from one."""
 
 
 class Cut(NamedTuple):
@@ -25,10 +28,10 @@ class Cut(NamedTuple):
 
 
 def cuts_of(folder: Path) -> tuple[Cut, ...]:
-    """A model's `cuts`, as the prune.json beside its weights has them."""
-    path = folder / "prune.json"
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict) or found.get("kept_layers") is None:
+    """A model's `cuts`, as the prune.json or grow.json beside its weights has them."""
+    records = (read_json(folder / name) for name in CUT_RECORDS if (folder / name).is_file())
+    found = next((each for each in records if isinstance(each, dict) and each.get("kept_layers") is not None), None)
+    if found is None:
         return ()
     first = found.get("original")
     earlier = () if first is None else (Cut(tuple(first["kept_layers"]), first["num_layers"]),)

@@ -8,9 +8,12 @@ from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
 from compress.report.judge.draft import drafts
 from compress.report.judge.flips import summarise_flips
+from compress.report.judge.recovery import recovery
 from compress.report.judge.scores import Comparison, build_scores, compare, mismatches
+from compress.report.judge.sizes import sizes_between
 from compress.report.judge.speeds import speed_pair
 from compress.report.judge.verdicts import judge_all
+from compress.report.judge.worth import worth
 from compress.report.run_files import STUDENTS, Record, RunFiles, StageFiles, called, layers_of, number
 
 
@@ -20,12 +23,14 @@ def build_report(run: RunFiles) -> Record:
     Beside the contract's `teacher`, `student_init`, `student`, `retention`, `compression` and `train` it has: `labels`
     (of the evaluated models), `scores` (by task and model, with intervals and chance), `verdicts` (what each means, in
     words), `mismatches`, `retention_student_init`, `overall` (retention over all tasks), `flips` (counts and a few),
-    `draft` (the student as its teacher's draft), `prune`, `headline` and `left_out` (what this run lacks, in words).
+    `draft` (the student as its teacher's draft), `prune`, `sizes` (healed student, grown models and teacher, where
+    models were grown), `forecast` (what more tokens of healing would give), `worth` (what the run cost, and from how
+    many tokens on that is saved), `headline` and `left_out` (what this run lacks, in words).
     What is absent is null.
     """
     labels = {key: run.labels[key] for key in run.evals}
     scores = build_scores(run.evals)
-    compared = _comparisons(run, scores)
+    compared, forecasts = _comparisons(run, scores), recovery(run)
     report: Record = {
         MADE_BY: "compress report",
         "name": run.name,
@@ -41,8 +46,11 @@ def build_report(run: RunFiles) -> Record:
         "draft": drafts({key: run.evals[key] for key in STUDENTS if key in run.evals}, run.evals.get("teacher")),
         "compression": _compression(run),
         "train": _train(run.distill),
+        "forecast": forecasts,
+        "worth": worth(run),
+        "sizes": sizes_between(run, scores),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
-        "left_out": _left_out(run),
+        "left_out": _left_out(run, forecasts),
     }
     if run.stages:
         report["stages"] = [_stage(stage) for stage in run.stages]
@@ -105,7 +113,7 @@ def _compression(run: RunFiles) -> Record | None:
     }
 
 
-def _left_out(run: RunFiles) -> list[str]:
+def _left_out(run: RunFiles, forecasts: list[Record]) -> list[str]:
     missing = [f"No evaluation of the {run.labels[key]} model." for key in run.expected if key not in run.evals]
     if run.prune is None and not run.given_student:
         missing.append("No prune.json: which layers were kept is not shown.")
@@ -113,6 +121,11 @@ def _left_out(run: RunFiles) -> list[str]:
         missing.append("No distill.json: the student has not been healed, or its training record is elsewhere.")
     elif not run.train_rows:
         missing.append("No train/metrics.jsonl: no loss curves.")
+    reasons: dict[str, list[str]] = {}
+    for entry in forecasts:
+        if entry["refused"] is not None:
+            reasons.setdefault(entry["refused"], []).append(entry["name"])
+    missing += [f"No forecast of the held-out {_and(names)}: {why}." for why, names in reasons.items()]
     for key, record in run.evals.items():
         if not run.items[key] and record["tasks"]:
             missing.append(f"No per-item scores of the {run.labels[key]} model: no paired intervals with it.")

@@ -1,6 +1,7 @@
 """What a run folder holds: its JSON records, the training log and the scored items. Nothing is computed here."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MODELS = {
 }
 """Key in report.json -> stem of the file in RUN/eval/."""
 STUDENTS = ("student_init", "student")
+_GROWN = re.compile(r"grown-(\d+)\.json")
 _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss")
 
 
@@ -50,6 +52,7 @@ class RunFiles:
         stages: those of a chain, the last too; none of a run that cuts once.
         evals: eval record by model key (`teacher`, `student_init`, `student`), in that order.
         items: per-item scores by model key.
+        grown: eval records of models between student and teacher by their number of layers, increasing.
         train_rows, heldout_rows: logged steps with a loss, and with a held-out loss; one row a step, by step.
     """
 
@@ -60,6 +63,7 @@ class RunFiles:
     distill: Record | None
     evals: dict[str, Record]
     items: dict[str, list[Record]]
+    grown: dict[int, Record]
     train_rows: list[Record]
     heldout_rows: list[Record]
     stages: list[StageFiles]
@@ -103,6 +107,7 @@ def read_run(run: Path) -> RunFiles:
         distill=last.distill,
         evals=found,
         items={key: read_items(paths[key]) for key in found},
+        grown=_grown(run / "eval"),
         train_rows=last.train_rows,
         heldout_rows=last.heldout_rows,
         stages=stages,
@@ -136,6 +141,21 @@ def layers_of(prune: Record) -> tuple[list[int], list[int]]:
     if first is None:
         return prune.get("kept_layers") or [], prune.get("dropped_layers") or []
     return first["kept_layers"], sorted({*range(first["num_layers"])} - {*first["kept_layers"]})
+
+
+def _grown(folder: Path) -> dict[int, Record]:
+    sizes = {int(found[1]): path for path in folder.glob("grown-*.json") if (found := _GROWN.fullmatch(path.name))}
+    return {size: read_evaluation(sizes[size]) for size in sorted(sizes)}
+
+
+def read_measures(run: Path) -> tuple[Record | None, list[Record]]:
+    """A run's record of its training, None where it is not finished, and its logged rows of held-out measures.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    record = _record(run / "student" / "distill.json", shapes.TrainingRecord)
+    return record, _by_step(_jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep), "heldout_loss")
 
 
 def read_training(run: Path) -> Record | None:

@@ -12,6 +12,7 @@ from compress.base.records import manifest
 from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs, evaluation_outputs
 from compress.model.files import model_fingerprint
 from compress.run.finders import Folder, at, store_of
+from compress.run.growing import grown_models
 from compress.run.layout import Layout
 from compress.run.models import Models
 from compress.run.recipe import Recipe
@@ -22,24 +23,35 @@ TIMED = ("teacher", "student-init", "student")
 
 
 def evaluations(
-    recipe: Recipe, layout: Layout, models: Models, *, before: list[Step], start: list[Step], healed: Step
+    recipe: Recipe,
+    layout: Layout,
+    models: Models,
+    *,
+    before: list[Step],
+    start: list[Step],
+    healed: Step,
+    grown: list[Step],
 ) -> list[Step]:
-    """Scores of teacher (before its fine-tuning too), cut and healed student; speed of these three, timed in turns.
+    """Scores of teacher (before its fine-tuning too), cut, healed student and grown models; speed of the first three,
+    timed in turns.
 
-    The teacher comes from the steps `before`, the cut from those of `start` too, the student from `healed` as well.
+    The teacher comes from the steps `before`, the cut from those of `start` too, the student from `healed` as well, and
+    the grown models from `grown`, after all of these.
     """
     timed = dict(zip(TIMED, (models.teacher, models.student, at(layout.student)), strict=True))
     scored = timed
     if recipe.teacher.finetune is not None and models.given is not None:
         scored = {"teacher-before": models.given, **timed}
+    between = {name: at(folder) for name, folder in grown_models(recipe, layout).items()}
     made = {
         "teacher-before": [step for step in before if step.group != "teacher"],
         "teacher": before,
         "student-init": [*before, *start],
         "student": [*before, *start, healed],
+        **{name: [*before, *start, healed, *grown] for name in between},
     }
     steps = []
-    for name, model in scored.items():
+    for name, model in {**scored, **between}.items():
         after = groups_of(made[name])
         reference = None if name.startswith("teacher") else models.teacher
         steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after, models.tokenizer))

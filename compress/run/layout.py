@@ -26,6 +26,8 @@ class Layout:
         """Results of candidate cuts."""
         self.student = run / "student"
         """The healed student."""
+        self.grown = run / "grow"
+        """Models of sizes between it and its teacher."""
         self.old = run / "old"
         """What `--redo STEP` moved aside, in folders STEP-DATE."""
         self.redo = run / "redo.json"
@@ -40,5 +42,5 @@ class Layout:
         return out.parent / ("train" if out.name == self.student.name else f"{out.name}-train")
 
     def evaluation(self, name: str) -> Path:
-        """The eval JSON of a model of the run (teacher-before, teacher, student-init, student), or `speed` of all."""
+        """The eval JSON of a model of the run (teacher-before, teacher, student-init, student, grown-N), or `speed`."""
         return self.run / "eval" / f"{name}.json"

@@ -18,6 +18,7 @@ from compress.model.parts import count_parameters, empty_model
 from compress.model.remote_code import trusting
 from compress.prune import PrunePlan, RankAfterConfig, check_students, family_folders
 from compress.run.chain_checks import StageFacts
+from compress.run.earlier import expected
 from compress.run.layout import Layout
 from compress.run.pipeline import Outlook, look_ahead, resolve_paths, run_folder
 from compress.run.preflight import Known, fit_recipe
@@ -66,6 +67,10 @@ class RecipePlan:
     """Several teachers and their shares, in words; None of one."""
     stages: tuple[StagePlan, ...] = ()
     """Of a chain, those before the last, whose own are `prune` and `distill`."""
+    grown: tuple[int, ...] = ()
+    """Layers of the models that are grown from the healed student."""
+    forecasts: tuple[str, ...] = ()
+    """What runs beside this one, of the same teacher and cut, lead one to expect of its held-out measure."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
@@ -144,6 +149,9 @@ class RecipePlan:
                 lines.append(f"  {device} has {format_bytes(available)}: {fits}")
         if self.scoring is not None:
             lines.append(self._scoring(self.scoring))
+        lines += self.forecasts
+        if self.grown:
+            lines.append(f"grow: models of {', '.join(map(str, self.grown))} layers")
         lines.append(f"eval: {', '.join(self.tasks) or 'no benchmarks'}")
         return "\n".join(lines)
 
@@ -160,7 +168,10 @@ def plan_run(
         resolved = fit_recipe(resolve_paths(recipe, run))
         outlook = look_ahead(resolved, Layout(run), redo, download=False)
         try:
-            return plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s), outlook
+            plan = plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s)
+            if plan is not None and plan.counted:
+                plan = dataclasses.replace(plan, forecasts=tuple(expected(recipe, run, plan.distill.tokens)))
+            return plan, outlook
         except UsageError:
             if not outlook.faults.found:
                 raise
@@ -196,6 +207,7 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         counted=all(_rows(facts.stage.distill, known.text) is not None for facts in known.stages),
         cache=_cache(recipe, known.text, teacher.config),
         ranking_tokens=ranked,
+        grown=() if recipe.grow is None else tuple(sorted(recipe.grow.layers)),
         sources={name: part.tokens for name, part in zip(recipe.data.names, recipe.data.parts(), strict=False)},
         scoring=plan_scoring(
             recipe.distill,

@@ -18,8 +18,12 @@ from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, fact
 from compress.distill.preflight import check_caching, check_distill, check_tokens, other_teachers
 from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
+from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
+from compress.prune import check_grow
+from compress.prune.choose.spec import format_layers
+from compress.prune.plan import Derivation, cast_derivation, derive
 from compress.report import report_outputs
 from compress.run.caching import cache_folder
 from compress.run.chain_checks import StageFacts, check_chain
@@ -71,11 +75,24 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
             assert recipe.teacher.cache is not None
             out = cache_folder(recipe.teacher.cache, layout)
             check_caching(recipe.teacher.cache, recipe.distill, teacher=teacher, text=text, out=out, faults=faults)
+        if "grow" in left.groups and teacher is not None and recipe.grow is not None:
+            own = recipe.grow.calibration is None or left.will_make(recipe.grow.calibration)
+            check_grow(recipe.grow, teacher, _whole_cut(teacher, stages), faults, own_text=own)
         if "eval" in left.groups:
             _check_evaluations(recipe, teacher, left, faults, download=download)
             if given is not None:
                 faults.of(lambda: check_chat(recipe.eval, given))
         return Known(teacher, stages, text, other_teachers(recipe.distill, Faults()))
+
+
+def _whole_cut(teacher: ModelFacts, stages: Sequence[StageFacts]) -> Derivation | None:
+    """The last cut as one of the run's teacher; None where something is wrong with it."""
+    last = stages[-1]
+    if last.cut is None or last.student is None or len(last.student.cuts) == 1:
+        return last.cut
+    kept = kept_layers(last.student.cuts, teacher.config)
+    assert kept is not None
+    return cast_derivation(derive(teacher.name, teacher.side, format_layers(kept)), last.cut.plan.dtype)
 
 
 def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faults: Faults) -> None:

@@ -17,7 +17,7 @@ from compress.demo import WorldConfig
 from compress.distill import CacheConfig, DistillConfig
 from compress.evaluate import EvalConfig
 from compress.generate import GenerateConfig
-from compress.prune import PruneConfig
+from compress.prune import GrowConfig, PruneConfig
 from compress.run.stages import Stage, StageConfigs, chain, names_layers
 
 _LONGEST_NAME = 200
@@ -148,6 +148,8 @@ class Recipe:
     """The text to heal on."""
     distill: DistillConfig = DistillConfig()
     """How to heal."""
+    grow: Annotated[GrowConfig | None, Before(None)] = None
+    """Models of sizes between the healed student and its teacher, RUN/grow/SIZE."""
     eval: EvalConfig = EvalConfig()
     """What to measure."""
     sweep: Annotated[SweepConfig | None, Before(None)] = None
@@ -158,6 +160,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.student is not None and self.prune != PruneConfig():
             raise ValueError("a given `student` is trained as it is: leave `prune` out, or `student`")
+        if self.student is not None and self.grow is not None:
+            raise ValueError("a given `student` is no cut of the teacher, so nothing can be put back: leave `grow` out")
+        if self.grow is not None and not self.grow.layers:
+            raise ValueError("`grow` needs `layers`, the sizes to make: write `grow: {layers: [20, 24]}`")
         if self.student is not None and self.stages:
             raise ValueError("a chain cuts the teacher: leave `stages` out, or `student`")
         if self.stages and names_layers(self.prune):
@@ -181,6 +187,13 @@ class PruneOptions:
     """The text that candidate cuts are healed on."""
     distill: DistillConfig = DistillConfig()
     """How they are healed."""
+
+
+@config
+class GrowOptions:
+    """What `compress grow` takes: one section of a recipe."""
+
+    grow: GrowConfig = GrowConfig()
 
 
 @config

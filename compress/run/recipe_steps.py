@@ -34,6 +34,7 @@ from compress.prune import (
 from compress.run.caching import cache_folder, caching
 from compress.run.evaluations import evaluations
 from compress.run.finders import Folder, at, if_there, store_of
+from compress.run.growing import growing
 from compress.run.layout import Layout
 from compress.run.models import Find, Models, cut_of, others
 from compress.run.rank_after import prune_best, with_heal
@@ -64,7 +65,9 @@ def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
         beside = others(stage.distill, find)
         healed.append(_healing(recipe, stage, layout, models, beside, after=groups_of([*made, *healed])))
     before, start = [*world, data, *taught], [*cut, *healed[:-1]]
-    return [*made, *healed, *evaluations(recipe, layout, models, before=before, start=start, healed=healed[-1])]
+    grown = [] if recipe.grow is None else [growing(recipe, layout, models.teacher, after=groups_of([*made, *healed]))]
+    scores = evaluations(recipe, layout, models, before=before, start=start, healed=healed[-1], grown=grown)
+    return [*made, *healed, *grown, *scores]
 
 
 def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:

@@ -27,7 +27,7 @@ from compress.verify.training import Training, check_checkpoint, check_metrics, 
 __all__ = ["Check", "verify_run"]
 
 _LEFT_BY_RUNS = (
-    "recipe.yaml", "world", "data", "teacher-init", "teacher-cache", "student-init", "train", "student", "eval",
+    "recipe.yaml", "world", "data", "teacher-init", "teacher-cache", "student-init", "train", "student", "grow", "eval",
 )  # fmt: skip
 
 
@@ -60,6 +60,9 @@ def _all_checks(run: RunFolder) -> Iterator[Check]:
             yield from _step(run, link)
         if link.record.name in (RECORD, "prune.json", "init.json"):
             yield from _model(link)
+        if link.record.name == "grow.json" and link.record.is_file():
+            for folder in sorted(path.parent for path in link.record.parent.glob("*/grow.json")):
+                yield perform(f"{link.name}/{folder.name}: weights", lambda folder=folder: check_model(folder))  # type: ignore[misc]
     if (run.path / "report.json").is_file():
         yield perform("report.json", lambda: _check_report(run))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -44,14 +44,10 @@ def student_tensors(
 ) -> list[StudentTensor]:
     """The student's tensors, under their names; with `cast`, those of the teacher's main dtype become that dtype.
 
-    The main dtype is the float dtype that most bytes have. What the teacher keeps in another one, it keeps so on
-    purpose. Of tensors that hold a part for each of `num_layers` layers, those of the `kept` ones stay.
+    What the teacher keeps in another one, it keeps so on purpose. Of tensors that hold a part for each of `num_layers`
+    layers, those of the `kept` ones stay.
     """
-    sizes: Counter[str] = Counter()
-    for _, tensor in named:
-        if tensor.dtype in FLOATS:
-            sizes[tensor.dtype] += tensor.num_bytes
-    main = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    main = main_dtype([tensor for _, tensor in named])
     wanted = main if cast is None else _STORED[cast]
 
     def made(name: str, tensor: StoredTensor) -> StudentTensor:
@@ -66,6 +62,15 @@ def student_tensors(
         return StudentTensor.same(name, tensor)
 
     return [made(name, tensor) for name, tensor in named]
+
+
+def main_dtype(tensors: Iterable[StoredTensor]) -> str | None:
+    """The float dtype (safetensors' name) that most bytes have; None without one."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype in FLOATS:
+            sizes[tensor.dtype] += tensor.num_bytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,11 @@ def read_header(path: Path) -> list[StoredTensor]:
     return sorted(tensors, key=lambda tensor: tensor.start)
 
 
+def layer_keys(prefixes: Sequence[str]) -> re.Pattern[str]:
+    """What names of layer weights match whole: prefix, number of the layer, and the rest, in groups 1 to 3."""
+    return re.compile(rf"({'|'.join(map(re.escape, prefixes))})\.(\d+)\.(.+)")
+
+
 def select_tensors(
     files: Sequence[Path], prefixes: Sequence[str], kept: Sequence[int], num_layers: int
 ) -> list[tuple[str, StoredTensor]]:
@@ -71,7 +76,7 @@ def select_tensors(
     Raises:
         InputError: two files hold a tensor of the same name, or a layer of the teacher has no weights.
     """
-    in_layer = re.compile(rf"({'|'.join(map(re.escape, prefixes))})\.(\d+)\.(.+)")
+    in_layer = layer_keys(prefixes)
     new_index = {old: new for new, old in enumerate(kept)}
     stored = [tensor for path in files for tensor in read_header(path)]
     for name, count in Counter(tensor.name for tensor in stored).items():

@@ -24,6 +24,16 @@ def is_prediction_head(name: str) -> bool:
     return _PREDICTION_HEAD.fullmatch(name) is not None
 
 
+def is_per_layer(name: str) -> bool:
+    """Whether a tensor outside the layers is made of a part for each."""
+    return _dimension(name) is not None
+
+
+def _dimension(name: str) -> int | None:
+    """The dimension along which a tensor's parts lie."""
+    return next((dim for tail, dim in PER_LAYER_WEIGHTS.items() if f".{name}".endswith(f".{tail}")), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """The kept ones of `total` blocks of `block_bytes`, in each row of stored bytes."""
@@ -53,7 +63,7 @@ def layer_blocks(
     Raises:
         InputError: it should, and its size is no multiple of the number of layers.
     """
-    dim = next((dim for tail, dim in PER_LAYER_WEIGHTS.items() if f".{name}".endswith(f".{tail}")), None)
+    dim = _dimension(name)
     if dim is None or len(kept) == num_layers:
         return None
     if dim >= len(shape) or shape[dim] % num_layers:

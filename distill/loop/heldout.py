@@ -1,12 +1,15 @@
 """Held-out rows measured while a student is trained: all of them, and those of each source of a blend."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from compress.base.config import to_dict
 from compress.base.progress import progress_bar, say
 from compress.distill.loop.metrics import Metrics, heldout_columns
 from compress.distill.loop.progress import OF_SOURCES
 from compress.distill.loop.session import Session
+from compress.report.judge.forecast import NoForecast, fit_forecast, full_rate_points
 
 
 def measure_heldout(s: Session, metrics: Metrics) -> None:
@@ -30,6 +33,22 @@ def measure_heldout(s: Session, metrics: Metrics) -> None:
         if name in values
     }
     metrics.write({"step": s.progress.step, "tokens": s.tokens, **heldout_columns(found), **of_sources})
+    s.outlook = _outlook(s, metrics.heldout)
+
+
+def _outlook(s: Session, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the run's measure is expected to be at its end, once a tenth of it is done; empty where nothing says so."""
+    done, steps = s.progress.step, s.budget.steps
+    if not 0.1 * steps <= done < steps:
+        return ""
+    try:
+        points = full_rate_points(rows, s.progress.best_by, to_dict(s.config), steps)
+        value, low, high = fit_forecast(*points).at(s.budget.rows * s.rows.seq_len)
+    except NoForecast:
+        return ""
+    name = {"heldout_kl": "KL", "heldout_hard": "loss"}.get(s.progress.best_by, "loss")
+    before = " before the decay" if s.config.schedule == "wsd" else ""
+    return f", held-out {name} {value:.3f} ({low:.3f} to {high:.3f}) expected at the end{before}"
 
 
 def pooled(measured: Mapping[str, Mapping[str, float]], labels: Mapping[str, float]) -> dict[str, float]:

@@ -31,8 +31,12 @@ class Metrics:
     def __init__(self, path: Path, accelerator: Any, *, done: int, unmeasured: bool) -> None:
         self._accelerator = accelerator
         self._file = None
+        self.heldout: list[dict[str, Any]] = []
+        """All rows of held-out measures so far, in the main process."""
         if accelerator.is_main_process:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in _rows_up_to(path, done, unmeasured)))
+            earlier = _rows_up_to(path, done, unmeasured)
+            self.heldout = [row for row in earlier if "heldout_loss" in row]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in earlier))
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -41,6 +45,7 @@ class Metrics:
         if self._file is not None:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+            self.heldout += [row] if "heldout_loss" in row else []
         numbers = {key: value for key, value in row.items() if value is not None and key != "step"}
         self._accelerator.log(numbers, step=row["step"])
 

@@ -80,6 +80,8 @@ class Session:
     progress: Progress
     notes: dict[str, Any]
     """Fields of distill.json: what was decided for this machine, and the quantised teacher's KL."""
+    outlook: str = ""
+    """What the held-out measure is expected to be at the end, in words, for the progress line."""
 
     @property
     def tokens(self) -> int:

@@ -251,7 +251,7 @@ def _log(
     parts = ", ".join(f"{name} {value:.3f}" for name, value in zip(terms, raw, strict=True)) if len(terms) > 1 else ""
     loss = f"loss {columns['loss']:.3f}{parts and f' ({parts})'}"
     wrote = "" if own is None else f", on its own text ({own.tokens / max(own.rollouts, 1):.1f} tokens a rollout)"
-    return f"step {s.progress.step} of {s.budget.steps}, {loss}{wrote}, {rate:,.0f} tokens/s"
+    return f"step {s.progress.step} of {s.budget.steps}, {loss}{wrote}, {rate:,.0f} tokens/s{s.outlook}"
 
 
 def _rollout_columns(s: Session, clock: Clock, counts: Counts | None) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """Layers dropped greedily, one after another, each time the one whose loss is least; on no more text than that takes.
+Or put back so, where the model begins without them.
 
 Each step is a race of the layers that are left. All are measured on an eighth of the rows, those that are plainly worse
 than the best are given up, the others are measured on as many rows again, and so on until one is left or all rows are
@@ -11,7 +12,7 @@ A heat reads every token of few rows rather than some tokens of more: the blocks
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,9 +29,9 @@ _HEATS = (slice(0, None, 8), slice(4, None, 8), slice(2, None, 4), slice(1, None
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GreedyStep:
-    """A layer that was dropped, the loss without it and those dropped before it, nats a token, and what that cost."""
+    """A layer that was dropped (or put back), the loss after it and those before it, nats a token, and its cost."""
 
-    dropped: int
+    layer: int
     loss_nats: float
     tokens: int
     """Predicted tokens that the loss is the mean of."""
@@ -43,9 +44,9 @@ class Race:
 
     def __init__(self, layers: Sequence[int]) -> None:
         self.base = torch.empty(0, dtype=torch.float64)
-        """[T], with no more dropped."""
+        """[T], with no more changed."""
         self.without = dict.fromkeys(layers, self.base)
-        """Without each layer, [t], on the first t of the T tokens."""
+        """Without each layer (or with it), [t], on the first t of the T tokens."""
         self.heats: list[int] = []
         """Layers that were measured, by heat."""
 
@@ -72,41 +73,53 @@ class Race:
 
 
 class Search:
-    """A greedy search for `count` layers to drop, never the last. Of equal losses the deeper layer goes."""
+    """A greedy search for `count` of the `layers` to drop, or to put back where the model begins without all of them.
+
+    The `spared` ones are measured in the first race and never chosen. Of equal losses the deeper layer is.
+    """
 
     def __init__(
-        self, by: str, ablation: Ablation, text: Calibration, batch_tokens: int, count: int, num_layers: int
+        self,
+        by: str,
+        ablation: Ablation,
+        text: Calibration,
+        batch_tokens: int,
+        count: int,
+        layers: Sequence[int],
+        *,
+        spared: Collection[int] = (),
+        put_back: bool = False,
     ) -> None:
         self._by, self._ablation, self._text, self._batch_tokens = by, ablation, text, batch_tokens
-        self._count, self._last = count, num_layers - 1
-        self.trials = num_layers + sum(self._last - done for done in range(1, count))
-        """Layers that enter its races. The last one enters the first, to be measured."""
+        self._count, self._layers, self._spared = count, layers, spared
+        self._without = set(layers) if put_back else set[int]()
+        self.trials = len(layers) + sum(len(layers) - len(spared) - done for done in range(1, count))
+        """Layers that enter its races."""
 
     def run(self, bar: Bar) -> tuple[Race, list[GreedyStep]]:
         """The first race, and all steps; `bar` counts tokens, `trials` times the text in all."""
         races: list[Race] = []
         steps: list[GreedyStep] = []
         while not races or len(steps) < self._count:
-            dropped = [step.dropped for step in steps]
-            races.append(Race([layer for layer in range(self._last + (not steps)) if layer not in dropped]))
-            best = self._winner(races[-1], dropped, bar)
+            out = {step.layer for step in steps} | (set(self._spared) if steps else set())
+            races.append(Race([layer for layer in self._layers if layer not in out]))
+            best = self._winner(races[-1], [step.layer for step in steps], bar)
             losses, heats = races[-1].without[best], tuple(races[-1].heats)
-            steps.append(GreedyStep(dropped=best, loss_nats=float(losses.mean()), tokens=len(losses), heats=heats))
+            steps.append(GreedyStep(layer=best, loss_nats=float(losses.mean()), tokens=len(losses), heats=heats))
         return races[0], steps[: self._count]
 
-    def _winner(self, race: Race, dropped: Sequence[int], bar: Bar) -> int:
+    def _winner(self, race: Race, chosen: Sequence[int], bar: Bar) -> int:
         """The best layer, when it alone is left or all rows are read."""
         running, left, started = list(race.without), self._text.rows.size, time.monotonic()
-        for heat in _HEATS:
-            rows = self._text.rows[heat]
-            if not len(rows) or len(running) == 1:
+        for heat in heats_of(self._text):
+            if len(running) == 1 and race.heats:
                 continue
-            batches = dataclasses.replace(self._text, rows=rows).batches(self._batch_tokens)
-            race.add(*self._ablation.leave_one_out(batches, running, dropped, bar), running)
-            if not dropped and len(race.heats) == 1:
+            batches = heat.batches(self._batch_tokens)
+            race.add(*self._ablation.change_one(batches, running, self._without ^ set(chosen), bar), running)
+            if not chosen and len(race.heats) == 1:
                 self._tell(time.monotonic() - started)
-            left -= rows.size
-            given_up = set(running) - set(race.running([layer for layer in running if layer != self._last]))
+            left -= heat.rows.size
+            given_up = set(running) - set(race.running([layer for layer in running if layer not in self._spared]))
             bar.advance(len(given_up) * left)
             running = [layer for layer in running if layer not in given_up]
         bar.advance(left if len(running) == 1 else 0)
@@ -114,8 +127,15 @@ class Search:
 
     def _tell(self, first_heat_s: float) -> None:
         """Say about how long the whole takes: a race costs 2.5 first heats where each heat halves it."""
-        seconds = first_heat_s * 2.5 * self.trials / (self._last + 1)
+        seconds = first_heat_s * 2.5 * self.trials / len(self._layers)
         tell_time(f"Measuring {self._by}", self._text, seconds, "--calibration-tokens")
+
+
+def heats_of(text: Calibration) -> Iterator[Calibration]:
+    """The text by heats, those that have a row."""
+    for heat in _HEATS:
+        if len(rows := text.rows[heat]):
+            yield dataclasses.replace(text, rows=rows)
 
 
 def _plainly_worse(differences: Tensor) -> bool:

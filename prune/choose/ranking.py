@@ -30,7 +30,8 @@ from compress.base.errors import InputError
 from compress.base.machine import fast_fp32_products, find_device, host_memory
 from compress.base.progress import Bar, progress_bar
 from compress.base.units import format_bytes
-from compress.inference.readout import read_out
+from compress.inference.likelihood import Likely
+from compress.inference.readout import Readout, read_out
 from compress.model.files import check_weight_files
 from compress.model.load import find_dtype, load_model
 from compress.prune.choose.ablation import Ablation
@@ -109,7 +110,7 @@ _Scored = tuple[Sequence[float], set[int], dict[str, Any]]
 
 def _by_influence(config: RankingConfig, teacher: RankedModel) -> _Scored:
     count = teacher.num_layers - config.layers
-    with _measuring(config, teacher) as run, run.bar(1) as bar:
+    with measuring(config, teacher) as run, run.bar(1) as bar:
         found = measure_influence(run.model, run.batches(config.batch_tokens), count, bar)
     if config.by == "block-influence":
         return found.block_influence, least(found.block_influence, count), run.details
@@ -118,9 +119,9 @@ def _by_influence(config: RankingConfig, teacher: RankedModel) -> _Scored:
 
 
 def _by_perplexity(config: RankingConfig, teacher: RankedModel) -> _Scored:
-    with _measuring(config, teacher) as run, run.bar(teacher.num_layers) as bar, run.ablation() as ablation:
+    with measuring(config, teacher) as run, run.bar(teacher.num_layers) as bar, run.ablation() as ablation:
         batches = run.batches(config.batch_tokens)
-        base, without = ablation.leave_one_out(batches, range(teacher.num_layers), (), bar)
+        base, without = ablation.change_one(batches, range(teacher.num_layers), (), bar)
     losses = [float(found.mean()) for found in without]
     scores = [float((found - base).mean()) for found in without]
     curve = {"loss_nats": float(base.mean()), "loss_nats_without": losses, "reuses_prefix": ablation.reuses_prefix}
@@ -131,14 +132,15 @@ def _greedily(config: RankingConfig, teacher: RankedModel) -> _Scored:
     total = teacher.num_layers
     count = total - config.layers
     what = "kl_nats" if config.by == "kl-greedy" else "loss_nats"
-    with _measuring(config, teacher) as run, run.ablation(to_whole=what == "kl_nats") as ablation:
-        search = Search(config.by, ablation, run.text, config.batch_tokens, count, total)
+    reference: dict[bytes, Likely] | None = {} if what == "kl_nats" else None
+    with measuring(config, teacher) as run, run.ablation(reference) as ablation:
+        layers, last = range(total), (total - 1,)
+        search = Search(config.by, ablation, run.text, config.batch_tokens, count, layers, spared=last)
         with run.bar(search.trials) as bar:
             first, steps = search.run(bar)
     curve = {
         "steps": [
-            {"dropped": step.dropped, what: step.loss_nats, "tokens": step.tokens, "heats": step.heats}
-            for step in steps
+            {"dropped": step.layer, what: step.loss_nats, "tokens": step.tokens, "heats": step.heats} for step in steps
         ],
         what: float(first.base.mean()),
         f"{what}_tokens": len(first.base),
@@ -146,11 +148,11 @@ def _greedily(config: RankingConfig, teacher: RankedModel) -> _Scored:
         f"{what}_without_tokens": [len(losses) for losses in first.without.values()],
         "reuses_prefix": ablation.reuses_prefix,
     }
-    return [first.increase(layer) for layer in range(total)], {step.dropped for step in steps}, {**curve, **run.details}
+    return [first.increase(layer) for layer in range(total)], {step.layer for step in steps}, {**curve, **run.details}
 
 
 def _by_taylor(config: RankingConfig, teacher: RankedModel) -> _Scored:
-    with _measuring(config, teacher) as run, run.bar(1) as bar:
+    with measuring(config, teacher) as run, run.bar(1) as bar:
         read = read_out(run.model, teacher.name)
         scores = taylor(read, run.batches(1), run.text.num_predicted, bar)
     return scores, least(scores, teacher.num_layers - config.layers), run.details
@@ -182,7 +184,7 @@ _SCORERS: Mapping[Method, Callable[[RankingConfig, RankedModel], _Scored]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Measuring:
     """A model in memory and the text it is to read."""
 
     model: Any
@@ -200,10 +202,14 @@ class _Run:
         with progress_bar("measuring layers, tokens", passes * self.text.rows.size) as bar:
             yield bar
 
+    def readout(self) -> Readout:
+        """The model, its head in its own dtype."""
+        return read_out(self.model, self.name, self.model.dtype)
+
     @contextmanager
-    def ablation(self, *, to_whole: bool = False) -> Iterator[Ablation]:
-        """The model with blocks that can be skipped, its head in the model's own dtype."""
-        ablation = Ablation(read_out(self.model, self.name, self.model.dtype), to_whole=to_whole)
+    def ablation(self, reference: dict[bytes, Likely] | None = None) -> Iterator[Ablation]:
+        """The model with blocks that can be skipped, measured as `Ablation` says."""
+        ablation = Ablation(self.readout(), reference=reference)
         with ablation.installed(torch.from_numpy(self.text.rows)):
             yield ablation
 
@@ -230,7 +236,7 @@ def require_memory(name: str, num_parameters: int, dtype: torch.dtype, device: t
 
 
 @contextmanager
-def _measuring(config: RankingConfig, teacher: RankedModel) -> Iterator[_Run]:
+def measuring(config: RankingConfig, teacher: RankedModel) -> Iterator[Measuring]:
     """Load the text and then the model, in the dtype and on the device that the config names."""
     device = find_device(config.device)
     text = load_calibration(config, teacher.folder, config.amount(device.type))
@@ -244,4 +250,4 @@ def _measuring(config: RankingConfig, teacher: RankedModel) -> Iterator[_Run]:
         "batch_tokens": config.batch_tokens,
     }
     with fast_fp32_products():
-        yield _Run(model, text, config.by, teacher.name, details)
+        yield Measuring(model, text, config.by, teacher.name, details)

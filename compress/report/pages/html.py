@@ -15,6 +15,7 @@ from compress.report.pages.figures import layers_figure, loss_figure, loss_panel
 from compress.report.pages.importance import importance_figure
 from compress.report.pages.layout import alarms, chip, left_out, page, scores_section, section, tables
 from compress.report.pages.selection import selection_figure
+from compress.report.pages.sizes import sizes_figure
 from compress.report.run_files import Record, RunFiles, called, layers_of, number
 from compress.report.tables.table import labels
 
@@ -38,7 +39,14 @@ def html_page(report: Record, run: RunFiles) -> str:
         _classes(report),
         _sizes(report),
     ]
-    sections += [tables(report), _samples(report), _layers(report), _candidates(report), _importance(report)]
+    sections += [
+        _between(report),
+        tables(report),
+        _samples(report),
+        _layers(report),
+        _candidates(report),
+        _importance(report),
+    ]
     sections.append(_manifest(report, run))
     return page(report["name"], sections)
 
@@ -158,6 +166,15 @@ def _sizes(report: Record) -> str:
         measured = all(report[key].get("speed") for key in keys)
         caption = "The speeds were not measured alike." if measured else "Speed was not measured."
     return section("What it costs to use", caption, f'<div class="cards">{"".join(cards)}</div>')
+
+
+def _between(report: Record) -> str:
+    """The curve of size against nearness, where models of sizes between were grown."""
+    picture = sizes_figure(report.get("sizes") or [])
+    if not picture:
+        return ""
+    caption = "KL from the teacher on held-out text, nats a token, of the healed student and with blocks put back."
+    return section("Every size between", caption, f'<div class="wide">{picture}</div>')
 
 
 def _bars(rows: list[tuple[str, str, float]], show: Callable[[float], str]) -> str:

@@ -9,9 +9,12 @@ from compress.report.run_files import Record, number
 from compress.report.tables.habits import habits
 from compress.report.tables.making import importance, ranking, selection, stages, training
 from compress.report.tables.measures import classes, nearness, speed, text
+from compress.report.tables.recovery import recovery
 from compress.report.tables.retention import retention
+from compress.report.tables.sizes import sizes
 from compress.report.tables.table import Table, labels, main_tasks
 from compress.report.tables.trainings import trained_pairs, trainings
+from compress.report.tables.worth import worth
 
 _LONGEST = 160
 
@@ -19,8 +22,24 @@ _LONGEST = 160
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
     made = (verdicts(report), trainings(report), scores(report), retention(report), trained_pairs(report))
-    rest = (flips(report), nearness(report), classes(report), habits(report), text(report), speed(report))
-    making = (stages(report), training(report), selection(report), ranking(report), importance(report))
+    rest = (
+        flips(report),
+        nearness(report),
+        classes(report),
+        habits(report),
+        text(report),
+        speed(report),
+        sizes(report),
+    )
+    making = (
+        stages(report),
+        training(report),
+        recovery(report),
+        worth(report),
+        selection(report),
+        ranking(report),
+        importance(report),
+    )
     return [table for table in (*made, *rest, *making, every_metric(report)) if table.rows]
 
 
