@@ -230,4 +230,4 @@ def test_markdown_shows_text_as_it_is() -> None:
         inline = MarkdownIt("gfm-like", {"linkify": False}).parseInline(plain(text))[0].children or []
         assert "".join(token.content for token in inline) == text
         assert {token.type for token in inline} <= {"text", "text_special"}
-    assert _escape("agieval_en 87% [84, 90]") == "agieval_en 87% [84, 90]"
+    assert plain("agieval_en 87% [84, 90]") == "agieval_en 87% [84, 90]"
