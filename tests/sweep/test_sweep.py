@@ -90,7 +90,10 @@ def test_the_page_says_who_won_and_whether_that_is_noise(swept: Path) -> None:
             assert case["beside_winner"]["p"] == sign_flip_test(np.array(weighed))
             assert case["beside_winner"]["p_holm"] >= case["beside_winner"]["p"]
     assert report["heat"]["values"] == {"distill.alpha": ["0.2", "0.8"], "distill.temperature": ["1.0", "2.0"]}
-    assert set(report["curves"]) >= {"Soft loss: divergence from the teacher", "Hard loss: next-token cross-entropy"}
+    assert set(report["curves"]) >= {
+        "Soft loss: KL from the teacher at temperature 1",
+        "Hard loss: next-token cross-entropy",
+    }
     html, text = ((swept / f"sweep.{kind}").read_text() for kind in ("html", "md"))
     for case in report["cases"]:
         assert case["name"] in html

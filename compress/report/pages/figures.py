@@ -155,17 +155,17 @@ def loss_panels(report: Record, run: RunFiles) -> list[LossPanel]:
     panels: list[LossPanel] = []
     steps = [row for row in run.train_rows if not row.get("on_policy")] or run.train_rows
     for key in _terms(run.heldout_rows):
-        training, held = _curve(steps, key), _curve(run.heldout_rows, f"heldout_{key}")
+        training, held = curve(steps, key), curve(run.heldout_rows, f"heldout_{key}")
         if training or (held and held not in [panel.heldout for panel in panels]):
             references = _references(report, held) if key == "hard" else []
             title = _TITLES.get(key, f"Term {key}")
-            is_kl = held == _curve(run.heldout_rows, "heldout_kl")
+            is_kl = held == curve(run.heldout_rows, "heldout_kl")
             sources = _by_source(run.heldout_rows, "kl" if is_kl else key)
             panels.append(
                 LossPanel(title=title, training=_thin(training), heldout=held, references=references, sources=sources)
             )
-    if not panels and (training := _curve(steps, "loss")):
-        held = _curve(run.heldout_rows, "heldout_loss")
+    if not panels and (training := curve(steps, "loss")):
+        held = curve(run.heldout_rows, "heldout_loss")
         panels.append(LossPanel(title="Loss", training=_thin(training), heldout=held, references=[]))
     return panels
 
@@ -181,10 +181,11 @@ def _by_source(heldout_rows: Sequence[Record], key: str) -> dict[str, Points]:
     """The curve of a measure on each source of a blend, by its name."""
     start = f"heldout_{key}/"
     columns = dict.fromkeys(column for row in heldout_rows for column in row if column.startswith(start))
-    return {column.removeprefix(start): _curve(heldout_rows, column) for column in columns}
+    return {column.removeprefix(start): curve(heldout_rows, column) for column in columns}
 
 
-def _curve(rows: Sequence[Record], key: str) -> Points:
+def curve(rows: Sequence[Record], key: str) -> Points:
+    """A column of logged rows over tokens."""
     pairs = [(number(row.get("tokens")), number(row.get(key))) for row in rows]
     return [(x, y) for x, y in pairs if x is not None and y is not None]
 

@@ -10,10 +10,16 @@ import numpy as np
 from compress.base.outputs import MADE_BY
 from compress.report.judge.significance import holm, sign_flip_test
 from compress.report.judge.verdicts import SIGNIFICANT
-from compress.report.pages.figures import Points, loss_panels
+from compress.report.pages.figures import Points, curve
 from compress.report.run_files import Record, RunFiles, number, read_run
 
 _Z95 = 1.959963984540054
+_PANELS = (
+    ("Soft loss: KL from the teacher at temperature 1", "heldout_kl", None),
+    ("Soft loss: ULD from the teacher at temperature 1", "heldout_uld", None),
+    ("Hard loss: next-token cross-entropy", "heldout_hard", "hard"),
+)
+"""Title, column of held-out rows, and of training rows that have the same measure."""
 _MEASURES = (("fidelity", "kl_nats", "KL from the teacher"), ("heldout", "loss_nats", "held-out loss"))
 
 
@@ -144,12 +150,20 @@ def _headline(measured: Sequence[Record], winner: Record | None, title: str) -> 
 
 
 def _curves(runs: Mapping[int, RunFiles]) -> dict[str, dict[str, dict[str, Points]]]:
-    """Title of a panel -> number of a case -> `training` and `heldout` points, for panels that every run has."""
-    found: dict[str, dict[str, dict[str, Points]]] = {}
-    for count, run in runs.items():
-        for panel in loss_panels({"labels": {}}, run):
-            found.setdefault(panel.title, {})[str(count)] = {"training": panel.training, "heldout": panel.heldout}
-    return {title: curves for title, curves in found.items() if len(curves) == len(runs)}
+    """Title of a panel -> number of a case -> `training` and `heldout` points, for measures that every run has. What
+    students minimised by a temperature or a divergence of their own would say nothing beside each other."""
+    found = {}
+    for title, key, logged in _PANELS:
+        curves = {
+            str(count): {
+                "training": [] if logged is None else curve(run.train_rows, logged),
+                "heldout": curve(run.heldout_rows, key),
+            }
+            for count, run in runs.items()
+        }
+        if curves and all(each["heldout"] for each in curves.values()):
+            found[title] = curves
+    return found
 
 
 def _heat(keys: Sequence[str], rows: Sequence[Record]) -> Record | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 
 from compress.base.units import format_count, format_seconds
-from compress.report.cells import NONE, percent, plus_minus
+from compress.report.cells import NONE, plus_minus
 from compress.report.outputs import MARK
 from compress.report.pages import svg
 from compress.report.pages.figures import Points
@@ -22,7 +22,7 @@ _STYLE = (
     ".students{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr));gap:4px 24px;"
     "margin-top:28px;font-size:14px}.students li{display:flex;gap:8px;overflow-wrap:anywhere}"
     ".students b{color:var(--c);min-width:1.6em;text-align:right}.figure .cell{fill:var(--student)}"
-    ".figure .best{stroke:var(--ink);stroke-width:2;fill:none}"
+    ".heat .figure{max-width:560px}.figure .best{stroke:var(--ink);stroke-width:2;fill:none}"
 )
 _DOWN, _ACROSS = 44.0, 92.0
 
@@ -52,6 +52,7 @@ def results(report: Record) -> Table:
     """A row for each student, the best first; those that have none last."""
     cases = sorted(report["cases"], key=lambda case: (case.get("value") is None, case.get("value"), case["number"]))
     tasks = list(dict.fromkeys(task for case in cases for task in case.get("tasks", {})))
+    sizes = len({case["params"] for case in cases if case.get("params") is not None}) > 1
     rows = []
     for case in cases:
         beside = case.get("beside_winner")
@@ -63,31 +64,33 @@ def results(report: Record) -> Table:
                 _nats(case.get("value"), case.get("stderr")),
                 "the least" if won else NONE if beside is None else _difference(beside),
                 NONE if beside is None else f"{beside['p_holm']:.2g}",
-                percent(case.get("top1_agreement")),
                 _nats(case.get("loss_nats"), None),
                 *(plus_minus(case.get("tasks", {}).get(task), _metric(case, task)) for task in tasks),
-                NONE if case.get("params") is None else format_count(case["params"]),
+                *([NONE if case.get("params") is None else format_count(case["params"])] if sizes else []),
                 case["failed"] or _made(case),
             ]
         )
     start = "" if report["start"] is None else f" What they began with has {report['start']:.4f}."
     note = (
-        f"{report['measure'].capitalize()} in nats a token, ± its standard error over held-out documents.{start} More "
+        f"{_title(report)} in nats a token, ± its standard error over held-out documents.{start} More "
         "than the least: paired over the same documents, with 95% intervals; p of a sign-flip test, adjusted for the "
         "number of students (Holm). Scores in percent, ± a standard error."
     )
-    columns = [
-        "No.", "Student", report["measure"], "More than the least", "p", "Same top token, %", "Held-out loss", *tasks,
-        "Parameters", "What it says",
-    ]  # fmt: skip
+    columns = ["No.", "Student", report["measure"], "More than the least", "p", "Held-out loss", *tasks]
+    columns += ["Parameters"] * sizes + ["Training"]
     return Table(title="Students", note=note, columns=columns, rows=rows, text_columns=2)
+
+
+def _title(report: Record) -> str:
+    """The measure as a sentence begins with it."""
+    measure = str(report["measure"])
+    return measure[:1].upper() + measure[1:]
 
 
 def _made(case: Record) -> str:
     if case.get("tokens") is None or case.get("seconds") is None:
         return "not measured"
-    beside = f", beside {case['together'] - 1} others" if (case.get("together") or 1) > 1 else ""
-    return f"{format_count(case['tokens'])} tokens in {format_seconds(case['seconds'])}{beside}"
+    return f"{format_count(case['tokens'])} in {format_seconds(case['seconds'])}"
 
 
 def _metric(case: Record, task: str) -> str | None:
@@ -146,7 +149,7 @@ def _heat(report: Record) -> str:
     heat = report["heat"]
     if heat is None:
         return ""
-    caption = f"{report['measure'].capitalize()}, nats a token: the darker the less; the least has a border."
+    caption = f"{_title(report)}, nats a token: the darker the less; the least has a border."
     return section("Two keys", caption, f"<div class='heat'>{heat_figure(heat)}</div>")
 
 
