@@ -369,7 +369,7 @@ def test_the_record_counts_what_was_written(world: World, options: Options) -> N
     assert (result.on_policy["steps"], result.on_policy["rollouts"]) == (8, 32)
     learned = result.on_policy["tokens"] + result.on_policy["prompt_tokens"]
     assert result.on_policy["prompt_tokens"] == 8 * 32
-    assert result.tokens_per_s == pytest.approx(learned / result.seconds, rel=1e-3)
+    assert result.tokens_per_s == pytest.approx(learned / result.seconds, rel=2e-2)
     assert result.tokens == 8 * 4 * SEQ_LEN
     assert "on-policy: 32 rollouts in 8 steps" in result.describe()
 

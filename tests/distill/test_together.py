@@ -98,7 +98,7 @@ def test_students_of_different_depth_and_a_cache(world: World, options: Options)
         assert left(world, name) == left(world, single)
 
 
-@pytest.mark.faults(1, 4)
+@pytest.mark.faults(1, 8)
 def test_killed_or_stopped_they_go_on_together_and_one_alone(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
