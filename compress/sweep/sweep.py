@@ -147,6 +147,7 @@ def describe(plan: dict[str, Any]) -> str:
         + ("" if row["hours"] is None else f", {row['hours']:.2g} h alone")
         for row in plan["cases"]
     ]
-    groups = len({row["group"] for row in plan["cases"]})
+    count_of = len({row["group"] for row in plan["cases"]})
     total = "" if plan["hours"] is None else f", at most {plan['hours']:.2g} h"
-    return "\n".join([*lines, f"{len(lines)} runs in {groups} groups{total}: a group runs the teacher once for all."])
+    groups = f"{count_of} group{'s' if count_of > 1 else ''}"
+    return "\n".join([*lines, f"{len(lines)} runs in {groups}{total}: a group runs the teacher once for all."])

@@ -141,7 +141,7 @@ def test_names_of_cases(world: Path) -> None:
     assert first.folder.startswith("r-4_tasks-")
     planned = run_cli("sweep", str(world / "recipe.yaml"), f"--set={GRID}", "--dry-run", "--out", str(world / "plan"))
     assert planned.returncode == 0, planned.stderr
-    assert "4 runs in 1 groups" in planned.stdout
+    assert "4 runs in 1 group, at most" in planned.stdout
     assert not (world / "plan").exists()
     refused = run_cli("run", str(world / "recipe.yaml"), f"--set={GRID}")
     assert refused.returncode == 2
