@@ -7,10 +7,9 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from compress.base.currency import Missing
-from compress.base.disk import staged_folder
+from compress.base.currency import inputs_now
+from compress.base.disk import read_json, staged_folder
 from compress.run.steps import Step
 
 _BY_SETTINGS = {"source", "chat template", "benchmarks"}
@@ -18,30 +17,26 @@ _BY_SETTINGS = {"source", "chat template", "benchmarks"}
 
 
 def take_over(step: Step, earlier: Sequence[Step]) -> bool:
-    """Link what one of the `earlier` steps has made, if it is what this one would make; whether there was one."""
-    if any(place.exists() for place in step.places):
+    """Link what one of the `earlier` steps has made, if it is what this one would make; whether there was one.
+
+    Inputs are found once, and compared with what records say; a twin alone is looked at whole.
+    """
+    twins = [twin for twin in earlier if _is_asked_alike(step, twin) and twin.is_finished()]
+    if not twins or any(place.exists() for place in step.places):
         return False
-    for twin in earlier:
-        if _is_twin(step, twin):
+    roles = step.inputs.keys() - _BY_SETTINGS
+    now = inputs_now({role: step.inputs[role] for role in roles})
+    for twin in twins:
+        made = read_json(twin.record)["manifest"]["inputs"]
+        if now == {role: made[role] for role in roles & made.keys()} and twin.state()[0] == "done":
             for output, source in zip(step.outputs, twin.outputs, strict=True):
                 _link(source.path, output.path)
             return True
     return False
 
 
-def _is_twin(step: Step, twin: Step) -> bool:
-    if (twin.name, twin.settings, len(twin.outputs)) != (step.name, step.settings, len(step.outputs)):
-        return False
-    roles = step.inputs.keys() - _BY_SETTINGS
-    return twin.state()[0] == "done" and all(_now(step, role) == _now(twin, role) is not None for role in roles)
-
-
-def _now(step: Step, role: str) -> Any:
-    """An input, as plain data with its presence; None where it is not here."""
-    try:
-        return (step.inputs[role](),)
-    except Missing:
-        return None
+def _is_asked_alike(step: Step, twin: Step) -> bool:
+    return (twin.name, twin.settings, len(twin.outputs)) == (step.name, step.settings, len(step.outputs))
 
 
 def _link(source: Path, out: Path) -> None:
