@@ -52,7 +52,8 @@ def check_prune(
     """
     cut = faults.of(lambda: derive(teacher.name, teacher.side, choice))
     for config in reading(choice, how["repair"]):
-        _check_reading(config, teacher, cut, faults, own_text)
+        parameters = None if cut is None else cut.plan.params_before
+        check_reading(config, teacher, parameters, faults, own_text=own_text)
     if cut is None:
         return None
     streamed = bool(how["storage"].stream)
@@ -78,17 +79,27 @@ def reading(choice: Choice, repair: RepairConfig | None) -> list[CalibrationConf
     return [*measured, *([] if repair is None else [repair])]
 
 
-def _check_reading(
-    config: CalibrationConfig, teacher: ModelFacts, cut: Derivation | None, faults: Faults, own_text: bool
+def check_reading(
+    config: CalibrationConfig,
+    teacher: ModelFacts,
+    parameters: int | None,
+    faults: Faults,
+    *,
+    own_text: bool,
+    held: str | None = None,
 ) -> None:
+    """Find what would refuse to read text and run models of so many parameters on it, named by `held` or the teacher.
+
+    `own_text` says that the text is yet to be made; without `parameters` memory is not asked.
+    """
     source = None if own_text else faults.of(lambda: require_source(config.calibration))
     if source is not None:
         check_text(source, config.calibration_column, faults)
         faults.of(lambda: teacher.tokenizer)
     device = faults.of(lambda: find_device(config.device))
-    if device is not None and cut is not None:
+    if device is not None and parameters is not None:
         dtype = measuring_dtype(config, teacher.side, device)
-        faults.of(lambda: require_memory(teacher.name, cut.plan.params_before, dtype, device))
+        faults.of(lambda: require_memory(held or teacher.name, parameters, dtype, device))
 
 
 def _check_repair(cut: Derivation) -> None:

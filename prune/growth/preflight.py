@@ -4,17 +4,14 @@ import functools
 from pathlib import Path
 
 from compress.base.errors import Faults
-from compress.base.machine import find_device
 from compress.base.outputs import check_outputs
-from compress.data import check_text
 from compress.model.facts import ModelFacts, look_at_model
-from compress.prune.choose.calibration import require_source
-from compress.prune.choose.ranking import measuring_dtype, require_memory
 from compress.prune.choose.spec import format_layers
 from compress.prune.growth.config import GrowConfig
 from compress.prune.growth.plan import Growth, plan_growth, sizes_between
 from compress.prune.growth.record import grown_output
 from compress.prune.plan import Derivation, derive
+from compress.prune.preflight import check_reading
 from compress.prune.student import why_unchecked
 
 
@@ -38,15 +35,9 @@ def check_grow(
     `own_text` says that the text to measure on is yet to be made (a run's own).
     """
     if config.reads_text:
-        source = None if own_text else faults.of(lambda: require_source(config.calibration))
-        if source is not None:
-            check_text(source, config.calibration_column, faults)
-            faults.of(lambda: teacher.tokenizer)
-        device = faults.of(lambda: find_device(config.device))
-        if device is not None and cut is not None:
-            dtype = measuring_dtype(config.measure(1), teacher.side, device)
-            parameters = cut.plan.params_before + cut.plan.params_after
-            faults.of(lambda: require_memory(f"{teacher.name} and its student", parameters, dtype, device))
+        parameters = None if cut is None else cut.plan.params_before + cut.plan.params_after
+        both = f"{teacher.name} and its student"
+        check_reading(config.measure(1), teacher, parameters, faults, own_text=own_text, held=both)
     if cut is None:
         return
     faults.of(lambda: why_unchecked(cut.plan, check=config.check, streamed=False))
