@@ -11,6 +11,7 @@ from compress.base.processes import count, on_main
 from compress.data.alignment import Retelling
 from compress.distill.config import DistillConfig
 from compress.distill.fit import Planner, check_fit
+from compress.distill.loop.ability import Ability, AbilityTest, until_of
 from compress.distill.loop.session import Session, fingerprints, open_session
 from compress.distill.objective.objective import make_objective
 from compress.distill.objective.part import Pair
@@ -27,6 +28,7 @@ from compress.distill.teachers.other_tokenizer import measure_alignment, retelli
 from compress.distill.teachers.several import role_of
 from compress.distill.teachers.source import OpenedTeacher
 from compress.model.cuts import cuts_of, kept_layers
+from compress.model.framing import Framing
 from compress.model.load import load_config
 
 
@@ -41,6 +43,8 @@ class Training:
     out: Path
     work: Path
     cache: Path | None = None
+    ability: AbilityTest | None = None
+    """What the student is scored on while it is trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +82,26 @@ class Checked:
                 cached=None if cache is None else cache.kind,
             )
         )
-        inputs = on_main(lambda: fingerprints(start, teacher, store, cache, others))
+        inputs = on_main(lambda: fingerprints(start, teacher, store, cache, others, until_of(asked.ability)))
         if cache is not None:
             apart = config.document_mask or store.apart
             check_cache(cache, config, teacher=inputs["teacher"], data=inputs["data"], apart=apart)
         retelling = retelling_of(config, start, teacher)
         return cls(asked, config, start, teacher, tuple(others), retelling, store, cache, inputs)
+
+    @property
+    def ability(self) -> Ability | None:
+        """The scores of this training."""
+        test = self.asked.ability
+        if test is None:
+            return None
+        return Ability(test, self.asked.work, self.start, (self.store.framing or Framing()).rows)
+
+    def score_teacher(self) -> None:
+        """Score the teacher once, where the student will be scored."""
+        if self.ability is not None and self.teacher is not None:
+            own = None if self.retelling is None else self.retelling.framing.rows
+            self.ability.score_teacher(self.teacher, self.ability.prefix if own is None else own)
 
     def check_framing(self) -> None:
         """That the text begins as the teacher reads it, unless the training has begun; raises as `distill`."""
@@ -136,6 +154,7 @@ class Checked:
             work=self.asked.work,
             guide=guide,
             beside=needs if together else None,
+            ability=self.ability,
         )
 
     def plan(self) -> DistillPlan:

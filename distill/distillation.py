@@ -120,6 +120,8 @@ def _trained(left: Sequence[Checked]) -> list[DistillResult | CompressError]:
         resources.enter_context(tuned(left[0].config))
         resources.enter_context(in_one_order(left[0].config))
         meter = MemoryMeter(default_device())
+        for each in left:
+            each.score_teacher()
         with working("planning the memory"):
             plans = [each.plan() for each in left]
         for each, plan in zip(left, plans, strict=True):
@@ -185,6 +187,7 @@ def _facts(s: Session, of: Checked, together: int) -> dict[str, Any]:
         "skipped_steps": run.skipped_steps,
         **s.notes,
         "together": together,
+        "reached": run.reached,
         "tokens_per_s": round(rate, 1),
         "seconds": round(run.seconds, 3),
         "flops": s.learned_tokens * s.flops_per_token,

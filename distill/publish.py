@@ -121,6 +121,8 @@ class DistillResult:
     """Sequences at most that went through a model at once, per process. None in a record that does not say."""
     together: int = 1
     """Students that were trained side by side on one forward pass of the teacher, in the last of its runs."""
+    reached: bool = False
+    """Whether it ended before its last step, at the target that was asked for."""
     compiled: bool = False
     """Whether models were compiled, where they make one graph."""
     parameters: int | None = None
@@ -143,7 +145,7 @@ class DistillResult:
         """The result for people, a few lines."""
         lines = [
             f"{format_count(self.tokens)} tokens in {self.steps} steps, {format_seconds(self.seconds)}, "
-            f"{self.tokens_per_s:,.0f} tokens/s",
+            f"{self.tokens_per_s:,.0f} tokens/s{', ended at its target' if self.reached else ''}",
             f"written to {self.out}",
         ]
         if measures := self._describe_heldout():

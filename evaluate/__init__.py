@@ -19,21 +19,35 @@ if __name__ == "evaluate":
 else:
     import importlib
 
+    from compress.evaluate.config import DuringConfig as DuringConfig
     from compress.evaluate.config import EvalConfig as EvalConfig
 
     if TYPE_CHECKING:
+        from compress.evaluate.ability import AbilityTest as AbilityTest
         from compress.evaluate.evaluation import evaluate_model as evaluate_model
         from compress.evaluate.evaluation import evaluation_outputs as evaluation_outputs
         from compress.evaluate.inputs import evaluation_inputs as evaluation_inputs
         from compress.evaluate.speed import compare_speed as compare_speed
+        from compress.evaluate.speed import speed_of_shapes as speed_of_shapes
 
-    __all__ = ["EvalConfig", "compare_speed", "evaluate_model", "evaluation_inputs", "evaluation_outputs"]
+    __all__ = [
+        "AbilityTest",
+        "DuringConfig",
+        "EvalConfig",
+        "compare_speed",
+        "evaluate_model",
+        "evaluation_inputs",
+        "evaluation_outputs",
+        "speed_of_shapes",
+    ]
 
     _PLACES = {
+        "AbilityTest": "ability",
         "compare_speed": "speed",
         "evaluate_model": "evaluation",
         "evaluation_inputs": "inputs",
         "evaluation_outputs": "evaluation",
+        "speed_of_shapes": "speed",
     }
 
     def __getattr__(name: str) -> Any:

@@ -1,16 +1,33 @@
 """What to measure, and at what shapes."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from compress.base.config import config
 from compress.base.currency import PLACE, Before
-from compress.base.units import Count
+from compress.base.units import Count, Every
 from compress.evaluate.presets import expand
 
 AtLeastOne = Annotated[Count, Field(ge=1)]
+
+
+@config
+class DuringConfig:
+    """Tasks on which a student is scored while it is trained."""
+
+    tasks: list[str]
+    """As `eval.tasks`."""
+    items: AtLeastOne = 200
+    """Of each task, its first: the same every time."""
+    every: Every = 0.1
+    """Steps from one time to the next, or a share of all steps (`10%` or 0.1), besides the start and the end."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", expand(self.tasks))
+        if not self.tasks:
+            raise ValueError("name the tasks to score: {tasks: [arc_easy]}")
 
 
 @config
@@ -94,11 +111,11 @@ class EvalConfig:
         """Whether solved examples are turns of a chat."""
         return self.chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
 
-    def without_speed(self) -> "EvalConfig":
+    def without_speed(self) -> Self:
         """The same scores, and no speed: other options of the speed do not make scores stale."""
         return dataclasses.replace(self, **untimed())
 
-    def only_speed(self) -> "EvalConfig":
+    def only_speed(self) -> Self:
         """The same speed, and no scores: other tasks do not make it stale."""
         return dataclasses.replace(self, **unscored())
 

@@ -40,7 +40,7 @@ from compress.model.vocabulary import same_tokens
 from compress.report.judge.draft import draft_figures
 
 if TYPE_CHECKING:
-    from compress.evaluate.harness.benchmarks import Benchmarks, OpenBenchmarks
+    from compress.evaluate.harness.benchmarks import Benchmarks, BuiltBenchmarks
 
 
 def evaluate_model(
@@ -86,7 +86,7 @@ def evaluate_model(
     inputs = on_main(lambda: _check(config, model, teacher, text, out, as_it_is=writer is None))
     reference = None if teacher is None else resolve_model(str(teacher))
     with contextlib.ExitStack() as opened:
-        benchmarks = opened.enter_context(_open_benchmarks(config)) if config.tasks else None
+        benchmarks = _build_benchmarks(config) if config.tasks else None
         journal = opened.enter_context(open_journal(out, _header(config, inputs)))
         alike = reference is None or on_main(lambda: same_tokens(resolve_model(str(model)), reference))
         reader = reference if alike else None
@@ -122,10 +122,10 @@ def evaluate_model(
         return on_main(publish)
 
 
-def _open_benchmarks(config: EvalConfig) -> "contextlib.AbstractContextManager[OpenBenchmarks]":
-    from compress.evaluate.harness.benchmarks import open_benchmarks
+def _build_benchmarks(config: EvalConfig) -> "BuiltBenchmarks":
+    from compress.evaluate.harness.benchmarks import BuiltBenchmarks
 
-    return open_benchmarks(config)
+    return BuiltBenchmarks(config)
 
 
 def _check(

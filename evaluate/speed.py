@@ -17,12 +17,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from compress.base.machine import device_name, peak_resident_bytes, restart_peak_resident
+from compress.base.machine import device_name, find_device, peak_resident_bytes, restart_peak_resident
 from compress.base.progress import progress_bar
 from compress.base.signals import check_interrupt
 from compress.evaluate.config import EvalConfig
-from compress.inference.readout import Checkpoint, load_checkpoint
+from compress.inference.readout import Checkpoint, load_checkpoint, read_out
 from compress.model.lengths import fit, shortest_context
+from compress.model.load import find_dtype
 
 _WARM_UP = 2
 
@@ -49,6 +50,21 @@ def compare_speed(models: Mapping[str, str | Path], config: EvalConfig) -> dict[
         {name: load_checkpoint(folder, dtype=config.dtype, device=config.device) for name, folder in models.items()},
         config,
     )
+
+
+def speed_of_shapes(configs: Mapping[str, Any], folder: Path, config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """Speed of models that are not there yet, by their `PretrainedConfig`, as `compare_speed`: with random weights, in
+    the dtype that a model of `folder` has."""
+    from transformers import AutoModelForCausalLM
+
+    device = find_device(config.device)
+    checkpoints = {}
+    for name, shape in configs.items():
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(shape, dtype=find_dtype(config.dtype, folder, device)).eval()
+        read = read_out(model, name)
+        checkpoints[name] = Checkpoint(read.name, model, read.head, read.vocab_size, folder, tokenizer=None)
+    return measure_speed(checkpoints, config)
 
 
 @torch.inference_mode()

@@ -6,12 +6,14 @@ from typing import Any
 from compress.base.outputs import MADE_BY
 from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
+from compress.report.judge.ability import abilities, falls
 from compress.report.judge.draft import drafts
 from compress.report.judge.flips import summarise_flips
 from compress.report.judge.recovery import recovery
 from compress.report.judge.scores import Comparison, build_scores, compare, mismatches
 from compress.report.judge.sizes import sizes_between
 from compress.report.judge.speeds import speed_pair
+from compress.report.judge.target import reached
 from compress.report.judge.verdicts import judge_all
 from compress.report.judge.worth import worth
 from compress.report.run_files import STUDENTS, Record, RunFiles, StageFiles, called, layers_of, number
@@ -23,9 +25,11 @@ def build_report(run: RunFiles) -> Record:
     Beside the contract's `teacher`, `student_init`, `student`, `retention`, `compression` and `train` it has: `labels`
     (of the evaluated models), `scores` (by task and model, with intervals and chance), `verdicts` (what each means, in
     words), `mismatches`, `retention_student_init`, `overall` (retention over all tasks), `flips` (counts and a few),
-    `draft` (the student as its teacher's draft), `prune`, `sizes` (healed student, grown models and teacher, where
-    models were grown), `forecast` (what more tokens of healing would give), `worth` (what the run cost, and from how
-    many tokens on that is saved), `headline` and `left_out` (what this run lacks, in words).
+    `draft` (the student as its teacher's draft), `prune`, `target` (what was to be reached), `sizes` (healed student,
+    grown models and teacher, where models were grown), `abilities` (scores of the student while it was trained) and
+    `falls` (those that got worse while it came nearer to its teacher, in words), `forecast` (what more tokens of
+    healing would give), `worth` (what the run cost, and from how many tokens on that is saved), `headline` and
+    `left_out` (what this run lacks, in words).
     What is absent is null.
     """
     labels = {key: run.labels[key] for key in run.evals}
@@ -45,8 +49,11 @@ def build_report(run: RunFiles) -> Record:
         "flips": summarise_flips(compared, "teacher"),
         "draft": drafts({key: run.evals[key] for key in STUDENTS if key in run.evals}, run.evals.get("teacher")),
         "compression": _compression(run),
+        "target": reached(run, _compression(run), compared.get("student"), _grown(run)),
         "train": _train(run.distill),
         "forecast": forecasts,
+        "abilities": abilities(run.abilities),
+        "falls": list(map(str, falls(run.abilities, run.heldout_rows, _compared_by(run)))),
         "worth": worth(run),
         "sizes": sizes_between(run, scores),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
@@ -56,6 +63,11 @@ def build_report(run: RunFiles) -> Record:
         report["stages"] = [_stage(stage) for stage in run.stages]
     report["headline"] = headline(report)
     return report
+
+
+def _compared_by(run: RunFiles) -> str:
+    """The held-out measure that its best step has least of."""
+    return str((run.distill or {}).get("best_by") or "heldout_kl")
 
 
 def _comparisons(run: RunFiles, scores: Mapping[str, Record]) -> dict[str, Comparison]:
@@ -68,6 +80,17 @@ def _comparisons(run: RunFiles, scores: Mapping[str, Record]) -> dict[str, Compa
         for model in STUDENTS
         if model in run.evals
     }
+
+
+def _grown(run: RunFiles) -> dict[int, Comparison]:
+    """Each grown model against the teacher, where a target asks for what is kept."""
+    found: dict[int, Comparison] = {}
+    if run.target is None or "teacher" not in run.evals:
+        return found
+    for size, record in run.grown.items():
+        scores = build_scores({"teacher": run.evals["teacher"], "grown": record})
+        found[size] = compare(scores, ("teacher", "grown"), (run.items["teacher"], run.grown_items[size]))
+    return found
 
 
 def _train(distill: Record | None) -> Record | None:

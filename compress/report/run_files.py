@@ -52,7 +52,10 @@ class RunFiles:
         stages: those of a chain, the last too; none of a run that cuts once.
         evals: eval record by model key (`teacher`, `student_init`, `student`), in that order.
         items: per-item scores by model key.
-        grown: eval records of models between student and teacher by their number of layers, increasing.
+        grown: eval records of models between student and teacher by their number of layers, increasing; `grown_items`
+            their per-item scores.
+        target: what the recipe asked to be reached; None where it names nothing.
+        abilities: scores of the student while it was trained, and of its teacher; see `judge.ability`.
         train_rows, heldout_rows: logged steps with a loss, and with a held-out loss; one row a step, by step.
     """
 
@@ -64,6 +67,9 @@ class RunFiles:
     evals: dict[str, Record]
     items: dict[str, list[Record]]
     grown: dict[int, Record]
+    grown_items: dict[int, list[Record]]
+    target: Record | None
+    abilities: list[Record]
     train_rows: list[Record]
     heldout_rows: list[Record]
     stages: list[StageFiles]
@@ -99,6 +105,7 @@ def read_run(run: Path) -> RunFiles:
     said = _recipe(run)
     stages = _stages(run, said)
     last = stages[-1] if stages else _stage(run, "original", None)
+    grown = _grown(run / "eval")
     return RunFiles(
         name=str(said.get("name") or run.resolve().name),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
@@ -107,7 +114,10 @@ def read_run(run: Path) -> RunFiles:
         distill=last.distill,
         evals=found,
         items={key: read_items(paths[key]) for key in found},
-        grown=_grown(run / "eval"),
+        grown={size: read_evaluation(path) for size, path in grown.items()},
+        grown_items={size: read_items(path) for size, path in grown.items()},
+        target=said.get("target"),
+        abilities=_jsonl(run / "train" / "ability.jsonl", shapes.AbilityRecord),
         train_rows=last.train_rows,
         heldout_rows=last.heldout_rows,
         stages=stages,
@@ -143,9 +153,9 @@ def layers_of(prune: Record) -> tuple[list[int], list[int]]:
     return first["kept_layers"], sorted({*range(first["num_layers"])} - {*first["kept_layers"]})
 
 
-def _grown(folder: Path) -> dict[int, Record]:
+def _grown(folder: Path) -> dict[int, Path]:
     sizes = {int(found[1]): path for path in folder.glob("grown-*.json") if (found := _GROWN.fullmatch(path.name))}
-    return {size: read_evaluation(sizes[size]) for size in sorted(sizes)}
+    return dict(sorted(sizes.items()))
 
 
 def read_measures(run: Path) -> tuple[Record | None, list[Record]]:

@@ -208,6 +208,18 @@ class ItemRecord(_Shape):
     target: str | list[str] | None = None
 
 
+class AbilityRecord(_Shape):
+    """A line of RUN/train/ability.jsonl."""
+
+    of: str
+    step: int | None
+    tokens: int | None
+    task: str
+    metric: str
+    chance: float | None
+    items: Annotated[list[float], Field(min_length=1)]
+
+
 class LoggedStep(_Shape):
     """A line of RUN/train/metrics.jsonl."""
 

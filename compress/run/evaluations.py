@@ -50,13 +50,13 @@ def evaluations(
         "student": [*before, *start, healed],
         **{name: [*before, *start, healed, *grown] for name in between},
     }
-    steps = []
+    steps, config = [], recipe.eval.afterwards
     for name, model in {**scored, **between}.items():
         after = groups_of(made[name])
         reference = None if name.startswith("teacher") else models.teacher
-        steps.append(_evaluation(recipe.eval.without_speed(), layout, name, model, reference, after, models.tokenizer))
-    if recipe.eval.speed:
-        steps.append(_speed(recipe.eval.only_speed(), layout, timed, groups_of(made["student"])))
+        steps.append(_evaluation(config.without_speed(), layout, name, model, reference, after, models.tokenizer))
+    if config.speed:
+        steps.append(_speed(config.only_speed(), layout, timed, groups_of(made["student"])))
     return steps
 
 

@@ -28,6 +28,8 @@ class Layout:
         """The healed student."""
         self.grown = run / "grow"
         """Models of sizes between it and its teacher."""
+        self.timing = run / "target.json"
+        """How long models of two depths take, by which the target's speed-up is chosen for."""
         self.old = run / "old"
         """What `--redo STEP` moved aside, in folders STEP-DATE."""
         self.redo = run / "redo.json"

@@ -113,12 +113,25 @@ def begun_run(recipe: Recipe, run: Path, redo: Collection[str] = ()) -> Iterator
         held.enter_context(trusting(recipe.teacher.trust_remote_code))
         on_main(lambda: require_outputs(run_output(run)))
         on_main(lambda: held.enter_context(owned(run)))
-        resolved = on_main(lambda: fit_recipe(resolve_paths(recipe, run)))
+        resolved = on_main(lambda: _fitted(recipe, layout, asked))
+        if resolved.target is not None and resolved.target.layers is not None:
+            recipe = recipe.with_depth(resolved.target.layers)
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
-        on_main(lambda: look_ahead(resolved, layout, asked, download=True).refuse())
         found = on_main(lambda: download_models(resolved))
         steps = steps_of(resolved, layout, lambda name, revision: found[name, revision])
         yield BegunRun(resolved, layout, steps, on_main(lambda: _begin(recipe, steps, layout, asked)))
+
+
+def _fitted(recipe: Recipe, layout: Layout, redo: Collection[str]) -> Recipe:
+    """A recipe as it will be run, once nothing is found that would refuse it; what it takes to know how deep the
+    student is to be is measured after that, and looked at again."""
+    recipe, found = resolve_paths(recipe, layout.run), None
+    for measure in (False, True):
+        fitted = fit_recipe(recipe, layout, measure=measure)
+        if fitted != found:
+            look_ahead(fitted, layout, redo, download=True).refuse()
+        found = fitted
+    return fitted
 
 
 def _begin(recipe: Recipe, steps: Sequence[Step], layout: Layout, asked: Sequence[str]) -> Redo:

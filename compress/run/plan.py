@@ -24,6 +24,7 @@ from compress.run.pipeline import Outlook, look_ahead, resolve_paths, run_folder
 from compress.run.preflight import Known, fit_recipe
 from compress.run.rank_after import plan_ranked
 from compress.run.recipe import PruneOptions, Recipe
+from compress.run.target import target_text
 
 _HEAL = "distill"
 _REMEDY = "does not fit; lower distill.micro_batch_rows or set distill.gradient_checkpointing (same result, slower)"
@@ -71,6 +72,8 @@ class RecipePlan:
     """Layers of the models that are grown from the healed student."""
     forecasts: tuple[str, ...] = ()
     """What runs beside this one, of the same teacher and cut, lead one to expect of its held-out measure."""
+    target: str | None = None
+    """What is to be reached, in words."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
@@ -125,7 +128,8 @@ class RecipePlan:
     def describe(self) -> str:
         """The plan for people."""
         cuts = [plan.describe() for plan in (*(stage.prune for stage in self.stages), self.prune) if plan is not None]
-        lines = [self.name, *(dict.fromkeys(cuts) or [self._given_student()])]
+        target = [] if self.target is None else [f"target: {self.target}"]
+        lines = [self.name, *target, *(dict.fromkeys(cuts) or [self._given_student()])]
         if self.ranking_tokens:
             tokens, hours = format_count(self.ranking_tokens), self._ranking_hours()
             lines.append(f"rank candidate cuts: at most {tokens} tokens, {hours:.2g} h")
@@ -165,12 +169,15 @@ def plan_run(
     """
     with trusting(recipe.teacher.trust_remote_code):
         run = run_folder(recipe, out)
-        resolved = fit_recipe(resolve_paths(recipe, run))
+        resolved = fit_recipe(resolve_paths(recipe, run), Layout(run), measure=False)
         outlook = look_ahead(resolved, Layout(run), redo, download=False)
         try:
             plan = plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s)
             if plan is not None and plan.counted:
                 plan = dataclasses.replace(plan, forecasts=tuple(expected(recipe, run, plan.distill.tokens)))
+            if plan is not None and resolved.target is not None:
+                words = target_text(resolved.target, timed=Layout(run).timing.is_file())
+                plan = dataclasses.replace(plan, target=words)
             return plan, outlook
         except UsageError:
             if not outlook.faults.found:

@@ -16,6 +16,7 @@ from compress.base.errors import Faults, UsageError
 from compress.base.outputs import Output, check_outputs, has_fields, into
 from compress.data import TextFacts, TokenStore, check_data, facts_of_plan, facts_of_store, fit_rows, require_apart
 from compress.distill.preflight import check_caching, check_distill, check_tokens, other_teachers
+from compress.evaluate import EvalConfig
 from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
 from compress.model.cuts import kept_layers
@@ -32,6 +33,7 @@ from compress.run.rank_after import ranking_output
 from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Left, Step
+from compress.run.target import find_layers, measured_seconds, timing_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +48,28 @@ class Known:
     """Teachers beside the first."""
 
 
-def fit_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with rows of text that its teacher reads, if it says nothing of their length (see `fit_rows`)."""
+def fit_recipe(recipe: Recipe, layout: Layout, *, measure: bool) -> Recipe:
+    """The recipe with rows of text that its teacher reads, if it says nothing of their length (see `fit_rows`), and
+    with as many layers as its target leaves: with `measure`, where that takes it, by timings of this device.
+
+    Raises:
+        UsageError: the target is out of reach.
+    """
     faults, scratch = Faults(), recipe.teacher.scratch
-    if scratch is None:
-        teacher = look_at_config(str(recipe.teacher.model), faults, recipe.teacher.revision)
-    else:
-        config = faults.of(lambda: scratch_config(scratch.architecture))
-        teacher = None if config is None else ModelFacts("a teacher trained from scratch", config, Path())
+    with tempfile.TemporaryDirectory() as folder:
+        if scratch is None:
+            teacher = look_at_config(str(recipe.teacher.model), faults, recipe.teacher.revision)
+        else:
+            config = faults.of(lambda: scratch_config(scratch.architecture))
+            teacher = None if config is None else ModelFacts("a teacher trained from scratch", config, Path(folder))
+            if config is not None:
+                config.save_pretrained(folder)
+        target = recipe.target
+        if target is not None and target.sizes_the_cut and teacher is not None:
+            seconds = None
+            if target.decode_speedup is not None:
+                seconds = measured_seconds(teacher, recipe.eval.afterwards, layout.timing, measure=measure)
+            recipe = recipe.with_depth(find_layers(target, teacher, seconds))
     student = None if recipe.student is None else look_at_config(recipe.student.model, faults, recipe.student.revision)
     return dataclasses.replace(recipe, data=fit_rows(recipe.data, [teacher, student]))
 
@@ -78,8 +94,10 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
         if "grow" in left.groups and teacher is not None and recipe.grow is not None:
             own = recipe.grow.calibration is None or left.will_make(recipe.grow.calibration)
             check_grow(recipe.grow, teacher, _whole_cut(teacher, stages), faults, own_text=own)
+        if "distill" in left.groups and recipe.eval.of_training is not None:
+            _check_evaluations(recipe, recipe.eval.of_training, teacher, left, faults, download=download)
         if "eval" in left.groups:
-            _check_evaluations(recipe, teacher, left, faults, download=download)
+            _check_evaluations(recipe, recipe.eval.afterwards, teacher, left, faults, download=download)
             if given is not None:
                 faults.of(lambda: check_chat(recipe.eval, given))
         return Known(teacher, stages, text, other_teachers(recipe.distill, Faults()))
@@ -101,7 +119,8 @@ def check_run_folder(recipe: Recipe, layout: Layout, steps: Sequence[Step], faul
     own = [run_output(layout.run), run_output(layout.old), recipe_output(layout.recipe), redo]
     ranking = [] if recipe.prune.rank_after is None else [ranking_output(layout.ranking)]
     left = [output for step in steps for output in step.outputs if not step.only_reads(output)]
-    check_outputs([*own, *ranking, *left, *report_outputs(layout.run)], faults)
+    timing = [] if recipe.target is None else [timing_output(layout.timing)]
+    check_outputs([*own, *ranking, *timing, *left, *report_outputs(layout.run)], faults)
     faults.of(lambda: _check_name(recipe, layout))
     for text in filter(None, (*recipe.data.datasets, recipe.eval.other_text)):
         faults.of(functools.partial(require_apart, text, layout.run))
@@ -177,9 +196,8 @@ def _tokenizer_is_there(recipe: Recipe, left: Left) -> bool:
 
 
 def _check_evaluations(
-    recipe: Recipe, teacher: ModelFacts | None, left: Left, faults: Faults, *, download: bool
+    recipe: Recipe, config: EvalConfig, teacher: ModelFacts | None, left: Left, faults: Faults, *, download: bool
 ) -> None:
-    config = recipe.eval
     known = dataclasses.replace(config, other_text=None) if left.will_make(config.other_text) else config
     if not _tokenizer_is_there(recipe, left):
         known = dataclasses.replace(known, chat_template=False, fewshot_as_multiturn=None)

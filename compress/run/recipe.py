@@ -1,5 +1,6 @@
 """The recipe: everything a run depends on, as one frozen dataclass made of the steps' own configs."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from compress.base.config import build, config, dump_yaml, to_dict
-from compress.base.currency import Before, as_before, is_complete
+from compress.base.currency import FREE, Before, as_before, is_complete
 from compress.base.disk import write_text
 from compress.base.documents import dump_data, load_yaml, parse_yaml
 from compress.base.errors import UsageError
@@ -15,10 +16,11 @@ from compress.base.outputs import Output
 from compress.data import DataConfig
 from compress.demo import WorldConfig
 from compress.distill import CacheConfig, DistillConfig
-from compress.evaluate import EvalConfig
+from compress.evaluate import DuringConfig, EvalConfig
 from compress.generate import GenerateConfig
 from compress.prune import GrowConfig, PruneConfig
 from compress.run.stages import Stage, StageConfigs, chain, names_layers
+from compress.run.target_config import TargetConfig
 
 _LONGEST_NAME = 200
 
@@ -114,6 +116,26 @@ class GivenStudent:
 
 
 @config
+class RunEvalConfig(EvalConfig):
+    """What a run measures: the options of `eval`, and what is scored while the student is trained."""
+
+    during: Annotated[DuringConfig | None, FREE, Before(None)] = None
+    """Score the student while it is trained, on the same few items each time: {tasks: [arc_easy], items: 200}."""
+
+    @property
+    def afterwards(self) -> EvalConfig:
+        """What is measured of the finished models."""
+        return EvalConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(EvalConfig)})
+
+    @property
+    def of_training(self) -> EvalConfig | None:
+        """How the student is scored while it is trained; None where it is not."""
+        if self.during is None:
+            return None
+        return dataclasses.replace(self.afterwards, tasks=self.during.tasks, limit=self.during.items, other_text=None)
+
+
+@config
 class SweepConfig:
     """Several runs that differ in some keys of the recipe."""
 
@@ -144,13 +166,15 @@ class Recipe:
     """The model to train where it is no cut of the teacher."""
     prune: PruneConfig = PruneConfig()
     """Which layers stay."""
+    target: Annotated[TargetConfig | None, Before(None)] = None
+    """What to reach, in place of a number of layers and of a fixed end: {params: 0.6x, kept: 95%}."""
     data: DataConfig
     """The text to heal on."""
     distill: DistillConfig = DistillConfig()
     """How to heal."""
     grow: Annotated[GrowConfig | None, Before(None)] = None
     """Models of sizes between the healed student and its teacher, RUN/grow/SIZE."""
-    eval: EvalConfig = EvalConfig()
+    eval: RunEvalConfig = RunEvalConfig()
     """What to measure."""
     sweep: Annotated[SweepConfig | None, Before(None)] = None
     """What `compress sweep` runs in place of one run."""
@@ -166,11 +190,36 @@ class Recipe:
             raise ValueError("`grow` needs `layers`, the sizes to make: write `grow: {layers: [20, 24]}`")
         if self.student is not None and self.stages:
             raise ValueError("a chain cuts the teacher: leave `stages` out, or `student`")
+        if self.target is not None:
+            self._take_target(self.target)
         if self.stages and names_layers(self.prune):
             raise ValueError(
                 "each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`"
             )
         chain(self.stages, self.prune, self.distill)
+
+    def _take_target(self, target: TargetConfig) -> None:
+        """Cut as the target says, once it is known how many layers that leaves."""
+        if target.kept is not None and self.eval.during is None:
+            raise ValueError(
+                "what is kept is measured while the student is trained: write which tasks, eval: {during: {tasks: "
+                "[arc_easy]}}"
+            )
+        if not target.sizes_the_cut:
+            return
+        if self.student is not None or self.stages:
+            raise ValueError("a `target` of size or speed is one of a cut of the teacher: leave it out")
+        if names_layers(self.prune) and target.cut(self.prune) != self.prune:
+            raise ValueError(
+                "`target` says how many layers stay, and by what: leave keep, layers, by and rank_after out of `prune`"
+            )
+        object.__setattr__(self, "prune", target.cut(self.prune))
+
+    def with_depth(self, layers: int) -> "Recipe":
+        """The recipe whose target leaves so many layers."""
+        assert self.target is not None
+        unnamed = dataclasses.replace(self.prune, keep=None, layers=None, by=None, rank_after=None)
+        return dataclasses.replace(self, prune=unnamed, target=dataclasses.replace(self.target, layers=layers))
 
     @property
     def chain(self) -> tuple[Stage, ...]:

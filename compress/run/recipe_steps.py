@@ -19,8 +19,10 @@ from compress.demo import WorldConfig, write_world
 from compress.distill import DistillConfig, begun_otherwise, student_output, training_output
 from compress.distill.asked import Training
 from compress.distill.distillation import distill_alone
+from compress.distill.loop.ability import until_of
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.several import other_inputs
+from compress.evaluate import AbilityTest
 from compress.model.files import model_fingerprint
 from compress.prune import (
     WITHOUT_TEXT,
@@ -236,7 +238,15 @@ def _healing(
         after,
         cache=None if cache is None else cache_folder(cache, layout),
         others=beside,
+        ability=ability_test(recipe),
     )
+
+
+def ability_test(recipe: Recipe) -> AbilityTest | None:
+    """What a student of the recipe is scored on while it is trained."""
+    during, config = recipe.eval.during, recipe.eval.of_training
+    kept = None if recipe.target is None else recipe.target.kept
+    return None if during is None or config is None else AbilityTest(config, during.every, kept)
 
 
 def training_inputs(
@@ -245,6 +255,7 @@ def training_inputs(
     data: Callable[[], TokenStore],
     cache: Callable[[], Path | None] = lambda: None,
     others: Sequence[Folder] = (),
+    ability: AbilityTest | None = None,
 ) -> Inputs:
     """What a training is made from; see `compress.distill.loop.session.fingerprints`."""
 
@@ -258,6 +269,7 @@ def training_inputs(
         "data": lambda: data().fingerprint,
         "cache": lambda: if_there(of_cache),
         **other_inputs(others),
+        **until_of(ability),
     }
 
 
@@ -272,16 +284,17 @@ def training(
     store: Callable[[], TokenStore] | None = None,
     cache: Path | None = None,
     others: Sequence[Folder] = (),
+    ability: AbilityTest | None = None,
 ) -> Step:
     """The training of `student` into `out` on RUN/data, or another store; without `teacher`, on the text alone, and
-    with a `cache` of it from that; `others` are the teachers of its mixture."""
+    with a `cache` of it from that; `others` are the teachers of its mixture, `ability` what it is scored on."""
     store = store or (lambda: store_of(layout))
-    work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache, others)
+    work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache, others, ability)
 
     def asked() -> Training:
         source = None if teacher is None else teacher()
         paths: Any = {"student": student(), "teacher": source, "data": store().path, "cache": cache}
-        return Training(config=config, out=out, work=work, **paths)
+        return Training(config=config, out=out, work=work, ability=ability, **paths)
 
     def make() -> None:
         say(f"{name}: {student()} -> {out}")

@@ -95,8 +95,12 @@ class Training:
             raise Missing(f"the scores that rows were selected by cannot be read ({error})") from error
 
     def extent(self, store: TokenStore) -> Budget:
-        """The whole training in rows and steps."""
-        return budget(self.config(), num_rows=store.num_rows, seq_len=store.seq_len)
+        """The whole training in rows and steps; of one that ended at its target, up to there."""
+        whole = budget(self.config(), num_rows=store.num_rows, seq_len=store.seq_len)
+        if not self.finished or not (record := self.record()).get("reached"):
+            return whole
+        steps = typed(record.get("steps"), int, f"{RECORD}: steps")
+        return Budget(whole.rows_per_step, min(steps * whole.rows_per_step, whole.rows), steps)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that was cut short is left out.
@@ -136,10 +140,10 @@ def check_metrics(training: Training, store: TokenStore) -> str:
     """Whether the log has every step once and in order, and counts tokens as the config and the store do."""
     rows, extent, path = training.rows(), training.extent(store), training.work / "metrics.jsonl"
     faults = _on_policy_faults(training, rows, extent)
-    before = {"loss": 0, "heldout_loss": -1}
+    before = {"loss": 0, "heldout_loss": -1, "scores": -1}
     last = 0
     for row in rows:
-        kind = "heldout_loss" if "heldout_loss" in row else "loss"
+        kind = next((kind for kind in ("heldout_loss", "loss") if kind in row), "scores")
         step = row["step"]
         if step <= before[kind] or step < last:
             faults.append(f"step {step} comes after step {max(last, before[kind])} in {path}")
@@ -149,7 +153,7 @@ def check_metrics(training: Training, store: TokenStore) -> str:
             faults.append(f"step {step} says {row.get('tokens')!r} tokens and had read {due}")
         before[kind] = last = max(last, step)
     require(faults + (_against_record(training, rows, extent, store.seq_len) if training.finished else []))
-    logged = sum("heldout_loss" not in row for row in rows)
+    logged = sum("loss" in row for row in rows)
     return f"{logged} logged steps in order up to step {last} of {extent.steps}, tokens as counted"
 
 
@@ -159,7 +163,7 @@ def _on_policy_faults(training: Training, rows: list[dict[str, Any]], extent: Bu
     if config.on_policy is None:
         return []
     due = [int(is_on_policy(config.on_policy, config.seed, step)) for step in range(extent.steps)]
-    steps = [row for row in rows if "heldout_loss" not in row and 0 < row["step"] <= extent.steps]
+    steps = [row for row in rows if "loss" in row and 0 < row["step"] <= extent.steps]
     faults = [
         f"step {row['step']} says on_policy = {row.get('on_policy')!r}, which by its seed is {due[row['step'] - 1]}"
         for row in steps
@@ -187,7 +191,7 @@ def _against_record(training: Training, rows: list[dict[str, Any]], extent: Budg
         for name, value in expected.items()
         if record.get(name) != value
     ]
-    if not any(row["step"] == extent.steps and "heldout_loss" not in row for row in rows):
+    if not any(row["step"] == extent.steps and "loss" in row for row in rows):
         faults.append(f"the last step, {extent.steps}, is not in the log")
     return faults
 
@@ -249,7 +253,7 @@ def check_uses(training: Training, store: TokenStore) -> str:
 
 def _claims(training: Training) -> list[Claim]:
     """The hashes of logged steps and of checkpoints, None where a logged step has none."""
-    rows = [row for row in training.rows() if "heldout_loss" not in row and row["step"] > 0]
+    rows = [row for row in training.rows() if "loss" in row and row["step"] > 0]
     claims = [Claim(row["step"], f"step {row['step']}", row.get(_HASH)) for row in rows]
     states = [(path.name, _state(path)) for path in training.checkpoints()]
     return claims + [

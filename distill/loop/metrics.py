@@ -3,13 +3,13 @@
 A step's row has the training loss and its terms, as they are defined and as they count (`NAME_scaled`); a row of
 held-out measures has the terms of the held-out rows as they are defined, and what runs are compared by, whatever they
 minimise: `heldout_kl`, KL(teacher || student) at temperature 1 (null without a teacher), and `heldout_hard`, the
-cross-entropy of the next token; all in nats a token.
+cross-entropy of the next token; all in nats a token. A row of scores has `score/TASK` and `score_stderr/TASK`.
 """
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,16 +25,17 @@ class Metrics:
     """Appends rows to metrics.jsonl (main process only) and sends them to accelerate's trackers.
 
     `done` is the number of finished steps of the checkpoint a run continues from: rows after it are dropped, since
-    those steps are run again. So is that step's own row of held-out losses, if they are `unmeasured` in the checkpoint.
+    those steps are run again. So are that step's own rows of what is measured `again`, of those that the checkpoint
+    does not know: columns that tell such rows by how they begin.
     """
 
-    def __init__(self, path: Path, accelerator: Any, *, done: int, unmeasured: bool) -> None:
+    def __init__(self, path: Path, accelerator: Any, *, done: int, again: Sequence[str]) -> None:
         self._accelerator = accelerator
         self._file = None
         self.heldout: list[dict[str, Any]] = []
         """All rows of held-out measures so far, in the main process."""
         if accelerator.is_main_process:
-            earlier = _rows_up_to(path, done, unmeasured)
+            earlier = _rows_up_to(path, done, tuple(again))
             self.heldout = [row for row in earlier if "heldout_loss" in row]
             write_text(path, "".join(json.dumps(row) + "\n" for row in earlier))
             self._file = path.open("a", encoding="utf-8")
@@ -78,7 +79,7 @@ def heldout_columns(found: Mapping[str, float]) -> dict[str, Any]:
     return {f"heldout_{name}": value for name, value in {**dict.fromkeys((*_ALWAYS, "kl")), **found}.items()}
 
 
-def _rows_up_to(path: Path, done: int, unmeasured: bool) -> list[dict[str, Any]]:
+def _rows_up_to(path: Path, done: int, again: tuple[str, ...]) -> list[dict[str, Any]]:
     """Whole rows of an earlier run up to step `done`, but for those measured again; none when it starts anew."""
     if done == 0 or not path.is_file():
         return []
@@ -87,8 +88,8 @@ def _rows_up_to(path: Path, done: int, unmeasured: bool) -> list[dict[str, Any]]
         step = row.get("step") if isinstance(row, dict) else None
         if not isinstance(step, int):
             break
-        again = unmeasured and step == done and "heldout_loss" in row
-        if step <= done and not again:
+        anew = step == done and any(column.startswith(again) for column in row)
+        if step <= done and not anew:
             kept.append(row)
     return kept
 

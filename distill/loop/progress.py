@@ -64,6 +64,10 @@ class Progress:
 
     rollouts: Rollouts | None = None
     """What the student wrote to learn from; None where it does not."""
+    scored: int | None = None
+    """The step after which its abilities were last scored."""
+    reached: bool = False
+    """Whether it ended before its last step, at what was asked for."""
 
     def advance(self, row_ids: NDArray[np.int64]) -> None:
         """Count one step, which read these rows."""
@@ -111,6 +115,8 @@ _LATER = (
     "levels",
     "heldout_sources",
     "rollouts",
+    "scored",
+    "reached",
 )
 """Fields that a state of an earlier version lacks; their defaults mean that all goes on as it began."""
 

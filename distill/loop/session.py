@@ -4,10 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from compress.base.config import to_dict
-from compress.base.currency import input_changes, inputs_now, setting_changes
+from compress.base.currency import Inputs, input_changes, inputs_now, setting_changes
 from compress.base.disk import sha256_json
 from compress.base.errors import UsageError
 from compress.base.processes import on_main
@@ -15,6 +16,7 @@ from compress.base.progress import say
 from compress.data.alignment import Retelling
 from compress.distill.config import DistillConfig
 from compress.distill.loop import checkpoint
+from compress.distill.loop.ability import Ability
 from compress.distill.loop.accelerator import make_accelerator, prepare_model
 from compress.distill.loop.optimizer import StudentOptimizer, make_optimizer
 from compress.distill.loop.progress import Progress, other_version, read_progress
@@ -78,6 +80,8 @@ class Session:
     peak: PeakFlops
     """Of one process's device."""
     progress: Progress
+    ability: Ability | None
+    """What it is scored on in between; None where it is not."""
     notes: dict[str, Any]
     """Fields of distill.json: what was decided for this machine, and the quantised teacher's KL."""
     outlook: str = ""
@@ -101,7 +105,12 @@ class Session:
 
 
 def fingerprints(
-    student: Path, teacher: Path | None, store: Any, cache: TeacherCache | None = None, others: Sequence[Path] = ()
+    student: Path,
+    teacher: Path | None,
+    store: Any,
+    cache: TeacherCache | None = None,
+    others: Sequence[Path] = (),
+    until: Inputs = MappingProxyType({}),
 ) -> dict[str, str | None]:
     """One hash for each input; what a checkpoint and a finished student are checked against."""
     return {
@@ -109,7 +118,7 @@ def fingerprints(
         "teacher": None if teacher is None else sha256_json(model_fingerprint(teacher)),
         "data": store.fingerprint,
         "cache": None if cache is None else cache.fingerprint,
-        **inputs_now(other_inputs([functools.partial(Path, folder) for folder in others])),
+        **inputs_now({**other_inputs([functools.partial(Path, folder) for folder in others]), **until}),
     }
 
 
@@ -127,6 +136,7 @@ def open_session(
     work: Path,
     guide: OpenedTeacher | None = None,
     beside: Needs | None = None,
+    ability: Ability | None = None,
 ) -> Session:
     """Check everything that can be checked, load the models, and continue from the last checkpoint if there is one.
 
@@ -186,6 +196,12 @@ def open_session(
         if guide.source is not None and beside is not None:
             guide = guide._replace(source=SharedTeacher(guide.source))
 
+    if ability is not None and here.sharding != "none":
+        raise UsageError(
+            "Scores of the student while it is trained (eval.during) need its weights whole on each process: set "
+            "distill.shard to none, or leave them out."
+        )
+
     # The student and its loss are one module; the optimizer and a checkpoint's tensors need it split already.
     model: Any = StudentWithLoss(learner.model, objective, vocabulary)
     if here.sharding != "none":
@@ -229,6 +245,7 @@ def open_session(
         flops_per_token=per_token if runs_teacher else training_flops_per_token(learning, None, store.seq_len, taught),
         peak=peak_flops(accelerator.device, here.precision),
         progress=progress,
+        ability=ability,
         notes={
             "precision": here.precision,
             "micro_batch_rows": here.micro_batch_rows,

@@ -94,16 +94,20 @@ def _steps(session: Session, work: Path, stop: StopRequest, bar: Bar, *, alone: 
     clock, vote = Clock(run.seconds, s.learned_tokens), StopVote(s.accelerator)
     # of a run that was stopped: now, what it had no time for
     unmeasured = run.step == 0 or (run.heldout_loss is None and run.step in s.measured)
+    unscored = s.ability is not None and s.ability.is_due(run.step, steps) and run.scored != run.step
+    again = [column for column, is_due_now in (("heldout_", unmeasured), ("score/", unscored)) if is_due_now]
     with (
         contextlib.closing(read_ahead(_reads(s))) as batches,
-        Metrics(work / "metrics.jsonl", s.accelerator, done=run.step, unmeasured=unmeasured) as metrics,
+        Metrics(work / "metrics.jsonl", s.accelerator, done=run.step, again=again) as metrics,
         Checkpointer(
             work / "checkpoints", keep=config.keep_checkpoints, background=config.async_checkpoints, done=run.step
         ) as checkpoints,
     ):
-        if unmeasured:
-            with clock.paused(s.accelerator.device):
+        with clock.paused(s.accelerator.device):
+            if unmeasured:
                 measure_heldout(s, metrics)
+            if unscored:
+                _score(s, metrics)
         for step, (row_ids, batch) in enumerate(batches, run.step):
             torch.manual_seed(step_seed(config.seed, step, s.accelerator.process_index))
             setting, counts = s.setting(), None
@@ -122,14 +126,19 @@ def _steps(session: Session, work: Path, stop: StopRequest, bar: Bar, *, alone: 
             if config.balance == "level":
                 _note_levels(run, terms)
 
+            stopping = vote.agreed(stop) and run.step < steps
+            if not stopping and s.ability is not None and s.ability.is_due(run.step, steps):
+                with clock.paused(s.accelerator.device):
+                    _score(s, metrics)
+            last = run.step == steps or run.reached
+
             note = None
-            if run.step % config.log_every == 0 or run.step == steps:
+            if run.step % config.log_every == 0 or last:
                 note = _log(s, metrics, clock, terms, grad_norm, _count_skips(s, guard), counts)
             advance.to(s.tokens, note)
 
-            stopping = vote.agreed(stop) and run.step < steps
-            save = stopping or is_due(config.checkpoint_every, run.step, steps)
-            if not stopping and run.step in s.measured:
+            save = stopping or last or is_due(config.checkpoint_every, run.step, steps)
+            if not stopping and (last or run.step in s.measured):
                 with clock.paused(s.accelerator.device):
                     measure_heldout(s, metrics)
             if save:
@@ -145,9 +154,21 @@ def _steps(session: Session, work: Path, stop: StopRequest, bar: Bar, *, alone: 
                         f"Stopped by {stop.signal_name or 'a signal'} after step {run.step} of {steps}; all is in "
                         f"{path}. Run the same command again to continue."
                     )
+            if run.reached:
+                return
             if not alone:
                 with clock.paused(s.accelerator.device):
                     yield
+
+
+def _score(s: Session, metrics: Metrics) -> None:
+    """Score the student as it is on the items of its tasks, log that, and note whether it is what was asked for."""
+    assert s.ability is not None
+    run = s.progress
+    columns = s.ability.score(s.student.model, s.accelerator, run.step, s.tokens)
+    metrics.write({"step": run.step, "tokens": s.tokens, **columns})
+    run.scored, run.reached = run.step, s.ability.reached(run.step)
+    s.ability.warn(metrics.heldout, run.best_by)
 
 
 class _Part:
@@ -178,6 +199,8 @@ def _reads(s: Session) -> Iterator[Callable[[], tuple[Ids, Share | Prompts]]]:
             return row_ids, share_prompts(batch, options, processes=processes, rank=rank)
         return row_ids, s.losses.share(batch)
 
+    if s.progress.reached:
+        return
     for step, position in enumerate(range(s.progress.position, s.budget.rows, s.budget.rows_per_step), s.progress.step):
         yield functools.partial(read, step, position)
 

@@ -1,6 +1,5 @@
 """The student in training writes, and what it wrote becomes rows to learn from."""
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.distill.objective.loss import IGNORE_INDEX
-from compress.distill.resources.attention import has_no_mask
+from compress.distill.resources.reading import as_it_is
 from compress.distill.rollouts.config import OnPolicyConfig
 from compress.distill.rollouts.prompts import Prompts
 from compress.distill.rollouts.state import Counts, count
@@ -66,7 +65,7 @@ class Writer:
         """At most `limit` tokens after each of the prompts [n], up to and with the first that ends a text; each is
         drawn by random numbers of its name."""
         found: list[list[int]] = [[] for _ in prompts]
-        with self._as_writer():
+        with as_it_is(self._student, self._accelerator):
             for numbers in _batches(prompts, limit, self._config.batch_tokens):
                 sampler = Sampler(
                     self._config.temperature, self._config.top_p, self._seed, [names[number] for number in numbers]
@@ -80,21 +79,6 @@ class Writer:
                 for number, rollout in zip(numbers, written, strict=True):
                     found[number] = rollout
         return found
-
-    @contextlib.contextmanager
-    def _as_writer(self) -> Iterator[None]:
-        """The student without dropout, in the run's precision, with attention that sees a cache and padding."""
-        attention = self._student.config._attn_implementation
-        self._student.eval()
-        if has_no_mask(self._student):
-            self._student.set_attn_implementation("sdpa")
-        try:
-            with self._accelerator.autocast():
-                yield
-        finally:
-            self._student.train()
-            if self._student.config._attn_implementation != attention:
-                self._student.set_attn_implementation(attention)
 
     def _over_processes(self, own: Counts) -> Counts:
         values = torch.tensor(own, dtype=torch.int64, device=self._accelerator.device)

@@ -38,14 +38,22 @@ class Benchmarks:
     datasets: set[str]
 
 
-class OpenBenchmarks:
-    """The tasks of a config, built with their data, to be scored once."""
+class BuiltBenchmarks:
+    """The tasks of a config, built with their data; every model that is scored is asked the same, in the same way.
 
-    def __init__(self, config: EvalConfig, loaded: dict[str, Any], datasets: set[str]) -> None:
-        self._config, self._loaded, self._datasets = config, loaded, datasets
+    Raises:
+        UsageError, InputError: see `build_tasks`.
+    """
 
-    def score(self, checkpoint: Checkpoint, journal: Journal) -> Benchmarks:
-        """Score a model; finished batches go into `journal`, and those found there are not scored again.
+    def __init__(self, config: EvalConfig) -> None:
+        self._config = config
+        _seed(config)
+        with _harness(config) as self._datasets, working("reading tasks and their data"):
+            self._loaded = main_first(lambda: build_tasks(config))
+
+    def score(self, checkpoint: Checkpoint, journal: Journal, *, tell: bool = True) -> Benchmarks:
+        """Score a model; finished batches go into `journal`, and those found there are not scored again. With `tell`,
+        how the model is run is said.
 
         Raises:
             InputError: the model's context is too short for an answer.
@@ -54,34 +62,30 @@ class OpenBenchmarks:
         if config.chat_template:
             checkpoint = dataclasses.replace(checkpoint, prefix=())  # a chat begins as its template says
         _seed(config)  # building draws fewer numbers where `datasets` has a table cached
-        scorer = Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed)
-        results = evaluator.evaluate(
-            lm=scorer,
-            task_dict=self._loaded,
-            limit=config.limit,
-            bootstrap_iters=_BOOTSTRAP,
-            log_samples=True,
-            system_instruction=config.system,
-            apply_chat_template=config.chat_template,
-            fewshot_as_multiturn=config.multiturn,
-        )
-        scorer.tell_of_chats()
-        return _benchmarks(self._loaded, results, self._datasets)
+        for task in self._loaded["tasks"].values():
+            task.set_fewshot_seed(seed=config.seed)
+        with _harness(config) as datasets:
+            scorer = Scorer(checkpoint, config.batch_tokens, journal, seed=config.seed, tell=tell)
+            results = evaluator.evaluate(
+                lm=scorer,
+                task_dict=self._loaded,
+                limit=config.limit,
+                bootstrap_iters=_BOOTSTRAP,
+                log_samples=True,
+                system_instruction=config.system,
+                apply_chat_template=config.chat_template,
+                fewshot_as_multiturn=config.multiturn,
+            )
+            scorer.tell_of_chats()
+            return _benchmarks(self._loaded, results, self._datasets | datasets)
 
 
 @contextlib.contextmanager
-def open_benchmarks(config: EvalConfig) -> Iterator[OpenBenchmarks]:
-    """Build `config.tasks`; while the block runs, they can be scored.
-
-    Raises:
-        UsageError, InputError: see `build_tasks`.
-    """
+def _harness(config: EvalConfig) -> Iterator[set[str]]:
+    """lm-eval as we use it; the value is the data sets that were read from `config.datasets_root` so far."""
     root = None if config.datasets_root is None else Path(config.datasets_root)
-    _seed(config)
     with quiet_harness(), cached_templates(), local_datasets(root) as datasets:
-        with working("reading tasks and their data"):
-            built = main_first(lambda: build_tasks(config))
-        yield OpenBenchmarks(config, built, datasets)
+        yield datasets
 
 
 def _benchmarks(loaded: dict[str, Any], results: Any, datasets: set[str]) -> Benchmarks:

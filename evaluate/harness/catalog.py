@@ -165,7 +165,6 @@ def _set_fewshot(name: str, task: Any, asked: int | None, config: EvalConfig) ->
     general = own if config.num_fewshot is None or own == 0 else config.num_fewshot
     shots = general if asked is None else asked
     task.set_config(key="num_fewshot", value=shots or 0)
-    task.set_fewshot_seed(seed=config.seed)
     sampler = getattr(task, "sampler", None)
     if not shots or sampler is None:
         return

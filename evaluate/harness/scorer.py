@@ -46,7 +46,13 @@ class Scorer(HFLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, batch_tokens: int, journal: Journal | None = None, *, seed: int = 0
+        self,
+        checkpoint: Checkpoint,
+        batch_tokens: int,
+        journal: Journal | None = None,
+        *,
+        seed: int = 0,
+        tell: bool = True,
     ) -> None:
         super().__init__(
             pretrained=checkpoint.model,
@@ -73,6 +79,8 @@ class Scorer(HFLM):  # type: ignore[misc]
             batch_tokens=batch_tokens,
             seed=seed,
         )
+        if not tell:
+            return
         if reason is None:
             say(f"What prompts share is computed once (a trial differed from the plain forward pass by {error:.0e}).")
         else:

@@ -58,11 +58,16 @@ def judge_all(
 
 
 def alarm_lines(report: Record) -> list[str]:
-    """What a reader must know before the scores: what was not measured alike, and what misleads, last model first."""
+    """What a reader must know before the scores: what was not measured alike, abilities that fell, and what misleads,
+    last model first."""
     names = report["labels"]
     alarms = [verdict for verdict in report["verdicts"] if verdict["level"] == "alarm"]
     alarms.sort(key=lambda verdict: -list(names).index(verdict["model"]))
-    return [*report["mismatches"], *(f"{v['task']}, {names[v['model']]}: {v['short']}" for v in alarms)]
+    return [
+        *report["mismatches"],
+        *report.get("falls", []),
+        *(f"{v['task']}, {names[v['model']]}: {v['short']}" for v in alarms),
+    ]
 
 
 def judge(task: Record, score: Record, chance: float | None, compared: Record | None, other: str) -> Verdict:

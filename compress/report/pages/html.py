@@ -9,6 +9,7 @@ from compress.report.cells import share_kept
 from compress.report.judge.choice import measures, score_unit
 from compress.report.judge.selection import selection_of, selection_words
 from compress.report.judge.speeds import speed_pair
+from compress.report.pages.ability import ability_figure
 from compress.report.pages.candidates import candidates_figure
 from compress.report.pages.extracts import manifest_blocks, sample_rows
 from compress.report.pages.figures import layers_figure, loss_figure, loss_panels
@@ -35,6 +36,7 @@ def html_page(report: Record, run: RunFiles) -> str:
         _header(report),
         scores_section(report),
         _losses(report, run),
+        _abilities(report),
         _selection(report),
         _classes(report),
         _sizes(report),
@@ -105,6 +107,20 @@ def _losses(report: Record, run: RunFiles) -> str:
     if any(panel.sources for panel in panels):
         caption += " Grey lines are the held-out text of each source."
     return section("How it healed", caption, f'<div class="pair">{pictures}</div>')
+
+
+def _abilities(report: Record) -> str:
+    """Scores of the student while it was trained."""
+    shown = [entry for entry in report["abilities"] if entry["points"]]
+    if not shown:
+        return ""
+    pictures = "".join(
+        f"<figure><figcaption>{escape(entry['task'])}: {escape(entry['metric'])} on {entry['n']} items</figcaption>"
+        f"{ability_figure(entry)}</figure>"
+        for entry in shown
+    )
+    caption = "The student's score on the same few items each time, with 95% intervals; the line is its teacher's."
+    return section("What it could do on the way", caption, f'<div class="pair">{pictures}</div>')
 
 
 def _selection(report: Record) -> str:

@@ -13,6 +13,7 @@ from compress.report.tables.recovery import recovery
 from compress.report.tables.retention import retention
 from compress.report.tables.sizes import sizes
 from compress.report.tables.table import Table, labels, main_tasks
+from compress.report.tables.target import target
 from compress.report.tables.trainings import trained_pairs, trainings
 from compress.report.tables.worth import worth
 
@@ -21,7 +22,8 @@ _LONGEST = 160
 
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
-    made = (verdicts(report), trainings(report), scores(report), retention(report), trained_pairs(report))
+    judged = (target(report), verdicts(report))
+    made = (trainings(report), scores(report), retention(report), trained_pairs(report))
     rest = (
         flips(report),
         nearness(report),
@@ -40,7 +42,7 @@ def all_tables(report: Record) -> list[Table]:
         ranking(report),
         importance(report),
     )
-    return [table for table in (*made, *rest, *making, every_metric(report)) if table.rows]
+    return [table for table in (*judged, *made, *rest, *making, every_metric(report)) if table.rows]
 
 
 def verdicts(report: Record) -> Table:
