@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="a token store, whose held-out rows are measured")
     parser.add_argument("--other-text", metavar="SOURCE")
     parser.add_argument("--heldout", type=int, default=50, help="rows")
+    parser.add_argument("--orders", nargs="+", choices=_ORDERS, default=list(_ORDERS))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="to measure in")
     parser.add_argument("--no-repair", action="store_true", help="leave repaired cuts out")
     parser.add_argument("--out", type=Path, default=Path("runs/grow"))
     options = parser.parse_args()
@@ -51,7 +53,7 @@ def models(options: argparse.Namespace) -> Iterator[tuple[str, int, Path]]:
     """What is made, its layers, and where it is."""
     for number, student in enumerate(options.student):
         yield "healed student", layers_of(student), student
-        for order in _ORDERS:
+        for order in options.orders:
             family = options.out / f"grown-{order}-{number}"
             if not family.is_dir():
                 text = {"calibration": options.calibration, "calibration_tokens": options.calibration_tokens}
@@ -83,9 +85,8 @@ def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     """KL from the teacher and loss, on held-out rows and on other text."""
     path = options.out / "measured" / f"{'-'.join(model.parts[-3:])}.json"
     if not path.is_file():
-        config = EvalConfig(
-            heldout_sequences=options.heldout, other_text=options.other_text, speed=False, samples=0, responses=0
-        )
+        parts: dict[str, Any] = {"speed": False, "samples": 0, "responses": 0, "dtype": options.dtype}
+        config = EvalConfig(heldout_sequences=options.heldout, other_text=options.other_text, **parts)
         result = evaluate_model(model, config, teacher=options.teacher, text=options.text)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({part: result[part] for part in ("fidelity", "heldout", "other_text")}, indent=1))

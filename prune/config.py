@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import TypedDict, TypeVar
+from typing import Annotated, TypedDict, TypeVar
 
 from compress.base.config import config
+from compress.base.currency import Before
 from compress.base.units import Count
 from compress.prune.choose.candidates import RankAfterConfig, check_request
 from compress.prune.choose.spec import PATTERN, check_spec
@@ -41,6 +42,11 @@ class PruneConfig(RepairConfig, StorageConfig):
     candidates: tuple[str, ...] | None = None
     """METHODs and SPECs that name the cuts to heal, `random` three; by default every METHOD (or that of `by`),
     alternate, uniform:N, contiguous:N and random."""
+    rank_tasks: Annotated[tuple[str, ...] | None, Before(None)] = None
+    """Compare the healed candidates by their mean score on these tasks (as `eval.tasks`), in place of their nearness
+    to the teacher."""
+    rank_items: Annotated[AtLeastOne, Before(200)] = 200
+    """Items of each of these tasks, its first."""
     seed: Count = 0
     """Of the draw, for `by: random`."""
     repair: bool = False
@@ -49,7 +55,7 @@ class PruneConfig(RepairConfig, StorageConfig):
     """Compare the student's logits with the teacher's, dropped layers skipped (needs 5 bytes a teacher parameter)."""
 
     def __post_init__(self) -> None:
-        check_request(self.rank_after, self.candidates, self.layers, self.keep)
+        check_request(self.rank_after, self.candidates, self.rank_tasks, self.layers, self.keep)
         if self.rank_after is None and (self.layers is None) != (self.by is None):
             raise ValueError("`layers` (how many stay) and `by` (the METHOD that chooses them) go together")
         if self.keep is not None and self.by is not None:

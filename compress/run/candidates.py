@@ -23,6 +23,7 @@ from compress.prune.choose.spec import format_layers
 
 Cut = tuple[int, ...]
 """The layers that stay."""
+_TITLES = {"kl": "held-out KL", "loss": "held-out loss", "error": "share of answers that are wrong"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +100,15 @@ def heal_all(
     candidates: Sequence[Candidate],
     results: Results,
     settings: Callable[[Cut], Mapping[str, Any]],
-    heal: Callable[[Cut, Path], None],
+    heal: Callable[[Cut, Path], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Heal each candidate; a record of each, the best first: the least of `compared_by`, of equal ones the first named.
 
-    `settings` is what decides how a cut is healed, and `heal` heals it in a folder, its metrics in train/metrics.jsonl.
+    `settings` is what decides how a cut is healed, and `heal` heals it in a folder, its metrics in train/metrics.jsonl,
+    and measures what it comes to besides.
     A record has the held-out losses `before` and `after`: KL(teacher || student) at temperature 1 (`kl`), what healing
-    minimises (`loss`), its `soft` and `hard` part, nats a token; those `after` are null where the heal diverged.
+    minimises (`loss`), its `soft` and `hard` part, nats a token; those `after` are null where the heal diverged. What
+    `heal` measures is `after` it too: `error`, 1 - the mean score, where candidates are compared by tasks.
 
     Raises:
         InputError: no candidate has a finite loss after its heal.
@@ -116,22 +119,24 @@ def heal_all(
         place, name = results.place(what), f"ranking {number} of {len(candidates)}"
         say(f"{name}: layers {', '.join(map(str, kept))} ({', '.join(candidate.proposed_by)})")
 
-        def losses(kept: Cut = kept, place: Path = place) -> dict[str, Any]:
+        def losses(kept: Cut = kept, place: Path = place) -> dict[str, dict[str, Any]]:
             try:
-                heal(kept, place)
+                besides = heal(kept, place)
             except Diverged as error:
                 say(f"Layers {format_layers(kept)} are out: {error}")
                 return on_main(lambda: heldout_losses(place / "train" / "metrics.jsonl", diverged=True))
-            return on_main(lambda: heldout_losses(place / "train" / "metrics.jsonl"))
+            found = on_main(lambda: heldout_losses(place / "train" / "metrics.jsonl"))
+            return {**found, "after": {**found["after"], **besides}}
 
         found = results.recall(what, losses)
         on_main(lambda place=place: shutil.rmtree(place, ignore_errors=True))  # type: ignore[misc]
         records.append({"kept_layers": kept, "proposed_by": candidate.proposed_by, **found})
         measure = compared_by(records[-1:])
-        say(f"{name}: held-out {measure} {_shown(found['before'].get(measure))} -> {_shown(found['after'][measure])}")
+        before = "" if measure == "error" else f"{_shown(found['before'].get(measure))} -> "
+        say(f"{name}: {_TITLES[measure]} {before}{_shown(found['after'].get(measure))}")
     measure = compared_by(records)
-    records.sort(key=lambda record: _finite(record["after"][measure]))
-    if not records or math.isinf(_finite(records[0]["after"][measure])):
+    records.sort(key=lambda record: _finite(record["after"].get(measure)))
+    if not records or math.isinf(_finite(records[0]["after"].get(measure))):
         raise InputError(
             "No candidate cut has a finite held-out loss after its heal (the losses are above). Lower distill.lr, or "
             "check the teacher."
@@ -140,8 +145,10 @@ def heal_all(
 
 
 def compared_by(records: Sequence[Mapping[str, Any]]) -> str:
-    """`kl`, which does not depend on how candidates are healed; `loss`, what healing minimises, where some were healed
-    before the other was measured."""
+    """`error` where tasks were scored; else `kl`, which does not depend on how candidates are healed; `loss`, what
+    healing minimises, where some were healed before that was measured."""
+    if any(record["after"].get("error") is not None for record in records):
+        return "error"
     healed = [record["after"] for record in records if record["after"]["loss"] is not None]
     return "kl" if all(after.get("kl") is not None for after in healed) else "loss"
 

@@ -22,14 +22,14 @@ from compress.evaluate.preflight import check_evaluation
 from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
-from compress.prune import check_grow
+from compress.prune import RankAfterConfig, check_grow
 from compress.prune.choose.spec import format_layers
 from compress.prune.plan import Derivation, cast_derivation, derive
 from compress.report import report_outputs
 from compress.run.caching import cache_folder
 from compress.run.chain_checks import StageFacts, check_chain
 from compress.run.layout import Layout
-from compress.run.rank_after import ranking_output
+from compress.run.rank_after import ranking_output, task_scoring
 from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Left, Step
@@ -94,6 +94,11 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
         if "grow" in left.groups and teacher is not None and recipe.grow is not None:
             own = recipe.grow.calibration is None or left.will_make(recipe.grow.calibration)
             check_grow(recipe.grow, teacher, _whole_cut(teacher, stages), faults, own_text=own)
+        choice = recipe.prune.choice
+        if "prune" in left.groups and isinstance(choice, RankAfterConfig) and choice.rank_tasks is not None:
+            scoring = task_scoring(choice, recipe.eval.afterwards)
+            assert scoring is not None
+            _check_evaluations(recipe, scoring, teacher, left, faults, download=download)
         if "distill" in left.groups and recipe.eval.of_training is not None:
             _check_evaluations(recipe, recipe.eval.of_training, teacher, left, faults, download=download)
         if "eval" in left.groups:

@@ -8,10 +8,15 @@ heal together; the main one does the rest.
 import contextlib
 import dataclasses
 import functools
+import math
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from compress.base.config import to_dict
 from compress.base.currency import decisive
@@ -36,8 +41,10 @@ from compress.data import (
 from compress.distill import DistillConfig, distill
 from compress.distill.preflight import check_distill
 from compress.distill.resources.schedule import most_heldout_rows
+from compress.evaluate import AbilityTest, EvalConfig
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.files import model_fingerprint, resolve_model
+from compress.model.framing import Framing
 from compress.prune import (
     Chosen,
     Planned,
@@ -58,16 +65,30 @@ from compress.prune import (
 from compress.prune.choose.spec import format_layers
 from compress.prune.plan import Derivation, derive
 from compress.prune.repair import seams
+from compress.report.judge.ability import mean_and_error
 from compress.run.candidates import Cut, Results, compared_by, gather, heal_all, possible, propose
 from compress.run.recipe import PruneOptions
 
 _FEW_STEPS = 100
 
 
-def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path) -> RankAfterConfig:
-    """A ranking with the token store and those options of its heals that touch the result."""
-    heal = decisive(DistillConfig, to_dict(short_heal(healing, choice.rank_after)))
-    return dataclasses.replace(choice, data=str(data), heal=heal)
+def with_heal(choice: RankAfterConfig, healing: DistillConfig, data: Path, scoring: EvalConfig) -> RankAfterConfig:
+    """A ranking with the token store and those options of its heals and its scores that touch the result."""
+    heal, test = decisive(DistillConfig, to_dict(short_heal(healing, choice.rank_after))), task_test(choice, scoring)
+    return dataclasses.replace(choice, data=str(data), heal=heal if test is None else {**heal, "scored_by": test.key})
+
+
+def task_scoring(choice: RankAfterConfig, scoring: EvalConfig) -> EvalConfig | None:
+    """How healed candidates are scored; None where they are compared by their nearness to the teacher."""
+    if choice.rank_tasks is None:
+        return None
+    return dataclasses.replace(scoring, tasks=list(choice.rank_tasks), limit=choice.rank_items, other_text=None)
+
+
+def task_test(choice: RankAfterConfig, scoring: EvalConfig) -> AbilityTest | None:
+    """What scores healed candidates so."""
+    asked = task_scoring(choice, scoring)
+    return None if asked is None else AbilityTest(asked, every=0)
 
 
 def short_heal(healing: DistillConfig, tokens: int) -> DistillConfig:
@@ -111,8 +132,8 @@ def prune_ranked(options: PruneOptions, *, teacher: str, out: Path) -> PruneResu
 
         data = on_main(store)
         asked = dataclasses.replace(asked, calibration=str(data))
-        choice = with_heal(dataclasses.replace(choice, calibration=str(data)), options.distill, data)
-        result = prune_best(asked, choice, options.distill, teacher=teacher, out=out, work=work)
+        choice = with_heal(dataclasses.replace(choice, calibration=str(data)), options.distill, data, options.eval)
+        result = prune_best(asked, choice, options.distill, options.eval, teacher=teacher, out=out, work=work)
         on_main(lambda: shutil.rmtree(work))
     return result
 
@@ -132,6 +153,10 @@ def plan_ranked(options: PruneOptions, *, teacher: str, out: Path) -> tuple[Prun
             faults.of(functools.partial(require_apart, name, work))
     if facts is not None and text is not None:
         check_ranking(options.distill, choice, ", ".join(text.datasets), (student, known), facts, faults)
+    if (scoring := task_scoring(choice, options.eval)) is not None:
+        from compress.evaluate.harness.catalog import check_tasks
+
+        faults.of(lambda: check_tasks(scoring, download=False))
     return None if cut is None else cut.plan, faults
 
 
@@ -184,18 +209,31 @@ def ranking_output(work: Path) -> Output:
 
 
 def prune_best(
-    asked: PruneConfig, choice: RankAfterConfig, healing: DistillConfig, *, teacher: str, out: Path, work: Path
+    asked: PruneConfig,
+    choice: RankAfterConfig,
+    healing: DistillConfig,
+    scoring: EvalConfig,
+    *,
+    teacher: str,
+    out: Path,
+    work: Path,
 ) -> PruneResult:
     """Rank the candidates in `work`, by all processes together, and prune the best of them into `out`."""
-    ranking = rank_cuts(asked, choice, healing, teacher=teacher, work=work)
+    ranking = rank_cuts(asked, choice, healing, scoring, teacher=teacher, work=work)
     return on_main(lambda: prune(teacher, out, Chosen(asked=choice, ranking=ranking), **asked.how))
 
 
 def rank_cuts(
-    asked: PruneConfig, choice: RankAfterConfig, healing: DistillConfig, *, teacher: str, work: Path
+    asked: PruneConfig,
+    choice: RankAfterConfig,
+    healing: DistillConfig,
+    scoring: EvalConfig,
+    *,
+    teacher: str,
+    work: Path,
 ) -> Ranking:
     """Let criteria and controls propose cuts, heal each distinct one on the same rows in the same order, and choose
-    the one of least loss on the same held-out rows.
+    the one that is nearest to the teacher on the same held-out rows or, with `rank_tasks`, scores best on average.
 
     Raises:
         UsageError: the token store has no held-out rows, or fewer training rows than `rank_after` asks for; or no
@@ -208,6 +246,7 @@ def rank_cuts(
     reads = prune_inputs(lambda: model_fingerprint(folder), choice, asked.repairing)
     results = Results(work, on_main(lambda: {role: find() for role, find in reads.items()}))
     types = on_main(lambda: derive(teacher, folder, choice).layer_types)
+    test, prefix = task_test(choice, scoring), (TokenStore.open(data).framing or Framing()).rows
 
     plans: dict[Cut, Derivation] = {}  # of the main process, which alone cuts
 
@@ -226,9 +265,11 @@ def rank_cuts(
 
     def settings(kept: Cut) -> dict[str, Any]:
         patience = {"max_skipped_steps": healing.max_skipped_steps}  # which decides whether a heal has diverged
-        return prune_settings(format_layers(kept), **asked.how) | {"heal": choice.heal | patience}
+        made_by = {name: value for name, value in choice.heal.items() if name != "scored_by"} | patience
+        scored = {} if test is None else {"scored_by": test.key}
+        return prune_settings(format_layers(kept), **asked.how) | {"heal": made_by} | scored
 
-    def heal(kept: Cut, place: Path) -> None:
+    def heal(kept: Cut, place: Path) -> dict[str, Any]:
         start = place / "start"
 
         def cut() -> None:
@@ -239,6 +280,7 @@ def rank_cuts(
         on_main(cut)
         config = short_heal(healing, choice.rank_after)
         distill(config, student=start, teacher=folder, data=data, out=place / "student", work=place / "train")
+        return {} if test is None else _scored(test.of_folder(place / "student", prefix))
 
     proposals, measured = propose(choice, types, results, measure)
     candidates = possible(gather(proposals), refusal)
@@ -246,12 +288,32 @@ def rank_cuts(
     details = {
         "rank_after_tokens": choice.rank_after,
         "compared_by": compared_by(healed),
+        **_lead(healed),
         "candidates": healed,
         "criteria": measured,
         "seconds": round(time.monotonic() - started, 3),
     }
     best = tuple(healed[0]["kept_layers"])
     return Ranking(method="rank-after", kept_layers=best, scores=(), details=details)
+
+
+def _scored(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A candidate's mean score over tasks as `error`, 1 less that, and each item's."""
+    scores = {row["task"]: row["items"] for row in rows}
+    return {"error": 1 - fmean(map(fmean, scores.values())), "items": scores}
+
+
+def _lead(healed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """By how much the best candidate's mean score exceeds the next one's over the same items, and its standard error;
+    nothing where none was scored. The items go."""
+    scores = [record["after"].pop("items", None) for record in healed]
+    if len(scores) < 2 or None in scores[:2]:
+        return {}
+    found = [mean_and_error(np.subtract(items, scores[1][task]).tolist()) for task, items in scores[0].items()]
+    lead, error = fmean(mean for mean, _ in found), math.hypot(*(error for _, error in found)) / len(found)
+    verdict = "" if lead > 2 * error else ", which is noise"
+    say(f"The best candidate leads by {lead:.1%} ± {error:.1%} over the same items{verdict}.")
+    return {"lead": {"value": lead, "stderr": error}}
 
 
 def _check_heal(healing: DistillConfig, num_heldout: int, data: str) -> None:

@@ -229,13 +229,15 @@ class Recipe:
 
 @config
 class PruneOptions:
-    """What `compress prune` takes: one section of a recipe, and two for `rank_after`."""
+    """What `compress prune` takes: one section of a recipe, and three for `rank_after`."""
 
     prune: PruneConfig = PruneConfig()
     data: DataConfig | None = None
     """The text that candidate cuts are healed on."""
     distill: DistillConfig = DistillConfig()
     """How they are healed."""
+    eval: EvalConfig = EvalConfig()
+    """How they are scored, with `rank_tasks`."""
 
 
 @config

@@ -22,7 +22,7 @@ from compress.distill.distillation import distill_alone
 from compress.distill.loop.ability import until_of
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.several import other_inputs
-from compress.evaluate import AbilityTest
+from compress.evaluate import AbilityTest, EvalConfig
 from compress.model.files import model_fingerprint
 from compress.prune import (
     WITHOUT_TEXT,
@@ -172,7 +172,7 @@ def needs_data(prune: PruneConfig) -> bool:
 
 
 def asked_cut(
-    prune: PruneConfig, healing: DistillConfig, layout: Layout
+    prune: PruneConfig, healing: DistillConfig, scoring: EvalConfig, layout: Layout
 ) -> tuple[PruneConfig, str | RankingConfig | RankAfterConfig]:
     """A cut and its choice of layers, with the run's own text named where it is the one to measure on."""
     asked = prune
@@ -180,7 +180,7 @@ def asked_cut(
         asked = dataclasses.replace(asked, calibration=str(layout.data))
     choice = asked.choice
     if isinstance(choice, RankAfterConfig):
-        choice = with_heal(choice, healing, layout.data)
+        choice = with_heal(choice, healing, layout.data, scoring)
     return asked, choice
 
 
@@ -188,7 +188,7 @@ def _cut(recipe: Recipe, stage: Stage, layout: Layout, models: Models, after: fr
     """The cut of the teacher, in a later stage of the student before it; none where nothing is cut."""
     if stage.prune is None:
         return []
-    asked, choice = asked_cut(stage.prune, stage.distill, layout)
+    asked, choice = asked_cut(stage.prune, stage.distill, recipe.eval.afterwards, layout)
     out, name = layout.stage(stage.place).student_init, stage.step("prune")
     record, teacher, healed_from = out / "prune.json", models.teacher, None
     if stage.number > 1:
@@ -198,7 +198,8 @@ def _cut(recipe: Recipe, stage: Stage, layout: Layout, models: Models, after: fr
     def make() -> None:
         if isinstance(choice, RankAfterConfig):
             work = layout.ranking
-            result = prune_best(asked, choice, stage.distill, teacher=str(teacher()), out=out, work=work)
+            scoring = recipe.eval.afterwards
+            result = prune_best(asked, choice, stage.distill, scoring, teacher=str(teacher()), out=out, work=work)
         else:
             result = on_main(lambda: prune(teacher(), out, choice, healed_from=healed_from, **asked.how))
         say(f"{name}: {result.describe()}")

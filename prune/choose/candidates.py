@@ -7,9 +7,10 @@ them.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from compress.base.config import config
+from compress.base.currency import Before
 from compress.base.errors import UsageError
 from compress.base.units import Count
 from compress.prune.choose.mix import choose_layers
@@ -40,6 +41,10 @@ class RankAfterConfig(CalibrationConfig):
     the controls: alternate, uniform:N, contiguous:N, random."""
     seed: Count = 0
     """Of the first random draw."""
+    rank_tasks: Annotated[tuple[str, ...] | None, Before(None)] = None
+    """Tasks whose mean score the healed candidates are compared by, in place of their nearness to the teacher."""
+    rank_items: Annotated[AtLeastOne, Before(200)] = 200
+    """Items of each of these tasks, its first."""
     data: str | None = None
     """Token store that candidates are healed and measured on."""
     heal: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -100,7 +105,11 @@ class Chosen:
 
 
 def check_request(
-    rank_after: int | None, candidates: Sequence[str] | None, layers: int | None, keep: str | None
+    rank_after: int | None,
+    candidates: Sequence[str] | None,
+    rank_tasks: Sequence[str] | None,
+    layers: int | None,
+    keep: str | None,
 ) -> None:
     """Check what was asked of a ranking against itself, before the model is known.
 
@@ -110,6 +119,8 @@ def check_request(
     if rank_after is None:
         if candidates is not None:
             raise ValueError("`candidates` are healed before one is chosen; write `rank_after`, on how many tokens")
+        if rank_tasks is not None:
+            raise ValueError("`rank_tasks` compare candidates that were healed; write `rank_after`, on how many tokens")
         return
     if layers is None or keep is not None:
         raise ValueError("`rank_after` compares cuts of one size: write `layers`, how many stay, and no `keep`")

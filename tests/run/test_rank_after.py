@@ -1,5 +1,6 @@
 """`rank_after`: candidates are healed alike, the best goes on, and what is finished is not done again."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from compress.base.errors import InputError, UsageError
 from compress.data import TokenStore
 from compress.distill import distill
 from compress.distill.loop.guard import Diverged
+from compress.evaluate import evaluate_model
 from compress.prune import PruneConfig, RankAfterConfig, plan_prune, prune
 from compress.prune.plan import derive
 from compress.run import rank_after
@@ -175,7 +177,7 @@ def test_the_loss_after_the_heal_decides(tmp_path: Path) -> None:
     """By KL, whatever was minimised; by what was minimised where one was healed before KL was measured."""
     losses = {(0,): (1.0, 5.0), (1,): (2.0, float("nan")), (2,): (3.0, 4.0), (3,): (None, 4.0), (4,): (1.0, 2.0)}
 
-    def heal(kept: tuple[int, ...], place: Path) -> None:
+    def heal(kept: tuple[int, ...], place: Path) -> dict[str, Any]:
         rows = [{f"heldout_{part}": loss for part in ("loss", "soft", "hard")} for loss in losses[kept]]
         if kept in kls:
             rows[1]["heldout_kl"] = kls[kept]
@@ -184,6 +186,7 @@ def test_the_loss_after_the_heal_decides(tmp_path: Path) -> None:
         (place / "train" / "metrics.jsonl").write_text(text.replace("NaN", "null"))
         if kept == (4,):
             raise Diverged("3 steps in a row were skipped.")
+        return {}
 
     def order(cuts: list[tuple[int, ...]], folder: Path) -> list[tuple[int, ...]]:
         records = heal_all(
@@ -283,3 +286,27 @@ def test_two_processes_rank_together(world: Path, tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert records[0]["kept_layers"] == records[1]["kept_layers"]
     assert not (tmp_path / "two.ranking").exists()
+
+
+def test_candidates_may_be_compared_by_their_scores(world: Path, whole: Path, tmp_path: Path) -> None:
+    """Each healed candidate's score is that of an evaluation of it, and the order is theirs."""
+    scored = [*NAMED, "prune.rank_tasks=[tiny_choice]", "prune.rank_items=7", "eval.limit=7"]
+    ranking = ranking_of(ranked(world, tmp_path / "run", scored))
+    assert ranking["compared_by"] == "error"
+    recipe = load_recipe(world / "recipe.yaml", scored)
+    config = dataclasses.replace(recipe.eval.afterwards.without_speed(), samples=0, responses=0)
+    errors = []
+    for number, record in enumerate(ranking["candidates"]):
+        assert "items" not in record["after"]
+        place = tmp_path / str(number)
+        student = prune(world / "teacher", place / "cut", ",".join(map(str, record["kept_layers"]))).out
+        healing = rank_after.short_heal(recipe.distill, 2000)
+        paths = {"student": student, "teacher": world / "teacher", "data": tmp_path / "run" / "data"}
+        healed = distill(healing, **paths, out=place / "student", work=place / "train")
+        score = evaluate_model(healed.out, config, text=tmp_path / "run" / "data")["tasks"]["tiny_choice"]["acc"]
+        assert record["after"]["error"] == pytest.approx(1 - score)
+        errors.append(1 - score)
+    assert errors == sorted(errors)
+    assert ranking["lead"]["value"] == pytest.approx(errors[1] - errors[0])
+    by_nearness = {tuple(r["kept_layers"]): r["after"]["kl"] for r in ranking_of(whole)["candidates"]}
+    assert {tuple(r["kept_layers"]): r["after"]["kl"] for r in ranking["candidates"]} == by_nearness

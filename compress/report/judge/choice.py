@@ -61,6 +61,14 @@ def compared_by(prune: Record | None) -> str:
     return name
 
 
+def compared_in_words(measure: str) -> tuple[str, str]:
+    """What candidates were compared by, and its unit."""
+    return {
+        "kl": ("held-out KL from the teacher", "nats a token"),
+        "error": ("share of answers that are wrong", "mean over tasks"),
+    }.get(measure, ("held-out loss as healing minimises it", "nats a token"))
+
+
 def candidate_losses(candidate: Record, measure: str) -> tuple[float | None, float | None]:
     """A held-out measure before and after the heal, nats a token; None where it was not finite."""
     return number(candidate["before"].get(measure)), number(candidate["after"].get(measure))

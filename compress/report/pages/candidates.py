@@ -1,7 +1,7 @@
 """What candidate cuts lost, and how much of it a short heal gave back, as a picture: a line each."""
 
 from compress.report.cells import layer_ranges
-from compress.report.judge.choice import candidate_losses, candidates, compared_by
+from compress.report.judge.choice import candidate_losses, candidates, compared_by, compared_in_words
 from compress.report.pages import svg
 from compress.report.pages.svg import Markup, Scale
 from compress.report.run_files import Record
@@ -23,9 +23,9 @@ def candidates_figure(prune: Record) -> str:
     for index, (candidate, before, after) in enumerate(found):
         y = _TOP + _ROW * (index + 0.5)
         parts += _row(candidate, before, after, y, across, best=index == 0)
-    name = "KL from the teacher" if compared_by(prune) == "kl" else "loss"
-    parts.append(svg.text((_LEFT + _RIGHT) / 2, bottom + 40, f"held-out {name}, nats a token", class_="tick middle"))
-    title = f"Held-out {name} of each candidate cut, before and after a short heal"
+    name, unit = compared_in_words(compared_by(prune))
+    parts.append(svg.text((_LEFT + _RIGHT) / 2, bottom + 40, f"{name}, {unit}", class_="tick middle"))
+    title = f"Of each candidate cut, before and after a short heal: {name}"
     return svg.figure(_WIDTH, bottom + 48, title, *parts)
 
 

@@ -9,6 +9,7 @@ from compress.report.judge.choice import (
     candidate_losses,
     candidates,
     compared_by,
+    compared_in_words,
     drop_order,
     layer_scores,
     measures,
@@ -127,14 +128,18 @@ def _flat(record: Record, prefix: str = "") -> list[tuple[str, Any]]:
 def ranking(report: Record) -> Table:
     """Candidate cuts and the held-out measure that they were compared by, before and after a short heal."""
     measure = compared_by(report["prune"])
-    what = "KL from the teacher at temperature 1" if measure == "kl" else "loss as healing minimises it"
+    name, unit = compared_in_words(measure)
+    lead = (report["prune"] or {}).get("ranking", {}).get("lead")
+    ahead = (
+        "" if lead is None else f", {lead['value']:.1%} ± {lead['stderr']:.1%} ahead of the next over the same items"
+    )
     rows = []
     for candidate in candidates(report["prune"]):
         losses = [NONE if loss is None else f"{loss:.4f}" for loss in candidate_losses(candidate, measure)]
         rows.append([layer_ranges(candidate["kept_layers"]), ", ".join(candidate["proposed_by"]), *losses])
     return Table(
         title="Candidate cuts",
-        note=f"Held-out {what}, nats a token, before and after the heal; the first was chosen.",
+        note=f"{name[0].upper()}{name[1:]}, {unit}, before and after the heal; the first was chosen{ahead}.",
         columns=["Layers that stay", "Named by", "Cut", "Healed a little"],
         rows=rows,
         text_columns=2,
