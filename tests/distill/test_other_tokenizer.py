@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import warm
 from distill_world import SEQ_LEN, World, losses_of
+from fault_injection import Signal
+from safetensors.torch import load_file
 from torch import Tensor
 from two_tokenizers import TEXTS, byte_level, llama_like, save_model_of
 
-from compress.base.disk import read_json
+from compress.base.disk import read_json, sha256_tree
 from compress.base.errors import CompressError, UsageError
 from compress.data import DataConfig, TokenStore, prepare
 from compress.data.alignment import Retelling, document_starts
@@ -150,6 +154,43 @@ def test_a_training(pair: World, uld: Callable[..., DistillConfig], tmp_path: Pa
     assert 0.2 < result.aligned["share"] < 1
     assert "aligned with the teacher's own tokenizer" in result.describe()
     assert read_json(tmp_path / "run" / "student" / "distill.json")["aligned"] == result.aligned
+
+
+UNLIKE = ("tokens_per_s", "peak_gib", "mfu")
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in UNLIKE} for row in rows]
+
+
+@pytest.mark.faults(1, 3)
+def test_a_training_killed_in_a_step_and_in_a_save_ends_bitwise_equal(
+    pair: World, uld: Callable[..., DistillConfig], tmp_path: Path
+) -> None:
+    world, config = dataclasses.replace(pair, root=tmp_path), uld(alpha=0.5, checkpoint_every=2, heldout_every=3)
+    world.run("whole", config)
+    for at, call in (("loop.train:learning_rate", 4), ("loop.checkpoint:save_file", 3)):
+        trap, threads = Signal(at=(f"compress.distill.{at}",), call=call), str(torch.get_num_threads())
+        done = warm().run([trap], *world.command("cut", config), OMP_NUM_THREADS=threads)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    world.run("cut", config)
+    whole, cut = (sha256_tree(tmp_path / name / "student", "*.safetensors") for name in ("whole", "cut"))
+    assert cut == whole
+    assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
+
+
+def test_two_processes_learn_as_one(pair: World, uld: Callable[..., DistillConfig], tmp_path: Path) -> None:
+    """Their halves of a batch have unlike numbers of aligned tokens; the mean is over those of both."""
+    world, config = dataclasses.replace(pair, root=tmp_path), uld(alpha=0.5, batch_tokens=5 * SEQ_LEN)
+    world.run("one", config)
+    done = warm().launch(2, *world.command("two", config))
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=2e-5)
+    for single, double in zip(*(timeless(world.metrics(name)) for name in ("one", "two")), strict=True):
+        near = {k: pytest.approx(v, rel=1e-4) if isinstance(v, float) else v for k, v in single.items()}
+        assert double == near
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,19 @@ def test_a_run_killed_between_scores_ends_with_the_same_bytes(
         assert timeless(tmp_path / "run" / "train" / name) == timeless(scored / "train" / name)
 
 
+def test_two_processes_share_the_scoring(world: Path, scored: Path, tmp_path: Path) -> None:
+    """The teacher's scores are the same, those of the student up to what rounding does to its training."""
+    done = warm().launch(
+        2, "run", str(world / "recipe.yaml"), "--out", str(tmp_path / "run"), *(f"--set={c}" for c in DURING)
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_rows(run / "train" / "ability.jsonl") for run in (scored, tmp_path / "run"))
+    assert [(row["of"], row["step"], len(row["items"])) for row in two] == [
+        (row["of"], row["step"], len(row["items"])) for row in one
+    ]
+    assert two[0] == one[0]
+
+
 def at(step: int, items: list[float], *, of: str = "student", chance: float | None = 0.25) -> dict[str, Any]:
     return {"of": of, "step": step, "tokens": step, "task": "t", "metric": "acc", "chance": chance, "items": items}
 

@@ -129,7 +129,7 @@ def ranking(report: Record) -> Table:
     """Candidate cuts and the held-out measure that they were compared by, before and after a short heal."""
     measure = compared_by(report["prune"])
     name, unit = compared_in_words(measure)
-    lead = (report["prune"] or {}).get("ranking", {}).get("lead")
+    lead = ((report["prune"] or {}).get("ranking") or {}).get("lead")
     ahead = (
         "" if lead is None else f", {lead['value']:.1%} ± {lead['stderr']:.1%} ahead of the next over the same items"
     )
