@@ -17,7 +17,7 @@ from compress.demo import WorldConfig
 from compress.distill import CacheConfig, DistillConfig
 from compress.evaluate import EvalConfig
 from compress.generate import GenerateConfig
-from compress.prune import GrowConfig, PruneConfig
+from compress.prune import GrowConfig, PruneConfig, TrimConfig
 from compress.run.stages import Stage, StageConfigs, chain, names_layers
 
 _LONGEST_NAME = 200
@@ -142,6 +142,9 @@ class Recipe:
     """Generate the demo's world of text into RUN/world first."""
     student: Annotated[GivenStudent | None, Before(None)] = None
     """The model to train where it is no cut of the teacher."""
+    trim: Annotated[TrimConfig | None, Before(None)] = None
+    """Trim the teacher's vocabulary to the run's text first. What comes of it, RUN/teacher-trimmed, is the teacher of
+    all that follows: the student is cut from it, and its probabilities are over the ids that stay."""
     prune: PruneConfig = PruneConfig()
     """Which layers stay."""
     data: DataConfig
@@ -171,6 +174,23 @@ class Recipe:
                 "each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`"
             )
         chain(self.stages, self.prune, self.distill)
+        if self.trim is not None:
+            self._check_trim()
+
+    def _check_trim(self) -> None:
+        """Refuse models beside the trimmed teacher that would have another vocabulary."""
+        if self.teacher.scratch is not None:
+            raise ValueError("a teacher from scratch has the vocabulary of its tokenizer: leave `trim` out")
+        if self.student is not None:
+            raise ValueError(
+                "`trim` is of the teacher, and a given `student` would keep its own ids: run `compress trim` on both, "
+                "with the same text, and name what comes of it"
+            )
+        if any(stage.distill.mixture is not None for stage in self.chain):
+            raise ValueError(
+                "`trim` is of the first teacher, and those of `distill.mixture` would keep their own ids: run "
+                "`compress trim` on each, with the same text, and name what comes of it"
+            )
 
     @property
     def chain(self) -> tuple[Stage, ...]:
@@ -194,6 +214,13 @@ class GrowOptions:
     """What `compress grow` takes: one section of a recipe."""
 
     grow: GrowConfig = GrowConfig()
+
+
+@config
+class TrimOptions:
+    """What `compress trim` takes: one section of a recipe."""
+
+    trim: TrimConfig = TrimConfig()
 
 
 @config
