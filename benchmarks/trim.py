@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compress.base.progress import say
 from compress.base.units import format_bytes, format_count
 from compress.data import INDEX, DataConfig, prepare
-from compress.evaluate import EvalConfig, evaluate_model
+from compress.evaluate import EvalConfig, compare_speed, evaluate_model
 from compress.prune import TrimConfig, trim
 
-_ROWS, _ROW_TOKENS = 50, 256
+_ROWS, _ROW_TOKENS = 32, 128
+_SPEED = EvalConfig(speed_batches=[], speed_repeats=3, speed_decode_tokens=16)
 
 
 def main() -> None:
@@ -43,18 +44,23 @@ def main() -> None:
     store = asked.work / "store"
     if not (store / INDEX).is_file():
         prepare(DataConfig(dataset=asked.text, seq_len=_ROW_TOKENS, heldout_sequences=_ROWS), asked.model, store)
-    cells = {name: _measured(folder, store, asked.text, folders["whole"]) for name, folder in folders.items()}
+    speeds = compare_speed(folders, _SPEED)
+    cells = {
+        name: _measured(folder, store, asked.text, folders["whole"], speeds[name]) for name, folder in folders.items()
+    }
     sys.stdout.write(f"| | {' | '.join(cells)} |\n|---|{'---|' * len(cells)}\n")
     for row in cells["whole"]:
         sys.stdout.write(f"| {row} | {' | '.join(found[row] for found in cells.values())} |\n")
 
 
-def _measured(folder: Path, store: Path, text: str, whole: Path) -> dict[str, str]:
+def _measured(folder: Path, store: Path, text: str, whole: Path, speed: dict[str, Any]) -> dict[str, str]:
     record = folder / "trim.json"
     made: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-    config = EvalConfig(tasks=(), heldout_sequences=_ROWS, heldout_seq_len=_ROW_TOKENS, samples=0, responses=0)
+    config = EvalConfig(
+        tasks=(), heldout_sequences=_ROWS, heldout_seq_len=_ROW_TOKENS, samples=0, responses=0, speed=False
+    )
     found = evaluate_model(folder, config, text=store, text_tokenizer=whole)
-    heldout, speed, size = found["heldout"], found["speed"], (folder / "model.safetensors").stat().st_size
+    heldout, size = found["heldout"], (folder / "model.safetensors").stat().st_size
     seen = (made.get("text") or {}).get("heldout")
     return {
         "ids": f"{AutoTokenizer.from_pretrained(folder).vocab_size:,}",

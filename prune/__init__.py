@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.config import PruneConfig
 from compress.prune.growth.config import GrowConfig
-from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
+from compress.prune.parts import WITHOUT_TEXT, ExpertsConfig, RankingConfig, RepairConfig, StorageConfig
 from compress.prune.trimming.config import TrimConfig
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "WITHOUT_TEXT",
     "Chosen",
+    "ExpertsConfig",
     "GrowConfig",
     "GrowResult",
     "Planned",

@@ -169,6 +169,10 @@ class Recipe:
             raise ValueError("`grow` needs `layers`, the sizes to make: write `grow: {layers: [20, 24]}`")
         if self.student is not None and self.stages:
             raise ValueError("a chain cuts the teacher: leave `stages` out, or `student`")
+        if self.stages and self.prune.experts is not None:
+            raise ValueError(
+                "each of `stages` cuts layers: leave `prune.experts` out, or drop experts of the teacher first"
+            )
         if self.stages and names_layers(self.prune):
             raise ValueError(
                 "each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`"

@@ -163,9 +163,9 @@ def _tokenizer_files(folder: Path) -> dict[str, str]:
 
 
 def measures_data(prune: PruneConfig) -> bool:
-    """Whether layers are to be measured, or the cut repaired, on the run's own text."""
+    """Whether layers or experts are to be measured, or the cut repaired, on the run's own text."""
     measured = prune.rank_after is not None or prune.by not in (None, *WITHOUT_TEXT)
-    return prune.calibration is None and (prune.repair or measured)
+    return prune.calibration is None and (prune.repair or measured or prune.experts is not None)
 
 
 def needs_data(prune: PruneConfig) -> bool:
@@ -205,7 +205,7 @@ def _cut(recipe: Recipe, stage: Stage, layout: Layout, models: Models, after: fr
             result = on_main(lambda: prune(teacher(), out, choice, healed_from=healed_from, **asked.how))
         say(f"{name}: {result.describe()}")
 
-    inputs = prune_inputs(lambda: model_fingerprint(teacher()), choice, asked.repairing)
+    inputs = prune_inputs(lambda: model_fingerprint(teacher()), choice, asked.repairing, asked.how["experts"])
     step = Step(
         name=name,
         group=name,

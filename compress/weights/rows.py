@@ -1,26 +1,34 @@
 """Some of a tensor's rows, picked from its bytes as they come."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from compress.weights.headers import ITEM_BYTES, StoredTensor
-from compress.weights.shards import Rows, StudentTensor
+from compress.weights.shards import Change, Rows, StudentTensor
 
 
-def with_rows(name: str, tensor: StoredTensor, kept: Sequence[int]) -> StudentTensor:
-    """The student's tensor `name` of the `kept` rows (first dimension, increasing) of a stored one, in its dtype. It
-    serves one copy."""
-    shape = (len(kept), *tensor.shape[1:])
-    change = _Picked(tensor, kept)
-    return StudentTensor(name, tensor, tensor.dtype, shape, change, ITEM_BYTES[tensor.dtype])
+def with_rows(tensor: StudentTensor, kept: Sequence[int]) -> StudentTensor:
+    """The `kept` rows (first dimension, increasing) of a student's tensor that has all of a stored one's, cast or not.
+    It serves one copy."""
+    stored, picked = tensor.source, _Picked(tensor.source, kept)
+    change = picked if tensor.change is None else Then(picked, tensor.change)
+    return StudentTensor(
+        tensor.name, stored, tensor.dtype, (len(kept), *stored.shape[1:]), change, ITEM_BYTES[stored.dtype]
+    )
 
 
-def then(tensor: StudentTensor, change: Callable[[memoryview], Rows], dtype: str) -> StudentTensor:
-    """The same with another change after its own, which leaves numbers of `dtype`."""
-    first = tensor.change
-    assert first is not None
-    both: Callable[[memoryview], Rows] = lambda data: change(memoryview(first(data)))  # noqa: E731
-    return StudentTensor(tensor.name, tensor.source, dtype, tensor.shape, both, tensor.grain)
+@dataclasses.dataclass(frozen=True)
+class Then:
+    """Two changes, one after the other."""
+
+    first: Change
+    second: Change
+
+    def __call__(self, data: memoryview) -> Rows:
+        """Both; the second is not asked where the first leaves nothing."""
+        found = self.first(data)
+        return self.second(memoryview(found)) if len(found) else found
 
 
 class _Picked:
@@ -49,4 +57,4 @@ class _Picked:
                 break
             self._next_run += 1
         self._seen = end
-        return b"".join(found)
+        return bytearray().join(found)

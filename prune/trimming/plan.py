@@ -183,10 +183,9 @@ class Trimmed:
         return [self._tensor(name, stored, tails) for name, stored in named]
 
     def _tensor(self, name: str, stored: StoredTensor, tails: frozenset[str]) -> StudentTensor:
-        rows = stored.shape[0] if stored.shape else 0
-        if rows == self.vocabulary.num_rows and _tail(name) in tails:
-            return with_rows(name, stored, self.kept)
-        return StudentTensor.same(name, stored)
+        rows, tensor = stored.shape[0] if stored.shape else 0, StudentTensor.same(name, stored)
+        by_id = rows == self.vocabulary.num_rows and _tail(name) in tails
+        return with_rows(tensor, self.kept) if by_id else tensor
 
     def _by_id(self) -> frozenset[str]:
         """Ends of the names of tensors with a row for each id: those that are smaller in the smaller model."""

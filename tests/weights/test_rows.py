@@ -28,9 +28,8 @@ def test_rows_are_picked_across_buffers_and_files(
     out = tmp_path / "out"
     out.mkdir()
     stored = read_header(tmp_path / "model.safetensors")
-    students = [
-        with_rows(f"x{t.name}", t, kept[t.name]) if t.name in kept else StudentTensor.same("d", t) for t in stored
-    ]
+    same = [StudentTensor.same("d" if tensor.name == "d" else f"x{tensor.name}", tensor) for tensor in stored]
+    students = [tensor if tensor.name == "d" else with_rows(tensor, kept[tensor.source.name]) for tensor in same]
     with copying.Copying([(out, students)], max_shard_bytes=100) as under_way:
         under_way.finish()
     files = list(out.glob("*.safetensors"))
