@@ -186,7 +186,7 @@ def test_the_command_plans_drops_and_the_student_heals(text: Path, tmp_path: Pat
     healed = run_cli(
         "distill", "--teacher", str(teacher), "--student", student, "--data", str(text), "--out", str(tmp_path / "run"),
         "--set", "data.seq_len=32", "--set", "data.heldout_sequences=4", "--set", "distill.epochs=6",
-        "--set", "distill.batch_tokens=128", "--set", "distill.lr=3e-3", "--json",
+        "--set", "distill.batch_tokens=128", "--set", "distill.lr=1e-3", "--set", "distill.alpha=1", "--json",
     )  # fmt: skip
     assert healed.returncode == 0, healed.stderr
     rows = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
