@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.config import PruneConfig
 from compress.prune.growth.config import GrowConfig
-from compress.prune.parts import WITHOUT_TEXT, RankingConfig, RepairConfig, StorageConfig
+from compress.prune.parts import WITHOUT_TEXT, ExpertsConfig, RankingConfig, RepairConfig, StorageConfig
+from compress.prune.trimming.config import TrimConfig
 
 if TYPE_CHECKING:
     from compress.prune.choose.ranking import Ranking
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
     from compress.prune.record import PruneResult, prune_inputs, prune_settings, student_output
     from compress.prune.step import family_folders, prune, prune_family, student_name
     from compress.prune.student import Planned, measure_layers
+    from compress.prune.trimming.preflight import check_trim, check_trimming
+    from compress.prune.trimming.record import TrimResult, trim_inputs
+    from compress.prune.trimming.step import trim
 
 __all__ = [
     "WITHOUT_TEXT",
     "Chosen",
+    "ExpertsConfig",
     "GrowConfig",
     "GrowResult",
     "Planned",
@@ -41,10 +46,14 @@ __all__ = [
     "RankingConfig",
     "RepairConfig",
     "StorageConfig",
+    "TrimConfig",
+    "TrimResult",
     "check_grow",
     "check_growth",
     "check_prune",
     "check_students",
+    "check_trim",
+    "check_trimming",
     "family_folders",
     "grow",
     "grow_family",
@@ -58,6 +67,8 @@ __all__ = [
     "student_facts",
     "student_name",
     "student_output",
+    "trim",
+    "trim_inputs",
 ]
 
 _HOMES = {
@@ -66,10 +77,13 @@ _HOMES = {
     "PrunePlan": "plan",
     "PruneResult": "record",
     "Ranking": "choose.ranking",
+    "TrimResult": "trimming.record",
     "check_grow": "growth.preflight",
     "check_growth": "growth.preflight",
     "check_prune": "preflight",
     "check_students": "preflight",
+    "check_trim": "trimming.preflight",
+    "check_trimming": "trimming.preflight",
     "family_folders": "step",
     "grow": "growth.step",
     "grow_family": "growth.step",
@@ -83,6 +97,8 @@ _HOMES = {
     "student_facts": "preflight",
     "student_name": "step",
     "student_output": "record",
+    "trim": "trimming.step",
+    "trim_inputs": "trimming.record",
 }
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, TypedDict, TypeVar
 
 from compress.base.config import config
 from compress.base.currency import Before
-from compress.base.units import Count
+from compress.base.units import Count, CountOrShare
 from compress.prune.choose.candidates import RankAfterConfig, check_request
 from compress.prune.choose.spec import PATTERN, check_spec
-from compress.prune.parts import AtLeastOne, Method, RankingConfig, RepairConfig, StorageConfig
+from compress.prune.parts import AtLeastOne, ExpertsConfig, Method, RankingConfig, RepairConfig, StorageConfig
 
 C = TypeVar("C")
 
@@ -20,16 +20,17 @@ class How(TypedDict):
     check: bool
     repair: RepairConfig | None
     storage: StorageConfig
+    experts: ExpertsConfig | None
 
 
 @config
 class PruneConfig(RepairConfig, StorageConfig):
-    """Which layers stay, by name (`keep`), by measure (`layers` and `by`) or by trial (`rank_after`), whether the
-    student is repaired and compared with its teacher, and how it is stored."""
+    """Which layers stay, by name (`keep`), by measure (`layers` and `by`) or by trial (`rank_after`), and how many
+    experts of each, whether the student is repaired and compared with its teacher, and how it is stored."""
 
     keep: str | None = None
     """SPEC: alternate | a slice 1::2 | a list 0,2,5-9 | uniform:N | contiguous:N (N layers stay), or pattern:SPEC.
-    `alternate` when neither it nor `layers` is given."""
+    `alternate` when neither it nor `layers` is given; all layers where `experts` is."""
     preserve_pattern: bool = False
     """Keep as many layers as `keep` says, but of each type of layer (sliding or full attention, dense or sparse) its
     share, the last layer kept."""
@@ -49,19 +50,24 @@ class PruneConfig(RepairConfig, StorageConfig):
     """Items of each of these tasks, its first."""
     seed: Count = 0
     """Of the draw, for `by: random`."""
+    experts: Annotated[CountOrShare | None, Before(None)] = None
+    """N: How many experts of each mixture-of-experts layer stay, or which share (75%): those with the highest mean of
+    gate times norm of what they compute, over the tokens that they are given (REAP, arXiv 2510.13999)."""
     repair: bool = False
     """Change the block before each cut by least squares, so that it does some of what was dropped."""
     check: bool = True
     """Compare the student's logits with the teacher's, dropped layers skipped (needs 5 bytes a teacher parameter)."""
 
     def __post_init__(self) -> None:
+        if self.experts is not None and self.rank_after is not None:
+            raise ValueError("`rank_after` compares cuts of whole layers: drop `experts` of its student afterwards")
         check_request(self.rank_after, self.candidates, self.rank_tasks, self.layers, self.keep)
         if self.rank_after is None and (self.layers is None) != (self.by is None):
             raise ValueError("`layers` (how many stay) and `by` (the METHOD that chooses them) go together")
         if self.keep is not None and self.by is not None:
             raise ValueError("`keep` names the layers and `by` measures them; write one of the two")
         if self.layers is None:
-            object.__setattr__(self, "keep", self.keep or "alternate")
+            object.__setattr__(self, "keep", self.keep or (":" if self.experts is not None else "alternate"))
             check_spec(str(self.choice))
         elif self.preserve_pattern:
             raise ValueError("`preserve_pattern` chooses layers by their type and `by` by a measure; write one of them")
@@ -83,7 +89,8 @@ class PruneConfig(RepairConfig, StorageConfig):
     @property
     def how(self) -> How:
         """What `prune` and `prune_settings` take besides `keep`."""
-        return How(check=self.check, repair=self.repairing, storage=self._part(StorageConfig))
+        experts = None if self.experts is None else self._part(ExpertsConfig)
+        return How(check=self.check, repair=self.repairing, storage=self._part(StorageConfig), experts=experts)
 
     def _part(self, kind: type[C], but: Collection[str] = ()) -> C:
         """The config of that kind with the values that this one has under the same names."""

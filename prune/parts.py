@@ -1,13 +1,13 @@
 """The parts of what `compress prune` can be asked: what layers are measured on, chosen by, repaired with, and how a
 student is stored. Nothing here imports torch: a command starts by reading these."""
 
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
 from compress.base.config import config
 from compress.base.currency import PLACE, Before, Meaning
-from compress.base.units import ByteSize, Count
+from compress.base.units import ByteSize, Count, CountOrShare
 
 AtLeastOne = Annotated[Count, Field(ge=1)]
 
@@ -104,6 +104,20 @@ class RepairConfig(CalibrationConfig):
 def _amount(tokens: int | Literal["auto"], seq_len: int | Literal["auto"], auto: Amount) -> Amount:
     """What is named, and `auto` for what is not."""
     return Amount(auto.tokens if tokens == "auto" else tokens, auto.seq_len if seq_len == "auto" else seq_len)
+
+
+@config
+class ExpertsConfig(CalibrationConfig):
+    """Drop experts of mixture-of-experts layers by REAP, measured on the text."""
+
+    experts: CountOrShare
+    """How many experts of each such layer stay."""
+
+    by: ClassVar[str] = "reap"
+
+    def amount(self, device: str) -> Amount:
+        """The text to measure on, on a `device` of that type."""
+        return _amount(self.calibration_tokens, self.calibration_seq_len, _PASS_ON_CPU if device == "cpu" else _PASS)
 
 
 @config

@@ -18,7 +18,8 @@ from compress.prune.choose.candidates import RankAfterConfig
 from compress.prune.choose.kinds import layer_kinds
 from compress.prune.choose.mix import choose_layers, count_types, mix_note, require_attention
 from compress.prune.choose.spec import format_layers
-from compress.prune.parts import RankingConfig
+from compress.prune.experts.count import kept_experts, num_experts, write_count
+from compress.prune.parts import ExpertsConfig, RankingConfig
 from compress.prune.rules.student_config import num_layers, student_config, text_config
 
 _MOST_CONTEXT = 32768
@@ -66,6 +67,9 @@ class PrunePlan:
     layer_types_before: dict[str, int]
     layer_types_after: dict[str, int]
     notes: tuple[str, ...]
+    experts_before: int | None = None
+    """Experts of each sparse layer, where some are dropped."""
+    experts_after: int | None = None
 
     @property
     def num_layers(self) -> int:
@@ -92,6 +96,8 @@ class PrunePlan:
             "to write one after it",
             f"parts        {_changes(self.parts_before, self.parts_after)}",
         ]
+        if self.experts_before is not None:
+            lines.append(f"experts      {self.experts_before} -> {self.experts_after} in each layer that has them")
         if len(self.layer_types_before) > 1:
             lines.append(f"layer types  {_changes(self.layer_types_before, self.layer_types_after)}")
         if self.keep == "alternate" and 0 in self.dropped_layers:
@@ -138,8 +144,14 @@ def plan_prune(
     return cast_derivation(derive(teacher, resolve_model(teacher, weights=False), keep), cast).plan
 
 
-def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConfig) -> Derivation:
-    """Plan a cut of the model in `folder`; `teacher` is the name the user gave. Raises as `plan_prune` does.
+def derive(
+    teacher: str,
+    folder: Path,
+    keep: str | RankingConfig | RankAfterConfig,
+    experts: ExpertsConfig | None = None,
+) -> Derivation:
+    """Plan a cut of the model in `folder`; `teacher` is the name the user gave. Raises as `plan_prune` does, and of
+    `experts` as `kept_experts`.
 
     Which layers a measure will choose is not known from the config: `contiguous:N` stands in for them, and a note
     says so.
@@ -155,6 +167,12 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConf
     kept = choose_layers(keep, types)
     require_attention(types, kept)
     student_json = student_config(config, raw, kept)
+    fewer: dict[str, Any] = {}
+    if experts is not None:
+        text = text_config(config)
+        count = kept_experts(experts, text, teacher)
+        write_count(student_json, config, count)
+        fewer = {"experts_before": num_experts(text, teacher), "experts_after": count}
     smaller, before, after = _models(config, student_json, folder)
     name, layers = decoder_layers(before)
     if len(layers) != total or len(decoder_layers(after)[1]) != len(kept):
@@ -174,6 +192,7 @@ def derive(teacher: str, folder: Path, keep: str | RankingConfig | RankAfterConf
         layer_types_after=count_types([types[i] for i in kept]),
         notes=tuple(notes),
         **_figures(config, before, after),
+        **fewer,
     )
     return Derivation(plan, student_json, smaller, _stored_prefixes(name, before.base_model_prefix), tuple(types))
 

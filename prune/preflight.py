@@ -15,7 +15,7 @@ from compress.prune.choose.calibration import require_source
 from compress.prune.choose.candidates import RankAfterConfig
 from compress.prune.choose.ranking import measuring_dtype, require_memory
 from compress.prune.config import How
-from compress.prune.parts import CalibrationConfig, RankingConfig, RepairConfig
+from compress.prune.parts import CalibrationConfig, ExpertsConfig, RankingConfig, RepairConfig
 from compress.prune.plan import Derivation, cast_derivation, derive
 from compress.prune.record import student_output
 from compress.prune.repair import last_maps, no_map_to_change, require_seams
@@ -34,7 +34,7 @@ def check_students(
 ) -> list["PrunePlan"]:
     """Find what would refuse to cut each of `outs` as the choice beside it says; return the plans that there are."""
     check_outputs([student_output(out) for out in outs], faults)
-    needed_by = needs_all(choices, how["repair"])
+    needed_by = needs_all(choices, how["repair"], how["experts"])
     faults.of(lambda: streams(teacher, how["storage"].stream, check=how["check"], needed_by=needed_by))
     known = look_at_model(teacher, faults)
     if known is None:
@@ -50,8 +50,8 @@ def check_prune(
 
     `own_text` says that what is measured on text is measured on text that is yet to be made (a run's own).
     """
-    cut = faults.of(lambda: derive(teacher.name, teacher.side, choice))
-    for config in reading(choice, how["repair"]):
+    cut = faults.of(lambda: derive(teacher.name, teacher.side, choice, how["experts"]))
+    for config in reading(choice, how["repair"], how["experts"]):
         parameters = None if cut is None else cut.plan.params_before
         check_reading(config, teacher, parameters, faults, own_text=own_text)
     if cut is None:
@@ -73,10 +73,10 @@ def student_facts(cut: Derivation | None, teacher: ModelFacts | None, cuts: tupl
     return ModelFacts("the student", cut.student, teacher.side, (last, *(last.of(first) for first in cuts[-1:])))
 
 
-def reading(choice: Choice, repair: RepairConfig | None) -> list[CalibrationConfig]:
-    """What of a cut reads text: the measure, the repair."""
+def reading(choice: Choice, *others: RepairConfig | ExpertsConfig | None) -> list[CalibrationConfig]:
+    """What of a cut reads text: the measure, the repair, the choice of experts."""
     measured = [] if isinstance(choice, str) or not choice.reads_text else [choice]
-    return [*measured, *([] if repair is None else [repair])]
+    return [*measured, *(other for other in others if other is not None)]
 
 
 def check_reading(

@@ -11,7 +11,7 @@ from compress.base.currency import Inputs
 from compress.base.outputs import Output
 from compress.base.units import format_bytes
 from compress.prune.choose.candidates import RankAfterConfig
-from compress.prune.parts import RankingConfig, RepairConfig, StorageConfig
+from compress.prune.parts import ExpertsConfig, RankingConfig, RepairConfig, StorageConfig
 
 if TYPE_CHECKING:
     from compress.prune.check import CheckResult
@@ -64,6 +64,7 @@ def prune_settings(
     check: bool,
     repair: RepairConfig | None = None,
     storage: StorageConfig | None = None,
+    experts: ExpertsConfig | None = None,
 ) -> dict[str, Any]:
     """What was asked of `prune`, for its manifest; which text it reads, `prune_inputs` finds by content.
 
@@ -72,6 +73,8 @@ def prune_settings(
     asked: dict[str, Any] = {"keep": keep} if isinstance(keep, str) else to_dict(keep)
     if repair is not None:
         asked |= {"repair": True, **to_dict(repair)}
+    if experts is not None:
+        asked |= to_dict(experts)
     for place in ("calibration", "data"):
         asked.pop(place, None)
     stored, default = storage or StorageConfig(), StorageConfig()
@@ -82,7 +85,10 @@ def prune_settings(
 
 
 def prune_inputs(
-    teacher: Callable[[], Any], keep: str | RankingConfig | RankAfterConfig, repair: RepairConfig | None = None
+    teacher: Callable[[], Any],
+    keep: str | RankingConfig | RankAfterConfig,
+    repair: RepairConfig | None = None,
+    experts: ExpertsConfig | None = None,
 ) -> Inputs:
     """Fingerprints of what `prune` reads, for its manifest: the teacher, and the text it is measured or repaired on.
 
@@ -95,6 +101,8 @@ def prune_inputs(
         inputs["data"] = partial(text_fingerprint_of, keep.data)
     if repair is not None:
         inputs["repair"] = partial(text_fingerprint_of, repair.calibration, repair.calibration_column)
+    if experts is not None:
+        inputs["experts"] = partial(text_fingerprint_of, experts.calibration, experts.calibration_column)
     return inputs
 
 

@@ -20,7 +20,7 @@ from compress.model.cuts import cuts_of
 from compress.model.files import check_weight_files, model_fingerprint
 from compress.prune.choose.candidates import Chosen
 from compress.prune.config import How
-from compress.prune.parts import RepairConfig, StorageConfig
+from compress.prune.parts import ExpertsConfig, RepairConfig, StorageConfig
 from compress.prune.record import PruneResult, student_output
 from compress.prune.student import Call, Keep, Planned, load_shapes, needs_all, plan_student
 from compress.prune.under_way import WeightsUnderWay, disk_errors
@@ -35,6 +35,7 @@ def prune(
     check: bool = True,
     repair: RepairConfig | None = None,
     storage: StorageConfig | None = None,
+    experts: ExpertsConfig | None = None,
     healed_from: Path | None = None,
 ) -> PruneResult:
     """Write to `out` the model `teacher` (a folder or a hub id) with the layers `keep` only: a SPEC, a measure, or
@@ -43,8 +44,9 @@ def prune(
     The weights are copied byte for byte, unless `storage` asks for a cast, and the tokenizer, generation config, chat
     template and licence as they are. With `check`, the student's logits are compared with the teacher's, dropped layers
     skipped, where its fp32 weights fit in memory. With `repair` the cut is then repaired by least squares (see
-    `compress.prune.repair`). `out/prune.json` says what was done; and of a teacher that is the cut in `healed_from`, or
-    was healed from it, which layers of the model that this was cut from stay, the first of a chain.
+    `compress.prune.repair`). With `experts` each mixture-of-experts layer keeps those that matter most on the text (see
+    `compress.prune.experts.reap`). `out/prune.json` says what was done; and of a teacher that is the cut in
+    `healed_from`, or was healed from it, which layers of the model that this was cut from stay, the first of a chain.
 
     Raises:
         UsageError: `keep` is no SPEC or reaches outside the layers, `out` is not free, a measure lacks its text, or
@@ -53,7 +55,8 @@ def prune(
             its layers are measured on cannot be used, or a weight is too large for the dtype it is cast to.
         CompressError: the student differs from the teacher, or the disk is full. Nothing is left in `out`.
     """
-    return _prune(str(teacher), [(Path(out), keep)], check, repair, storage, healed_from)[0]
+    how = How(check=check, repair=repair, storage=storage or StorageConfig(), experts=experts)
+    return _prune(str(teacher), [(Path(out), keep)], how, healed_from)[0]
 
 
 def prune_family(
@@ -64,6 +67,7 @@ def prune_family(
     check: bool = True,
     repair: RepairConfig | None = None,
     storage: StorageConfig | None = None,
+    experts: ExpertsConfig | None = None,
 ) -> list[PruneResult]:
     """Write several students of one teacher, one a SPEC, into folders of `out`, reading the teacher's weights once.
 
@@ -73,7 +77,9 @@ def prune_family(
         UsageError: two of `keeps` would have the same folder.
     """
     asked = list(zip(family_folders(Path(out), keeps), keeps, strict=True))
-    return _prune(str(teacher), asked, check, repair, storage)
+    return _prune(
+        str(teacher), asked, How(check=check, repair=repair, storage=storage or StorageConfig(), experts=experts)
+    )
 
 
 def family_folders(out: Path, keeps: Sequence[str]) -> list[Path]:
@@ -96,17 +102,15 @@ def student_name(keep: str) -> str:
 def _prune(
     teacher: str,
     asked: Sequence[tuple[Path, Keep]],
-    check: bool,
-    repair: RepairConfig | None,
-    storage: StorageConfig | None,
+    how: How,
     healed_from: Path | None = None,
 ) -> list[PruneResult]:
     """Write a student into each folder of `asked`, cut as the choice of layers beside it says."""
-    storage = storage or StorageConfig()
     keeps = [keep for _, keep in asked]
-    _look_ahead(teacher, asked, How(check=check, repair=repair, storage=storage))
+    _look_ahead(teacher, asked, how)
     with ExitStack() as stack:
-        stream = streams(teacher, storage.stream, check=check, needed_by=needs_all(keeps, repair))
+        needed_by = needs_all(keeps, how["repair"], how["experts"])
+        stream = streams(teacher, how["storage"].stream, check=how["check"], needed_by=needed_by)
         folder, hub = stack.enter_context(open_teacher(teacher, stream=stream))
         files = check_weight_files(folder)
         call = Call(
@@ -115,10 +119,8 @@ def _prune(
             files=files,
             hub=hub,
             fingerprint=stack.enter_context(_fingerprint(folder, hub)),
-            check=check,
-            repair=repair,
-            storage=storage,
             cuts=() if healed_from is None else cuts_of(healed_from),
+            **how,
         )
         stack.enter_context(disk_errors(asked[0][0]))
         staged = [stack.enter_context(staged_folder(out)) for out, _ in asked]
@@ -126,7 +128,7 @@ def _prune(
         weights.start_early(keeps)
         students = [plan_student(call, keep) for keep in keeps]
         load_shapes(folder)
-        weights.start([student.derivation for student in students])
+        weights.start(students)
         for student, at in zip(students, staged, strict=True):
             student.write_small_files(at)
         places = zip(students, staged, weights.finish(), asked, strict=True)
@@ -140,7 +142,11 @@ def _look_ahead(teacher: str, asked: Sequence[tuple[Path, Keep]], how: How) -> N
     """
     faults = Faults()
     check_outputs([student_output(out) for out, _ in asked], faults)
-    plain = all(isinstance(keep, str | Planned | Chosen) for _, keep in asked) and how["repair"] is None
+    plain = (
+        all(isinstance(keep, str | Planned | Chosen) for _, keep in asked)
+        and how["repair"] is None
+        and how["experts"] is None
+    )
     if faults.found or not plain:
         from compress.prune.preflight import check_students
 

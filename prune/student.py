@@ -14,13 +14,15 @@ from compress.model.cuts import Cut
 from compress.model.files import WEIGHT_FILES, copy_side_files
 from compress.prune.choose.candidates import Chosen, RankAfterConfig
 from compress.prune.choose.spec import format_layers
-from compress.prune.parts import RankingConfig, RepairConfig, StorageConfig
+from compress.prune.config import How
+from compress.prune.parts import ExpertsConfig, RankingConfig, RepairConfig, StorageConfig
 from compress.prune.record import RECORD, PruneResult, prune_inputs, prune_settings
 from compress.prune.rules.fields import VERIFIED_TYPES
 from compress.weights.hub import HubTeacher
 
 if TYPE_CHECKING:
-    from compress.prune.choose.ranking import Ranking
+    from compress.prune.choose.ranking import RankedModel, Ranking
+    from compress.prune.experts.reap import ExpertChoice
     from compress.prune.plan import Derivation, PrunePlan
 
 _ASKED_NOT_TO = "asked not to"
@@ -54,9 +56,15 @@ class Call:
     check: bool
     repair: RepairConfig | None
     storage: StorageConfig
+    experts: ExpertsConfig | None = None
     cuts: tuple[Cut, ...]
     """Of the cut that the teacher was healed from."""
     started: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def how(self) -> How:
+        """How its students are made, whichever layers stay."""
+        return How(check=self.check, repair=self.repair, storage=self.storage, experts=self.experts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,8 @@ class Student:
     """What was asked for."""
     derivation: "Derivation"
     ranking: "Ranking | None"
+    experts: "ExpertChoice | None"
+    """Which experts stay; None where all do."""
     skip: str | None
     """Why it will not be compared with its teacher."""
 
@@ -89,19 +99,20 @@ class Student:
         sha256 = {name: sha256.get(name) or sha256_file(path) for name, path in sorted(names.items())}
         checked = CheckResult(passed=False, skipped=self.skip)
         if self.skip is None:
-            checked = check_student(call.folder, at, plan.dropped_layers, call.storage.cast)
+            checked = check_student(call.folder, at, plan.dropped_layers, call.storage.cast, self._mask)
         repaired = None
         if call.repair is not None:
             from compress.prune.repair import repair
 
             repaired = repair(call.repair, call.folder, at, plan.kept_layers, plan.num_layers)
             sha256 |= {path.name: sha256_file(path) for path in at.glob(WEIGHT_FILES)}
-        inputs = prune_inputs(call.fingerprint.result, self.keep, call.repair)
+        inputs = prune_inputs(call.fingerprint.result, self.keep, call.repair, call.experts)
         record = plan.to_dict() | {
             **self._original(),
             "method": "spec" if self.ranking is None else self.ranking.method,
             "scores": None if self.ranking is None else self.ranking.scores or None,
             "ranking": None if self.ranking is None else self.ranking.details,
+            "experts": None if self.experts is None else self.experts.to_dict(),
             "repair": repaired,
             "streamed": call.hub.to_dict() if call.hub else None,
             "bytes_before": sum(path.stat().st_size for path in call.files),
@@ -109,7 +120,7 @@ class Student:
             "sha256": sha256,
             "check": dataclasses.asdict(checked),
             "manifest": manifest(
-                config=prune_settings(self.keep, check=call.check, repair=call.repair, storage=call.storage),
+                config=prune_settings(self.keep, **call.how),
                 inputs={role: find() for role, find in inputs.items()},
                 outputs=sha256,
                 seconds=time.monotonic() - call.started,
@@ -117,6 +128,13 @@ class Student:
         }
         write_json(at / RECORD, record)
         return PruneResult(out=out, plan=plan, check=checked, record=record)
+
+    def _mask(self, teacher: Any) -> None:
+        """Let the teacher give nothing to the experts that are dropped."""
+        if self.experts is not None:
+            from compress.prune.experts.masked import mask_experts
+
+            mask_experts(teacher, self.experts.kept)
 
     def _original(self) -> dict[str, Any]:
         """Of a later cut of a chain, the layers of the first model that stay."""
@@ -126,8 +144,12 @@ class Student:
         return {"original": Cut(plan.kept_layers, plan.num_layers).of(self.call.cuts[-1]).to_dict()}
 
 
-def needs_all(keeps: Sequence[Keep | RankAfterConfig], repair: RepairConfig | None) -> str | None:
+def needs_all(
+    keeps: Sequence[Keep | RankAfterConfig], repair: RepairConfig | None, experts: ExpertsConfig | None
+) -> str | None:
     """What, beside the check, reads weights that the student does not keep."""
+    if experts is not None:
+        return "measuring experts"
     if not all(isinstance(keep, str | Planned) for keep in keeps):
         return "measuring layers"
     return "the repair" if repair is not None else None
@@ -146,14 +168,15 @@ def plan_student(call: Call, keep: Keep) -> Student:
         asked, derivation = keep.keep, keep.derivation
     else:
         asked, ranking = (keep.asked, keep.ranking) if isinstance(keep, Chosen) else (keep, None)
-        derivation = derive(call.teacher, call.folder, asked)
+        derivation = derive(call.teacher, call.folder, asked, call.experts)
     skip = why_unchecked(derivation.plan, check=call.check, streamed=call.hub is not None)
     if isinstance(keep, RankingConfig):
         ranking = _rank(keep, call.teacher, call.folder, derivation)
     if ranking is not None:
-        derivation = derive(call.teacher, call.folder, format_layers(ranking.kept_layers))
+        derivation = derive(call.teacher, call.folder, format_layers(ranking.kept_layers), call.experts)
     derivation = cast_derivation(derivation, call.storage.cast)
-    return Student(call=call, keep=asked, derivation=derivation, ranking=ranking, skip=skip)
+    experts = None if call.experts is None else _experts(call.experts, call, derivation)
+    return Student(call=call, keep=asked, derivation=derivation, ranking=ranking, experts=experts, skip=skip)
 
 
 def measure_layers(teacher: str, folder: Path, config: RankingConfig) -> "Ranking":
@@ -177,16 +200,31 @@ def load_shapes(folder: Path) -> None:
 
 
 def _rank(config: RankingConfig, name: str, folder: Path, derivation: "Derivation") -> "Ranking":
-    from compress.prune.choose.ranking import RankedModel, rank_layers
+    from compress.prune.choose.ranking import rank_layers
 
-    subject = RankedModel(
+    return rank_layers(config, _subject(name, folder, derivation))
+
+
+def _experts(config: ExpertsConfig, call: Call, derivation: "Derivation") -> "ExpertChoice":
+    from compress.prune.experts.reap import choose_experts
+
+    plan = derivation.plan
+    assert plan.experts_before is not None
+    assert plan.experts_after is not None
+    subject = _subject(call.teacher, call.folder, derivation)
+    return choose_experts(config, subject, plan.experts_before, plan.experts_after)
+
+
+def _subject(name: str, folder: Path, derivation: "Derivation") -> "RankedModel":
+    from compress.prune.choose.ranking import RankedModel
+
+    return RankedModel(
         name=name,
         folder=folder,
         num_layers=derivation.plan.num_layers,
         layer_prefixes=derivation.layer_prefixes,
         num_parameters=derivation.plan.params_before,
     )
-    return rank_layers(config, subject)
 
 
 def why_unchecked(plan: "PrunePlan", *, check: bool, streamed: bool) -> str | None:

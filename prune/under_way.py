@@ -5,20 +5,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from compress.base.disk import clear_folder, read_json
 from compress.base.errors import DISK_FULL, CompressError
 from compress.base.units import format_bytes
 from compress.prune.choose.spec import PATTERN, parse_spec
-from compress.prune.student import Call, Keep
+from compress.prune.experts.weights import with_experts
+from compress.prune.student import Call, Keep, Student
 from compress.weights.casting import student_tensors
 from compress.weights.copying import Copying
 from compress.weights.headers import likely_prefixes, select_tensors
 from compress.weights.shards import StudentTensor
-
-if TYPE_CHECKING:
-    from compress.prune.plan import Derivation
 
 _Tensors = list[list[StudentTensor]]
 
@@ -33,8 +30,8 @@ class WeightsUnderWay:
 
     def start_early(self, keeps: Sequence[Keep]) -> None:
         """Start with the tensors that headers and config.json let one expect; not where they do not."""
-        if self._call.hub is not None:  # a wrong guess would cost bytes of the network
-            return
+        if self._call.hub is not None or self._call.experts is not None:
+            return  # a wrong guess would cost bytes of the network; which experts stay is measured
         try:
             tensors = self._expected(keeps)
         except CompressError:  # the plan says it better
@@ -42,11 +39,9 @@ class WeightsUnderWay:
         if tensors is not None:
             self._start(tensors)
 
-    def start(self, derivations: Sequence["Derivation"]) -> None:
+    def start(self, students: Sequence[Student]) -> None:
         """Copy what the plans say, from the beginning unless it is under way already."""
-        tensors = [
-            self._select(d.layer_prefixes, d.plan.kept_layers, d.plan.num_layers) for d in derivations
-        ]  # fmt: skip
+        tensors = list(map(self._of_student, students))
         if tensors != self._tensors:
             self._stop()
             for folder in self._staged:
@@ -78,6 +73,14 @@ class WeightsUnderWay:
             num_layers = config["num_hidden_layers"]
             found.append(self._select(prefixes, parse_spec(keep, num_layers), num_layers))
         return found
+
+    def _of_student(self, student: Student) -> list[StudentTensor]:
+        derivation, experts = student.derivation, student.experts
+        prefixes, plan = derivation.layer_prefixes, derivation.plan
+        tensors = self._select(prefixes, plan.kept_layers, plan.num_layers)
+        if experts is None:
+            return tensors
+        return with_experts(tensors, prefixes, experts.of_layers(plan.kept_layers), experts.before)
 
     def _select(self, prefixes: Sequence[str], kept: Sequence[int], num_layers: int) -> list[StudentTensor]:
         named = select_tensors(self._call.files, prefixes, kept, num_layers)

@@ -122,6 +122,15 @@ EARLY: dict[str, Early] = {
     "prune.repair": early("there is a cut after a kept layer", ("prune.repair=true prune.keep=2-3", "nothing to")),
     "prune.check": early("is on for model types that only it can vouch for"),
     "prune.stream": early("is asked for of a hub model only"),
+    "prune.experts": early(
+        "fewer than the teacher has, and no fewer than each token is given to",
+        ("prune.experts=2", "has no experts to drop"),
+    ),
+    "trim.data": early("there is such text", ("trim={data:/nowhere.txt}", "/nowhere.txt does not exist")),
+    "trim.text_column": early("is in the text", ("trim={data:{text},text_column:body}", "no 'body' in any")),
+    "trim.keep_tokens": early(
+        "no fewer than always stay, no more than there are", ("trim={keep_tokens:9}", "of which 257 always stay")
+    ),
     "grow.layers": early(
         "lie between the student's and the teacher's",
         ("grow={layers:[2]}", "write numbers from 3 to 4"),
@@ -288,6 +297,7 @@ LATER = {
     "prune.repair": "a block that does not end in a map that can be changed: tried when the model is loaded",
     "prune.by": "a score that is not finite: when it is measured",
     "prune.batch_tokens": "memory: when the text is run",
+    "trim.check": "logits that differ: when both models are run",
     "grow.by": "a KL that is not finite: when it is measured",
     "grow.batch_tokens": "memory: when the text is run",
     "data.tokens": "fewer in local text: counted when it is prepared",

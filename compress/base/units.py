@@ -84,6 +84,21 @@ EveryOrAuto = Annotated[int | float | Literal["auto"], BeforeValidator(_every_or
 """`Every`, or `auto`."""
 
 
+def _count_or_share(value: object) -> object:
+    if isinstance(value, str) and (match := _PERCENT.fullmatch(value.strip())):
+        value = float(match[1]) / 100
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    count = _count_or_number(value)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError("write a number from 1 on, or a share: 75% or 0.75")
+    return count
+
+
+CountOrShare = Annotated[int | float, BeforeValidator(_count_or_share)]
+"""A whole number from 1 on, or a share of all between 0 and 1, which may be written as `75%`."""
+
+
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 
 

@@ -20,6 +20,7 @@ from compress.cli.prune import prune
 from compress.cli.report import report
 from compress.cli.run import run
 from compress.cli.sweep import sweep
+from compress.cli.trim import trim
 from compress.cli.verify import verify
 
 
@@ -49,7 +50,10 @@ def cli(debug: bool) -> None:
     """Turn a Hugging Face causal LM into a smaller, faster one, and prove what it kept."""
 
 
-for _command in (init, prune, cache, distill, grow, generate, evaluate, run, sweep, report, compare, verify, demo):
+_COMMANDS = (
+    init, prune, trim, cache, distill, grow, generate, evaluate, run, sweep, report, compare, verify, demo,
+)  # fmt: skip
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -13,7 +13,7 @@ from compress.cli.results import print_result
 _CONFIG = "compress.prune:PruneConfig"
 
 
-@click.command(short_help="Drop whole layers of a model.")
+@click.command(short_help="Drop whole layers of a model, or experts of them.")
 @click.argument("teacher")
 @click.argument("out", type=click.Path(path_type=Path))
 @flag(
@@ -23,7 +23,7 @@ _CONFIG = "compress.prune:PruneConfig"
     more="Given several times: a family of students, OUT/SPEC each (`_` for `:`), in one pass over the teacher.",
 )
 @flag(_CONFIG, "preserve_pattern", is_flag=True)
-@flags(_CONFIG, "layers", "by", "rank_after", "calibration", "calibration_tokens")
+@flags(_CONFIG, "layers", "by", "rank_after", "experts", "calibration", "calibration_tokens")
 @flag(_CONFIG, "repair", is_flag=True)
 @flags(_CONFIG, "repair_tokens")
 @flag(_CONFIG, "check", "--check/--no-check")
@@ -42,7 +42,8 @@ def prune(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Drop whole layers of TEACHER (a hub id, a folder or a GGUF file) and write the student to OUT.
+    """Drop whole layers of TEACHER (a hub id, a folder or a GGUF file), or experts of its layers, and write the student
+    to OUT.
 
     Further settings go through --set: `--set prune.max_shard_size=2GB --set prune.batch_tokens=4096`.
     """

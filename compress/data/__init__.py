@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         store_inputs,
         store_outputs,
     )
-    from compress.data.sample import framing_for, text_fingerprint, text_rows
+    from compress.data.sample import Documents, framing_for, text_fingerprint, text_rows
     from compress.data.sources.hub import HubSource
     from compress.data.sources.sources import LocalSource, Source, find_source
     from compress.data.store.framing import check_framing
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INDEX",
     "DataConfig",
+    "Documents",
     "HubSource",
     "LocalSource",
     "Source",
@@ -62,6 +63,7 @@ __all__ = [
 
 _HOMES = {
     "INDEX": "store.store",
+    "Documents": "sample",
     "HubSource": "sources.hub",
     "LocalSource": "sources.sources",
     "Source": "sources.sources",

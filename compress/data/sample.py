@@ -1,6 +1,8 @@
-"""Rows of a text as token ids, without a token store: for measuring, where preparing one would be too much."""
+"""A text as token ids, without a token store: for measuring and counting, where preparing one would be too much."""
 
+import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,18 @@ from compress.base.progress import say, say_once
 from compress.base.signals import StopRequest
 from compress.data.config import DataConfig
 from compress.data.sources.sources import Source, find_source
-from compress.data.sources.stream import Position, Retry
+from compress.data.sources.stream import Position, Retry, batches, texts
+from compress.data.store.encode import Ids
 from compress.data.store.layout import TextRows
+from compress.data.store.marks import ids_of
 from compress.data.store.store import INDEX, TokenStore
 from compress.data.store.way import Way, find_way
 from compress.model.framing import Framing
 from compress.model.load import load_tokenizer
 from compress.model.tokenizer import tokenizer_spec
+
+_UNCUT = 2**28
+"""Tokens of a row that no conversation fills."""
 
 
 def text_rows(
@@ -41,7 +48,7 @@ def text_rows(
     lengths: dict[str, int] = {}
     skipped: list[str] = []
     tokens = 0
-    way, source, retry = _opened(name, text_column, seq_len, tokenizer)
+    way, source, retry = _opened(_of_text(name, text_column, seq_len), tokenizer)
     source.unread.tell(name)
     if said := way.describe():
         say_once(said)
@@ -70,12 +77,39 @@ def text_rows(
 @functools.cache
 def framing_for(name: str, text_column: str, reader: Path) -> Framing:
     """How the model in the folder `reader` reads a SOURCE best: the framing that a token store of it would have."""
-    way, source, retry = _opened(name, text_column, 2, load_tokenizer(reader))
+    way, source, retry = _opened(_of_text(name, text_column, 2), load_tokenizer(reader))
     return way.framing(source, reader, retry)[0]
 
 
-def _opened(name: str, text_column: str, seq_len: int, tokenizer: Any) -> tuple[Way, Source, Retry]:
-    config = DataConfig(dataset=name, text_column=text_column, tokens=1, seq_len=seq_len)
+class Documents:
+    """The documents of one source, whole: texts, or conversations as they are laid out for a training.
+
+    Raises:
+        InputError: (from the start, or while reading) the source cannot be used.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Any) -> None:
+        """`config` names one source, of which all is read, whatever its `tokens` and `seq_len` say."""
+        config = dataclasses.replace(config, tokens=config.tokens or 1, seq_len=_UNCUT, too_long="cut")
+        self._way, self._source, self._retry = _opened(config, tokenizer)
+        self._encoder = self._way.encoder(Framing())
+
+    def batches(self) -> Iterator[list[str]]:
+        """The documents in order, some at a time."""
+        with closing(self._way.items(self._source, Position(0, 0), self._retry)) as items:
+            yield from map(texts, batches(items))
+
+    def encode(self, documents: Sequence[str]) -> list[Ids | None]:
+        """The ids of each, EOS at its end; None of a conversation that cannot be laid out."""
+        return [None if isinstance(found, str) else ids_of(found) for found in self._encoder(documents)]
+
+
+def _of_text(name: str, text_column: str, seq_len: int) -> DataConfig:
+    return DataConfig(dataset=name, text_column=text_column, tokens=1, seq_len=seq_len)
+
+
+def _opened(config: DataConfig, tokenizer: Any) -> tuple[Way, Source, Retry]:
+    (name,) = config.datasets
     source, retry = find_source(config), Retry(StopRequest())
     retry.call(name, source.connect)
     return find_way(config, source, tokenizer, tokenizer_spec(tokenizer), retry), source, retry

@@ -149,7 +149,7 @@ def no_transformers_bars() -> Iterator[None]:
 
 def _check_recorded(folder: Path, shards: list[Path]) -> None:
     """Compare weights that one of our steps wrote with the SHA-256 it recorded beside them."""
-    for name in ("prune.json", "grow.json", "distill.json", GGUF_RECORD):
+    for name in ("prune.json", "grow.json", "trim.json", "distill.json", GGUF_RECORD):
         if not (folder / name).is_file():
             continue
         record = read_json(folder / name)

@@ -41,4 +41,4 @@ def _begins_with(recipe: Recipe) -> list[Any]:
     """What a run's last training starts from, and whom it learns from."""
     *earlier, last = recipe.chain
     cuts = [(stage.prune, stage.distill, stage.teacher) for stage in earlier]
-    return [recipe.teacher, recipe.student, cuts, last.prune, last.teacher, last.distill.mixture]
+    return [recipe.teacher, recipe.trim, recipe.student, cuts, last.prune, last.teacher, last.distill.mixture]

@@ -14,6 +14,8 @@ class Layout:
         """The demo's text."""
         self.data = run / "data"
         """The token store."""
+        self.trimmed = run / "teacher-trimmed"
+        """The given teacher with a trimmed vocabulary."""
         self.teacher_init = run / "teacher-init"
         """Random start of a teacher from scratch."""
         self.teacher = run / "teacher"

@@ -20,7 +20,8 @@ class Models(NamedTuple):
     """The models of a run: each is looked for when a step needs it."""
 
     given: Folder | None
-    """The teacher as the recipe names it; None where it is trained from scratch."""
+    """The teacher as the recipe names it, its vocabulary trimmed if that is asked for; None where it is trained from
+    scratch."""
     teacher: Folder
     """What the student is cut from or learns from: `given`, or what the run trains first."""
     student: Folder
@@ -38,6 +39,8 @@ class Models(NamedTuple):
     def of(cls, recipe: Recipe, layout: Layout, find: Find) -> "Models":
         """The models of a resolved recipe."""
         given, tokenizer = _given(recipe.teacher, find)
+        if recipe.trim is not None:
+            given = tokenizer = at(layout.trimmed)
         teacher = given if given is not None and recipe.teacher.training is None else at(layout.teacher)
         if (student := recipe.student) is None:
             return cls(given, teacher, at(cut_of(recipe.chain, recipe.chain[-1], layout)), tokenizer)
@@ -56,9 +59,14 @@ def cut_of(chain: Sequence[Stage], stage: Stage, layout: Layout) -> Path:
     return layout.stage(chain[stage.cut - 1].place).student_init
 
 
+def whole_teacher(teacher: TeacherConfig, find: Find) -> Folder:
+    """The given teacher as the recipe names it."""
+    return functools.partial(find, str(teacher.model), teacher.revision)
+
+
 def _given(teacher: TeacherConfig, find: Find) -> tuple[Folder | None, Folder]:
     """The given teacher, if there is one, and where its tokenizer is."""
     if teacher.scratch is not None:
         return None, functools.partial(Path, teacher.scratch.tokenizer)
-    given = functools.partial(find, str(teacher.model), teacher.revision)
+    given = whole_teacher(teacher, find)
     return given, given

@@ -1,6 +1,7 @@
 """`compress run`: a recipe's steps in order, each skipped when its result is there and unchanged.
 
-    world (demo only) -> prune -> data -> cache (where the teacher has one) -> distill -> eval -> report
+    world (demo only) -> trim (if asked for) -> prune -> data -> cache (if the teacher has one) -> distill -> eval
+    -> report
 
 A teacher that is trained here needs the data, so there: data -> teacher -> prune -> distill. Another is cut first: what
 is wrong with it shows before hours of preparing text; unless its layers are measured, or the cut repaired, on that
@@ -91,7 +92,7 @@ class BegunRun:
         """Make what a step leaves, unless it is there; raises as `run_recipe`."""
         if on_main(lambda: _is_left_to_make(step, self.steps, self.redo)):
             step.make() if step.together else on_main(step.make)
-            if step.group == "world":  # what the others are made from is there now, and can be looked at
+            if step.group in ("world", "trim"):  # what the others are made from is there now, and can be looked at
                 on_main(lambda: look_ahead(self.recipe, self.layout, (), download=True).refuse())
 
     def finish(self) -> None:

@@ -66,6 +66,8 @@ class RecipePlan:
     """None where `distill` takes all the text in a random order."""
     taught_by: str | None = None
     """Several teachers and their shares, in words; None of one."""
+    trim: str | None = None
+    """How much of the teacher's vocabulary is to stay, in words; None where it stays whole."""
     stages: tuple[StagePlan, ...] = ()
     """Of a chain, those before the last, whose own are `prune` and `distill`."""
     grown: tuple[int, ...] = ()
@@ -129,7 +131,8 @@ class RecipePlan:
         """The plan for people."""
         cuts = [plan.describe() for plan in (*(stage.prune for stage in self.stages), self.prune) if plan is not None]
         target = [] if self.target is None else [f"target: {self.target}"]
-        lines = [self.name, *target, *(dict.fromkeys(cuts) or [self._given_student()])]
+        trimmed = [] if self.trim is None else [f"trim: {self.trim}"]
+        lines = [self.name, *target, *trimmed, *(dict.fromkeys(cuts) or [self._given_student()])]
         if self.ranking_tokens:
             tokens, hours = format_count(self.ranking_tokens), self._ranking_hours()
             lines.append(f"rank candidate cuts: at most {tokens} tokens, {hours:.2g} h")
@@ -224,8 +227,16 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
             seq_len=known.text.seq_len,
         ),
         taught_by=None if mixture is None else mixture.describe(teacher.name, known.text.sources),
+        trim=_trim(recipe),
         stages=tuple(earlier),
     )
+
+
+def _trim(recipe: Recipe) -> str | None:
+    if recipe.trim is None:
+        return None
+    ids = "the ids that the text uses" if recipe.trim.keep_tokens is None else f"{recipe.trim.keep_tokens:,} ids"
+    return f"{ids} stay; figures of a teacher that is not trimmed yet are of its whole vocabulary"
 
 
 def _plan_stage(facts: StageFacts, text: TextFacts, others: Sequence[Any], *, cached: bool) -> StagePlan | None:

@@ -22,7 +22,7 @@ from compress.evaluate.preflight import check_evaluation
 from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
 from compress.model.load import load_config, load_tokenizer
-from compress.prune import RankAfterConfig, check_grow
+from compress.prune import RankAfterConfig, check_grow, check_trim
 from compress.prune.choose.spec import format_layers
 from compress.prune.plan import Derivation, cast_derivation, derive
 from compress.report import report_outputs
@@ -80,6 +80,9 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
     Of what lies on the hub only small files are fetched, and with `download` the benchmarks' data sets.
     """
     with _teacher(recipe, layout, left, faults) as teacher:
+        if "trim" in left.groups and teacher is not None and recipe.trim is not None:
+            named = recipe.data.datasets if recipe.trim.data is None else (recipe.trim.data,)
+            check_trim(recipe.trim, teacher, recipe.data, faults, own_text=any(map(left.will_make, named)))
         given = _given_student(recipe.student, faults)
         text = _text(recipe, layout, left, given or teacher, faults)
         if given is not None and teacher is not None and "distill" in left.groups:
@@ -154,9 +157,12 @@ def _check_name(recipe: Recipe, layout: Layout) -> None:
 
 @contextlib.contextmanager
 def _teacher(recipe: Recipe, layout: Layout, left: Left, faults: Faults) -> Iterator[ModelFacts | None]:
-    """What is known of the teacher; of one to be trained here, what the recipe says of it."""
+    """What is known of the teacher; of one to be trained here, what the recipe says of it, and of one to be trimmed,
+    what it is before."""
     scratch = recipe.teacher.scratch
-    if scratch is None:
+    if recipe.trim is not None and "trim" not in left.groups:
+        yield look_at_model(str(layout.trimmed), faults)
+    elif scratch is None:
         name, revision = str(recipe.teacher.model), recipe.teacher.revision
         yield look_at_model(name, faults, revision)
     elif (layout.teacher / "config.json").is_file():

@@ -18,7 +18,7 @@ from compress.demo import WorldConfig
 from compress.distill import CacheConfig, DistillConfig
 from compress.evaluate import DuringConfig, EvalConfig
 from compress.generate import GenerateConfig
-from compress.prune import GrowConfig, PruneConfig
+from compress.prune import GrowConfig, PruneConfig, TrimConfig
 from compress.run.stages import Stage, StageConfigs, chain, names_layers
 from compress.run.target_config import TargetConfig
 
@@ -164,6 +164,9 @@ class Recipe:
     """Generate the demo's world of text into RUN/world first."""
     student: Annotated[GivenStudent | None, Before(None)] = None
     """The model to train where it is no cut of the teacher."""
+    trim: Annotated[TrimConfig | None, Before(None)] = None
+    """Trim the teacher's vocabulary to the run's text first. What comes of it, RUN/teacher-trimmed, is the teacher of
+    all that follows: the student is cut from it, and its probabilities are over the ids that stay."""
     prune: PruneConfig = PruneConfig()
     """Which layers stay."""
     target: Annotated[TargetConfig | None, Before(None)] = None
@@ -192,11 +195,32 @@ class Recipe:
             raise ValueError("a chain cuts the teacher: leave `stages` out, or `student`")
         if self.target is not None:
             self._take_target(self.target)
+        if self.stages and self.prune.experts is not None:
+            raise ValueError(
+                "each of `stages` cuts layers: leave `prune.experts` out, or drop experts of the teacher first"
+            )
         if self.stages and names_layers(self.prune):
             raise ValueError(
                 "each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`"
             )
         chain(self.stages, self.prune, self.distill)
+        if self.trim is not None:
+            self._check_trim()
+
+    def _check_trim(self) -> None:
+        """Refuse models beside the trimmed teacher that would have another vocabulary."""
+        if self.teacher.scratch is not None:
+            raise ValueError("a teacher from scratch has the vocabulary of its tokenizer: leave `trim` out")
+        if self.student is not None:
+            raise ValueError(
+                "`trim` is of the teacher, and a given `student` would keep its own ids: run `compress trim` on both, "
+                "with the same text, and name what comes of it"
+            )
+        if any(stage.distill.mixture is not None for stage in self.chain):
+            raise ValueError(
+                "`trim` is of the first teacher, and those of `distill.mixture` would keep their own ids: run "
+                "`compress trim` on each, with the same text, and name what comes of it"
+            )
 
     def _take_target(self, target: TargetConfig) -> None:
         """Cut as the target says, once it is known how many layers that leaves."""
@@ -209,6 +233,10 @@ class Recipe:
             return
         if self.student is not None or self.stages:
             raise ValueError("a `target` of size or speed is one of a cut of the teacher: leave it out")
+        if self.trim is not None or self.prune.experts is not None:
+            raise ValueError(
+                "a `target` of size or speed says how many layers stay: run `compress trim`, or drop experts, before it"
+            )
         if names_layers(self.prune) and target.cut(self.prune) != self.prune:
             raise ValueError(
                 "`target` says how many layers stay, and by what: leave keep, layers, by and rank_after out of `prune`"
@@ -245,6 +273,13 @@ class GrowOptions:
     """What `compress grow` takes: one section of a recipe."""
 
     grow: GrowConfig = GrowConfig()
+
+
+@config
+class TrimOptions:
+    """What `compress trim` takes: one section of a recipe."""
+
+    trim: TrimConfig = TrimConfig()
 
 
 @config

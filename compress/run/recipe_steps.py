@@ -38,18 +38,22 @@ from compress.run.evaluations import evaluations
 from compress.run.finders import Folder, at, if_there, store_of
 from compress.run.growing import growing
 from compress.run.layout import Layout
-from compress.run.models import Find, Models, cut_of, others
+from compress.run.models import Find, Models, cut_of, others, whole_teacher
 from compress.run.rank_after import prune_best, with_heal
 from compress.run.recipe import Recipe, ScratchTeacher, TeacherConfig
 from compress.run.scratch import initialise
 from compress.run.stages import Stage
 from compress.run.steps import Step, groups_of, unless_opened
+from compress.run.trimming import trimming
 
 
 def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
     """The steps of a resolved recipe (see `resolve_paths`) in a run folder; `find` finds the models that it names."""
     models = Models.of(recipe, layout, find)
     world = [_world(recipe.world, layout)] if recipe.world is not None else []
+    if recipe.trim is not None:
+        whole = whole_teacher(recipe.teacher, find)
+        world.append(trimming(recipe, layout, whole, after=groups_of(world)))
     reader = None if recipe.student is None or models.given is None else models.reader
     data = preparation(recipe.data, layout, models.tokenizer, reader, after=groups_of(world))
     taught = _teaching(recipe.teacher, layout, models, after=groups_of([*world, data]))
@@ -161,9 +165,9 @@ def _tokenizer_files(folder: Path) -> dict[str, str]:
 
 
 def measures_data(prune: PruneConfig) -> bool:
-    """Whether layers are to be measured, or the cut repaired, on the run's own text."""
+    """Whether layers or experts are to be measured, or the cut repaired, on the run's own text."""
     measured = prune.rank_after is not None or prune.by not in (None, *WITHOUT_TEXT)
-    return prune.calibration is None and (prune.repair or measured)
+    return prune.calibration is None and (prune.repair or measured or prune.experts is not None)
 
 
 def needs_data(prune: PruneConfig) -> bool:
@@ -204,7 +208,7 @@ def _cut(recipe: Recipe, stage: Stage, layout: Layout, models: Models, after: fr
             result = on_main(lambda: prune(teacher(), out, choice, healed_from=healed_from, **asked.how))
         say(f"{name}: {result.describe()}")
 
-    inputs = prune_inputs(lambda: model_fingerprint(teacher()), choice, asked.repairing)
+    inputs = prune_inputs(lambda: model_fingerprint(teacher()), choice, asked.repairing, asked.how["experts"])
     step = Step(
         name=name,
         group=name,

@@ -131,13 +131,18 @@ def plan_sweep(recipe: Recipe, out: str | Path | None = None, *, flops_per_s: fl
         hours = None if plan is None or not plan.counted else plan.distill.hours(flops_per_s)
         state = outlook.standing["distill"]
         rows.append({"name": case.name, "folder": case.folder, "state": state, "hours": hours})
-    shared = [sha256_json([to_dict(case.recipe.teacher), to_dict(case.recipe.data)]) for case in cases]
+    shared = [_source_of(case.recipe) for case in cases]
     groups = alike([(case.recipe.distill, same) for case, same in zip(cases, shared, strict=True)])
     for name, group in enumerate(groups, 1):
         for number in group:
             rows[number]["group"] = name
     known = [row["hours"] for row in rows if row["hours"] is not None]
     return {"cases": rows, "hours": sum(known) if len(known) == len(rows) else None}
+
+
+def _source_of(recipe: Recipe) -> str:
+    """What says which teacher reads which text."""
+    return sha256_json([each and to_dict(each) for each in (recipe.teacher, recipe.trim, recipe.data)])
 
 
 def describe(plan: dict[str, Any]) -> str:

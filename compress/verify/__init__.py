@@ -27,7 +27,8 @@ from compress.verify.training import Training, check_checkpoint, check_metrics, 
 __all__ = ["Check", "verify_run"]
 
 _LEFT_BY_RUNS = (
-    "recipe.yaml", "world", "data", "teacher-init", "teacher-cache", "student-init", "train", "student", "grow", "eval",
+    "recipe.yaml", "world", "data", "teacher-trimmed", "teacher-init", "teacher-cache", "student-init", "train",
+    "student", "grow", "eval",
 )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def _all_checks(run: RunFolder) -> Iterator[Check]:
             yield from _training(run, link)
         else:
             yield from _step(run, link)
-        if link.record.name in (RECORD, "prune.json", "init.json"):
+        if link.record.name in (RECORD, "prune.json", "trim.json", "init.json"):
             yield from _model(link)
         if link.record.name == "grow.json" and link.record.is_file():
             for folder in sorted(path.parent for path in link.record.parent.glob("*/grow.json")):

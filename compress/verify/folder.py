@@ -69,6 +69,8 @@ class RunFolder:
         """
         if self.trained_teacher:
             return self._model("teacher")
+        if self.resolved is not None and self.resolved.trim is not None:
+            return self._model("teacher-trimmed")
         if self.resolved is not None:
             return local_model(str(self.resolved.teacher.model), self.resolved.teacher.revision)
         for name in (f"student/{RECORD}", "student-init/prune.json"):

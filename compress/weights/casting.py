@@ -8,8 +8,9 @@ import numpy as np
 
 from compress.base.errors import InputError
 from compress.weights.headers import FLOATS, ITEM_BYTES, StoredTensor
+from compress.weights.rows import Then
 from compress.weights.shards import Rows, StudentTensor
-from compress.weights.special import Blocks, layer_blocks
+from compress.weights.special import layer_blocks
 
 _STORED = {torch_name: name for name, torch_name in FLOATS.items()}
 _INFINITY = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}
@@ -55,7 +56,7 @@ def student_tensors(
         rounding = _Cast(tensor, dtype) if dtype != tensor.dtype else None
         blocks = layer_blocks(tensor.name, tensor.shape, tensor.num_bytes, kept, num_layers)
         if blocks is not None:
-            change = _Then(blocks, rounding) if rounding else blocks
+            change = Then(blocks, rounding) if rounding else blocks
             return StudentTensor(name, tensor, dtype, blocks.shape, change, blocks.row_bytes)
         if rounding is not None:
             return StudentTensor(name, tensor, dtype, tensor.shape, rounding, ITEM_BYTES[tensor.dtype])
@@ -71,17 +72,6 @@ def main_dtype(tensors: Iterable[StoredTensor]) -> str | None:
         if tensor.dtype in FLOATS:
             sizes[tensor.dtype] += tensor.num_bytes
     return max(sizes, key=lambda dtype: sizes[dtype], default=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Then:
-    """Two changes, one after the other."""
-
-    first: Blocks
-    second: "_Cast"
-
-    def __call__(self, data: memoryview) -> Rows:
-        return self.second(self.first(data))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ from compress.prune.choose.influence import measure_influence
 from compress.prune.choose.race import Search
 from compress.prune.choose.saliency import magnitude, taylor
 from compress.prune.forecast import told_batches
-from compress.prune.parts import BY_TRIAL, WITHOUT_TEXT, CalibrationConfig, Method, RankingConfig
+from compress.prune.parts import BY_TRIAL, WITHOUT_TEXT, CalibrationConfig, ExpertsConfig, Method, RankingConfig
 from compress.weights.finite import require_finite
 
 
@@ -189,7 +189,7 @@ class Measuring:
 
     model: Any
     text: Calibration
-    by: Method
+    by: str
     name: str
     details: dict[str, Any]
 
@@ -236,7 +236,7 @@ def require_memory(name: str, num_parameters: int, dtype: torch.dtype, device: t
 
 
 @contextmanager
-def measuring(config: RankingConfig, teacher: RankedModel) -> Iterator[Measuring]:
+def measuring(config: RankingConfig | ExpertsConfig, teacher: RankedModel) -> Iterator[Measuring]:
     """Load the text and then the model, in the dtype and on the device that the config names."""
     device = find_device(config.device)
     text = load_calibration(config, teacher.folder, config.amount(device.type))

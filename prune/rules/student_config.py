@@ -59,7 +59,7 @@ def student_config(config: Any, raw: Mapping[str, Any], kept: tuple[int, ...]) -
     """
     text = text_config(config)
     result = copy.deepcopy(dict(raw))
-    section = result if text is config else result.setdefault(_section_name(config, text), {})
+    section = text_section(config, text, result)
     cut = Renumbering(kept, num_layers(config))
     fields = {**section, **text.to_dict()}
     _check_choice(text.model_type, fields, cut)
@@ -83,10 +83,18 @@ def _check_choice(model_type: str, fields: Mapping[str, Any], cut: Renumbering) 
             raise InputError(f"This {model_type} model cannot be cut so: {problem}.") from None
 
 
-def _section_name(config: Any, text: Any) -> str:
+def text_section(config: Any, text: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config.json's `content` that is of the language model `text`: all of it where `config` is that.
+
+    Raises:
+        InputError: it has none.
+    """
+    if text is config:
+        return content
     for name in config.sub_configs:
         if getattr(config, name, None) is text:
-            return str(name)
+            section: dict[str, Any] = content.setdefault(str(name), {})
+            return section
     raise InputError(f"A {config.model_type} config.json keeps its language model where this tool does not look.")
 
 
