@@ -13,9 +13,11 @@ from compress.cli.demo import demo
 from compress.cli.distill import distill
 from compress.cli.evaluate import evaluate
 from compress.cli.exits import fail
+from compress.cli.export import export
 from compress.cli.generate import generate
 from compress.cli.grow import grow
 from compress.cli.init import init
+from compress.cli.merge import merge
 from compress.cli.prune import prune
 from compress.cli.report import report
 from compress.cli.run import run
@@ -49,7 +51,9 @@ def cli(debug: bool) -> None:
     """Turn a Hugging Face causal LM into a smaller, faster one, and prove what it kept."""
 
 
-for _command in (init, prune, cache, distill, grow, generate, evaluate, run, sweep, report, compare, verify, demo):
+for _command in (
+    init, prune, cache, distill, grow, generate, evaluate, export, merge, run, sweep, report, compare, verify, demo,
+):  # fmt: skip
     cli.add_command(_command)
 
 

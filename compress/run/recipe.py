@@ -19,6 +19,7 @@ from compress.evaluate import EvalConfig
 from compress.generate import GenerateConfig
 from compress.prune import GrowConfig, PruneConfig
 from compress.run.stages import Stage, StageConfigs, chain, names_layers
+from compress.ship import ExportConfig
 
 _LONGEST_NAME = 200
 
@@ -150,6 +151,8 @@ class Recipe:
     """How to heal."""
     grow: Annotated[GrowConfig | None, Before(None)] = None
     """Models of sizes between the healed student and its teacher, RUN/grow/SIZE."""
+    export: Annotated[ExportConfig | None, Before(None)] = None
+    """Other formats of the healed student, RUN/export/FORMAT."""
     eval: EvalConfig = EvalConfig()
     """What to measure."""
     sweep: Annotated[SweepConfig | None, Before(None)] = None
@@ -194,6 +197,13 @@ class GrowOptions:
     """What `compress grow` takes: one section of a recipe."""
 
     grow: GrowConfig = GrowConfig()
+
+
+@config
+class ExportOptions:
+    """What `compress export` takes: one section of a recipe."""
+
+    export: ExportConfig
 
 
 @config
