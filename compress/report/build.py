@@ -7,6 +7,7 @@ from compress.base.outputs import MADE_BY
 from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
 from compress.report.judge.draft import drafts
+from compress.report.judge.exports import exports
 from compress.report.judge.flips import summarise_flips
 from compress.report.judge.recovery import recovery
 from compress.report.judge.scores import Comparison, build_scores, compare, mismatches
@@ -24,8 +25,9 @@ def build_report(run: RunFiles) -> Record:
     (of the evaluated models), `scores` (by task and model, with intervals and chance), `verdicts` (what each means, in
     words), `mismatches`, `retention_student_init`, `overall` (retention over all tasks), `flips` (counts and a few),
     `draft` (the student as its teacher's draft), `prune`, `sizes` (healed student, grown models and teacher, where
-    models were grown), `forecast` (what more tokens of healing would give), `worth` (what the run cost, and from how
-    many tokens on that is saved), `headline` and `left_out` (what this run lacks, in words).
+    models were grown), `exports` (teacher, healed student and its other formats, where it was exported), `forecast`
+    (what more tokens of healing would give), `worth` (what the run cost, and from how many tokens on that is saved),
+    `headline` and `left_out` (what this run lacks, in words).
     What is absent is null.
     """
     labels = {key: run.labels[key] for key in run.evals}
@@ -49,6 +51,7 @@ def build_report(run: RunFiles) -> Record:
         "forecast": forecasts,
         "worth": worth(run),
         "sizes": sizes_between(run, scores),
+        "exports": exports(run, scores),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
         "left_out": _left_out(run, forecasts),
     }

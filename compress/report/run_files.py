@@ -41,6 +41,19 @@ class StageFiles:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExportFiles:
+    """The student in another format.
+
+    Attributes:
+        made: its export.json.
+        scores: its eval record, None where it was not evaluated.
+    """
+
+    made: Record
+    scores: Record | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunFiles:
     """A run as it lies on disk; what has not been made yet is None or empty.
 
@@ -53,6 +66,8 @@ class RunFiles:
         evals: eval record by model key (`teacher`, `student_init`, `student`), in that order.
         items: per-item scores by model key.
         grown: eval records of models between student and teacher by their number of layers, increasing.
+        exports: what the student was exported as, by size, decreasing.
+        export_speeds: speed of `student` and of `export-FORMAT`, measured in turns.
         train_rows, heldout_rows: logged steps with a loss, and with a held-out loss; one row a step, by step.
     """
 
@@ -64,6 +79,8 @@ class RunFiles:
     evals: dict[str, Record]
     items: dict[str, list[Record]]
     grown: dict[int, Record]
+    exports: list["ExportFiles"]
+    export_speeds: dict[str, Record]
     train_rows: list[Record]
     heldout_rows: list[Record]
     stages: list[StageFiles]
@@ -108,6 +125,8 @@ def read_run(run: Path) -> RunFiles:
         evals=found,
         items={key: read_items(paths[key]) for key in found},
         grown=_grown(run / "eval"),
+        exports=_exports(run),
+        export_speeds=_record(run / "eval" / "speed-export.json", dict[str, shapes.Rates | shapes.Manifest]) or {},
         train_rows=last.train_rows,
         heldout_rows=last.heldout_rows,
         stages=stages,
@@ -146,6 +165,16 @@ def layers_of(prune: Record) -> tuple[list[int], list[int]]:
 def _grown(folder: Path) -> dict[int, Record]:
     sizes = {int(found[1]): path for path in folder.glob("grown-*.json") if (found := _GROWN.fullmatch(path.name))}
     return {size: read_evaluation(sizes[size]) for size in sorted(sizes)}
+
+
+def _exports(run: Path) -> list[ExportFiles]:
+    found = []
+    for path in sorted((run / "export").glob("*/export.json")):
+        made = _record(path, shapes.ExportRecord)
+        scores = run / "eval" / f"export-{path.parent.name}.json"
+        if made is not None:
+            found.append(ExportFiles(made=made, scores=read_evaluation(scores) if scores.is_file() else None))
+    return sorted(found, key=lambda each: -each.made["bytes"])
 
 
 def read_measures(run: Path) -> tuple[Record | None, list[Record]]:

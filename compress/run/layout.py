@@ -28,6 +28,8 @@ class Layout:
         """The healed student."""
         self.grown = run / "grow"
         """Models of sizes between it and its teacher."""
+        self.exported = run / "export"
+        """The student in other formats."""
         self.old = run / "old"
         """What `--redo STEP` moved aside, in folders STEP-DATE."""
         self.redo = run / "redo.json"
@@ -42,5 +44,6 @@ class Layout:
         return out.parent / ("train" if out.name == self.student.name else f"{out.name}-train")
 
     def evaluation(self, name: str) -> Path:
-        """The eval JSON of a model of the run (teacher-before, teacher, student-init, student, grown-N), or `speed`."""
+        """The eval JSON of a model of the run (teacher-before, teacher, student-init, student, grown-N, export-FORMAT),
+        or `speed` or `speed-export`."""
         return self.run / "eval" / f"{name}.json"

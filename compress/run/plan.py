@@ -69,6 +69,8 @@ class RecipePlan:
     """Of a chain, those before the last, whose own are `prune` and `distill`."""
     grown: tuple[int, ...] = ()
     """Layers of the models that are grown from the healed student."""
+    exported: tuple[str, ...] = ()
+    """Formats that the healed student is exported in."""
     forecasts: tuple[str, ...] = ()
     """What runs beside this one, of the same teacher and cut, lead one to expect of its held-out measure."""
 
@@ -152,6 +154,8 @@ class RecipePlan:
         lines += self.forecasts
         if self.grown:
             lines.append(f"grow: models of {', '.join(map(str, self.grown))} layers")
+        if self.exported:
+            lines.append(f"export: {', '.join(self.exported)}")
         lines.append(f"eval: {', '.join(self.tasks) or 'no benchmarks'}")
         return "\n".join(lines)
 
@@ -208,6 +212,7 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         cache=_cache(recipe, known.text, teacher.config),
         ranking_tokens=ranked,
         grown=() if recipe.grow is None else tuple(sorted(recipe.grow.layers)),
+        exported=() if recipe.export is None else recipe.export.format,
         sources={name: part.tokens for name, part in zip(recipe.data.names, recipe.data.parts(), strict=False)},
         scoring=plan_scoring(
             recipe.distill,

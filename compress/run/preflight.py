@@ -32,6 +32,7 @@ from compress.run.rank_after import ranking_output
 from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Left, Step
+from compress.ship import check_formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,8 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
         if "grow" in left.groups and teacher is not None and recipe.grow is not None:
             own = recipe.grow.calibration is None or left.will_make(recipe.grow.calibration)
             check_grow(recipe.grow, teacher, _whole_cut(teacher, stages), faults, own_text=own)
+        if "export" in left.groups and recipe.export is not None and (student := stages[-1].student) is not None:
+            check_formats(recipe.export, student, faults)
         if "eval" in left.groups:
             _check_evaluations(recipe, teacher, left, faults, download=download)
             if given is not None:
