@@ -18,6 +18,7 @@ from compress.base.disk import free_bytes, unfinished
 from compress.base.errors import Faults, InputError, UsageError, reason_of
 from compress.base.machine import default_device
 from compress.base.outputs import check_outputs
+from compress.base.packages import require_package
 from compress.base.processes import count
 from compress.base.units import format_bytes
 from compress.data import TextFacts
@@ -38,7 +39,7 @@ from compress.distill.teachers.caching import check_rounding
 from compress.distill.teachers.config import CacheConfig
 from compress.distill.teachers.other_tokenizer import check_other_tokenizer, retelling_of
 from compress.distill.teachers.planning import plan_cache
-from compress.distill.teachers.quantization import check_quantization, require_torchao
+from compress.distill.teachers.quantization import check_quantization
 from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
@@ -183,7 +184,7 @@ def check_distill(
         own, seq_len = config.on_policy, None if text is None else text.seq_len
         faults.of(lambda: check_rollouts(own, seq_len, cached=cached is not None))
     if config.optimizer == "adamw8bit":
-        faults.of(lambda: require_torchao("optimizer: adamw8bit"))
+        faults.of(lambda: require_package("torchao", "optimizer: adamw8bit"))
     if teacher is not None:
         rows = most_heldout_rows(config) if text is None else min(most_heldout_rows(config), text.num_heldout)
         faults.of(lambda: check_quantization(config, device, num_heldout=rows))

@@ -23,8 +23,9 @@ from compress.prune.config import How
 from compress.prune.parts import ExpertsConfig, RepairConfig, StorageConfig
 from compress.prune.record import PruneResult, student_output
 from compress.prune.student import Call, Keep, Planned, load_shapes, needs_all, plan_student
-from compress.prune.under_way import WeightsUnderWay, disk_errors
+from compress.prune.under_way import WeightsUnderWay
 from compress.weights.hub import HubTeacher, open_teacher, streams
+from compress.weights.room import disk_errors
 
 
 def prune(

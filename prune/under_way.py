@@ -1,20 +1,18 @@
 """The weights of a call's students while they are copied: started from a guess, and again where the guess was wrong."""
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from compress.base.disk import clear_folder, read_json
-from compress.base.errors import DISK_FULL, CompressError
-from compress.base.units import format_bytes
+from compress.base.errors import CompressError
 from compress.prune.choose.spec import PATTERN, parse_spec
 from compress.prune.experts.weights import with_experts
 from compress.prune.student import Call, Keep, Student
 from compress.weights.casting import student_tensors
 from compress.weights.copying import Copying
 from compress.weights.headers import likely_prefixes, select_tensors
+from compress.weights.room import require_space
 from compress.weights.shards import StudentTensor
 
 _Tensors = list[list[StudentTensor]]
@@ -101,34 +99,3 @@ class WeightsUnderWay:
     def _stop(self) -> None:
         if self._copying is not None:
             self._copying.stop()
-
-
-def require_space(out: Path, needed: int) -> None:
-    """Refuse to start what the disk of the folder `out` has no room for.
-
-    Raises:
-        CompressError: it has less than `needed` bytes free.
-    """
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise CompressError(
-            f"{out} needs {format_bytes(needed)} and {format_bytes(free)} are free there. Make room, or write the "
-            "student to another disk."
-        )
-
-
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError into a CompressError that names the output where its disk is full, else the file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise CompressError(
-                f"{out} could not be written ({error.strerror}); what was there of it is removed. Make room on the "
-                "disk, or write the student elsewhere."
-            ) from error
-        raise CompressError(
-            f"{error.filename or 'A file'} could not be read or written ({error.strerror or error}); nothing is left "
-            f"of {out}."
-        ) from error

@@ -144,6 +144,11 @@ EARLY: dict[str, Early] = {
     ),
     "grow.device": early("is there", ("grow={layers:[3],device:cuda_7}", "device = 'cuda_7' cannot be used here")),
     "grow.check": early("is on for model types that only it can vouch for"),
+    "export.format": early(
+        "fits the model's type, config and tokenizer; torchao is there for int8 and int4",
+        ("export={format:gguf-f16}", "it merges nothing"),
+    ),
+    "export.group_size": early("divides the rows of all linear layers, with int4"),
     "data.dataset": early(
         "there is such text, of one format, that can be opened; the run does not lie in it",
         ("data.dataset=/nowhere.jsonl", "/nowhere.jsonl does not exist"),
@@ -300,6 +305,8 @@ LATER = {
     "trim.check": "logits that differ: when both models are run",
     "grow.by": "a KL that is not finite: when it is measured",
     "grow.batch_tokens": "memory: when the text is run",
+    "export.format": "a weight that is too large for float16: when it is read",
+    "export.check": "too little memory for it: left out, which is said",
     "data.tokens": "fewer in local text: counted when it is prepared",
     "data.sources": "a source with too little text for its part: counted when it is prepared",
     "data.heldout_sequences": "too little text for them: counted when it is prepared",

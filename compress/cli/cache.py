@@ -27,7 +27,7 @@ def cache(teacher: str, store: Path, out: Path, overrides: tuple[str, ...], as_j
     """
     from compress.base.config import from_flags
     from compress.run.caching import cache_teacher
-    from compress.run.recipe import CacheOptions
+    from compress.run.options import CacheOptions
 
     options = from_flags(CacheOptions, {"cache": given}, overrides)
     made = processes.on_main(lambda: cache_teacher(options, teacher=teacher, store=store, out=out))

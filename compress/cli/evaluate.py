@@ -43,7 +43,7 @@ def evaluate(
     from compress.base.progress import say
     from compress.evaluate import evaluate_model
     from compress.report.compare import compare_models
-    from compress.run.recipe import EvalOptions
+    from compress.run.options import EvalOptions
 
     config = from_flags(EvalOptions, {"eval": given}, overrides).eval
     scores = evaluate_model(model, config, teacher=teacher, text=text, out=out)

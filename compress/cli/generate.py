@@ -29,7 +29,7 @@ def generate(model: str, prompts: str, out: Path, overrides: tuple[str, ...], as
     """
     from compress.base.config import from_flags
     from compress.generate import generate as write
-    from compress.run.recipe import GenerateOptions
+    from compress.run.options import GenerateOptions
 
     config = from_flags(GenerateOptions, {"generate": given}, overrides).generate
     result = write(model, prompts, out, config)

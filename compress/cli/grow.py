@@ -41,7 +41,7 @@ def grow(
     from compress import prune as step
     from compress.base.config import from_flags
     from compress.base.errors import Faults
-    from compress.run.recipe import GrowOptions
+    from compress.run.options import GrowOptions
 
     config = from_flags(GrowOptions, {"grow": given}, overrides).grow
     if dry_run:

@@ -13,9 +13,11 @@ from compress.cli.demo import demo
 from compress.cli.distill import distill
 from compress.cli.evaluate import evaluate
 from compress.cli.exits import fail
+from compress.cli.export import export
 from compress.cli.generate import generate
 from compress.cli.grow import grow
 from compress.cli.init import init
+from compress.cli.merge import merge
 from compress.cli.prune import prune
 from compress.cli.report import report
 from compress.cli.run import run
@@ -51,7 +53,8 @@ def cli(debug: bool) -> None:
 
 
 _COMMANDS = (
-    init, prune, trim, cache, distill, grow, generate, evaluate, run, sweep, report, compare, verify, demo,
+    init, prune, trim, cache, distill, grow, generate, evaluate, export, merge, run, sweep, report, compare, verify,
+    demo,
 )  # fmt: skip
 for _command in _COMMANDS:
     cli.add_command(_command)

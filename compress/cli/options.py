@@ -40,7 +40,8 @@ redo_option = click.option(
     "--redo",
     multiple=True,
     metavar="STEP",
-    help="Do trim, prune, data, cache, distill, grow or eval anew: what is there moves to OUT/old. May be repeated.",
+    help="Do trim, prune, data, cache, distill, grow, export or eval anew: what is there moves to OUT/old. May be "
+    "repeated.",
 )
 flops_option = click.option(
     "--flops-per-s",

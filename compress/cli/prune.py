@@ -49,7 +49,7 @@ def prune(
     """
     from compress import prune as step
     from compress.base.config import from_flags
-    from compress.run.recipe import PruneOptions
+    from compress.run.options import PruneOptions
 
     text = {}
     if given["rank_after"] and given["calibration"]:  # which candidates are then healed on, too

@@ -38,7 +38,7 @@ def trim(
     from compress import prune as step
     from compress.base.config import from_flags
     from compress.base.errors import Faults
-    from compress.run.recipe import TrimOptions
+    from compress.run.options import TrimOptions
 
     config = from_flags(TrimOptions, {"trim": given}, overrides).trim
     if dry_run:

@@ -27,8 +27,9 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _ORIGINAL = "Use the original model's folder or hub id"
 
 
-def convert(path: Path, out: Path) -> None:
-    """Write the folder `out`, whose name is the file's SHA-256, with all that a model folder has and a record.
+def convert(path: Path, out: Path, dtype: str | None = None) -> None:
+    """Write the folder `out`, whose name is the file's SHA-256, with all that a model folder has and a record. The
+    weights are stored as `dtype`, or by default as `_stored_dtype` says.
 
     Raises:
         InputError: the file is damaged, or not the whole of a model that transformers reads as what it is.
@@ -36,7 +37,7 @@ def convert(path: Path, out: Path) -> None:
     """
     started, header = time.monotonic(), read_header(path)
     _check_complete(path, header)
-    dtype = _stored_dtype(header)
+    dtype = dtype or _stored_dtype(header)
     needed, free = header.numbers * _BYTES[dtype], shutil.disk_usage(out.parent).free
     if needed > free:
         raise UsageError(
@@ -99,7 +100,7 @@ def _weights(header: GgufHeader, dtype: str) -> str:
 def _save(path: Path, header: GgufHeader, dtype: str, out: Path) -> None:
     """Write what transformers reads of the file, its float32 rounded to `dtype`, as a model folder."""
     with no_transformers_bars():
-        read, tokenizer = _read(path)
+        read, tokenizer = read_gguf(path)
         _check_positions(path, header, read.config)
         config = copy.deepcopy(read.config)
         config.dtype, config.name_or_path = getattr(torch, dtype), ""
@@ -113,7 +114,7 @@ def _save(path: Path, header: GgufHeader, dtype: str, out: Path) -> None:
         tokenizer.save_pretrained(out)
 
 
-def _read(path: Path) -> tuple[Any, Any]:
+def read_gguf(path: Path) -> tuple[Any, Any]:
     """The model in float32, and its tokenizer, from the file alone: what lies beside it is not looked at.
 
     Raises:

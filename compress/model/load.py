@@ -88,7 +88,8 @@ def load_tokenizer(folder: Path) -> Any:
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu", **kwargs: Any) -> Any:
     """A causal LM in evaluation mode, loaded from safetensors only; every key must match.
 
-    Further `kwargs` go to `from_pretrained` (`attn_implementation`).
+    Further `kwargs` go to `from_pretrained` (`attn_implementation`). A model with 4-bit weights (`compress export`) has
+    the dtype that these were made in, whatever `dtype` says.
 
     Raises:
         InputError: a shard is missing, truncated or corrupt, escapes the folder or differs from what one of our steps
@@ -101,7 +102,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
         with no_transformers_bars(), working(f"loading {folder}, {size}"):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=dtype,
+                dtype=_computing_dtype(folder, dtype),
                 use_safetensors=True,
                 trust_remote_code=trusted(),
                 ignore_mismatched_sizes=True,  # transformers' own error names no key; ours, below, does
@@ -147,9 +148,18 @@ def no_transformers_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def _computing_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
+    """The dtype to load a model in: torchao's weights of a few bits compute in the one that they were made in alone."""
+    content = read_json(folder / "config.json")
+    how = content.get("quantization_config") if isinstance(content, dict) else None
+    kind = how.get("quant_type") if isinstance(how, dict) else None
+    few = isinstance(kind, dict) and kind.get("default", {}).get("_type") == "IntxWeightOnlyConfig"
+    return getattr(torch, content["dtype"]) if few else dtype
+
+
 def _check_recorded(folder: Path, shards: list[Path]) -> None:
     """Compare weights that one of our steps wrote with the SHA-256 it recorded beside them."""
-    for name in ("prune.json", "grow.json", "trim.json", "distill.json", GGUF_RECORD):
+    for name in ("prune.json", "grow.json", "trim.json", "distill.json", "export.json", "merge.json", GGUF_RECORD):
         if not (folder / name).is_file():
             continue
         record = read_json(folder / name)

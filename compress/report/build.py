@@ -8,6 +8,7 @@ from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
 from compress.report.judge.ability import abilities, falls
 from compress.report.judge.draft import drafts
+from compress.report.judge.exports import exports
 from compress.report.judge.flips import summarise_flips
 from compress.report.judge.recovery import recovery
 from compress.report.judge.scores import Comparison, build_scores, compare, mismatches
@@ -26,10 +27,10 @@ def build_report(run: RunFiles) -> Record:
     (of the evaluated models), `scores` (by task and model, with intervals and chance), `verdicts` (what each means, in
     words), `mismatches`, `retention_student_init`, `overall` (retention over all tasks), `flips` (counts and a few),
     `draft` (the student as its teacher's draft), `prune`, `target` (what was to be reached), `sizes` (healed student,
-    grown models and teacher, where models were grown), `abilities` (scores of the student while it was trained) and
-    `falls` (those that got worse while it came nearer to its teacher, in words), `forecast` (what more tokens of
-    healing would give), `worth` (what the run cost, and from how many tokens on that is saved), `headline` and
-    `left_out` (what this run lacks, in words).
+    grown models and teacher, where models were grown), `exports` (teacher, healed student and its other formats, where
+    it was exported), `abilities` (scores of the student while it was trained) and `falls` (those that got worse while
+    it came nearer to its teacher, in words), `forecast` (what more tokens of healing would give), `worth` (what the run
+    cost, and from how many tokens on that is saved), `headline` and `left_out` (what this run lacks, in words).
     What is absent is null.
     """
     labels = {key: run.labels[key] for key in run.evals}
@@ -56,6 +57,7 @@ def build_report(run: RunFiles) -> Record:
         "falls": list(map(str, falls(run.abilities, run.heldout_rows, _compared_by(run)))),
         "worth": worth(run),
         "sizes": sizes_between(run, scores),
+        "exports": exports(run, scores),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
         "left_out": _left_out(run, forecasts),
     }

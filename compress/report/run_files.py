@@ -41,6 +41,19 @@ class StageFiles:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExportFiles:
+    """The student in another format.
+
+    Attributes:
+        made: its export.json.
+        scores: its eval record, None where it was not evaluated.
+    """
+
+    made: Record
+    scores: Record | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunFiles:
     """A run as it lies on disk; what has not been made yet is None or empty.
 
@@ -56,6 +69,8 @@ class RunFiles:
             their per-item scores.
         target: what the recipe asked to be reached; None where it names nothing.
         abilities: scores of the student while it was trained, and of its teacher; see `judge.ability`.
+        exports: what the student was exported as, by size, decreasing.
+        export_speeds: speed of `student` and of `export-FORMAT`, measured in turns.
         train_rows, heldout_rows: logged steps with a loss, and with a held-out loss; one row a step, by step.
     """
 
@@ -70,6 +85,8 @@ class RunFiles:
     grown_items: dict[int, list[Record]]
     target: Record | None
     abilities: list[Record]
+    exports: list["ExportFiles"]
+    export_speeds: dict[str, Record]
     train_rows: list[Record]
     heldout_rows: list[Record]
     stages: list[StageFiles]
@@ -118,6 +135,8 @@ def read_run(run: Path) -> RunFiles:
         grown_items={size: read_items(path) for size, path in grown.items()},
         target=said.get("target"),
         abilities=_jsonl(run / "train" / "ability.jsonl", shapes.AbilityRecord),
+        exports=_exports(run),
+        export_speeds=_record(run / "eval" / "speed-export.json", dict[str, shapes.Rates | shapes.Manifest]) or {},
         train_rows=last.train_rows,
         heldout_rows=last.heldout_rows,
         stages=stages,
@@ -156,6 +175,16 @@ def layers_of(prune: Record) -> tuple[list[int], list[int]]:
 def _grown(folder: Path) -> dict[int, Path]:
     sizes = {int(found[1]): path for path in folder.glob("grown-*.json") if (found := _GROWN.fullmatch(path.name))}
     return dict(sorted(sizes.items()))
+
+
+def _exports(run: Path) -> list[ExportFiles]:
+    found = []
+    for path in sorted((run / "export").glob("*/export.json")):
+        made = _record(path, shapes.ExportRecord)
+        scores = run / "eval" / f"export-{path.parent.name}.json"
+        if made is not None:
+            found.append(ExportFiles(made=made, scores=read_evaluation(scores) if scores.is_file() else None))
+    return sorted(found, key=lambda each: -each.made["bytes"])
 
 
 def read_measures(run: Path) -> tuple[Record | None, list[Record]]:

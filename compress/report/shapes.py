@@ -193,6 +193,15 @@ class TrainingRecord(_Shape):
     manifest: Object | None = None
 
 
+class ExportRecord(_Shape):
+    """RUN/export/FORMAT/export.json."""
+
+    format: str
+    file: str | None
+    bytes: float
+    bits_per_weight: float
+
+
 class ItemRecord(_Shape):
     """A line of RUN/eval/NAME.items.jsonl."""
 

@@ -23,7 +23,8 @@ from compress.model.files import resolve_model
 from compress.model.vocabulary import check_data, common_ids
 from compress.run.finders import Folder, store_of
 from compress.run.layout import Layout
-from compress.run.recipe import CacheOptions, Recipe
+from compress.run.options import CacheOptions
+from compress.run.recipe import Recipe
 from compress.run.steps import Step, unless_opened
 
 

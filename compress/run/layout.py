@@ -32,6 +32,8 @@ class Layout:
         """Models of sizes between it and its teacher."""
         self.timing = run / "target.json"
         """How long models of two depths take, by which the target's speed-up is chosen for."""
+        self.exported = run / "export"
+        """The student in other formats."""
         self.old = run / "old"
         """What `--redo STEP` moved aside, in folders STEP-DATE."""
         self.redo = run / "redo.json"
@@ -46,5 +48,6 @@ class Layout:
         return out.parent / ("train" if out.name == self.student.name else f"{out.name}-train")
 
     def evaluation(self, name: str) -> Path:
-        """The eval JSON of a model of the run (teacher-before, teacher, student-init, student, grown-N), or `speed`."""
+        """The eval JSON of a model of the run (teacher-before, teacher, student-init, student, grown-N, export-FORMAT),
+        or `speed` or `speed-export`."""
         return self.run / "eval" / f"{name}.json"

@@ -46,8 +46,9 @@ from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
 from compress.run.models import others
+from compress.run.options import DistillOptions
 from compress.run.preflight import Known, check_run, check_run_folder, fit_recipe, run_output
-from compress.run.recipe import DistillOptions, Recipe, load_recipe, write_recipe
+from compress.run.recipe import Recipe, load_recipe, write_recipe
 from compress.run.recipe_steps import preparation, steps_of, training
 from compress.run.redo import Redo, begin, intended, made_otherwise
 from compress.run.steps import Left, Step, states

@@ -20,10 +20,11 @@ from compress.prune import PrunePlan, RankAfterConfig, check_students, family_fo
 from compress.run.chain_checks import StageFacts
 from compress.run.earlier import expected
 from compress.run.layout import Layout
+from compress.run.options import PruneOptions
 from compress.run.pipeline import Outlook, look_ahead, resolve_paths, run_folder
 from compress.run.preflight import Known, fit_recipe
 from compress.run.rank_after import plan_ranked
-from compress.run.recipe import PruneOptions, Recipe
+from compress.run.recipe import Recipe
 from compress.run.target import target_text
 
 _HEAL = "distill"
@@ -72,6 +73,8 @@ class RecipePlan:
     """Of a chain, those before the last, whose own are `prune` and `distill`."""
     grown: tuple[int, ...] = ()
     """Layers of the models that are grown from the healed student."""
+    exported: tuple[str, ...] = ()
+    """Formats that the healed student is exported in."""
     forecasts: tuple[str, ...] = ()
     """What runs beside this one, of the same teacher and cut, lead one to expect of its held-out measure."""
     target: str | None = None
@@ -159,6 +162,8 @@ class RecipePlan:
         lines += self.forecasts
         if self.grown:
             lines.append(f"grow: models of {', '.join(map(str, self.grown))} layers")
+        if self.exported:
+            lines.append(f"export: {', '.join(self.exported)}")
         lines.append(f"eval: {', '.join(self.tasks) or 'no benchmarks'}")
         return "\n".join(lines)
 
@@ -218,6 +223,7 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         cache=_cache(recipe, known.text, teacher.config),
         ranking_tokens=ranked,
         grown=() if recipe.grow is None else tuple(sorted(recipe.grow.layers)),
+        exported=() if recipe.export is None else recipe.export.format,
         sources={name: part.tokens for name, part in zip(recipe.data.names, recipe.data.parts(), strict=False)},
         scoring=plan_scoring(
             recipe.distill,

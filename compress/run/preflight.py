@@ -34,6 +34,7 @@ from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolve
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Left, Step
 from compress.run.target import find_layers, measured_seconds, timing_output
+from compress.ship import check_formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,8 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
             _check_evaluations(recipe, scoring, teacher, left, faults, download=download)
         if "distill" in left.groups and recipe.eval.of_training is not None:
             _check_evaluations(recipe, recipe.eval.of_training, teacher, left, faults, download=download)
+        if "export" in left.groups and recipe.export is not None and (student := stages[-1].student) is not None:
+            check_formats(recipe.export, student, faults)
         if "eval" in left.groups:
             _check_evaluations(recipe, recipe.eval.afterwards, teacher, left, faults, download=download)
             if given is not None:

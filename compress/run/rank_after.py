@@ -67,7 +67,7 @@ from compress.prune.plan import Derivation, derive
 from compress.prune.repair import seams
 from compress.report.judge.ability import mean_and_error
 from compress.run.candidates import Cut, Results, compared_by, gather, heal_all, possible, propose
-from compress.run.recipe import PruneOptions
+from compress.run.options import PruneOptions
 
 _FEW_STEPS = 100
 

@@ -17,10 +17,10 @@ from compress.data import DataConfig
 from compress.demo import WorldConfig
 from compress.distill import CacheConfig, DistillConfig
 from compress.evaluate import DuringConfig, EvalConfig
-from compress.generate import GenerateConfig
 from compress.prune import GrowConfig, PruneConfig, TrimConfig
 from compress.run.stages import Stage, StageConfigs, chain, names_layers
 from compress.run.target_config import TargetConfig
+from compress.ship import ExportConfig
 
 _LONGEST_NAME = 200
 
@@ -177,6 +177,8 @@ class Recipe:
     """How to heal."""
     grow: Annotated[GrowConfig | None, Before(None)] = None
     """Models of sizes between the healed student and its teacher, RUN/grow/SIZE."""
+    export: Annotated[ExportConfig | None, Before(None)] = None
+    """Other formats of the healed student, RUN/export/FORMAT."""
     eval: RunEvalConfig = RunEvalConfig()
     """What to measure."""
     sweep: Annotated[SweepConfig | None, Before(None)] = None
@@ -253,64 +255,6 @@ class Recipe:
     def chain(self) -> tuple[Stage, ...]:
         """What is cut and healed, one after the other: once without `stages`."""
         return chain(self.stages, None if self.student else self.prune, self.distill)
-
-
-@config
-class PruneOptions:
-    """What `compress prune` takes: one section of a recipe, and three for `rank_after`."""
-
-    prune: PruneConfig = PruneConfig()
-    data: DataConfig | None = None
-    """The text that candidate cuts are healed on."""
-    distill: DistillConfig = DistillConfig()
-    """How they are healed."""
-    eval: EvalConfig = EvalConfig()
-    """How they are scored, with `rank_tasks`."""
-
-
-@config
-class GrowOptions:
-    """What `compress grow` takes: one section of a recipe."""
-
-    grow: GrowConfig = GrowConfig()
-
-
-@config
-class TrimOptions:
-    """What `compress trim` takes: one section of a recipe."""
-
-    trim: TrimConfig = TrimConfig()
-
-
-@config
-class DistillOptions:
-    """What `compress distill` takes: two sections of a recipe."""
-
-    data: DataConfig
-    distill: DistillConfig = DistillConfig()
-
-
-@config
-class CacheOptions:
-    """What `compress cache` takes."""
-
-    cache: CacheConfig = CacheConfig()
-    distill: DistillConfig = DistillConfig()
-    """The trainings that will read it: precision, attention and document_mask say how the teacher is run."""
-
-
-@config
-class EvalOptions:
-    """What `compress eval` takes: one section of a recipe."""
-
-    eval: EvalConfig = EvalConfig()
-
-
-@config
-class GenerateOptions:
-    """What `compress generate` takes."""
-
-    generate: GenerateConfig = GenerateConfig()
 
 
 def recipe_output(path: Path) -> Output:

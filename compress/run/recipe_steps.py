@@ -35,6 +35,7 @@ from compress.prune import (
 )
 from compress.run.caching import cache_folder, caching
 from compress.run.evaluations import evaluations
+from compress.run.exporting import exporting
 from compress.run.finders import Folder, at, if_there, store_of
 from compress.run.growing import growing
 from compress.run.layout import Layout
@@ -72,8 +73,12 @@ def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
         healed.append(_healing(recipe, stage, layout, models, beside, after=groups_of([*made, *healed])))
     before, start = [*world, data, *taught], [*cut, *healed[:-1]]
     grown = [] if recipe.grow is None else [growing(recipe, layout, models.teacher, after=groups_of([*made, *healed]))]
-    scores = evaluations(recipe, layout, models, before=before, start=start, healed=healed[-1], grown=grown)
-    return [*made, *healed, *grown, *scores]
+    exported = exporting(recipe, layout, after=groups_of([*made, *healed]))
+    ends = {"grown": grown, "exported": exported}
+    scores = evaluations(recipe, layout, models, before=before, start=start, healed=healed[-1], **ends)
+    # An export's README.md has scores of the student, which are made before it.
+    first, last = ([step for step in scores if step.follows({"export"}) is late] for late in (False, True))
+    return [*made, *healed, *grown, *first, *exported, *last]
 
 
 def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:

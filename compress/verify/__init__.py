@@ -16,6 +16,7 @@ from compress.distill.publish import RECORD
 from compress.report.run_files import MODELS
 from compress.run.layout import Layout
 from compress.run.recipe import load_recipe
+from compress.ship.exporting.record import RECORD as EXPORTED
 from compress.verify.chain import Link, check_settings, check_source, check_tokenizer, inputs_of
 from compress.verify.checks import Check, perform, require, typed
 from compress.verify.folder import RunFolder
@@ -28,7 +29,7 @@ __all__ = ["Check", "verify_run"]
 
 _LEFT_BY_RUNS = (
     "recipe.yaml", "world", "data", "teacher-trimmed", "teacher-init", "teacher-cache", "student-init", "train",
-    "student", "grow", "eval",
+    "student", "grow", "export", "eval",
 )  # fmt: skip
 
 
@@ -59,7 +60,8 @@ def _all_checks(run: RunFolder) -> Iterator[Check]:
             yield from _training(run, link)
         else:
             yield from _step(run, link)
-        if link.record.name in (RECORD, "prune.json", "trim.json", "init.json"):
+        is_export = link.record.name == EXPORTED and any(link.record.parent.glob("*.safetensors"))
+        if link.record.name in (RECORD, "prune.json", "trim.json", "init.json") or is_export:
             yield from _model(link)
         if link.record.name == "grow.json" and link.record.is_file():
             for folder in sorted(path.parent for path in link.record.parent.glob("*/grow.json")):

@@ -8,7 +8,7 @@ from compress.base.currency import Inputs, Missing
 from compress.data import text_fingerprint
 from compress.distill.publish import RECORD
 from compress.model.files import local_model, model_fingerprint
-from compress.run.evaluations import TIMED
+from compress.run.evaluations import EXPORT_SPEED
 from compress.run.layout import Layout
 from compress.run.recipe_steps import steps_of, training_inputs
 from compress.run.steps import Step
@@ -17,7 +17,7 @@ from compress.verify.checks import typed
 from compress.verify.folder import RunFolder
 from compress.verify.records import read_record
 
-_SECTIONS = {"teacher-init": "teacher.scratch", "cache": "teacher.cache", "speed": "eval"}
+_SECTIONS = {"teacher-init": "teacher.scratch", "cache": "teacher.cache", "speed": "eval", EXPORT_SPEED: "eval"}
 
 
 def links_of(run: RunFolder) -> list[Link]:
@@ -84,6 +84,7 @@ def _of_evaluation(run: RunFolder, path: Path) -> Link:
         "text": text,
         "benchmarks": _unknown,
     }
-    if path.stem == "speed":
-        inputs = {stem: lambda stem=stem: model_fingerprint(run.measured(stem)) for stem in TIMED}  # type: ignore[misc]
+    if path.stem in ("speed", EXPORT_SPEED):
+        timed = read_record(path).inputs
+        inputs = {stem: lambda stem=stem: model_fingerprint(run.measured(stem)) for stem in timed}  # type: ignore[misc]
     return Link(name=f"eval/{path.stem}", record=path, inputs=inputs)

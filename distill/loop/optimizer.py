@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.base.errors import UsageError, reason_of
+from compress.base.packages import require_package
 from compress.distill.config import DistillConfig
 from compress.distill.students.sharding import local
-from compress.distill.teachers.quantization import require_torchao
 
 _BLOCK_VALUES_8BIT = 256
 _MIN_VALUES_8BIT = 4096
@@ -150,7 +150,7 @@ def _fused_adamw(parameters: Sequence[Tensor], config: DistillConfig) -> torch.o
 
 
 def _adamw_8bit(parameters: Sequence[Tensor], config: DistillConfig) -> StudentOptimizer:
-    require_torchao("optimizer: adamw8bit")
+    require_package("torchao", "optimizer: adamw8bit")
     from torchao.optim import AdamW8bit
 
     try:

@@ -1,12 +1,12 @@
 """A student's frozen weights in 8 or 4 bits beside adapters, through bitsandbytes (an optional package)."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
 from compress.base.errors import UsageError
+from compress.base.packages import require_package
 from compress.distill.config import DistillConfig
 from compress.distill.resources.auto import resolve_sharding
 from compress.distill.students.lora import linear_maps
@@ -27,8 +27,7 @@ def check_base(config: DistillConfig, device: torch.device, processes: int) -> N
     option = f"lora.base_precision: {kind}"
     if device.type != "cuda":
         raise UsageError(f"{option} needs a GPU, and this machine has none: leave it out.")
-    if find_spec("bitsandbytes") is None:
-        raise UsageError(f"{option} needs the package bitsandbytes: `pip install 'compress[quant]'`, or leave it out.")
+    require_package("bitsandbytes", option)
     if (shard := resolve_sharding(config, processes)) != "none":
         raise UsageError(f"{option} needs the student's weights whole, and shard: {shard} splits them: use none.")
 

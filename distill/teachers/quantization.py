@@ -1,12 +1,12 @@
 """What torchao, an optional package, gives: a teacher with 8-bit weights, kept only if it still says the same."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.base.errors import UsageError
+from compress.base.packages import require_package
 from compress.base.progress import say
 from compress.distill.config import DistillConfig
 from compress.distill.objective.loss import IGNORE_INDEX, distillation_loss
@@ -17,16 +17,6 @@ from compress.model.parts import OutputHead, count_parameters, decoder_layers, h
 MEASURED_TOKENS = 16384
 """Held-out tokens, at most, on which a change of the teacher's signals is measured."""
 _FP8_CAPABILITY = (8, 9)
-
-
-def require_torchao(option: str) -> None:
-    """Make sure that torchao is there for `option`, as the user writes it.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    if find_spec("torchao") is None:
-        raise UsageError(f"{option} needs the package torchao: `pip install 'compress[quant]'`, or leave it out.")
 
 
 @torch.no_grad()
@@ -89,7 +79,7 @@ def check_quantization(config: DistillConfig, device: torch.device, *, num_heldo
     if config.teacher_precision == "auto":
         return
     option = _option(config)
-    require_torchao(option)
+    require_package("torchao", option)
     if not num_heldout:
         raise UsageError(f"{option} is measured on held-out rows and there are none; raise heldout_sequences.")
     if config.teacher_precision == "fp8":

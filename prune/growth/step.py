@@ -21,8 +21,8 @@ from compress.prune.growth.preflight import check_growth
 from compress.prune.growth.record import RECORD, GrownModel, GrowResult, grow_inputs
 from compress.prune.plan import Derivation
 from compress.prune.student import load_shapes, why_unchecked
-from compress.prune.under_way import disk_errors, require_space
 from compress.weights.copying import Copying
+from compress.weights.room import disk_errors, require_space
 from compress.weights.shards import StudentTensor
 
 

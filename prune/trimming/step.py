@@ -23,8 +23,8 @@ from compress.prune.trimming.plan import Trimmed, Vocabulary
 from compress.prune.trimming.preflight import check_trim, check_trimming
 from compress.prune.trimming.record import RECORD, TrimResult, texts_of, trim_inputs
 from compress.prune.trimming.text import compare_tokens, count_tokens
-from compress.prune.under_way import disk_errors, require_space
 from compress.weights.copying import Copying
+from compress.weights.room import disk_errors, require_space
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "vocab*", "merges*", "added_tokens*", "spiece*", "*.model", "*.spm", "*.tiktoken",

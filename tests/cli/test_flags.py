@@ -20,7 +20,8 @@ from compress.evaluate import EvalConfig
 from compress.prune import PruneConfig
 from compress.prune.parts import METHODS
 from compress.run.init_config import InitConfig
-from compress.run.recipe import DistillOptions, PruneOptions, Recipe
+from compress.run.options import DistillOptions, PruneOptions
+from compress.run.recipe import Recipe
 
 CONFIGS = (Recipe, PruneConfig, DataConfig, DistillConfig, EvalConfig, InitConfig)
 

@@ -138,6 +138,9 @@ STUDENTS: dict[str, Case] = {
     "a link": (link("out", "teacher"), ("prune", "teacher", "out"), "out"),
     "the teacher": (nothing, ("prune", "teacher", "teacher"), "teacher"),
     "this folder": (nothing, ("prune", "teacher", "."), "."),
+    "an export's folder": (folder("out"), ("export", "teacher", "out", "--format", "bf16"), "out"),
+    "an export's model": (nothing, ("export", "teacher", "teacher", "--format", "bf16"), "teacher"),
+    "a merge's folder": (folder("out"), ("merge", "teacher", "teacher", "out"), "out"),
     "one of a family": (folder("out/1__2"), ("prune", "teacher", "out", "--keep", "1::2", "--keep", "0,1"), "out/1__2"),
     "a ranking": (
         folder("out.ranking"),

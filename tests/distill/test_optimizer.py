@@ -183,7 +183,7 @@ def test_8_bit_moments_follow_adamw(world: World, options: Options) -> None:
 
 
 def test_a_missing_torchao_is_explained(world: World, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.distill.teachers.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("compress.base.packages.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"adamw8bit needs the package torchao: `pip install 'compress\[quant\]'`"):
         world.run("run", options(optimizer="adamw8bit"))
     with pytest.raises(UsageError, match=r"int8 needs the package torchao"):

@@ -24,7 +24,7 @@ from compress.distill.rows.selection import find_selection
 from compress.distill.rows.source import packed
 from compress.distill.select import SelectConfig, rows_left
 from compress.inference.readout import load_checkpoint
-from compress.run.recipe import DistillOptions
+from compress.run.options import DistillOptions
 from compress.verify import verify_run
 
 

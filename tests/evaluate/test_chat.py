@@ -20,7 +20,7 @@ from compress.evaluate import EvalConfig, evaluate_model
 from compress.evaluate.harness.local_data import local_datasets
 from compress.evaluate.harness.names import find_tasks
 from compress.report.compare import compare_models
-from compress.run.recipe import EvalOptions
+from compress.run.options import EvalOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CHOICE = """

@@ -12,6 +12,8 @@ OPTIONS = {
     "prune": {"teacher", "out", "--keep", "--layers", "--by", "--calibration", "--dry-run", "--json"},
     "distill": {"--teacher", "--student", "--data", "--out", "--tokens", "--alpha", "--temperature", "--set"},
     "eval": {"model", "--teacher", "--tasks", "--num-fewshot", "--limit", "--datasets-root", "--text", "--out"},
+    "export": {"student", "out", "--format", "--push", "--dry-run", "--json"},
+    "merge": {"models", "out", "--method", "--weights", "--base", "--density", "--dry-run", "--json"},
     "run": {"recipe", "--out", "--set", "--dry-run"},
     "report": {"run_dir"},
     "compare": {"models", "--out", "--json"},

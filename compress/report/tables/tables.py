@@ -6,6 +6,7 @@ from compress.report.cells import NONE, percent, plus_minus
 from compress.report.judge.prompting import common_prompting
 from compress.report.judge.scores import metric_names
 from compress.report.run_files import Record, number
+from compress.report.tables.exports import exports
 from compress.report.tables.habits import habits
 from compress.report.tables.making import importance, ranking, selection, stages, training
 from compress.report.tables.measures import classes, nearness, speed, text
@@ -32,6 +33,7 @@ def all_tables(report: Record) -> list[Table]:
         text(report),
         speed(report),
         sizes(report),
+        exports(report),
     )
     making = (
         stages(report),
