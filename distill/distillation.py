@@ -162,7 +162,7 @@ def _opened(
     return sessions, source if isinstance(source, SharedTeacher) else None
 
 
-def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
+def _work_folder(work: Path) -> contextlib.AbstractContextManager[int]:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,6 +21,7 @@ from compress.base.progress import Bar, console, progress_bar, say
 
 _START = "import sys; sys.path[:] = {path!r}; from compress.sweep.worker import main; main()"
 _GPUS = "CUDA_VISIBLE_DEVICES"
+_LAST_WORDS_S = 10.0
 
 Ends = dict[int, str | None]
 """Of runs by their number: None where the student was made, or what ended it."""
@@ -98,7 +99,7 @@ class _Worker:
         """Until it has ended; runs that it said nothing of are said to have ended with it."""
         code = self._process.wait()
         for thread in self._listening:
-            thread.join()
+            thread.join(_LAST_WORDS_S)  # what it started itself may hold its pipes open
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()

@@ -29,8 +29,8 @@ PLANTED = {
     "outside the window": '<div style="margin-left:-200px">at the left</div>',
     "too small": '<p style="font-size:8px">small print</p>',
     "overlap": '<p>covered words</p><p style="margin-top:-42px">over them</p>',
-    "outside its picture": svg.figure(400, 50, "a figure", svg.text(370, 20, "at the edge")),
-    "wider than the window": '<div style="width:1300px"></div>',
+    "outside its picture": svg.figure(960, 50, "a figure", svg.text(900, 20, "at the edge")),
+    "wider than the window": '<div style="width:1300px;height:1px"></div>',
 }
 
 
