@@ -33,16 +33,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run_world(tmp_path_factory.mktemp("world"))
 
 
-def training_workers(running: Running, out: Path, since: float) -> list[psutil.Process]:
-    """The two processes of a sweep, once both have saved a checkpoint since a time."""
-    firsts = [out / "runs" / FOLDERS[0], out / "runs" / FOLDERS[2]]
-    while running.poll() is None:
-        saved = [list((first / "train" / "checkpoints").glob("step-*")) for first in firsts]
-        if all(any(step.stat().st_mtime > since for step in steps) for steps in saved):
-            break
+def checkpoints(out: Path) -> list[set[str]]:
+    """The checkpoints of the first student of each of two processes."""
+    folders = [out / "runs" / folder / "train" / "checkpoints" for folder in (FOLDERS[0], FOLDERS[2])]
+    return [{path.name for path in folder.glob("step-*") if path.suffix == ""} for folder in folders]
+
+
+def held_in_training(command: list[str], out: Path) -> tuple[Running, list[psutil.Process]]:
+    """A sweep whose two processes are suspended, each after it saved a checkpoint of its own."""
+    before, running = checkpoints(out), warm().start((), *command)
+    held: dict[int, psutil.Process] = {}
+    while len(held) < 2:
+        assert running.poll() is None, running.stderr.read_text()
+        for place, (now, then) in enumerate(zip(checkpoints(out), before, strict=True)):
+            if place not in held and now - then:
+                children = sorted(psutil.Process(running.pid).children(), key=lambda child: child.create_time())
+                held[place] = children[place]
+                held[place].suspend()
         time.sleep(0.002)
-    assert running.returncode is None, running.stderr.read_text()
-    return sorted(psutil.Process(running.pid).children(), key=lambda child: child.create_time())
+    return running, [held[0], held[1]]
 
 
 def test_two_processes_leave_the_bytes_of_one_whoever_is_killed(world: Path) -> None:
@@ -51,27 +60,28 @@ def test_two_processes_leave_the_bytes_of_one_whoever_is_killed(world: Path) -> 
     assert alone.returncode == 0, alone.stderr
     command = ["sweep", str(world / "recipe.yaml"), "--out", str(two), *OPTIONS, "--processes=2"]
 
-    started = time.time()
-    stopped = warm().start((), *command)
-    workers = training_workers(stopped, two, started)
+    stopped, workers = held_in_training(command, two)
     refused = run_cli(*command)
     assert refused.returncode == 2
     assert "Another process is writing" in refused.stderr
     stopped.terminate()
+    for worker in workers:
+        worker.resume()
     assert stopped.wait().returncode == 75
     assert not any(worker.is_running() for worker in workers)
 
-    started = time.time()
-    killed = warm().start((), *command)
-    workers = training_workers(killed, two, started)
+    killed, workers = held_in_training(command, two)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    psutil.wait_procs(workers, timeout=60)
-    assert not any(worker.is_running() for worker in workers)
+    assert run_cli(*command).returncode == 2  # its processes are still there
+    for worker in workers:
+        worker.resume()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
 
-    started = time.time()
-    maimed = warm().start((), *command)
-    training_workers(maimed, two, started)[0].kill()
+    maimed, workers = held_in_training(command, two)
+    workers[0].kill()
+    workers[1].resume()
     ended = maimed.wait()
     assert ended.returncode == 1
     assert "[2] Continuing from" in ended.stderr
