@@ -95,15 +95,16 @@ def distill_together(trainings: Sequence[Training]) -> list[DistillResult | Comp
     return [results[number] for number in range(len(checked))]
 
 
-def groups_together(trainings: Sequence[Training]) -> list[list[int]]:
-    """Numbers of the trainings in groups for `distill_together`: alike, and no more than this device has memory for.
+def groups_together(trainings: Sequence[Training], *, sharing: int = 1) -> list[list[int]]:
+    """Numbers of the trainings in groups for `distill_together`: alike, and no more than this device has memory for,
+    which so many processes are `sharing`.
 
     Raises:
         UsageError, InputError: as `distill`.
     """
     checked = [Checked.of(training) for training in trainings]
     inputs = [sha256_json({**each.inputs, "student": None, "vocabulary": each.vocabulary()}) for each in checked]
-    free, _ = memory_of(default_device())
+    free = memory_of(default_device()).free // sharing
     groups: list[list[int]] = []
     for group in alike([(each.config, known) for each, known in zip(checked, inputs, strict=True)]):
         plans = [checked[number].planner()(checked[number].config) for number in group]
@@ -163,7 +164,7 @@ def _opened(
     return sessions, source if isinstance(source, SharedTeacher) else None
 
 
-def _work_folder(work: Path) -> contextlib.AbstractContextManager[None]:
+def _work_folder(work: Path) -> contextlib.AbstractContextManager[int]:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -179,11 +179,11 @@ def read_rows(path: Path, *, damaged: Damaged = "refused") -> list[Any]:
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path) -> Iterator[int]:
     """Create a folder if need be, and keep every other process out of it while the block runs.
 
     Folders that it created, and that nothing was put into, go again. The lock goes with the process, however it
-    ends. A file system that knows no locks gives none.
+    ends, and with those that were given the descriptor that is yielded. A file system that knows no locks gives none.
 
     Raises:
         UsageError: another process has the folder.
@@ -201,7 +201,7 @@ def owned(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
                 raise
-        yield
+        yield descriptor
     finally:
         for place in created:
             with suppress(OSError):  # it is not empty, or was renamed

@@ -49,6 +49,20 @@ def points(value: float | None, interval: Sequence[float] | None) -> str:
     return shown.replace("-", _MINUS)
 
 
+def nats(value: float | None, stderr: float | None) -> str:
+    """A loss with its standard error: `0.5321 ± 0.0101`."""
+    return NONE if value is None else f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr is not None else "")
+
+
+def more_nats(beside: Record | None) -> tuple[str, str]:
+    """A paired difference of losses with its interval, `+0.0321 [+0.0101, +0.0541]`, and its p."""
+    if beside is None:
+        return NONE, NONE
+    low, high = beside["ci95"]
+    shown = f"{beside['difference']:+.4f} [{low:+.4f}, {high:+.4f}]".replace("-", _MINUS)
+    return shown, f"{beside['p_holm']:.2g}"
+
+
 def fixed(digits: int) -> Callable[[float], str]:
     """A way to show a number: thousands separated, `digits` decimals."""
     return lambda value: f"{value:,.{digits}f}"

@@ -154,13 +154,13 @@ def _stages(run: Path, recipe: Record) -> list[StageFiles]:
 
 def _stage(folder: Path, taught_by: str, cut_before: Record | None) -> StageFiles:
     """What a cut and its healing left in a folder; without a cut of its own, that before is what was healed."""
-    rows = _jsonl(folder / "train" / "metrics.jsonl", shapes.LoggedStep)
+    steps, heldout = read_log(folder)
     return StageFiles(
         taught_by=taught_by,
         prune=_record(folder / "student-init" / "prune.json", shapes.PruneRecord) or cut_before,
         distill=_record(folder / "student" / "distill.json", shapes.TrainingRecord),
-        train_rows=_by_step(rows, "loss"),
-        heldout_rows=_by_step(rows, "heldout_loss"),
+        train_rows=steps,
+        heldout_rows=heldout,
     )
 
 
@@ -194,7 +194,17 @@ def read_measures(run: Path) -> tuple[Record | None, list[Record]]:
         InputError: a file cannot be read.
     """
     record = _record(run / "student" / "distill.json", shapes.TrainingRecord)
-    return record, _by_step(_jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep), "heldout_loss")
+    return record, read_log(run)[1]
+
+
+def read_log(run: Path) -> tuple[list[Record], list[Record]]:
+    """A run's logged steps with a loss, and with a held-out loss; one row a step, by step.
+
+    Raises:
+        InputError: the log cannot be read.
+    """
+    rows = _jsonl(run / "train" / "metrics.jsonl", shapes.LoggedStep)
+    return _by_step(rows, "loss"), _by_step(rows, "heldout_loss")
 
 
 def read_training(run: Path) -> Record | None:

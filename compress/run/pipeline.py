@@ -119,9 +119,23 @@ def begun_run(recipe: Recipe, run: Path, redo: Collection[str] = ()) -> Iterator
         if resolved.target is not None and resolved.target.layers is not None:
             recipe = recipe.with_depth(resolved.target.layers)
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
-        found = on_main(lambda: download_models(resolved))
-        steps = steps_of(resolved, layout, lambda name, revision: found[name, revision])
+        steps = _steps(resolved, layout)
         yield BegunRun(resolved, layout, steps, on_main(lambda: _begin(recipe, steps, layout, asked)))
+
+
+@contextlib.contextmanager
+def joined_run(recipe: Recipe, run: Path) -> Iterator[BegunRun]:
+    """A run that another process has begun, and for which this one works until the block ends; raises as
+    `run_recipe`."""
+    layout = Layout(run)
+    with trusting(recipe.teacher.trust_remote_code):
+        resolved = fit_recipe(resolve_paths(recipe, run), layout, measure=False)
+        yield BegunRun(resolved, layout, _steps(resolved, layout), Redo.under_way(layout))
+
+
+def _steps(resolved: Recipe, layout: Layout) -> list[Step]:
+    found = on_main(lambda: download_models(resolved))
+    return steps_of(resolved, layout, lambda name, revision: found[name, revision])
 
 
 def _fitted(recipe: Recipe, layout: Layout, redo: Collection[str]) -> Recipe:

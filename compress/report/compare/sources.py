@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.base.errors import InputError
-from compress.report.run_files import MODELS, Record, labels_of, read_evaluation, read_items, read_training
+from compress.report.run_files import MODELS, Record, labels_of, read_evaluation, read_items, read_log, read_training
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An evaluated model: its name on the page, its eval JSON, its items (empty where there are none), and what is
-    recorded of its training, where it is a run's student."""
+    """An evaluated model: its name on the page, its eval JSON, its items (empty where there are none), and where it is
+    a run's student what is recorded of its training, and the log of it: steps with a loss, and with a held-out one."""
 
     label: str
     record: Record
     items: list[Record]
     training: Record | None
+    log: tuple[list[Record], list[Record]]
 
 
 def read_models(sources: Sequence[str]) -> list[Model]:
@@ -35,7 +36,9 @@ def read_models(sources: Sequence[str]) -> list[Model]:
                 continue
             if label in (model.label for model in found):
                 label = f"{label} ({path})"
-            found.append(Model(label, record, read_items(path), _training_of(path)))
+            run = _trained_by(path)
+            training, log = (None, ([], [])) if run is None else (read_training(run), read_log(run))
+            found.append(Model(label, record, read_items(path), training, log))
     return found
 
 
@@ -61,9 +64,10 @@ def _evaluations(source: str) -> Iterator[tuple[str, Path]]:
         yield f"{run} {labels[key]}", each
 
 
-def _training_of(path: Path) -> Record | None:
+def _trained_by(path: Path) -> Path | None:
+    """The run whose student was evaluated there."""
     of_student = path.parent.name == "eval" and path.stem == MODELS["student"]
-    return read_training(path.parent.parent) if of_student else None
+    return path.parent.parent if of_student else None
 
 
 def _name_of(path: Path) -> str:

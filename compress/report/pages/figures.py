@@ -213,7 +213,13 @@ def _references(report: Record, heldout: Points) -> list[tuple[str, str, float]]
 
 def loss_figure(panel: LossPanel) -> str:
     """Training and held-out loss over tokens; a logarithmic axis when the values span a factor of five."""
-    width, height, left, right, top, bottom = 470.0, 290.0, 44.0, 150.0 if panel.sources else 112.0, 10.0, 250.0
+    width, height, left, top, bottom = 470.0, 290.0, 44.0, 10.0, 250.0
+    named = [
+        "held-out",
+        *(name for _, name, _ in panel.references),
+        *(short(s, _LONGEST_SOURCE) for s in panel.sources),
+    ]
+    right = 58.0 + 7.0 * max(map(len, named))
     measured = [point for points in (panel.training, panel.heldout, *panel.sources.values()) for point in points]
     values = [y for _, y in measured] + [y for *_, y in panel.references]
     low, high = min(values), max(values)

@@ -6,6 +6,7 @@ from compress.report.cells import NONE, percent, plus_minus
 from compress.report.judge.prompting import common_prompting
 from compress.report.judge.scores import metric_names
 from compress.report.run_files import Record, number
+from compress.report.tables.documents import documents
 from compress.report.tables.exports import exports
 from compress.report.tables.habits import habits
 from compress.report.tables.making import importance, ranking, selection, stages, training
@@ -23,9 +24,10 @@ _LONGEST = 160
 
 def all_tables(report: Record) -> list[Table]:
     """The tables of a report, in reading order; a table without rows is left out."""
-    judged = (target(report), verdicts(report))
+    judged = (target(report), documents(report), verdicts(report))
     made = (trainings(report), scores(report), retention(report), trained_pairs(report))
     rest = (
+        trained_pairs(report),
         flips(report),
         nearness(report),
         classes(report),

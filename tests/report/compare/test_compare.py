@@ -122,6 +122,65 @@ def test_fine_tuning_and_distillation_on_the_same_rows_are_told_and_paired(
     assert directly["compared"]["m1"]["demo_choice"]["difference"] == entry["difference"]
 
 
+def with_documents(run: Path, folder: Path, more: float, **inputs: str) -> str:
+    """A copy of a run whose student has a loss and a KL of each of 40 documents of 10 tokens, `more` than another's."""
+    shutil.copytree(run, folder)
+    path = folder / "eval" / "student.json"
+    record = json.loads(path.read_text())
+    record["manifest"]["inputs"] |= {"text": "t", "teacher": "t", **inputs}
+    rng = np.random.default_rng(list(folder.name.encode()))
+    for part, name, level in (("heldout", "loss_nats", 3.0), ("fidelity", "kl_nats", 0.5)):
+        values = level + more + rng.normal(0, 0.1, 40)
+        by = {"tokens": [10] * 40, name: values.tolist()}
+        record[part] |= {name: values.mean(), f"{name}_stderr": 0.02, "documents": 40, "by_document": by}
+    path.write_text(json.dumps(record))
+    return str(path)
+
+
+def test_held_out_text_is_paired_by_document_and_the_winner_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
+    more = {"plain": 0.0, "worst": 0.2, "better": -0.05, "twin": -0.05001}
+    paths = {name: with_documents(runs["first"], tmp_path / name, value) for name, value in more.items()}
+    sources = [f"{name}={path}" for name, path in paths.items()]
+    report = compare_models([*sources, eval_json(runs["first"], "teacher")], tmp_path / "out")
+    kl, loss = report["documents"]
+    assert (kl["measure"], kl["reference"], list(kl["models"])) == ("kl_nats", "m0", ["m0", "m1", "m2", "m3"])
+    assert loss["models"]["m4"]["beside_first"] is None
+    values = {
+        n: np.array(json.loads(Path(p).read_text())["fidelity"]["by_document"]["kl_nats"]) for n, p in paths.items()
+    }
+    tests = {}
+    for key, name in (("m1", "worst"), ("m2", "better"), ("m3", "twin")):
+        difference = values[name] - values["plain"]
+        entry = kl["models"][key]["beside_first"]
+        assert entry["difference"] == pytest.approx(difference.mean())
+        error = difference.std(ddof=1) / np.sqrt(40)
+        assert entry["ci95"] == pytest.approx(
+            [difference.mean() - 1.96 * error, difference.mean() + 1.96 * error], rel=1e-3
+        )
+        tests[key] = entry["p"]
+    steps = [(3 - rank) * p for rank, p in enumerate(sorted(tests.values()))]
+    adjusted = sorted(kl["models"][key]["beside_first"]["p_holm"] for key in tests)
+    assert adjusted == np.maximum.accumulate(np.minimum(steps, 1.0)).tolist()
+    best, next_best = sorted(("better", "twin"), key=lambda name: values[name].mean())
+    assert f"{best} has the least KL from the teacher, {values[best].mean():.4f} nats a token" in report["headline"]
+    lead = values[next_best].mean() - values[best].mean()
+    assert f"Its lead on {next_best}, {lead:.4f}, may be noise" in report["headline"]
+    shown = f"{values['worst'].mean() - values['plain'].mean():+.4f}"
+    for kind in ("md", "html"):
+        page = (tmp_path / "out" / f"compare.{kind}").read_text()
+        assert shown in page
+        assert "More than the plain" in page
+        assert "may be noise" in page
+    assert list(report["curves"]["Hard loss: next-token cross-entropy"]) == ["m0", "m1", "m2", "m3"]
+    assert page.count('class="curve n2 bold"') == 1
+    assert "curve n5" not in page
+
+    alone = compare_models([*sources[:2], f"far={with_documents(runs['first'], tmp_path / 'far', 0.0, teacher='u')}"])
+    assert [measure["measure"] for measure in alone["documents"]] == ["kl_nats", "loss_nats"]
+    assert [list(measure["models"]) for measure in alone["documents"]] == [["m0", "m1"], ["m0", "m1", "m2"]]
+    assert "is more than noise" in alone["headline"]
+
+
 def test_other_text_alone_is_enough_in_common_and_must_be_the_same(runs: dict[str, Path], tmp_path: Path) -> None:
     def written(name: str, loss: float, content: str) -> str:
         record = json.loads(Path(eval_json(runs["first"])).read_text()) | {"tasks": {}, "heldout": None}
