@@ -72,9 +72,10 @@ def evaluate_model(
 
     Returns:
         The eval JSON: model, params, bytes (of the weight files), prompting (how prompts were written, see
-        `compress.evaluate.chat`), tasks, identity (the names that the task of that name looked for), heldout, fidelity, other_text (source, and its own heldout and fidelity),
-        speed, samples, versions, seconds (of this call), manifest. Parts not asked for are empty or null. With a
-        teacher of another tokenizer there is no fidelity, but `teacher_heldout`: its loss on the same text.
+        `compress.evaluate.chat`), tasks, identity (the names that the task of that name looked for), heldout, fidelity,
+        other_text (source, and its own heldout and fidelity), speed, samples, versions, seconds (of this call),
+        manifest. Parts not asked for are empty or null. With a teacher of another tokenizer there is no fidelity, but
+        `teacher_heldout`: its loss on the same text.
 
     Raises:
         UsageError: an unknown task, a teacher without text, an output that cannot be written.

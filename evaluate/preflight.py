@@ -41,8 +41,8 @@ def check_evaluation(
 
 
 def with_names(config: EvalConfig, teacher: ModelFacts) -> EvalConfig:
-    """The same with the names that the task `identity` looks for, where it is asked for: those given, else those that the
-    teacher's name and chat template tell.
+    """The same with the names that the task `identity` looks for, where it is asked for: those given, else those that
+    the teacher's name and chat template tell.
 
     Raises:
         UsageError: none is given and they tell none.

@@ -7,7 +7,6 @@ all, and takes those before the first that it refuses, and one token of its own 
 import contextlib
 import dataclasses
 import inspect
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ class Answer:
     seconds: float
     """The prompt's own pass included."""
     tests: list[tuple[int, int]]
-    """For each step of the teacher, draft tokens that were tested and those that were accepted; empty without a draft."""
+    """For each step of the teacher, draft tokens that were tested and those accepted; empty without a draft."""
 
 
 @torch.inference_mode()
@@ -126,7 +125,8 @@ def count_tests(drafts: Sequence[Sequence[int]], written: Sequence[int]) -> list
     tests, place = [], 0
     for draft in drafts:
         left = written[place:]
-        accepted = len(os.path.commonprefix([list(draft), list(left)]))
+        pairs = enumerate(zip(draft, left, strict=False))
+        accepted = next((i for i, (drafted, stands) in pairs if drafted != stands), min(len(draft), len(left)))
         tests.append((min(accepted + 1, len(draft), len(left)), accepted))
         place += accepted + 1
     return tests

@@ -86,7 +86,11 @@ def test_the_expected_acceptance_is_that_of_exact_arithmetic(teacher: Path, stud
     prompt, tokens = list(b"The river"), list(b" runs on.")
     found = expected_acceptance(load(teacher), load(student), prompt, tokens, sampled=True)
     p, q = (
-        AutoModelForCausalLM.from_pretrained(each).double()(torch.tensor([prompt + tokens])).logits[0].softmax(-1).tolist()
+        AutoModelForCausalLM.from_pretrained(each)
+        .double()(torch.tensor([prompt + tokens]))
+        .logits[0]
+        .softmax(-1)
+        .tolist()
         for each in (teacher, student)
     )
     places = range(len(prompt) - 1, len(prompt) + len(tokens) - 1)
@@ -140,7 +144,7 @@ def test_the_figures_are_those_of_the_rounds(teacher: Path, student: Path) -> No
 
 def test_a_model_that_cannot_go_back_is_refused(teacher: Path, tmp_path: Path) -> None:
     stateful = save_tiny_model(tmp_path / "mamba", "mamba", state_size=8, head_dim=8, n_groups=1)
-    with pytest.raises(InputError, match="transformers cannot let .* Leave eval.draft_tokens out"):
+    with pytest.raises(InputError, match=r"transformers cannot let .* Leave eval\.draft_tokens out"):
         write(load(stateful), [1, 2], 4, sampled=False, draft=load(teacher), draft_tokens=2)
 
 

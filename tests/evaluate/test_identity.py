@@ -56,14 +56,28 @@ def test_a_teacher_that_tells_no_name_is_to_be_named(tmp_path: Path) -> None:
 def test_the_task_asks_every_question_and_the_page_tells(tmp_path: Path) -> None:
     model, out = save_tiny_model(tmp_path / "SmolLM-tiny"), tmp_path / "tiny.json"
     done = run_cli(
-        "eval", str(model), "--tasks", "identity", "--out", str(out), "--set", "eval.speed=false", "--set", "eval.samples=0"
+        "eval",
+        str(model),
+        "--tasks",
+        "identity",
+        "--out",
+        str(out),
+        "--set",
+        "eval.speed=false",
+        "--set",
+        "eval.samples=0",
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["identity"][0] == "SmolLM"
     assert found["manifest"]["config"]["identity"] == []
     scores = found["tasks"]["identity"]
-    assert (scores["n"], scores["primary"], scores["num_fewshot"], scores["chance"]) == (len(QUESTIONS), "strict", 0, 0.0)
+    assert (scores["n"], scores["primary"], scores["num_fewshot"], scores["chance"]) == (
+        len(QUESTIONS),
+        "strict",
+        0,
+        0.0,
+    )
     items = [json.loads(line) for line in (tmp_path / "tiny.items.jsonl").read_text().splitlines()]
     assert [item["question"] for item in items] == list(QUESTIONS)
     assert {item["target"] for item in items} == {", ".join(found["identity"])}

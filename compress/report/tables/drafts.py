@@ -29,10 +29,11 @@ def drafted(report: Record) -> Table:
         "by theory",
     ]
     note = (
-        f"The teacher writes with the model's drafts by transformers' assisted generation ({'; '.join(sorted(extents))}): "
-        "accepted of the draft tokens that it tested ± one standard error over prompts, tokens it wrote a step, and its "
-        "speed against its own without a draft, medians over prompts with quartiles in brackets. By theory: the chance "
-        "that it accepts a draft token where it wrote alone, and the speed-up of that chance and of the two models' times."
+        "The teacher writes with the model's drafts by transformers' assisted generation "
+        f"({'; '.join(sorted(extents))}): accepted of the draft tokens that it tested ± one standard error over "
+        "prompts, tokens it wrote a step, and its speed against its own without a draft, medians over prompts with "
+        "quartiles in brackets. By theory: the chance that it accepts a draft token where it wrote alone, and the "
+        "speed-up of that chance and of the two models' times."
     )
     return Table(title="As a draft of its teacher", note=note, columns=columns, rows=rows, text_columns=2)
 

@@ -17,8 +17,8 @@ def identity(report: Record) -> Table:
             found = [with_error(scores, metric, percent) for metric in ("strict", "loose")]
             rows.append([label, *found, cell(scores, "n", fixed(0))])
     note = (
-        f"How many of the answers to questions like \"Who are you?\" name the teacher's family or maker ({', '.join(names)}; "
-        "strict), or any assistant's that is known (loose); percent ± one standard error."
+        'How many of the answers to questions like "Who are you?" name the teacher\'s family or maker '
+        f"({', '.join(names)}; strict), or any assistant's that is known (loose); percent ± one standard error."
     )
     columns = ["Model", "Strict, %", "Loose, %", "Questions"]
     return Table(title="Whom it says it is", note=note, columns=columns, rows=rows)
