@@ -35,7 +35,8 @@ class EvalConfig:
     """Options of `compress eval` and of a recipe's `eval:` section."""
 
     tasks: list[str] = dataclasses.field(default_factory=list)
-    """lm-eval task, group or tag names, our `squad_completion_verbatim`, and presets: paper, torchtune, quick.
+    """lm-eval task, group or tag names, our `squad_completion_verbatim` and `identity`, and presets: paper, torchtune,
+    quick.
 
     `mmlu@5` asks for 5 shots. A preset is replaced by its tasks, so that a manifest names what was scored.
     """
@@ -54,6 +55,9 @@ class EvalConfig:
     fewshot_as_multiturn: Annotated[bool | None, Before(None)] = None
     """Whether solved examples are turns of the chat before the question, or part of its one message; None: of a chat
     they are turns."""
+    identity: Annotated[list[str], Before([])] = dataclasses.field(default_factory=list)
+    """Names of the teacher's family and maker, one of which the task `identity` looks for in each answer; by default
+    those that the teacher's name and chat template tell."""
     limit: AtLeastOne | None = None
     """Items a task, from its first; None takes all."""
     datasets_root: Annotated[str | None, PLACE] = None
@@ -98,6 +102,9 @@ class EvalConfig:
     """Longest continuation, tokens."""
     responses: Count = 16
     """Prompts, cut as samples are, that model and teacher both continue to see how alike they write."""
+    draft_tokens: Annotated[list[AtLeastOne], Before([])] = dataclasses.field(default_factory=list)
+    """Numbers of tokens that the model drafts for its teacher before each of its steps, to measure what that gains, on
+    the prompts of `responses`: acceptance and speed, greedy and at temperature 1."""
     seed: int = 1234
     """Seed of few-shot choice (lm-eval's default) and of random prompts."""
 
@@ -105,6 +112,8 @@ class EvalConfig:
         object.__setattr__(self, "tasks", expand(self.tasks))
         if self.fewshot_as_multiturn and not self.chat_template:
             raise ValueError("fewshot_as_multiturn needs a chat whose turns they are: write chat_template: true too")
+        if self.draft_tokens and not self.responses:
+            raise ValueError("draft_tokens are measured on the prompts of responses, which are 0: ask for some")
 
     @property
     def multiturn(self) -> bool:

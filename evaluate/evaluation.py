@@ -21,8 +21,9 @@ from compress.base.records import manifest
 from compress.data import require_apart
 from compress.evaluate.chat import chat_ids, prompting, tell_of_template
 from compress.evaluate.config import EvalConfig
+from compress.evaluate.drafting import measure_drafts
 from compress.evaluate.inputs import benchmark_inputs, fingerprints
-from compress.evaluate.preflight import check_evaluation
+from compress.evaluate.preflight import check_evaluation, with_names
 from compress.evaluate.speed import measure_speed
 from compress.evaluate.text.heldout import Heldout, framing_of_text, load_heldout, retold
 from compress.evaluate.text.language import heldout_scores
@@ -71,9 +72,10 @@ def evaluate_model(
 
     Returns:
         The eval JSON: model, params, bytes (of the weight files), prompting (how prompts were written, see
-        `compress.evaluate.chat`), tasks, heldout, fidelity, other_text (source, and its own heldout and fidelity),
-        speed, samples, versions, seconds (of this call), manifest. Parts not asked for are empty or null. With a
-        teacher of another tokenizer there is no fidelity, but `teacher_heldout`: its loss on the same text.
+        `compress.evaluate.chat`), tasks, identity (the names that the task of that name looked for), heldout, fidelity,
+        other_text (source, and its own heldout and fidelity), speed, samples, versions, seconds (of this call),
+        manifest. Parts not asked for are empty or null. With a teacher of another tokenizer there is no fidelity, but
+        `teacher_heldout`: its loss on the same text.
 
     Raises:
         UsageError: an unknown task, a teacher without text, an output that cannot be written.
@@ -83,10 +85,10 @@ def evaluate_model(
     config = config or EvalConfig()
     join()
     writer = on_main(lambda: _writer(text_tokenizer, model))
-    inputs = on_main(lambda: _check(config, model, teacher, text, out, as_it_is=writer is None))
+    inputs, asked = on_main(lambda: _check(config, model, teacher, text, out, as_it_is=writer is None))
     reference = None if teacher is None else resolve_model(str(teacher))
     with contextlib.ExitStack() as opened:
-        benchmarks = _build_benchmarks(config) if config.tasks else None
+        benchmarks = _build_benchmarks(asked) if config.tasks else None
         journal = opened.enter_context(open_journal(out, _header(config, inputs)))
         alike = reference is None or on_main(lambda: same_tokens(resolve_model(str(model)), reference))
         reader = reference if alike else None
@@ -105,7 +107,7 @@ def evaluate_model(
         if reference is not None:
             begun = framing if alike else own_framing(load_spec(reference))
             guide = load_checkpoint(reference, dtype=config.dtype, device=config.device, framing=begun)
-        result = _measure(checkpoint, guide, config, scored, texts, journal)
+        result = _measure(checkpoint, guide, asked, scored, texts, journal)
         items, datasets = ([], set()) if scored is None else (scored.items, scored.datasets)
 
         def publish() -> dict[str, Any]:
@@ -136,9 +138,9 @@ def _check(
     out: Path | None,
     *,
     as_it_is: bool,
-) -> dict[str, Any]:
-    """Refuse what cannot be done before anything is, download the models, and fingerprint what goes in. `as_it_is`: the
-    model reads the tokens of the text."""
+) -> tuple[dict[str, Any], EvalConfig]:
+    """Refuse what cannot be done before anything is, download the models, fingerprint what goes in, and find the names
+    of the task `identity`. `as_it_is`: the model reads the tokens of the text."""
     faults = Faults()
     if out is not None:
         check_outputs(evaluation_outputs(out), faults)
@@ -158,7 +160,9 @@ def _check(
 
         faults.of(lambda: check_tasks(config, download=False))
     faults.refuse()
-    return fingerprints(config, model, teacher, text)
+    of = reference or measured
+    assert of is not None
+    return fingerprints(config, model, teacher, text), with_names(config, of)
 
 
 def _header(config: EvalConfig, inputs: dict[str, Any]) -> Header:
@@ -232,6 +236,7 @@ def _measure(
         "bytes": sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")),
         "prompting": prompting(config, checkpoint.tokenizer),
         "tasks": {} if scored is None else scored.tasks,
+        "identity": config.identity or None,
         "heldout": None,
         "fidelity": None,
         "other_text": None,
@@ -272,14 +277,18 @@ def _measure(
         result["other_text"] = {"source": config.other_text, "heldout": loss, "fidelity": near}
     encode = texts.encode(config)
     config = _fitting(config, [checkpoint] if teacher is None else [checkpoint, teacher])
+    asked = texts.chosen(checkpoint, config.responses, config)
     if compared is not None:
-        asked = texts.chosen(checkpoint, config.responses, config)
         alike = response_similarity(checkpoint, compared, asked, config.sample_tokens, journal, encode)
         result["fidelity"]["responses"] = alike
     if config.speed:
         result["speed"] = on_main(lambda: _speed(checkpoint, teacher, config))
         if compared is not None:
             result["fidelity"]["draft"] = draft_figures(result)
+    if compared is not None and config.draft_tokens:
+        reference = compared
+        measured = on_main(lambda: measure_drafts(checkpoint, reference, asked, config, encode))
+        result["fidelity"]["draft"] = {**(result["fidelity"].get("draft") or {}), "measured": measured}
     chosen = texts.chosen(checkpoint, config.samples, config)
     samples = continuations(checkpoint, chosen, config.sample_tokens, journal, encode)
     return {**result, "samples": samples}

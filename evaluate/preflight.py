@@ -1,5 +1,6 @@
 """What can be said of an evaluation before a model is loaded, or made."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from compress.data import INDEX, TokenStore, check_text
 from compress.data.alignment import Retelling
 from compress.evaluate.chat import check_chat
 from compress.evaluate.config import EvalConfig
+from compress.evaluate.presets import split_shots
+from compress.evaluate.scores import identity
 from compress.model.costs import model_costs
 from compress.model.facts import ModelFacts
 from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype
+from compress.model.tokenizer import chat_template
 from compress.model.vocabulary import check_store, same_tokens
 
 
@@ -31,8 +35,28 @@ def check_evaluation(
         faults.of(lambda: _check_tokenizers(model, teacher))
     if model is not None:
         faults.of(lambda: check_chat(config, model))
+        faults.of(lambda: with_names(config, teacher or model))
     if model is not None and config.speed:
         faults.of(lambda: _check_speed(config, model))
+
+
+def with_names(config: EvalConfig, teacher: ModelFacts) -> EvalConfig:
+    """The same with the names that the task `identity` looks for, where it is asked for: those given, else those that
+    the teacher's name and chat template tell.
+
+    Raises:
+        UsageError: none is given and they tell none.
+    """
+    if config.identity or identity.TASK not in {split_shots(task)[0] for task in config.tasks}:
+        return config
+    template = chat_template(teacher.tokenizer) or ""
+    names = identity.names_told(teacher.name, getattr(teacher.config, "_name_or_path", ""), template)
+    if not names:
+        raise UsageError(
+            f"The task {identity.TASK} asks whether answers name the family or maker of {teacher.name}, which its name "
+            "and chat template do not tell: write them, eval.identity: [FAMILY, MAKER]."
+        )
+    return dataclasses.replace(config, identity=names)
 
 
 def _check_tokenizers(model: ModelFacts, teacher: ModelFacts) -> None:

@@ -115,10 +115,10 @@ def _run_round(checkpoint: Checkpoint, config: EvalConfig, batch: int) -> tuple[
     # Models without the option compute all positions' logits: so would any user's prefill with them.
     takes = inspect.signature(checkpoint.model.forward).parameters
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    start = _now(checkpoint.device)
+    start = now(checkpoint.device)
     out = checkpoint.model(input_ids=ids, use_cache=True, **last_only)
     token = out.logits[:, -1:].argmax(dim=-1)
-    prefill_s = _now(checkpoint.device) - start
+    prefill_s = now(checkpoint.device) - start
     return prefill_s, _decode(checkpoint, token, getattr(out, "past_key_values", None), config.speed_decode_tokens)
 
 
@@ -126,15 +126,15 @@ def _decode(checkpoint: Checkpoint, token: Tensor, cache: Any, count: int) -> li
     """Seconds of each of `count` greedy steps from `token` [B, 1]; none without a cache."""
     steps: list[float] = []
     while cache is not None and len(steps) < count:
-        start = _now(checkpoint.device)
+        start = now(checkpoint.device)
         out = checkpoint.model(input_ids=token, past_key_values=cache, use_cache=True)
         cache, token = out.past_key_values, out.logits[:, -1:].argmax(dim=-1)
-        steps.append(_now(checkpoint.device) - start)
+        steps.append(now(checkpoint.device) - start)
     return steps
 
 
-def _now(device: torch.device) -> float:
-    """Seconds, once all that was asked of the device is done."""
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once all that was asked of the device is done."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

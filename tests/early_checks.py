@@ -263,6 +263,10 @@ EARLY: dict[str, Early] = {
         "the chat template has a place for it",
         ("eval.chat_template=true eval.system=Briefly.", "has no place for a system text"),
     ),
+    "eval.identity": early(
+        "with the task `identity`: they, or the teacher's name or chat template, name its family",
+        ("eval.tasks=[identity]", "asks whether answers name the family or maker"),
+    ),
     "eval.datasets_root": early("is a folder", ("eval.datasets_root=/nowhere", "/nowhere does not exist")),
     "eval.task_folder": early(
         "is a folder, and its definitions can be read",

@@ -21,10 +21,11 @@ _CONFIG = "compress.evaluate:EvalConfig"
 @flag(_CONFIG, "chat_template", is_flag=True)
 @flag(_CONFIG, "system", metavar="TEXT")
 @flag(_CONFIG, "fewshot_as_multiturn", "--fewshot-as-multiturn/--no-fewshot-as-multiturn")
-@flags(_CONFIG, "limit")
+@flags(_CONFIG, "identity", "limit")
 @flag(_CONFIG, "datasets_root", metavar="DIR", more="No network is needed then.")
 @click.option("--text", metavar="SOURCE", help="Held-out text: a run's data/, or a SOURCE as in `distill --data`.")
 @flag(_CONFIG, "other_text")
+@flag(_CONFIG, "draft_tokens", metavar="N,N", more="Needs --teacher.")
 @flag(_CONFIG, "speed_price_per_hour", "--price-per-hour", metavar="PRICE")
 @trust_option
 @set_option
@@ -40,12 +41,15 @@ def evaluate(
 ) -> None:
     """Score MODEL (a hub id, a folder or a GGUF file): benchmarks, held-out loss, fidelity, speed."""
     from compress.base.config import from_flags
+    from compress.base.errors import UsageError
     from compress.base.progress import say
     from compress.evaluate import evaluate_model
     from compress.report.compare import compare_models
     from compress.run.options import EvalOptions
 
     config = from_flags(EvalOptions, {"eval": given}, overrides).eval
+    if config.draft_tokens and teacher is None:
+        raise UsageError("--draft-tokens are those of a draft for a teacher: name it (--teacher MODEL --text SOURCE).")
     scores = evaluate_model(model, config, teacher=teacher, text=text, out=out)
     if as_json:
         print_result(scores, "", as_json)

@@ -41,6 +41,36 @@ class Task(_Shape):
     answers: Answers | None = None
 
 
+class DraftTokens(_Shape):
+    """What drafts of one length gave."""
+
+    draft_tokens: int
+    speedup: float
+    speedup_quartiles: Quartiles
+
+
+class Drafting(_Shape):
+    """What drafts gave in one way to write."""
+
+    tokens_per_s: float
+    by_draft_tokens: list[DraftTokens]
+
+
+class MeasuredDrafts(_Shape):
+    """What a model gave its teacher as a draft, by measure."""
+
+    prompts: int
+    new_tokens: int
+    greedy: Drafting
+    sampled: Drafting
+
+
+class Draft(_Shape):
+    """A model as its teacher's draft."""
+
+    measured: MeasuredDrafts | None = None
+
+
 class Fidelity(_Shape):
     """Nearness to the teacher; the classes of each grouping of tokens."""
 
@@ -48,6 +78,7 @@ class Fidelity(_Shape):
     by_frequency: dict[str, Object] | None = None
     by_position: dict[str, Object] | None = None
     responses: Object | None = None
+    draft: Draft | None = None
 
 
 class OtherText(_Shape):
@@ -90,6 +121,7 @@ class Evaluation(_Shape):
 
     prompting: Prompting | None = None
     tasks: dict[str, Task]
+    identity: list[str] | None = None
     heldout: Object | None = None
     fidelity: Fidelity | None = None
     other_text: OtherText | None = None

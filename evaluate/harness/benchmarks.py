@@ -11,6 +11,7 @@ from lm_eval import evaluator
 from lm_eval.defaults import DEFAULT_RANDOM_SEED
 
 from compress.base.disk import sha256_json
+from compress.base.errors import UsageError
 from compress.base.journal import Journal
 from compress.base.machine import seed_everything
 from compress.base.processes import main_first
@@ -21,6 +22,7 @@ from compress.evaluate.harness.local_data import local_datasets
 from compress.evaluate.harness.patches import cached_templates, quiet_harness
 from compress.evaluate.harness.scorer import Scorer
 from compress.evaluate.scores.answers import answer_summary
+from compress.evaluate.scores.identity import TASK
 from compress.evaluate.scores.items import finite, metric_name, sample_items
 from compress.evaluate.scores.scores import group_score, mean_and_stderr, primary_metric
 from compress.inference.readout import Checkpoint
@@ -50,6 +52,8 @@ class BuiltBenchmarks:
         _seed(config)
         with _harness(config) as self._datasets, working("reading tasks and their data"):
             self._loaded = main_first(lambda: build_tasks(config))
+        if TASK in self._loaded["tasks"] and not config.identity:
+            raise UsageError(f"The task {TASK} needs the names to look for here: eval.identity: [FAMILY, MAKER].")
 
     def score(self, checkpoint: Checkpoint, journal: Journal, *, tell: bool = True) -> Benchmarks:
         """Score a model; finished batches go into `journal`, and those found there are not scored again. With `tell`,

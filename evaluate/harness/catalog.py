@@ -18,6 +18,7 @@ from compress.evaluate.harness.local_data import (
 from compress.evaluate.harness.names import find_tasks, leaf_tasks, manager_for, require_known
 from compress.evaluate.harness.patches import quiet_harness
 from compress.evaluate.presets import split_shots
+from compress.evaluate.scores import identity
 
 
 def build_tasks(config: EvalConfig) -> dict[str, Any]:
@@ -45,6 +46,8 @@ def build_tasks(config: EvalConfig) -> dict[str, Any]:
             loaded["groups"].update(built.get("groups", {}))
             members[name] = list(built["tasks"])
     shots = faults.of(lambda: _shots_by_task([each for each in asked if each[0] in members], members)) or {}
+    if identity.TASK in loaded["tasks"]:
+        loaded["tasks"][identity.TASK].dataset = identity.data(config.identity)
     for name, task in loaded["tasks"].items():
         faults.of(lambda name=name, task=task: _refuse_unfit(name, task))  # type: ignore[misc]
         faults.of(lambda name=name, task=task: _set_fewshot(name, task, shots.get(name), config))  # type: ignore[misc]

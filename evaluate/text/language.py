@@ -142,7 +142,7 @@ def _by_source(
         for name, sums in quantities.items():
             values = np.asarray(sums[_DOCUMENTS])[here]
             found[source][name] = math.fsum(values) / int(tokens.sum())
-            found[source][f"{name}_stderr"] = _ratio_stderr(values, tokens)
+            found[source][f"{name}_stderr"] = ratio_stderr(values, tokens)
     return found
 
 
@@ -200,10 +200,10 @@ def _join(found: list[Sums]) -> Sums:
 
 def _stderr(sums: Mapping[str, list[float]], by_document: Grouping) -> float | None:
     """Standard error of a mean over tokens that come in documents: that of a ratio of sums, of values and of tokens."""
-    return _ratio_stderr(np.asarray(sums[_DOCUMENTS]), by_document.counts)
+    return ratio_stderr(np.asarray(sums[_DOCUMENTS]), by_document.counts)
 
 
-def _ratio_stderr(values: NDArray[Any], tokens: NDArray[Any]) -> float | None:
+def ratio_stderr(values: NDArray[Any], tokens: NDArray[Any]) -> float | None:
     """Standard error of sum(values) / sum(tokens), both by document (Cochran, Sampling Techniques, section 6.4)."""
     count = len(tokens)
     if count < 2:

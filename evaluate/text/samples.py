@@ -95,22 +95,26 @@ class _Tokens:
         return text
 
 
+def with_room(checkpoint: Checkpoint, prompt: Sequence[int], new_tokens: int, *, context: int | None) -> Sequence[int]:
+    """The end of a prompt that leaves `new_tokens` no room in a context of that many tokens, which is said; else it."""
+    room = len(prompt) if context is None else max(1, context - new_tokens)
+    if len(prompt) > room:
+        say(f"Of a prompt of {len(prompt)} tokens {checkpoint.name} reads the last {room}: its context is {context}.")
+    return prompt[-room:]
+
+
 @torch.inference_mode()
 def greedy_ids(
     checkpoint: Checkpoint, prompt: Sequence[int], new_tokens: int, *, context: int | None
 ) -> list[int] | None:
     """At most `new_tokens` greedy tokens after a prompt, the end of the text included; None for an empty prompt.
 
-    Of a prompt that leaves them no room in a context of that many tokens the end is read, and that is said.
+    Of a long prompt the end is read (see `with_room`).
     """
     tokenizer = checkpoint.tokenizer
-    ids = torch.tensor([prompt], dtype=torch.int64)
-    room = ids.shape[1] if context is None else max(1, context - new_tokens)
-    if ids.shape[1] > room:
-        say(f"Of a prompt of {ids.shape[1]} tokens {checkpoint.name} reads the last {room}: its context is {context}.")
-        ids = ids[:, -room:]
-    if ids.shape[1] == 0:
+    if not prompt:
         return None
+    ids = torch.tensor([with_room(checkpoint, prompt, new_tokens, context=context)], dtype=torch.int64)
     checkpoint.check_ids(ids.numpy())
     out = checkpoint.model.generate(
         input_ids=ids.to(checkpoint.device),

@@ -7,8 +7,10 @@ from compress.report.judge.prompting import common_prompting
 from compress.report.judge.scores import metric_names
 from compress.report.run_files import Record, number
 from compress.report.tables.documents import documents
+from compress.report.tables.drafts import drafted
 from compress.report.tables.exports import exports
 from compress.report.tables.habits import habits
+from compress.report.tables.identity import identity
 from compress.report.tables.making import importance, ranking, selection, stages, training
 from compress.report.tables.measures import classes, nearness, speed, text
 from compress.report.tables.recovery import recovery
@@ -30,8 +32,10 @@ def all_tables(report: Record) -> list[Table]:
         trained_pairs(report),
         flips(report),
         nearness(report),
+        drafted(report),
         classes(report),
         habits(report),
+        identity(report),
         text(report),
         speed(report),
         sizes(report),
