@@ -32,8 +32,9 @@ from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import resolve_model
 from compress.model.framing import Framing
+from compress.model.kinds import kind_of
 from compress.model.lengths import fit, shortest_context
-from compress.model.load import load_tokenizer
+from compress.model.load import load_config, load_tokenizer
 from compress.model.parts import count_parameters
 from compress.model.tokenizer import load_spec
 from compress.model.vocabulary import same_tokens
@@ -84,6 +85,8 @@ def evaluate_model(
     join()
     writer = on_main(lambda: _writer(text_tokenizer, model))
     inputs = on_main(lambda: _check(config, model, teacher, text, out, as_it_is=writer is None))
+    if kind_of(load_config(resolve_model(str(model)))) == "masked":
+        config = config.of_masked()
     reference = None if teacher is None else resolve_model(str(teacher))
     with contextlib.ExitStack() as opened:
         benchmarks = _build_benchmarks(config) if config.tasks else None
@@ -258,6 +261,7 @@ def _measure(
             sources=text.sources,
             teacher=compared,
             batch_tokens=config.batch_tokens,
+            mask_every=config.mask_every,
             journal=journal,
             stage=stage,
         )
