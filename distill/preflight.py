@@ -284,7 +284,9 @@ def _check_attention(config: DistillConfig, model: ModelFacts, device: torch.dev
         raise UsageError(f"attention: {asked} runs on GPUs, and this machine has none: use sdpa, or leave it out.")
     if asked is None:
         return
-    make = functools.partial(model_class(model.config).from_config, trust_remote_code=trusted(), attn_implementation=asked)
+    make = functools.partial(
+        model_class(model.config).from_config, trust_remote_code=trusted(), attn_implementation=asked
+    )
     try:
         with torch.device("meta"):
             make(copy.deepcopy(model.config))

@@ -104,7 +104,6 @@ class PrunePlan:
             )
         return "\n".join([*lines, *self.notes])
 
-
     def _costs(self) -> list[str]:
         """What a token costs before and after, as `describe` tells it."""
         flops = (

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFa
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """With the ids 0 to 4."""
-NAMES = ("ann", "bob", "cat", "dan", "eve", "fay")
+NAMES = ("ann", "bob", "cat", "dan", "eve", "fay", "gus", "hal")
 WORDS = (*NAMES, "saw", "and", "went", "home", "by", "bus", "train", ".")
 VOCABULARY = (*SPECIAL, *WORDS)
 CLASSES: dict[str, dict[str, Any]] = {
@@ -65,13 +65,13 @@ def encoder_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
 
 
-def write_text(path: Path, documents: int = 300) -> Path:
+def write_text(path: Path, documents: int = 250) -> Path:
     """Sentences in which most words follow from those around them, one JSON document a line."""
     rng = random.Random(0)
     lines = []
     for _ in range(documents):
-        first, second = rng.sample(NAMES, 2)
+        first, second, third = rng.sample(NAMES, 3)
         how = "bus" if NAMES.index(first) % 2 else "train"
-        lines.append(f"{first} saw {second} and {first} went home by {how} .")
+        lines.append(f"{first} saw {second} and {third} and {first} went home by {how} .")
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return path

@@ -118,6 +118,8 @@ def begun_run(recipe: Recipe, run: Path, redo: Collection[str] = ()) -> Iterator
         if resolved.target is not None and resolved.target.layers is not None:
             recipe = recipe.with_depth(resolved.target.layers)
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
+        if resolved.eval == resolved.eval.of_masked():
+            recipe = dataclasses.replace(recipe, eval=recipe.eval.of_masked())
         found = on_main(lambda: download_models(resolved))
         steps = steps_of(resolved, layout, lambda name, revision: found[name, revision])
         yield BegunRun(resolved, layout, steps, on_main(lambda: _begin(recipe, steps, layout, asked)))

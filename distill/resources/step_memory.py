@@ -202,13 +202,9 @@ def _model(config: Any, dtype: torch.dtype, shape: StepShape) -> Any:
     """A model whose decoder, wherever it is entered, runs as on a device."""
     attention, make = "eager" if shape.attention == "eager" else "sdpa", model_class(config).from_config
     try:
-        model = make(
-            config, dtype=dtype, attn_implementation=attention, trust_remote_code=trusted()
-        )
+        model = make(config, dtype=dtype, attn_implementation=attention, trust_remote_code=trusted())
     except ValueError:
-        model = make(
-            config, dtype=dtype, attn_implementation="eager", trust_remote_code=trusted()
-        )
+        model = make(config, dtype=dtype, attn_implementation="eager", trust_remote_code=trusted())
     as_on_a_device = _AsOnADevice(shape.bf16)
     # the parts of each layer too: recomputation in the backward pass calls them outside of the model
     parts = [part for layer in decoder_layers(model)[1] for part in layer.children()]
