@@ -43,8 +43,8 @@ from compress.distill.teachers.quantization import check_quantization, require_t
 from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
-from compress.model.lengths import check_rows
 from compress.model.kinds import model_class, require_causal
+from compress.model.lengths import check_rows
 from compress.model.load import why_not_loaded
 from compress.model.remote_code import trusted
 from compress.model.vocabulary import common_ids

@@ -21,8 +21,8 @@ from compress.base.errors import CompressError, InputError, reason_of
 from compress.base.machine import host_memory
 from compress.base.progress import progress_bar, working
 from compress.base.units import format_bytes
-from compress.model.lengths import context_tokens
 from compress.model.kinds import is_masked
+from compress.model.lengths import context_tokens
 from compress.model.load import load_config, load_model
 from compress.model.parts import all_logits, decoder_layers
 

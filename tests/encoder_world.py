@@ -25,7 +25,7 @@ CLASSES: dict[str, dict[str, Any]] = {
 
 
 def save_encoder(folder: Path, model_type: str = "bert", *, seed: int = 0, layers: int = 4, **changes: Any) -> Path:
-    """Save a random masked LM (fp32) with its tokenizer; every layer matters, and none so much that it drowns the rest."""
+    """Save a random masked LM (fp32) with its tokenizer; every layer matters, and none drowns the rest."""
     torch.manual_seed(seed)
     fields = {
         "vocab_size": len(VOCABULARY),

@@ -26,8 +26,8 @@ from compress.generate.vllm import VllmWriter, vllm_version
 from compress.inference.decoding import end_tokens
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
-from compress.model.kinds import require_causal
 from compress.model.files import model_fingerprint, resolve_model
+from compress.model.kinds import require_causal
 
 RECORD = "generate.json"
 ROWS = "rows.jsonl"

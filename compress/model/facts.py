@@ -51,14 +51,15 @@ def require_mask_token(model: ModelFacts) -> None:
     """
     if model.tokenizer.mask_token_id is None:
         raise InputError(
-            f"The tokenizer of {model.name}, a masked language model, has no mask token: name it as `mask_token` in its "
-            "tokenizer_config.json."
+            f"The tokenizer of {model.name}, a masked language model, has no mask token: name it as `mask_token` in "
+            "its tokenizer_config.json."
         )
 
 
 def look_at_model(name: str, faults: Faults, revision: str | None = None) -> ModelFacts | None:
     """The facts of a model folder, whose weight files are looked at, or of a hub model, of which only the small files
-    are fetched; None, and a fault, where there is no such model, its config.json cannot be used, or it is no language model."""
+    are fetched; None, and a fault, where there is no such model, its config.json cannot be used, or it is no language
+    model."""
     found = look_at_config(name, faults, revision)
     if found is not None and local_folder(name) is not None:
         faults.of(lambda: check_weight_files(found.side))

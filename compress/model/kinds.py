@@ -1,4 +1,4 @@
-"""What kind of language model a config is of: causal, which predicts the next token, or masked, which fills in blanks."""
+"""What kind of language model a config is of: causal, which predicts the next token, or masked, which fills blanks."""
 
 import re
 from typing import Any, Literal

@@ -23,9 +23,9 @@ from compress.distill.fit import fitting
 from compress.distill.resources.auto import resolve_precision
 from compress.distill.resources.flops import peak_flops, training_flops_per_token
 from compress.model.facts import ModelFacts, look_at_model
-from compress.model.kinds import require_causal
 from compress.model.files import local_folder
 from compress.model.gguf import is_gguf
+from compress.model.kinds import require_causal
 from compress.model.lengths import context_tokens
 from compress.model.remote_code import trusted
 from compress.prune import PruneConfig, check_prune

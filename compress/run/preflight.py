@@ -51,8 +51,8 @@ class Known:
 
 def fit_recipe(recipe: Recipe, layout: Layout, *, measure: bool) -> Recipe:
     """The recipe with rows of text that its teacher reads, if it says nothing of their length (see `fit_rows`), and
-    with as many layers as its target leaves: with `measure`, where that takes it, by timings of this device. Of a masked
-    LM it measures no writing.
+    with as many layers as its target leaves: with `measure`, where that takes it, by timings of this device. Where the
+    teacher is a masked LM, no writing is measured.
 
     Raises:
         UsageError: the target is out of reach.

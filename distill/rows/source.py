@@ -38,8 +38,8 @@ class RowSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StoreRows:
-    """The rows of a token store, each predicting its next tokens (or hidden ones), in a new order in each epoch unless selected so; of
-    conversations, those tokens that are to be learned."""
+    """The rows of a token store, each predicting its next tokens (or hidden ones), in a new order in each epoch unless
+    selected so; of conversations, those tokens that are to be learned."""
 
     store: TokenStore
     seed: int

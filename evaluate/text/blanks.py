@@ -1,7 +1,8 @@
 """What a masked language model says of tokens that are hidden from it: some places of a row at a time.
 
-A pass hides every `every`-th place of each row and reads the states of those; `every` passes have read all of them. With
-0 each place has a pass to itself, as pseudo-perplexity is defined (Salazar et al. 2020, arXiv:1910.14659, equation 1).
+A pass hides every `every`-th place of each row and reads the states of those; `every` passes have read all of them.
+With 0 each place has a pass to itself, as pseudo-perplexity is defined (Salazar et al. 2020, arXiv:1910.14659, section
+2.1).
 """
 
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def can_be_hidden(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> NDArray[
 
 
 def filled(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Of logits [N, V], whether the hidden token [N] is the most likely one, and whether it is one of five: [N] each."""
+    """Of logits [N, V], whether the hidden token [N] is the most likely one, and whether it is one of five: [N]."""
     best = logits.topk(min(_TOP, logits.shape[-1]), dim=-1).indices == labels[:, None]
     return {"filled1": best[:, 0], "filled5": best.any(dim=-1)}
 

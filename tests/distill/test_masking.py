@@ -119,7 +119,7 @@ def test_a_run_stopped_in_its_second_epoch_ends_bitwise_equal(
 
     with monkeypatch.context() as patched:
         patched.setattr(train, "learning_rate", signalled)
-        with pytest.raises(InterruptedRun, match="after step 6"):
+        with pytest.raises(InterruptedRun, match=r"after step 6"):
             encoders.run("cut", config)
     encoders.run("cut", config)
     cut, whole = (sha256_tree(encoders.root / name / "student", "*.safetensors") for name in ("cut", "whole"))
@@ -163,5 +163,5 @@ def test_what_is_for_causal_models_is_refused_by_name(encoders: World, changes: 
 
 
 def test_a_causal_teacher_does_not_teach_a_masked_student(encoders: World, world: World, options: Options) -> None:
-    with pytest.raises(UsageError, match="is a masked language model and .* is a causal language model"):
+    with pytest.raises(UsageError, match=r"is a masked language model and .* is a causal language model"):
         encoders.run("mixed", options(), teacher=world.teacher)

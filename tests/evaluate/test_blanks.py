@@ -68,5 +68,5 @@ def test_what_masked_models_cannot_be_asked_is_refused(tmp_path: Path) -> None:
     model, text = save_encoder(tmp_path / "model"), write_text(tmp_path / "text.jsonl", 30)
     with pytest.raises(UsageError, match=r"eval\.tasks.* is for causal language models, and .*model is a masked one"):
         evaluate_model(model, EvalConfig(tasks=["arc_easy"]), text=text)
-    with pytest.raises(UsageError, match="is a masked language model and .* is a causal language model"):
+    with pytest.raises(UsageError, match=r"is a masked language model and .* is a causal language model"):
         evaluate_model(model, teacher=save_tiny_model(tmp_path / "causal"), text=text)

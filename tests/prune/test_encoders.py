@@ -74,11 +74,11 @@ def test_weights_of_pretraining_stay_where_they_are_and_others_are_refused(tmp_p
 def test_what_is_no_language_model_is_refused_by_name(tmp_path: Path) -> None:
     folder = save_encoder(tmp_path / "teacher")
     AutoModelForSequenceClassification.from_config(load_config(folder)).save_pretrained(tmp_path / "classifier")
-    with pytest.raises(InputError, match="causal and masked language models; this bert model is a BertForSeq"):
+    with pytest.raises(InputError, match=r"causal and masked language models; this bert model is a BertForSeq"):
         prune(str(tmp_path / "classifier"), tmp_path / "out", "0,3")
     small = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 2, "vocab_size": len(VOCABULARY)}
     T5ForConditionalGeneration(T5Config(**small)).save_pretrained(tmp_path / "t5")
-    with pytest.raises(InputError, match="this t5 model is a T5ForConditionalGeneration, which is neither"):
+    with pytest.raises(InputError, match=r"this t5 model is a T5ForConditionalGeneration, which is neither"):
         prune(str(tmp_path / "t5"), tmp_path / "out", "0,3")
     config = json.loads((folder / "config.json").read_text())
     for names, kind in ((["BertLMHeadModel"], "causal"), (["BertForMaskedLM"], "masked"), (None, "causal")):
@@ -90,5 +90,5 @@ def test_what_is_no_language_model_is_refused_by_name(tmp_path: Path) -> None:
 def test_measures_and_repairs_are_refused(changes: dict[str, str | int | bool], tmp_path: Path) -> None:
     teacher, text = save_encoder(tmp_path / "teacher"), write_text(tmp_path / "text.jsonl", 20)
     config = PruneConfig(calibration=str(text), **changes)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="is for causal language models, and .*teacher is a masked one"):
+    with pytest.raises(UsageError, match=r"is for causal language models, and .*teacher is a masked one"):
         prune(str(teacher), tmp_path / "out", config.choice, **config.how)

@@ -84,7 +84,8 @@ def summary(report: Record) -> Group:
 
 
 def _facts(report: Record) -> tuple[Fact, ...]:
-    """What is told of each model; of masked ones what they fill in, and no decoding; where tokenizers differ, bits a byte in place of what is by the token."""
+    """What is told of each model; of masked ones what they fill in, and no decoding; where tokenizers differ, bits a
+    byte in place of what is by the token."""
     if any("top1_accuracy" in (report[key].get("heldout") or {}) for key in labels(report)):
         return (*_FACTS[:3], _FILLED_IN, *_FACTS[3:-1])
     if not retold(report):
