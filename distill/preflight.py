@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from compress.base.disk import free_bytes, unfinished
 from compress.base.errors import Faults, InputError, UsageError, reason_of
@@ -24,6 +24,7 @@ from compress.base.units import format_bytes
 from compress.data import TextFacts
 from compress.distill.config import DistillConfig
 from compress.distill.fit import check_held
+from compress.distill.kinds import check_kinds
 from compress.distill.loop.accelerator import check_launcher, check_trackers
 from compress.distill.objective.objective import make_objective
 from compress.distill.objective.part import Pair
@@ -43,6 +44,7 @@ from compress.distill.teachers.quantization import check_quantization
 from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
+from compress.model.kinds import model_class, require_causal
 from compress.model.lengths import check_rows
 from compress.model.load import why_not_loaded
 from compress.model.remote_code import trusted
@@ -126,6 +128,7 @@ def check_caching(
     faults.of(lambda: _check_compiler(training, device))
     if teacher is None or text is None:
         return
+    faults.of(lambda: require_causal(teacher.config, teacher.name, "A cache of a teacher"))
     vocabulary: int = teacher.config.get_text_config().vocab_size
     if config.kind == "topk" and config.k > vocabulary:
         faults.found.append(UsageError(f"k = {config.k}: {teacher.name} has {vocabulary} tokens in all; keep fewer."))
@@ -199,6 +202,7 @@ def check_distill(
             faults.of(lambda model=model: _check_attention(config, model, device, text.seq_len))  # type: ignore[misc]
     if student is not None:
         faults.of(lambda: check_generation_config(student))
+        check_kinds(config, student, [model for model in models if model is not student], text, faults, cached=cached)
         faults.of(lambda: _check_memory(config, student, teacher, others, device, cached=cached))
         faults.of(lambda: _check_objective(config, student, teacher, cached=cached))
         for other in others:
@@ -281,7 +285,9 @@ def _check_attention(config: DistillConfig, model: ModelFacts, device: torch.dev
         raise UsageError(f"attention: {asked} runs on GPUs, and this machine has none: use sdpa, or leave it out.")
     if asked is None:
         return
-    make = functools.partial(AutoModelForCausalLM.from_config, trust_remote_code=trusted(), attn_implementation=asked)
+    make = functools.partial(
+        model_class(model.config).from_config, trust_remote_code=trusted(), attn_implementation=asked
+    )
     try:
         with torch.device("meta"):
             make(copy.deepcopy(model.config))

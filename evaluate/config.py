@@ -76,6 +76,9 @@ class EvalConfig:
     batch_tokens: AtLeastOne = 8192
     """Tokens a forward pass, padding included; at least one sequence always runs. A matter of memory and speed, and no
     optimizer step, as `distill.batch_tokens` is."""
+    mask_every: Annotated[Count, Before(8)] = 8
+    """Of a masked language model: how far apart the tokens are that are hidden at once; as many passes score a row. 0
+    hides one token at a time, as pseudo-perplexity is defined."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Weights and activations; `auto` is the checkpoint's own on an accelerator and float32 on the CPU."""
     device: str | None = None
@@ -123,6 +126,10 @@ class EvalConfig:
     def without_speed(self) -> Self:
         """The same scores, and no speed: other options of the speed do not make scores stale."""
         return dataclasses.replace(self, **untimed())
+
+    def of_masked(self) -> Self:
+        """The same of a masked language model, which writes nothing: no samples, no responses, no speed of writing."""
+        return dataclasses.replace(self, **untimed(), samples=0, responses=0)
 
     def only_speed(self) -> Self:
         """The same speed, and no scores: other tasks do not make it stale."""

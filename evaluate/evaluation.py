@@ -33,8 +33,9 @@ from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import resolve_model
 from compress.model.framing import Framing
+from compress.model.kinds import kind_of
 from compress.model.lengths import fit, shortest_context
-from compress.model.load import load_tokenizer
+from compress.model.load import load_config, load_tokenizer
 from compress.model.parts import count_parameters
 from compress.model.tokenizer import load_spec
 from compress.model.vocabulary import same_tokens
@@ -85,7 +86,10 @@ def evaluate_model(
     config = config or EvalConfig()
     join()
     writer = on_main(lambda: _writer(text_tokenizer, model))
-    inputs, asked = on_main(lambda: _check(config, model, teacher, text, out, as_it_is=writer is None))
+    check = functools.partial(_check, config, model, teacher, text, out, as_it_is=writer is None)
+    inputs, asked = on_main(check)
+    if kind_of(load_config(resolve_model(str(model)))) == "masked":
+        config = config.of_masked()
     reference = None if teacher is None else resolve_model(str(teacher))
     with contextlib.ExitStack() as opened:
         benchmarks = _build_benchmarks(asked) if config.tasks else None
@@ -263,6 +267,7 @@ def _measure(
             sources=text.sources,
             teacher=compared,
             batch_tokens=config.batch_tokens,
+            mask_every=config.mask_every,
             journal=journal,
             stage=stage,
         )

@@ -14,7 +14,8 @@ from compress.evaluate.config import EvalConfig
 from compress.evaluate.presets import split_shots
 from compress.evaluate.scores import identity
 from compress.model.costs import model_costs
-from compress.model.facts import ModelFacts
+from compress.model.facts import ModelFacts, check_same_kind, require_mask_token
+from compress.model.kinds import kind_of, require_causal
 from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype
 from compress.model.tokenizer import chat_template
@@ -27,6 +28,11 @@ def check_evaluation(
     """Find what would refuse to measure a model on `text` (a token store or a SOURCE; None: not now) and on other text,
     but for the tasks: see `compress.evaluate.harness.catalog.check_tasks`."""
     faults.of(lambda: find_device(config.device))
+    if model is not None and teacher is not None:
+        faults.of(lambda: check_same_kind(model, teacher))
+    if model is not None and kind_of(model.config) == "masked":
+        faults.of(lambda: _check_masked(config, model))
+        config = config.of_masked()
     for source in filter(None, (text, config.other_text)):
         check_text(source, config.text_column, faults)
         if model is not None and (Path(source) / INDEX).is_file():
@@ -57,6 +63,20 @@ def with_names(config: EvalConfig, teacher: ModelFacts) -> EvalConfig:
             "and chat template do not tell: write them, eval.identity: [FAMILY, MAKER]."
         )
     return dataclasses.replace(config, identity=names)
+
+
+def _check_masked(config: EvalConfig, model: ModelFacts) -> None:
+    """Refuse what a masked language model cannot be asked.
+
+    Raises:
+        UsageError: benchmarks or chats.
+        InputError: as `require_mask_token`.
+    """
+    require_mask_token(model)
+    if config.tasks:
+        require_causal(model.config, model.name, "A benchmark (eval.tasks), which is scored by the text that follows,")
+    if config.chat_template:
+        require_causal(model.config, model.name, "eval.chat_template")
 
 
 def _check_tokenizers(model: ModelFacts, teacher: ModelFacts) -> None:

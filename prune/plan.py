@@ -12,6 +12,7 @@ from compress.base.errors import InputError, UsageError
 from compress.base.units import format_bytes, format_count
 from compress.model.costs import costs_of
 from compress.model.files import resolve_model
+from compress.model.kinds import Kind, kind_of, require_causal
 from compress.model.load import config_from, load_config
 from compress.model.parts import count_parameters, decoder_layers, empty_model, why_no_model
 from compress.prune.choose.candidates import RankAfterConfig
@@ -42,6 +43,7 @@ class PrunePlan:
 
     teacher: str
     model_type: str
+    kind: Kind
     keep: str
     kept_layers: tuple[int, ...]
     dropped_layers: tuple[int, ...]
@@ -88,24 +90,34 @@ class PrunePlan:
             f"{format_layers(self.kept_layers)}",
             f"parameters   {self.params_before:,} -> {self.params_after:,} ({less:.1f}% fewer)",
             f"weights      {format_bytes(self.bytes_before)} -> {format_bytes(self.bytes_after)} in {self.dtype}",
-            f"KV a token   {format_bytes(self.kv_bytes_per_token_before)} -> "
-            f"{format_bytes(self.kv_bytes_per_token_after)}, mean of a context of {self.context_tokens:,} tokens",
-            f"FLOPs        {format_count(self.prefill_flops_per_token_before)} -> "
-            f"{format_count(self.prefill_flops_per_token_after)} a token of such a prompt, "
-            f"{format_count(self.decode_flops_per_token_before)} -> {format_count(self.decode_flops_per_token_after)} "
-            "to write one after it",
+            *self._costs(),
             f"parts        {_changes(self.parts_before, self.parts_after)}",
         ]
         if self.experts_before is not None:
             lines.append(f"experts      {self.experts_before} -> {self.experts_after} in each layer that has them")
         if len(self.layer_types_before) > 1:
             lines.append(f"layer types  {_changes(self.layer_types_before, self.layer_types_after)}")
-        if self.keep == "alternate" and 0 in self.dropped_layers:
+        if self.keep == "alternate" and self.kind == "causal" and 0 in self.dropped_layers:
             lines.append(
                 "`alternate` drops the first layer here, which costs most: KL 12.5 nats to SmolLM2-135M, cut so. "
                 f"Better: --layers {len(self.kept_layers)} --by kl-greedy --repair --calibration TEXT"
             )
         return "\n".join([*lines, *self.notes])
+
+    def _costs(self) -> list[str]:
+        """What a token costs before and after, as `describe` tells it."""
+        flops = (
+            f"FLOPs        {format_count(self.prefill_flops_per_token_before)} -> "
+            f"{format_count(self.prefill_flops_per_token_after)} a token"
+        )
+        if self.kind == "masked":
+            return [f"{flops} of a text of {self.context_tokens:,} tokens"]
+        return [
+            f"KV a token   {format_bytes(self.kv_bytes_per_token_before)} -> "
+            f"{format_bytes(self.kv_bytes_per_token_after)}, mean of a context of {self.context_tokens:,} tokens",
+            f"{flops} of such a prompt, {format_count(self.decode_flops_per_token_before)} -> "
+            f"{format_count(self.decode_flops_per_token_after)} to write one after it",
+        ]
 
 
 def _changes(before: dict[str, int], after: dict[str, int]) -> str:
@@ -157,8 +169,10 @@ def derive(
     says so.
     """
     config, raw = load_config(folder), read_json(folder / "config.json")
-    total = num_layers(config)
+    kind, total = kind_of(config), num_layers(config)
     notes: list[str] = []
+    if not isinstance(keep, str):
+        require_causal(config, teacher, "Choosing layers by a measure")
     if not isinstance(keep, str):
         how = keep.by if isinstance(keep, RankingConfig) else "what candidates become in a short heal"
         notes.append(f"The {keep.layers} layers that stay are chosen by {how}; these figures are of others.")
@@ -185,6 +199,7 @@ def derive(
     plan = PrunePlan(
         teacher=teacher,
         model_type=config.model_type,
+        kind=kind,
         keep=keep,
         kept_layers=kept,
         dropped_layers=tuple(sorted(set(range(total)) - set(kept))),
@@ -201,7 +216,7 @@ def _models(config: Any, student_json: dict[str, Any], folder: Path) -> tuple[An
     """The student's config, and teacher and student without weights.
 
     Raises:
-        InputError: no student can have such a config, or the teacher's makes no causal LM.
+        InputError: no student can have such a config, or the teacher's makes no language model.
     """
     try:
         smaller = config_from(student_json, folder)
@@ -210,7 +225,7 @@ def _models(config: Any, student_json: dict[str, Any], folder: Path) -> tuple[An
     try:
         return smaller, empty_model(copy.deepcopy(config)), empty_model(copy.deepcopy(smaller))
     except Exception as error:
-        raise InputError(f"{folder / 'config.json'} makes no causal LM: {why_no_model(error)}") from error
+        raise InputError(f"{folder / 'config.json'} makes no language model: {why_no_model(error)}") from error
 
 
 def _figures(config: Any, before: Any, after: Any) -> dict[str, Any]:

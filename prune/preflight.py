@@ -10,6 +10,7 @@ from compress.base.outputs import check_outputs
 from compress.data import check_text
 from compress.model.cuts import Cut
 from compress.model.facts import ModelFacts, look_at_model
+from compress.model.kinds import require_causal
 from compress.model.parts import empty_model
 from compress.prune.choose.calibration import require_source
 from compress.prune.choose.candidates import RankAfterConfig
@@ -60,8 +61,10 @@ def check_prune(
     faults.of(lambda: why_unchecked(cut.plan, check=how["check"], streamed=streamed))
     if isinstance(choice, RankAfterConfig):
         faults.of(lambda: choice.proposals(cut.layer_types))
-    if how["repair"] is not None and isinstance(choice, str):
-        faults.of(lambda: _check_repair(cut))
+    if how["repair"] is not None:
+        faults.of(lambda: require_causal(teacher.config, teacher.name, "The repair of a cut (prune.repair)"))
+        if isinstance(choice, str) and cut.plan.kind == "causal":
+            faults.of(lambda: _check_repair(cut))
     return cut
 
 

@@ -40,10 +40,11 @@ class PruneResult:
         if self.check.skipped is not None:
             lines.append(f"not compared with the teacher: {self.check.skipped}")
         else:
+            of_cache = self.check.max_abs_difference_cached
+            cached = "" if of_cache is None else f", cached within {of_cache:.2g}"
             lines.append(
-                f"equals the teacher with dropped layers skipped: logits within {self.check.max_abs_difference:.2g}, "
-                f"cached within {self.check.max_abs_difference_cached:.2g} (largest logit "
-                f"{self.check.max_abs_logit:.3g})"
+                f"equals the teacher with dropped layers skipped: logits within {self.check.max_abs_difference:.2g}"
+                f"{cached} (largest logit {self.check.max_abs_logit:.3g})"
             )
             if self.check.teacher_cache_differs:
                 lines[-1] += "; with a cache both write other text than without, the student as its teacher's"

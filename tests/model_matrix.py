@@ -232,7 +232,7 @@ _COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_la
 
 def _short(reason: str) -> str:
     """A refusal's own words without what all refusals say."""
-    for words in ("cannot be cut by layers: ", "cannot be cut so: ", "makes no causal LM: "):
+    for words in ("cannot be cut by layers: ", "cannot be cut so: ", "makes no language model: "):
         reason = reason.rpartition(words)[2]
     return reason.split(". ")[0].rstrip(".").replace("|", "\\|")[:200]
 

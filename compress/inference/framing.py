@@ -21,6 +21,7 @@ from compress.inference.likelihood import log_probabilities
 from compress.inference.readout import Readout, read_out
 from compress.model.files import check_weight_files
 from compress.model.framing import Framing
+from compress.model.kinds import kind_of
 from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype, load_config, load_model
 from compress.model.tokenizer import TokenizerSpec
@@ -112,8 +113,8 @@ def framing_of(
 
 def framing_in(folder: Path, spec: TokenizerSpec, documents: list[NDArray[Any]]) -> tuple[Framing, StartLoss | None]:
     """`framing_of` the model in a folder, which is loaded for it; the tokenizer's own way where there are no weights,
-    or no memory for them."""
-    if not spec.prefix or sample_rows(documents) is None or not _has_weights(folder):
+    or no memory for them, and for a masked LM, which was trained that way."""
+    if not spec.prefix or sample_rows(documents) is None or not _has_weights(folder) or _is_masked(folder):
         return own_framing(spec), None
     readout = _load(folder)
     return (own_framing(spec), None) if readout is None else framing_of(readout, spec, documents)
@@ -135,6 +136,10 @@ def _has_weights(folder: Path) -> bool:
         return (folder / "config.json").is_file() and bool(check_weight_files(folder))
     except CompressError:
         return False
+
+
+def _is_masked(folder: Path) -> bool:
+    return kind_of(load_config(folder)) == "masked"
 
 
 def _load(folder: Path) -> Readout | None:

@@ -16,7 +16,7 @@ from compress.model.files import resolve_model
 from compress.model.framing import Framing, begun
 from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype, load_model, load_tokenizer
-from compress.model.parts import OutputHead, check_output_head, hidden_states, output_head, why_not_finite
+from compress.model.parts import OutputHead, all_logits, check_output_head, hidden_states, output_head, why_not_finite
 from compress.model.vocabulary import check_ids
 
 _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
@@ -24,7 +24,7 @@ _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
 
 @dataclasses.dataclass(frozen=True)
 class Readout:
-    """A causal LM in memory whose forward pass is split at the output head.
+    """A language model in memory whose forward pass is split at the output head.
 
     So the head runs only where a score is needed, and in float32 whatever the model's dtype unless asked otherwise:
     bf16 logits tie options that differ. `head` is None when the architecture does to its logits what `output_head`
@@ -58,8 +58,7 @@ class Readout:
         """What the head turns into logits, [B, S, D], for `input_ids` [B, S] (padding, if any, on the right) and what
         else the model is to be given."""
         if self.head is None:
-            logits: Tensor = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
-            return logits
+            return all_logits(self.model, input_ids, **inputs)
         return hidden_states(self.model, input_ids, **inputs)
 
     def logits(self, states: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a causal LM costs, from its config alone: parameters by part, cache, and FLOPs a token.
+"""What a language model costs, from its config alone: parameters by part, cache, and FLOPs a token.
 
 Weights are counted on the model made on the meta device (shapes, no memory), attention and cache by
 `compress.model.probe`.
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from compress.model.kinds import is_masked
 from compress.model.parts import decoder_layers, empty_model
 from compress.model.probe import AttentionCost, CacheCost, probe
 
@@ -42,6 +43,9 @@ class Costs:
     """2 for each weight that a token is multiplied with: no embeddings, and of experts the active ones."""
     attention: tuple[AttentionCost, ...]
     cache: tuple[CacheCost, ...]
+    """Empty of a masked LM."""
+    bidirectional: bool = False
+    """Whether a token looks at those after it too: of a masked LM."""
 
     def cache_bytes_per_token(self, bytes_per_value: int) -> int:
         """Bytes that each further token adds once every window is full: layers that look back without bound."""
@@ -60,12 +64,13 @@ class Costs:
     def prefill_flops(self, tokens: int) -> float:
         """Mean FLOPs a token of a prompt of `tokens`; token i looks at i + 1 tokens or at its window.
 
-        The mean of min(i + 1, w) over n tokens is (w (w + 1) / 2 + (n - w) w) / n for w < n.
+        The mean of min(i + 1, w) over n tokens is (w (w + 1) / 2 + (n - w) w) / n for w < n. One that looks both ways
+        looks at all of its window, whatever i.
         """
         total = 0.0
         for part in self.attention:
             w = min(tokens, part.window or tokens)
-            total += part.flops * (w * (w + 1) / 2 + (tokens - w) * w) / tokens
+            total += part.flops * (w if self.bidirectional else (w * (w + 1) / 2 + (tokens - w) * w) / tokens)
         return float(self.weight_flops + total + self._state_flops)
 
     @property
@@ -75,7 +80,7 @@ class Costs:
 
 
 def model_costs(config: Any) -> Costs:
-    """The costs of the causal LM that a config describes. Raises as making the model does."""
+    """The costs of the language model that a config describes. Raises as making the model does."""
     return costs_of(empty_model(copy.deepcopy(config)))
 
 
@@ -87,7 +92,8 @@ def costs_of(model: Any) -> Costs:
         parameters=parameters_by_part(model),
         weight_flops=2 * sum(count for _, _, count in multiplied(model)),
         attention=attention,
-        cache=cache,
+        cache=() if is_masked(model) else cache,
+        bidirectional=is_masked(model),
     )
 
 

@@ -4,6 +4,7 @@ Nothing here runs code from a model folder (unless `compress.model.remote_code` 
 a checkpoint that does not fill the model exactly.
 """
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from compress.base.disk import read_json, sha256_file, write_json
@@ -22,8 +23,11 @@ from compress.base.progress import working
 from compress.base.units import format_bytes
 from compress.model.files import check_weight_files, code_files
 from compress.model.gguf import GGUF_RECORD
+from compress.model.kinds import kind_of, model_class
 from compress.model.remote_code import trusted
 
+_PRETRAINING = re.compile(r"(^|\.)(pooler|seq_relationship|position_ids)(\.|$)")
+"""Weights of a masked language model's checkpoint that it was pretrained with, and that fill no blank."""
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 
@@ -68,7 +72,8 @@ def why_not_loaded(error: Exception) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer. A bare tokenizer.json names no EOS token: then the usual names are looked for.
+    """The model's tokenizer. A bare tokenizer.json names no EOS token: then the usual names are looked for. Those of
+    encoders have none: what ends a document is their separator.
 
     Raises:
         InputError: the folder holds no usable tokenizer.
@@ -76,7 +81,8 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted())
         if tokenizer.eos_token is None:
-            tokenizer.eos_token = next((name for name in _EOS_NAMES if name in tokenizer.get_vocab()), None)
+            found = next((name for name in _EOS_NAMES if name in tokenizer.get_vocab()), None)
+            tokenizer.eos_token = found or tokenizer.sep_token
         return tokenizer
     except Exception as error:
         raise InputError(
@@ -86,10 +92,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu", **kwargs: Any) -> Any:
-    """A causal LM in evaluation mode, loaded from safetensors only; every key must match.
+    """A causal or masked LM in evaluation mode, loaded from safetensors only; every key must match.
 
     Further `kwargs` go to `from_pretrained` (`attn_implementation`). A model with 4-bit weights (`compress export`) has
-    the dtype that these were made in, whatever `dtype` says.
+    the dtype that these were made in, whatever `dtype` says. A masked one may have weights beside it that it was
+    pretrained with (a pooler, a head for the next sentence).
 
     Raises:
         InputError: a shard is missing, truncated or corrupt, escapes the folder or differs from what one of our steps
@@ -98,10 +105,13 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
     shards = check_weight_files(folder)
     _check_recorded(folder, shards)
     size = format_bytes(sum(shard.stat().st_size for shard in shards))
+    config = kwargs.pop("config", None) or load_config(folder)
+    kind, auto_class = kind_of(config), model_class(config)
     try:
         with no_transformers_bars(), working(f"loading {folder}, {size}"):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto_class.from_pretrained(
                 folder,
+                config=config,
                 dtype=_computing_dtype(folder, dtype),
                 use_safetensors=True,
                 trust_remote_code=trusted(),
@@ -111,10 +121,12 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device | str =
             )
     except Exception as error:
         raise InputError(f"{folder} cannot be loaded ({type(error).__name__}: {why_not_loaded(error)}).") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if found := sorted(map(str, info.get(kind) or [])):
+    if kind == "masked":
+        info["unexpected_keys"] = [key for key in info["unexpected_keys"] if not _PRETRAINING.search(key)]
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found := sorted(map(str, info.get(fault) or [])):
             raise InputError(
-                f"{folder} does not fill its model: {kind.replace('_', ' ')} {', '.join(found[:5])}"
+                f"{folder} does not fill its model: {fault.replace('_', ' ')} {', '.join(found[:5])}"
                 f"{' ...' if len(found) > 5 else ''}. The checkpoint and its config.json do not belong together."
             )
     return model.to(device).eval()

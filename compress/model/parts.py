@@ -1,14 +1,16 @@
-"""What a causal LM is made of: decoder layers, last hidden states and output head, and what they cost a token."""
+"""What a language model is made of: its stack of layers, last hidden states and output head."""
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from compress.base.errors import CompressError, InputError, reason_of
+from compress.model.kinds import is_masked, model_class
 from compress.model.lengths import context_tokens
 from compress.model.remote_code import trusted
 
@@ -16,7 +18,7 @@ _STACKS = (
     "model.layers", "model.language_model.layers", "language_model.model.layers", "transformer.h",
     "transformer.blocks", "transformer.layers", "transformer.layer", "model.decoder.layers", "backbone.blocks",
 )  # fmt: skip
-_STACKS_OF_BASE = ("layers", "blocks", "encoder.layer", "encoder.layers", "decoder.layers")
+_STACKS_OF_BASE = ("layers", "blocks", "encoder.layer", "encoder.layers", "transformer.layer", "decoder.layers")
 """The same, below the submodule that a model class calls its base."""
 
 
@@ -41,11 +43,11 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def empty_model(config: Any) -> Any:
     """The architecture of a config on the meta device: shapes and names, no memory."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted())
+        return model_class(config).from_config(config, trust_remote_code=trusted())
 
 
 def why_no_model(error: Exception) -> str:
-    """What transformers says of a config that makes no causal LM, without its list of those that do."""
+    """What transformers says of a config that makes no language model, without its list of those that do."""
     return reason_of(str(error).partition(" for this kind of AutoModel")[0])
 
 
@@ -56,7 +58,7 @@ def count_parameters(model: nn.Module) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class OutputHead:
-    """How a causal LM turns last hidden states h [N, D] into logits [N, V].
+    """How a language model turns last hidden states h [N, D] into logits [N, V].
 
     z = scale * (h W^T + bias); with a cap c, c * tanh(z / c) (Gemma 2, arXiv:2408.00118, section 2).
     """
@@ -98,9 +100,35 @@ def output_head(model: Any) -> OutputHead:
 
 
 def hidden_states(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
-    """Last hidden states [B, S, D] after the final norm, without running the head; `input_ids` is [B, S]."""
+    """Last hidden states [B, S, D] after the final norm, without running the head; `input_ids` is [B, S].
+
+    Of a masked LM they are what its head makes of them before it multiplies by the vocabulary (a dense layer, an
+    activation and a norm, under another name in each architecture).
+    """
+    if is_masked(model):
+        with _without_vocabulary(model):
+            return all_logits(model, input_ids, **kwargs)
     hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
     return hidden
+
+
+def all_logits(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    """The model's own logits [B, S, V] of `input_ids` [B, S], without a cache."""
+    if not is_masked(model):
+        kwargs["use_cache"] = False
+    logits: Tensor = model(input_ids=input_ids, **kwargs).logits
+    return logits
+
+
+@contextmanager
+def _without_vocabulary(model: Any) -> Iterator[None]:
+    """Let the product with the vocabulary hand on what it is given."""
+    head = model.get_output_embeddings()
+    head.forward = nn.Identity().forward
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def why_not_finite(model: nn.Module) -> str:
@@ -123,7 +151,7 @@ def check_output_head(model: Any, name: str) -> None:
     vocabulary = model.get_input_embeddings().num_embeddings
     tokens = min(16, context_tokens(model.config) or 16)
     ids = torch.arange(1, tokens + 1, device=device).remainder(vocabulary)[None]
-    expected = model(input_ids=ids, use_cache=False).logits[0].float()
+    expected = all_logits(model, ids)[0].float()
     hidden = hidden_states(model, ids)[0]
     found = output_head(model).logits(hidden).float()
     exact = hidden.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)

@@ -25,6 +25,7 @@ from compress.distill.resources.flops import peak_flops, training_flops_per_toke
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import local_folder
 from compress.model.gguf import is_gguf
+from compress.model.kinds import require_causal
 from compress.model.lengths import context_tokens
 from compress.model.remote_code import trusted
 from compress.prune import PruneConfig, check_prune
@@ -102,12 +103,13 @@ def _cut(teacher: str, asked: InitConfig) -> _Cut:
     """The depth, and a cut of that depth, repaired where a model of this type can be.
 
     Raises:
-        CompressError: there is no such teacher, or no such cut of it.
+        CompressError: there is no such teacher, it is a masked language model, or there is no such cut of it.
     """
     faults = Faults()
     known = look_at_model(teacher, faults)
     faults.refuse()
     assert known is not None
+    require_causal(known.config, known.name, "compress init")
     depth, why = choose_depth(known, asked)
     for repair in (True, False):
         faults, how = Faults(), PruneConfig(keep=f"contiguous:{depth}", repair=repair)

@@ -119,6 +119,8 @@ def begun_run(recipe: Recipe, run: Path, redo: Collection[str] = ()) -> Iterator
         if resolved.target is not None and resolved.target.layers is not None:
             recipe = recipe.with_depth(resolved.target.layers)
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, seq_len=resolved.data.seq_len))
+        if resolved.eval != resolve_paths(recipe, run).eval:  # of a masked language model
+            recipe = dataclasses.replace(recipe, eval=recipe.eval.of_masked())
         steps = _steps(resolved, layout)
         yield BegunRun(resolved, layout, steps, on_main(lambda: _begin(recipe, steps, layout, asked)))
 

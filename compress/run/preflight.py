@@ -21,6 +21,7 @@ from compress.evaluate.chat import check_chat
 from compress.evaluate.preflight import check_evaluation
 from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_config, look_at_model
+from compress.model.kinds import kind_of
 from compress.model.load import load_config, load_tokenizer
 from compress.prune import RankAfterConfig, check_grow, check_trim
 from compress.prune.choose.spec import format_layers
@@ -51,7 +52,8 @@ class Known:
 
 def fit_recipe(recipe: Recipe, layout: Layout, *, measure: bool) -> Recipe:
     """The recipe with rows of text that its teacher reads, if it says nothing of their length (see `fit_rows`), and
-    with as many layers as its target leaves: with `measure`, where that takes it, by timings of this device.
+    with as many layers as its target leaves: with `measure`, where that takes it, by timings of this device. Where the
+    teacher is a masked LM, no writing is measured.
 
     Raises:
         UsageError: the target is out of reach.
@@ -71,6 +73,8 @@ def fit_recipe(recipe: Recipe, layout: Layout, *, measure: bool) -> Recipe:
             if target.decode_speedup is not None:
                 seconds = measured_seconds(teacher, recipe.eval.afterwards, layout.timing, measure=measure)
             recipe = recipe.with_depth(find_layers(target, teacher, seconds))
+    if teacher is not None and kind_of(teacher.config) == "masked":
+        recipe = dataclasses.replace(recipe, eval=recipe.eval.of_masked())
     student = None if recipe.student is None else look_at_config(recipe.student.model, faults, recipe.student.revision)
     return dataclasses.replace(recipe, data=fit_rows(recipe.data, [teacher, student]))
 

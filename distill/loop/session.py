@@ -36,6 +36,7 @@ from compress.distill.resources.schedule import Budget, budget, heldout_rows, he
 from compress.distill.rollouts.state import Rollouts
 from compress.distill.rollouts.writing import Writer
 from compress.distill.rows.batch import Batch
+from compress.distill.rows.masking import Masking
 from compress.distill.rows.selection import Selection
 from compress.distill.rows.source import RowSource, StoreRows
 from compress.distill.students.parts import sketch
@@ -49,6 +50,7 @@ from compress.distill.teachers.source import OpenedTeacher, open_teacher
 from compress.inference.decoding import end_tokens
 from compress.model.cuts import cuts_of, kept_layers
 from compress.model.files import model_fingerprint
+from compress.model.kinds import kind_of
 from compress.model.load import load_config, load_tokenizer
 from compress.model.vocabulary import check_data, shared_ids
 
@@ -180,7 +182,10 @@ def open_session(
     )
     measuring = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len, guides, teacher_tokens=ratio)
     of_row = measuring / (per_token * extent.rows)
-    rows = _rows(config if found is None else _as_begun(config, found[1]), store, selection, of_row)
+    masking = None
+    if kind_of(pair.student) == "masked":
+        masking = Masking.of(load_tokenizer(student), vocabulary, config.seed)
+    rows = _rows(config if found is None else _as_begun(config, found[1]), store, selection, masking, of_row)
     heldout, once = rows.heldout(), rows.num_heldout * of_row
     measured = heldout_steps(config, extent.steps, once)
     if len(heldout):
@@ -306,7 +311,9 @@ def _as_begun(config: DistillConfig, state: dict[str, Any]) -> DistillConfig:
     return dataclasses.replace(config, heldout_sequences=state["config"]["heldout_sequences"])
 
 
-def _rows(config: DistillConfig, store: Any, selection: Selection | None, cost: float) -> StoreRows:
+def _rows(
+    config: DistillConfig, store: Any, selection: Selection | None, masking: Masking | None, cost: float
+) -> StoreRows:
     return StoreRows(
         store=store,
         seed=config.seed,
@@ -314,6 +321,7 @@ def _rows(config: DistillConfig, store: Any, selection: Selection | None, cost: 
         num_heldout=heldout_rows(config, store.num_heldout, cost),
         apart=config.document_mask or store.apart,
         selection=selection,
+        masking=masking,
     )
 
 

@@ -194,7 +194,7 @@ def _reads(s: Session) -> Iterator[Callable[[], tuple[Ids, Share | Prompts]]]:
 
     def read(step: int, position: int) -> tuple[Ids, Share | Prompts]:
         row_ids = _row_ids(s, position)
-        batch = s.rows.read(row_ids)
+        batch = s.rows.read(row_ids, position)
         if options is not None and is_on_policy(options, s.config.seed, step):
             return row_ids, share_prompts(batch, options, processes=processes, rank=rank)
         return row_ids, s.losses.share(batch)

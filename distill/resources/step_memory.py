@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers import AutoModelForCausalLM
 
+from compress.model.kinds import model_class
 from compress.model.load import no_transformers_bars
 from compress.model.parts import decoder_layers, hidden_states
 from compress.model.remote_code import trusted
@@ -200,15 +200,11 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _model(config: Any, dtype: torch.dtype, shape: StepShape) -> Any:
     """A model whose decoder, wherever it is entered, runs as on a device."""
-    attention = "eager" if shape.attention == "eager" else "sdpa"
+    attention, make = "eager" if shape.attention == "eager" else "sdpa", model_class(config).from_config
     try:
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention, trust_remote_code=trusted()
-        )
+        model = make(config, dtype=dtype, attn_implementation=attention, trust_remote_code=trusted())
     except ValueError:
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="eager", trust_remote_code=trusted()
-        )
+        model = make(config, dtype=dtype, attn_implementation="eager", trust_remote_code=trusted())
     as_on_a_device = _AsOnADevice(shape.bf16)
     # the parts of each layer too: recomputation in the backward pass calls them outside of the model
     parts = [part for layer in decoder_layers(model)[1] for part in layer.children()]

@@ -21,7 +21,8 @@ class Batch:
     ids: Ids
     """[N, S] token ids."""
     labels: Ids
-    """[N, S - 1]: what each token but the last of a row predicts; `IGNORE_INDEX` where it predicts nothing."""
+    """[N, S - 1]: what is predicted at each place but the last of a row, the next token or, of a masked LM, the one
+    that is hidden there; `IGNORE_INDEX` where nothing is."""
     row_ids: Ids
     """[N] numbers of the rows in their source."""
     positions: Ids | None = None

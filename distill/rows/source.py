@@ -9,6 +9,7 @@ from compress.data import TokenStore
 from compress.data.store.marks import Marks
 from compress.distill.rows.batch import Batch, Ids
 from compress.distill.rows.documents import Mask, document_positions, next_tokens, starts_after_eos
+from compress.distill.rows.masking import Masking
 from compress.distill.rows.selection import Selection
 
 
@@ -24,8 +25,9 @@ class RowSource(Protocol):
     def row_ids(self, position: int, count: int) -> Ids:
         """Numbers [count] of the rows that a training reads after its first `position`."""
 
-    def read(self, row_ids: Ids) -> Batch:
-        """Those rows. It touches no device, so a thread may do it ahead of the step."""
+    def read(self, row_ids: Ids, position: int = 0) -> Batch:
+        """Those rows, before which a training has read `position` others: what is drawn for a row is another in each
+        epoch. It touches no device, so a thread may do it ahead of the step."""
 
     def heldout(self) -> Batch:
         """The rows to measure on; none where nothing is measured."""
@@ -36,8 +38,8 @@ class RowSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StoreRows:
-    """The rows of a token store, each predicting its next tokens, in a new order in each epoch unless selected so; of
-    conversations, those tokens that are to be learned."""
+    """The rows of a token store, each predicting its next tokens (or hidden ones), in a new order in each epoch unless
+    selected so; of conversations, those tokens that are to be learned."""
 
     store: TokenStore
     seed: int
@@ -48,6 +50,8 @@ class StoreRows:
     """Whether the documents of a row are kept apart."""
     selection: Selection | None
     """What of them is learned from, in which order; None takes all in the store's."""
+    masking: Masking | None = None
+    """What hides tokens for a masked LM, which predicts those; None predicts next tokens."""
 
     @property
     def seq_len(self) -> int:
@@ -58,11 +62,13 @@ class StoreRows:
         """Numbers [count] of the rows after the first `position` of all epochs."""
         return row_ids(self.store, self.selection, position, count, seed=self.seed, epochs=self.epochs)
 
-    def read(self, row_ids: Ids) -> Batch:
-        """Those rows of the store."""
+    def read(self, row_ids: Ids, position: int = 0) -> Batch:
+        """Those rows of the store; see `RowSource`."""
         batch = self._packed(self.store.rows(row_ids), row_ids, self.store.marks(row_ids))
         if self.store.sources:
             batch = self._tagged(batch, self.store.sources_of(row_ids))
+        if self.masking is not None:
+            batch = self.masking(batch, (position + np.arange(len(row_ids))) // self.store.num_rows)
         if self.selection is None:
             return batch
         return dataclasses.replace(batch, labels=self.selection.labels(batch.labels, row_ids))
@@ -72,6 +78,8 @@ class StoreRows:
         rows = self.store.heldout(self.num_heldout)
         numbers = self.store.num_rows + np.arange(len(rows))
         batch = self._packed(rows, numbers, self.store.heldout_marks(self.num_heldout))
+        if self.masking is not None and len(rows):
+            batch = self.masking.heldout(batch)
         return self._tagged(batch, self.store.heldout_sources(self.num_heldout)) if self.store.sources else batch
 
     def heldout_documents(self) -> int:

@@ -12,9 +12,11 @@ from torch import Tensor
 from compress.base.errors import InputError
 from compress.base.journal import Batch, Journal
 from compress.base.progress import say
+from compress.evaluate.text.blanks import can_be_hidden, filled, states_of_blanks
 from compress.evaluate.text.token_classes import Grouping, group_tokens
 from compress.inference.halving import Halving
 from compress.inference.readout import Checkpoint, require_numbers
+from compress.model.kinds import is_masked
 
 _TOP = 5
 _ROWS, _DOCUMENTS = "rows", "documents"
@@ -43,6 +45,7 @@ def heldout_scores(
     sources: Sequence[str] | None = None,
     teacher: Checkpoint | None = None,
     batch_tokens: int = 8192,
+    mask_every: int = 8,
     journal: Journal | None = None,
     stage: str = "Held-out text",
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -50,6 +53,10 @@ def heldout_scores(
     `documents` [n, S] says which document each token is from; None means one a row. `answers` [n, S] says which tokens
     are scored; None scores all. `sources` [n] names the source of each row of a blend. Each text of an evaluation has a
     `stage` of its journal to itself.
+
+    A masked LM predicts each token of the text from all others of its row that are not hidden at the same time (see
+    `compress.evaluate.text.blanks`, which `mask_every` is for), special tokens are not scored, and of `heldout` it has
+    besides the top1_accuracy and top5_accuracy of what it fills in, with the standard error of the first.
 
     Returns (heldout, fidelity), over the N predicted tokens (n (S - 1) without `answers`), with p the teacher's and q
     the model's next-token distribution:
@@ -76,8 +83,11 @@ def heldout_scores(
         _check_rows(teacher, rows)
         check_same_tokens(checkpoint, teacher)
     scored = np.ones_like(rows[:, 1:], dtype=np.bool_) if answers is None else answers[:, 1:]
+    masked = is_masked(checkpoint.model)
+    if masked:
+        scored = scored & can_be_hidden(checkpoint, rows[:, 1:])
     if not scored.any():
-        raise InputError("There is no token to score in the held-out rows: they hold no answer.")
+        raise InputError("There is no token to score in the held-out rows: they hold no answer, or no text.")
     groupings = {name: grouping.only(scored) for name, grouping in group_tokens(rows, checkpoint.tokenizer).items()}
     documents = np.repeat(np.arange(len(rows))[:, None], rows.shape[1], axis=1) if documents is None else documents
     numbers = np.unique(documents[:, 1:][scored])
@@ -90,7 +100,8 @@ def heldout_scores(
     def sums_of(part: Sequence[int]) -> Sums:
         def compute(numbers: Sequence[int]) -> list[Sums]:
             here = slice(numbers[0], numbers[-1] + 1)
-            return [_batch_sums(checkpoint, teacher, torch.from_numpy(rows[here].copy()), summed, here)]
+            part = torch.from_numpy(rows[here].copy())
+            return [_batch_sums(checkpoint, teacher, part, summed, here, mask_every)]
 
         return _join(halving.run(part, compute, lambda numbers: len(numbers) * rows.shape[1]))
 
@@ -112,6 +123,13 @@ def heldout_scores(
         **_by_class({"loss_nats": sums["loss"]}, groupings),
         "by_document": _by_document({"loss_nats": sums["loss"]}, by_document),
     }
+    if masked:
+        heldout |= {
+            "mask_every": mask_every,
+            "top1_accuracy": math.fsum(sums["filled1"][_ROWS]) / tokens,
+            "top1_accuracy_stderr": _stderr(sums["filled1"], by_document),
+            "top5_accuracy": math.fsum(sums["filled5"][_ROWS]) / tokens,
+        }
     fidelity = None if teacher is None else _fidelity(sums, groupings, by_document)
     if sources is not None:
         of_documents = _sources_of(sources, by_document)
@@ -274,24 +292,31 @@ def _expectation(p: Tensor, values: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _batch_sums(
-    checkpoint: Checkpoint, teacher: Checkpoint | None, rows: Tensor, groupings: Mapping[str, Grouping], part: slice
+    checkpoint: Checkpoint,
+    teacher: Checkpoint | None,
+    rows: Tensor,
+    groupings: Mapping[str, Grouping],
+    part: slice,
+    mask_every: int,
 ) -> Sums:
     """The scores of `rows` [B, S], which are the rows `part` of all; no [B S, V] tensor exists, only chunks of it."""
     scored = groupings[_DOCUMENTS].codes[part].ravel() >= 0
     places = torch.from_numpy(np.flatnonzero(scored))
     found: dict[str, list[Tensor]] = {}
-    states = _at(checkpoint.states(rows.to(checkpoint.device)), places)
+    states = _states(checkpoint, rows, places, mask_every)
     labels = rows[:, 1:].flatten()[places].to(checkpoint.device)
     teacher_states = None
     step = checkpoint.chunk_tokens
     if teacher is not None:
-        teacher_states = _at(teacher.states(rows.to(teacher.device)), places)
+        teacher_states = _states(teacher, rows, places, mask_every)
         step = min(step, teacher.chunk_tokens)
     for start in range(0, max(len(states), 1), step):
         logits = checkpoint.logits(states[start : start + step])
         target = labels[start : start + step]
         values = {"loss": torch.nn.functional.cross_entropy(logits, target, reduction="none")}
         require_numbers(values["loss"], checkpoint)
+        if is_masked(checkpoint.model):
+            values |= filled(logits, target)
         if teacher is not None and teacher_states is not None:
             teacher_logits = teacher.logits(teacher_states[start : start + step]).to(logits.device)
             require_numbers(teacher_logits.logsumexp(dim=-1), teacher)
@@ -310,8 +335,12 @@ def _batch_sums(
     }
 
 
-def _at(states: Tensor, places: Tensor) -> Tensor:
-    """Those [M, D] of hidden states [B, S, D] that predict at these places [M] of the B (S - 1)."""
+def _states(checkpoint: Checkpoint, rows: Tensor, places: Tensor, mask_every: int) -> Tensor:
+    """The states [M, D] that predict those tokens of `rows` [B, S] that are at these places [M] of the B (S - 1) after
+    each row's first."""
+    if is_masked(checkpoint.model):
+        return states_of_blanks(checkpoint, rows, places, mask_every)
+    states = checkpoint.states(rows.to(checkpoint.device))
     predicting = states[:, :-1].flatten(0, 1)
     return predicting if len(places) == len(predicting) else predicting[places.to(states.device)]
 

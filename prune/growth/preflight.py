@@ -6,6 +6,7 @@ from pathlib import Path
 from compress.base.errors import Faults
 from compress.base.outputs import check_outputs
 from compress.model.facts import ModelFacts, look_at_model
+from compress.model.kinds import require_causal
 from compress.prune.choose.spec import format_layers
 from compress.prune.growth.config import GrowConfig
 from compress.prune.growth.plan import Growth, plan_growth, sizes_between
@@ -35,6 +36,7 @@ def check_grow(
     `own_text` says that the text to measure on is yet to be made (a run's own).
     """
     if config.reads_text:
+        faults.of(lambda: require_causal(teacher.config, teacher.name, f"Growing by {config.by}"))
         parameters = None if cut is None else cut.plan.params_before + cut.plan.params_after
         both = f"{teacher.name} and its student"
         check_reading(config.measure(1), teacher, parameters, faults, own_text=own_text, held=both)

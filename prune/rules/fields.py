@@ -54,6 +54,8 @@ REFUSED_TYPES: Mapping[str, str] = {
 """Types that no rule can express, and why."""
 
 LAYER_RULES: Mapping[str, LayerRule] = {
+    "modernbert": keeps_first("it alone has no norm before its attention"),
+    "deberta-v2": keeps_first("the convolution after it reads what it was given", where="conv_kernel_size"),
     "modernbert-decoder": keeps_first("it alone has no norm before its attention"),
     "rwkv": keeps_first("it alone has a norm of its own"),
     "gpt_neox_japanese": keeps_last("it alone has a bias after its attention"),
@@ -153,7 +155,7 @@ NOT_PER_LAYER = frozenset(
         "architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id",
         "rope_parameters", "rope_scaling", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids",
         "task_specific_params", "time_step_limit", "dtype", "torch_dtype", "mtp_layer_types", "mtp_layers_block_type",
-        "mtp_mlp_layer_types", "mtp_local_layer_ids", "mtp_per_layer_config", "languages",
+        "mtp_mlp_layer_types", "mtp_local_layer_ids", "mtp_per_layer_config", "languages", "pos_att_type",
     }
 )  # fmt: skip
 """Fields whose list or mapping may have as many entries as the model has layers, by chance."""

@@ -8,11 +8,11 @@ LayerRule = Callable[[Fields, Renumbering], None]
 """What a model type asks of the choice of layers itself; raises `NotExpressible` when it is not met."""
 
 
-def keeps_first(why: str) -> LayerRule:
-    """Layer 0 is made differently and must stay."""
+def keeps_first(why: str, where: str | None = None) -> LayerRule:
+    """Layer 0 is made differently and must stay; with `where`, in models whose config sets that field."""
 
     def rule(fields: Fields, cut: Renumbering) -> None:
-        if cut.kept[0] != 0:
+        if cut.kept[0] != 0 and (where is None or fields.get(where)):
             raise NotExpressible(f"layer 0 must stay: {why}")
 
     return rule

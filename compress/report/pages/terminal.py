@@ -29,6 +29,8 @@ _FACTS: tuple[Fact, ...] = (
     ("KL, other text", (_OTHER, "fidelity"), "kl_nats", fixed(4)),
     ("decode tokens/s", ("speed",), "decode_tokens_per_s", fixed(0)),
 )
+_FILLED_IN: Fact = ("filled in right", ("heldout",), "top1_accuracy", lambda share: f"{100 * share:.1f}%")
+"""Of masked language models."""
 _BITS: tuple[Fact, ...] = (
     ("bits per byte", ("heldout",), "bits_per_byte", fixed(3)),
     ("other text", (_OTHER, "heldout"), "bits_per_byte", fixed(3)),
@@ -82,7 +84,10 @@ def summary(report: Record) -> Group:
 
 
 def _facts(report: Record) -> tuple[Fact, ...]:
-    """What is told of each model; where tokenizers differ, bits a byte in place of what is by the token."""
+    """What is told of each model; of masked ones what they fill in, and no decoding; where tokenizers differ, bits a
+    byte in place of what is by the token."""
+    if any("top1_accuracy" in (report[key].get("heldout") or {}) for key in labels(report)):
+        return (*_FACTS[:3], _FILLED_IN, *_FACTS[3:-1])
     if not retold(report):
         return _FACTS
     sizes = tuple(fact for fact in _FACTS if fact[2] not in ("loss_nats", "kl_nats"))
