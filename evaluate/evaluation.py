@@ -81,12 +81,12 @@ def evaluate_model(
         InputError: a model, a benchmark's data or the text cannot be used.
     """
     started = time.monotonic()
-    config = config or EvalConfig()
+    asked = config or EvalConfig()
     join()
     writer = on_main(lambda: _writer(text_tokenizer, model))
-    inputs = on_main(lambda: _check(config, model, teacher, text, out, as_it_is=writer is None))
-    if kind_of(load_config(resolve_model(str(model)))) == "masked":
-        config = config.of_masked()
+    inputs = on_main(lambda: _check(asked, model, teacher, text, out, as_it_is=writer is None))
+    masked = kind_of(load_config(resolve_model(str(model)))) == "masked"
+    config = asked.of_masked() if masked else asked
     reference = None if teacher is None else resolve_model(str(teacher))
     with contextlib.ExitStack() as opened:
         benchmarks = _build_benchmarks(config) if config.tasks else None

@@ -52,5 +52,5 @@ def filled(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 def _turns(column: Tensor, every: int) -> Iterator[Tensor]:
     """Which of the places [M] are hidden at once, in turn."""
     turns = column if every == 0 else column % every
-    for turn in turns.unique():
+    for turn in sorted(set(turns.tolist())):
         yield torch.nonzero(turns == turn).squeeze(1)
