@@ -8,7 +8,7 @@ import torch
 from helpers import save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from compress.prune import PruneConfig, prune
+from compress.prune import prune
 
 PROMPT, NEW_TOKENS = "The river", 12
 
@@ -16,7 +16,7 @@ PROMPT, NEW_TOKENS = "The river", 12
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serving")
-    prune(save_tiny_model(folder / "teacher"), folder / "student", PruneConfig(keep="0,2,3"))
+    prune(save_tiny_model(folder / "teacher"), folder / "student", "0,2,3")
     return folder / "student"
 
 
