@@ -89,7 +89,7 @@ def evaluate_model(
     check = functools.partial(_check, config, model, teacher, text, out, as_it_is=writer is None)
     inputs, asked = on_main(check)
     if kind_of(load_config(resolve_model(str(model)))) == "masked":
-        config = config.of_masked()
+        config, asked = config.of_masked(), asked.of_masked()
     reference = None if teacher is None else resolve_model(str(teacher))
     with contextlib.ExitStack() as opened:
         benchmarks = _build_benchmarks(asked) if config.tasks else None

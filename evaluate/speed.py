@@ -24,6 +24,7 @@ from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint, load_checkpoint, read_out
 from compress.model.lengths import fit, shortest_context
 from compress.model.load import find_dtype
+from compress.model.remote_code import trusted
 
 _WARM_UP = 2
 
@@ -60,8 +61,9 @@ def speed_of_shapes(configs: Mapping[str, Any], folder: Path, config: EvalConfig
     device = find_device(config.device)
     checkpoints = {}
     for name, shape in configs.items():
+        dtype = find_dtype(config.dtype, folder, device)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(shape, dtype=find_dtype(config.dtype, folder, device)).eval()
+            model = AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=trusted()).eval()
         read = read_out(model, name)
         checkpoints[name] = Checkpoint(read.name, model, read.head, read.vocab_size, folder, tokenizer=None)
     return measure_speed(checkpoints, config)

@@ -239,7 +239,7 @@ class Recipe:
             raise ValueError(
                 "a `target` of size or speed says how many layers stay: run `compress trim`, or drop experts, before it"
             )
-        if names_layers(self.prune) and target.cut(self.prune) != self.prune:
+        if names_layers(self.prune) and (target.layers is None or target.cut(self.prune) != self.prune):
             raise ValueError(
                 "`target` says how many layers stay, and by what: leave keep, layers, by and rank_after out of `prune`"
             )

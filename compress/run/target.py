@@ -30,9 +30,16 @@ def find_layers(asked: TargetConfig, known: ModelFacts, seconds: Mapping[int, fl
     `seconds` are those that a token takes to be written with so many layers; without them, a speed-up is one of FLOPs.
 
     Raises:
-        UsageError: even one layer is too many, or all of them are few enough.
+        UsageError: even one layer is too many, all of them are few enough, or the seconds tell nothing.
     """
     total = num_layers(known.config)
+    if seconds is not None and seconds[min(seconds)] >= seconds[max(seconds)]:
+        raise UsageError(
+            f"target.decode_speedup: {min(seconds)} layers of {known.name} took as long as {max(seconds)}, so other "
+            "work on this machine, or what is the same in both, hides what a layer costs. Remove the run's target.json "
+            "and time them anew when nothing else runs (eval.speed_repeats, eval.speed_decode_tokens: more of it), or "
+            "write target.params."
+        )
 
     @cache
     def cut(layers: int) -> Derivation:

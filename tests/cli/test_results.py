@@ -51,7 +51,7 @@ def said(world: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRe
 def test_the_table_is_on_stdout_as_plain_text(name: str, said: tuple[str, str], world: Path) -> None:
     table, messages = said
     assert "\x1b" not in table
-    (losses,) = [line for line in table.splitlines() if line.strip().startswith("held-out loss")]
+    (losses,) = [line for line in table.splitlines() if line.strip().startswith("held-out loss ")]
     models = {"eval": 1, "compare": 2}.get(name, 3)
     figures = re.findall(r"([0-9.]+) ± ([0-9.]+)", losses)
     assert len([float(loss) + float(stderr) for loss, stderr in figures]) == models

@@ -31,13 +31,14 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
 
 @pytest.mark.faults(7, 16)
 def test_every_loader_of_transformers_is_told_about_remote_code() -> None:
-    """Written out at each call: unset, transformers asks on stdin. Weights are loaded in one place, as safetensors, and
-    those of a GGUF file, which holds no code, in another."""
+    """Written out at each call: unset, transformers asks on stdin. Weights are loaded in one place, as safetensors,
+    those of a GGUF file, which holds no code, in another, and those that are quantised as they are read in a third."""
     loaders = [(path, node, name) for path, node, name in calls() if name.startswith("Auto") and name.endswith(LOADERS)]
     assert len(loaders) >= 7
     for path, node, name in loaders:
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         assert options.get("trust_remote_code") in ("False", "trusted()"), f"{path}:{node.lineno}"
         if name == "AutoModelForCausalLM.from_pretrained" and "gguf_file" not in options:
-            assert path == ROOT / "compress" / "model" / "load.py"
+            expected = "ship/exporting/quantized.py" if "quantization_config" in options else "model/load.py"
+            assert path == ROOT / "compress" / expected
             assert options["use_safetensors"] == "True"

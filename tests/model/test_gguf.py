@@ -84,7 +84,7 @@ def test_a_file_is_converted_once_and_known_by_its_content(tmp_path: Path, monke
         local_model(str(file), None)
     folder = resolve_model(str(file))
     assert model_fingerprint(folder) == {"model.gguf": sha256_file(file)}
-    monkeypatch.setattr("compress.model.gguf_conversion._read", None)  # whoever converts again, fails
+    monkeypatch.setattr("compress.model.gguf_conversion.read_gguf", None)  # whoever converts again, fails
     file.rename(moved)
     assert resolve_model(str(moved)) == local_model(str(moved), None) == folder
     with pytest.raises(Missing, match="is not here"):

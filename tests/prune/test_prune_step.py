@@ -17,8 +17,9 @@ from compress.base.disk import sha256_file
 from compress.base.errors import CompressError, InputError, UsageError
 from compress.base.machine import Memory
 from compress.model.files import model_fingerprint
-from compress.prune import PruneConfig, PrunePlan, check, plan_prune, prune, prune_settings, under_way
+from compress.prune import PruneConfig, PrunePlan, check, plan_prune, prune, prune_settings
 from compress.prune import plan as planning
+from compress.weights import room
 
 LLAMA_1B = {
     "model_type": "llama",
@@ -269,7 +270,7 @@ def test_what_cannot_be_checked_is_refused(tmp_path: Path) -> None:
 def test_a_disk_without_room_is_refused_before_work(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(under_way.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     with pytest.raises(CompressError, match="10 B are free"):
         prune(teacher, tmp_path / "student")
     assert list(tmp_path.iterdir()) == []
