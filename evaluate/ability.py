@@ -9,10 +9,10 @@ from compress.base.config import build_from, to_dict
 from compress.base.currency import decisive
 from compress.base.disk import sha256_json
 from compress.base.journal import Journal
-from compress.base.machine import find_device
 from compress.evaluate.config import EvalConfig
-from compress.inference.readout import Checkpoint, read_out
-from compress.model.load import find_dtype, load_model, load_tokenizer
+from compress.inference.readout import Checkpoint, load_checkpoint, read_out
+from compress.model.framing import Framing
+from compress.model.load import load_tokenizer
 
 if TYPE_CHECKING:
     from compress.evaluate.harness.benchmarks import BuiltBenchmarks
@@ -40,9 +40,8 @@ class AbilityTest:
 
     def of_folder(self, folder: Path, prefix: tuple[int, ...]) -> list[Row]:
         """The scores of a model in a folder, as `of_model`."""
-        device = find_device(self._config.device)
-        model = load_model(folder, dtype=find_dtype(self._config.dtype, folder, device), device=device)
-        return self.of_model(model, folder, prefix)
+        asked = self._config
+        return self._rows(load_checkpoint(folder, dtype=asked.dtype, device=asked.device, framing=Framing(rows=prefix)))
 
     def of_model(self, model: Any, folder: Path, prefix: tuple[int, ...]) -> list[Row]:
         """The scores of a model in memory, whose tokenizer is that of `folder`, and whose prompts begin with the tokens
@@ -53,7 +52,10 @@ class AbilityTest:
             For each task its name, primary `metric`, `chance` (or None), and `items`, that metric of each item.
         """
         read = read_out(model, str(folder))
-        checkpoint = Checkpoint(read.name, model, read.head, read.vocab_size, folder, load_tokenizer(folder), prefix)
+        words = load_tokenizer(folder)
+        return self._rows(Checkpoint(read.name, model, read.head, read.vocab_size, folder, words, prefix))
+
+    def _rows(self, checkpoint: Checkpoint) -> list[Row]:
         found = _built(json.dumps(to_dict(self._config))).score(checkpoint, Journal(), tell=False)
         rows = []
         for name, task in found.tasks.items():

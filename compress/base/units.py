@@ -84,9 +84,14 @@ EveryOrAuto = Annotated[int | float | Literal["auto"], BeforeValidator(_every_or
 """`Every`, or `auto`."""
 
 
+def percent_as_share(value: object) -> object:
+    """`75%` as 0.75; anything else as it is."""
+    match = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    return float(match[1]) / 100 if match else value
+
+
 def _count_or_share(value: object) -> object:
-    if isinstance(value, str) and (match := _PERCENT.fullmatch(value.strip())):
-        value = float(match[1]) / 100
+    value = percent_as_share(value)
     if isinstance(value, float) and 0 < value < 1:
         return value
     count = _count_or_number(value)

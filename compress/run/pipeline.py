@@ -143,13 +143,15 @@ def _steps(resolved: Recipe, layout: Layout) -> list[Step]:
 def _fitted(recipe: Recipe, layout: Layout, redo: Collection[str]) -> Recipe:
     """A recipe as it will be run, once nothing is found that would refuse it; what it takes to know how deep the
     student is to be is measured after that, and looked at again."""
-    recipe, found = resolve_paths(recipe, layout.run), None
-    for measure in (False, True):
-        fitted = fit_recipe(recipe, layout, measure=measure)
-        if fitted != found:
-            look_ahead(fitted, layout, redo, download=True).refuse()
-        found = fitted
-    return fitted
+    recipe = resolve_paths(recipe, layout.run)
+    fitted = fit_recipe(recipe, layout, measure=False)
+    look_ahead(fitted, layout, redo, download=True).refuse()
+    if fitted.target is None or fitted.target.decode_speedup is None:
+        return fitted
+    timed = fit_recipe(recipe, layout, measure=True)
+    if timed != fitted:
+        look_ahead(timed, layout, redo, download=True).refuse()
+    return timed
 
 
 def _begin(recipe: Recipe, steps: Sequence[Step], layout: Layout, asked: Sequence[str]) -> Redo:

@@ -35,6 +35,7 @@ from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolve
 from compress.run.scratch import check_vocabulary, scratch_config
 from compress.run.steps import Left, Step
 from compress.run.target import find_layers, measured_seconds, timing_output
+from compress.run.target_config import TargetConfig
 from compress.ship import check_formats
 
 
@@ -59,24 +60,29 @@ def fit_recipe(recipe: Recipe, layout: Layout, *, measure: bool) -> Recipe:
         UsageError: the target is out of reach.
     """
     faults, scratch = Faults(), recipe.teacher.scratch
-    with tempfile.TemporaryDirectory() as folder:
-        if scratch is None:
-            teacher = look_at_config(str(recipe.teacher.model), faults, recipe.teacher.revision)
-        else:
-            config = faults.of(lambda: scratch_config(scratch.architecture))
-            teacher = None if config is None else ModelFacts("a teacher trained from scratch", config, Path(folder))
-            if config is not None:
-                config.save_pretrained(folder)
-        target = recipe.target
-        if target is not None and target.sizes_the_cut and teacher is not None:
-            seconds = None
-            if target.decode_speedup is not None:
-                seconds = measured_seconds(teacher, recipe.eval.afterwards, layout.timing, measure=measure)
-            recipe = recipe.with_depth(find_layers(target, teacher, seconds))
+    if scratch is None:
+        teacher = look_at_config(str(recipe.teacher.model), faults, recipe.teacher.revision)
+    else:
+        config = faults.of(lambda: scratch_config(scratch.architecture))
+        teacher = None if config is None else ModelFacts("a teacher trained from scratch", config, Path())
+    if recipe.target is not None and recipe.target.sizes_the_cut and teacher is not None:
+        recipe = recipe.with_depth(_depth(recipe.target, recipe, teacher, layout, measure=measure))
     if teacher is not None and kind_of(teacher.config) == "masked":
         recipe = dataclasses.replace(recipe, eval=recipe.eval.of_masked())
     student = None if recipe.student is None else look_at_config(recipe.student.model, faults, recipe.student.revision)
     return dataclasses.replace(recipe, data=fit_rows(recipe.data, [teacher, student]))
+
+
+def _depth(target: TargetConfig, recipe: Recipe, teacher: ModelFacts, layout: Layout, *, measure: bool) -> int:
+    """How many layers a target leaves; raises as `find_layers`."""
+    with tempfile.TemporaryDirectory() as folder:
+        if recipe.teacher.scratch is not None:  # which has no folder with its config yet
+            teacher.config.save_pretrained(folder)
+            teacher = dataclasses.replace(teacher, side=Path(folder))
+        seconds = None
+        if target.decode_speedup is not None:
+            seconds = measured_seconds(teacher, recipe.eval.afterwards, layout.timing, measure=measure)
+        return find_layers(target, teacher, seconds)
 
 
 def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, download: bool) -> Known:
@@ -103,9 +109,8 @@ def check_run(recipe: Recipe, layout: Layout, left: Left, faults: Faults, *, dow
             own = recipe.grow.calibration is None or left.will_make(recipe.grow.calibration)
             check_grow(recipe.grow, teacher, _whole_cut(teacher, stages), faults, own_text=own)
         choice = recipe.prune.choice
-        if "prune" in left.groups and isinstance(choice, RankAfterConfig) and choice.rank_tasks is not None:
-            scoring = task_scoring(choice, recipe.eval.afterwards)
-            assert scoring is not None
+        scoring = task_scoring(choice, recipe.eval.afterwards) if isinstance(choice, RankAfterConfig) else None
+        if "prune" in left.groups and scoring is not None:
             _check_evaluations(recipe, scoring, teacher, left, faults, download=download)
         if "distill" in left.groups and recipe.eval.of_training is not None:
             _check_evaluations(recipe, recipe.eval.of_training, teacher, left, faults, download=download)

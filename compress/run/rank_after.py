@@ -265,9 +265,7 @@ def rank_cuts(
 
     def settings(kept: Cut) -> dict[str, Any]:
         patience = {"max_skipped_steps": healing.max_skipped_steps}  # which decides whether a heal has diverged
-        made_by = {name: value for name, value in choice.heal.items() if name != "scored_by"} | patience
-        scored = {} if test is None else {"scored_by": test.key}
-        return prune_settings(format_layers(kept), **asked.how) | {"heal": made_by} | scored
+        return prune_settings(format_layers(kept), **asked.how) | {"heal": choice.heal | patience}
 
     def heal(kept: Cut, place: Path) -> dict[str, Any]:
         start = place / "start"

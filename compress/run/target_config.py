@@ -8,12 +8,11 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from compress.base.config import config
-from compress.base.units import parse_bytes, parse_count
+from compress.base.units import parse_bytes, parse_count, percent_as_share
 from compress.prune import PruneConfig
 from compress.prune.parts import AtLeastOne, Method
 
 _TIMES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*[x×]", re.IGNORECASE)
-_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 
 
 def _size(parse: Callable[[str], int]) -> Callable[[object], object]:
@@ -24,11 +23,6 @@ def _size(parse: Callable[[str], int]) -> Callable[[object], object]:
         return value
 
     return read
-
-
-def _share(value: object) -> object:
-    match = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
-    return float(match[1]) / 100 if match else value
 
 
 def _times(value: object) -> object:
@@ -48,7 +42,7 @@ class TargetConfig:
     decode_speedup: Annotated[float, BeforeValidator(_times), Field(gt=1, allow_inf_nan=False)] | None = None
     """How many times as fast as the teacher it writes: `1.5x`, as the speed of `eval` is measured. Two depths are timed
     before the run begins."""
-    kept: Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)] | None = None
+    kept: Annotated[float, BeforeValidator(percent_as_share), Field(gt=0, le=1)] | None = None
     """Share of the teacher's score above chance, `95%`, on the items of `eval.during`: training ends once the lower end
     of its 95% interval is that much."""
     by: Method = "kl-greedy"
