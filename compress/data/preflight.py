@@ -41,18 +41,25 @@ class TextFacts(NamedTuple):
     """Names of a blend's sources; empty where there is one."""
     marked: bool = False
     """Whether the rows are known to be of conversations."""
+    parts: "tuple[TextFacts, ...]" = ()
+    """The facts of each source's rows; empty where there is one."""
 
 
 def facts_of_store(store: TokenStore) -> TextFacts:
     """The facts of a finished token store."""
-    return TextFacts(store.seq_len, store.num_rows, store.num_heldout, store.sources, store.marked)
+    parts = tuple(
+        TextFacts(store.seq_len, source["rows"], source["heldout_rows"], marked=store.marked)
+        for source in store.index.get("sources", ())
+    )
+    return TextFacts(store.seq_len, store.num_rows, store.num_heldout, store.sources, store.marked, parts)
 
 
 def facts_of_plan(config: DataConfig) -> TextFacts:
     """The facts of a token store that is to be prepared."""
     wanted = wanted_tokens(config)
     held = sum(part.heldout_sequences for part in config.parts())
-    return TextFacts(config.seq_len, wanted and wanted // config.seq_len, held, config.names)
+    parts = () if config.sources is None else tuple(map(facts_of_plan, config.parts()))
+    return TextFacts(config.seq_len, wanted and wanted // config.seq_len, held, config.names, parts=parts)
 
 
 def fit_rows(config: DataConfig, models: Iterable[ModelFacts | None]) -> DataConfig:

@@ -7,6 +7,7 @@ from compress.base.outputs import MADE_BY
 from compress.base.units import format_count
 from compress.report.cells import ratio_with_interval
 from compress.report.judge.ability import abilities, falls
+from compress.report.judge.branches import branches
 from compress.report.judge.draft import drafts
 from compress.report.judge.exports import exports
 from compress.report.judge.flips import summarise_flips
@@ -28,10 +29,10 @@ def build_report(run: RunFiles) -> Record:
     words), `mismatches`, `retention_student_init`, `overall` (retention over all tasks), `flips` (counts and a few),
     `draft` (the student as its teacher's draft), `prune`, `target` (what was to be reached), `sizes` (healed student,
     grown models and teacher, where models were grown), `exports` (teacher, healed student and its other formats, where
-    it was exported), `abilities` (scores of the student while it was trained) and `falls` (those that got worse while
-    it came nearer to its teacher, in words), `forecast` (what more tokens of healing would give), `worth` (what the run
-    cost, and from how many tokens on that is saved), `headline` and `left_out` (what this run lacks, in words).
-    What is absent is null.
+    it was exported), `branches` (the students that the healed one was merged of, where it was), `abilities` (scores of
+    the student while it was trained) and `falls` (those that got worse while it came nearer to its teacher, in words),
+    `forecast` (what more tokens of healing would give), `worth` (what the run cost, and from how many tokens on that is
+    saved), `headline` and `left_out` (what this run lacks, in words). What is absent is null.
     """
     labels = {key: run.labels[key] for key in run.evals}
     scores = build_scores(run.evals)
@@ -58,6 +59,7 @@ def build_report(run: RunFiles) -> Record:
         "worth": worth(run),
         "sizes": sizes_between(run, scores),
         "exports": exports(run, scores),
+        "branches": branches(run),
         "prune": {k: v for k, v in run.prune.items() if k not in ("manifest", "sha256")} if run.prune else None,
         "left_out": _left_out(run, forecasts),
     }
@@ -142,9 +144,9 @@ def _left_out(run: RunFiles, forecasts: list[Record]) -> list[str]:
     missing = [f"No evaluation of the {run.labels[key]} model." for key in run.expected if key not in run.evals]
     if run.prune is None and not run.given_student:
         missing.append("No prune.json: which layers were kept is not shown.")
-    if run.distill is None:
+    if run.distill is None and not run.branches:
         missing.append("No distill.json: the student has not been healed, or its training record is elsewhere.")
-    elif not run.train_rows:
+    elif not run.train_rows and not run.branches:
         missing.append("No train/metrics.jsonl: no loss curves.")
     reasons: dict[str, list[str]] = {}
     for entry in forecasts:

@@ -26,8 +26,17 @@ _LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StageFiles:
-    """A stage of a chain; its fields as those of a run.
+class TrainingFiles:
+    """A training beside the run's own; its fields as those of a run."""
+
+    distill: Record | None
+    train_rows: list[Record]
+    heldout_rows: list[Record]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageFiles(TrainingFiles):
+    """A stage of a chain.
 
     Attributes:
         taught_by: original, previous or self, as the recipe says.
@@ -35,9 +44,19 @@ class StageFiles:
 
     taught_by: str
     prune: Record | None
-    distill: Record | None
-    train_rows: list[Record]
-    heldout_rows: list[Record]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BranchFiles(TrainingFiles):
+    """A student that was trained on one source of the text, to be merged with others.
+
+    Attributes:
+        name: of the source.
+        scores: its eval record, None where it was not evaluated.
+    """
+
+    name: str
+    scores: Record | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +82,7 @@ class RunFiles:
         given_student: whether the student is no cut, but a model that the recipe names.
         prune, distill: the records of those steps; of a chain, of the last stage and the last cut.
         stages: those of a chain, the last too; none of a run that cuts once.
+        branches: those that the healed student was merged of; none of a run that trains once.
         evals: eval record by model key (`teacher`, `student_init`, `student`), in that order.
         items: per-item scores by model key.
         grown: eval records of models between student and teacher by their number of layers, increasing; `grown_items`
@@ -90,6 +110,7 @@ class RunFiles:
     train_rows: list[Record]
     heldout_rows: list[Record]
     stages: list[StageFiles]
+    branches: list[BranchFiles]
 
     @property
     def labels(self) -> dict[str, str]:
@@ -140,6 +161,7 @@ def read_run(run: Path) -> RunFiles:
         train_rows=last.train_rows,
         heldout_rows=last.heldout_rows,
         stages=stages,
+        branches=_branches(run),
     )
 
 
@@ -162,6 +184,27 @@ def _stage(folder: Path, taught_by: str, cut_before: Record | None) -> StageFile
         train_rows=steps,
         heldout_rows=heldout,
     )
+
+
+def _branches(run: Path) -> list[BranchFiles]:
+    """The students in RUN/branches, named as the sources of the text are."""
+    if not (run / "branches").is_dir():
+        return []
+    index, found = _record(run / "data" / "index.json", shapes.TextIndex) or {}, []
+    for number, source in enumerate(index.get("sources") or ()):
+        folder, scores = run / "branches" / str(number), run / "eval" / f"branch-{number}.json"
+        stage = _stage(folder, "original", None)
+        if stage.distill is not None:
+            found.append(
+                BranchFiles(
+                    name=source["name"],
+                    distill=stage.distill,
+                    scores=read_evaluation(scores) if scores.is_file() else None,
+                    train_rows=stage.train_rows,
+                    heldout_rows=stage.heldout_rows,
+                )
+            )
+    return found
 
 
 def layers_of(prune: Record) -> tuple[list[int], list[int]]:

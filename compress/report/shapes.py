@@ -225,6 +225,18 @@ class TrainingRecord(_Shape):
     manifest: Object | None = None
 
 
+class TextSource(_Shape):
+    """A source of a blend."""
+
+    name: str
+
+
+class TextIndex(_Shape):
+    """RUN/data/index.json."""
+
+    sources: list[TextSource] | None = None
+
+
 class ExportRecord(_Shape):
     """RUN/export/FORMAT/export.json."""
 

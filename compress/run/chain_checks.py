@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compress.base.disk import write_json
@@ -93,7 +93,21 @@ def _check_healing(recipe: Recipe, facts: StageFacts, text: TextFacts, left: Lef
     if stage.step("distill") in left.groups:
         cached = None if cache is None or stage.teacher != "original" else cache.kind
         student, teacher = models
-        check_distill(stage.distill, student=student, teacher=teacher, text=text, cached=cached, faults=faults)
+        texts = {"": text} if recipe.merge is None else dict(zip(text.sources, text.parts, strict=True))
+        found = {name: Faults() for name in texts}
+        for name, part in texts.items():
+            check_distill(stage.distill, student=student, teacher=teacher, text=part, cached=cached, faults=found[name])
+        faults.found += _of_branches({name: each.found for name, each in found.items()})
+
+
+def _of_branches(found: Mapping[str, Sequence[CompressError]]) -> list[CompressError]:
+    """The faults of trainings on several texts, those that not all have with the text's name."""
+    everywhere = set.intersection(*(set(map(str, faults)) for faults in found.values()))
+    return [
+        fault if str(fault) in everywhere else type(fault)(f"branch {name}: {fault}")
+        for name, faults in found.items()
+        for fault in faults
+    ]
 
 
 def _healed(stage: Stage, start: ModelFacts, cut: Derivation, folder: Path) -> ModelFacts:

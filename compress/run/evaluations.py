@@ -15,6 +15,7 @@ from compress.base.records import manifest
 from compress.evaluate import EvalConfig, compare_speed, evaluate_model, evaluation_inputs, evaluation_outputs
 from compress.model.files import model_fingerprint
 from compress.model.gguf import is_gguf
+from compress.run.branches import branch_models
 from compress.run.exporting import dequantised, exported_models, gguf_fingerprint
 from compress.run.finders import Folder, at, store_of
 from compress.run.growing import grown_models
@@ -36,12 +37,12 @@ def evaluations(
     *,
     before: list[Step],
     start: list[Step],
-    healed: Step,
+    healed: list[Step],
     grown: list[Step],
     exported: list[Step],
 ) -> list[Step]:
-    """Scores of teacher (before its fine-tuning too), cut, healed student, grown models and exports; speed of teacher,
-    cut and student, timed in turns, and of the student and its exports.
+    """Scores of teacher (before its fine-tuning too), cut, branches, healed student, grown models and exports; speed of
+    teacher, cut and student, timed in turns, and of the student and its exports.
 
     The teacher comes from the steps `before`, the cut from those of `start` too, the student from `healed` as well, and
     the grown models and exports from `grown` and `exported`, after all of these.
@@ -50,6 +51,7 @@ def evaluations(
     scored = timed
     if recipe.teacher.finetune is not None and models.given is not None:
         scored = {"teacher-before": models.given, **timed}
+    branches = {name: at(folder) for name, folder in branch_models(recipe, layout).items()}
     between = {name: at(folder) for name, folder in grown_models(recipe, layout).items()}
     exports = exported_models(recipe, layout)
     folders = {name: at(path) for name, path in exports.items() if not is_gguf(path)}
@@ -57,13 +59,14 @@ def evaluations(
         "teacher-before": [step for step in before if step.group != "teacher"],
         "teacher": before,
         "student-init": [*before, *start],
-        "student": [*before, *start, healed],
-        **{name: [*before, *start, healed, *grown] for name in between},
-        **{name: [*before, *start, healed, *exported] for name in exports},
+        **{name: [*before, *start, *healed[:-1]] for name in branches},
+        "student": [*before, *start, *healed],
+        **{name: [*before, *start, *healed, *grown] for name in between},
+        **{name: [*before, *start, *healed, *exported] for name in exports},
     }
     steps, config = [], recipe.eval.afterwards
     scores = functools.partial(_evaluation, config.without_speed(), layout, tokenizer=models.tokenizer)
-    for name, model in {**scored, **between, **folders}.items():
+    for name, model in {**scored, **branches, **between, **folders}.items():
         reference = None if name.startswith("teacher") else models.teacher
         steps.append(scores(name, model, reference, after=groups_of(made[name])))
     for name, path in exports.items():
@@ -75,7 +78,7 @@ def evaluations(
         steps.append(_speed(speed, layout, "speed", timed, groups_of(made["student"])))
         if folders:
             both = {"student": timed["student"], **folders}
-            steps.append(_speed(speed, layout, EXPORT_SPEED, both, groups_of([*before, *start, healed, *exported])))
+            steps.append(_speed(speed, layout, EXPORT_SPEED, both, groups_of([*before, *start, *healed, *exported])))
     return steps
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+BRANCHES = "branches"
+
 
 class Layout:
     """The folder of a run, and what is where in it."""
@@ -43,11 +45,15 @@ class Layout:
         """Where a stage of a chain leaves its cut, training and student: RUN/stages/NUMBER, the last (None) in RUN."""
         return self if number is None else Layout(self.run / "stages" / str(number))
 
+    def branch(self, number: int) -> "Layout":
+        """Where a branch, trained on the source of that number alone, leaves its training and student."""
+        return Layout(self.run / BRANCHES / str(number))
+
     def training(self, out: Path) -> Path:
         """Metrics and checkpoints of the training that makes `out`, beside it: train/, or teacher-train/."""
         return out.parent / ("train" if out.name == self.student.name else f"{out.name}-train")
 
     def evaluation(self, name: str) -> Path:
-        """The eval JSON of a model of the run (teacher-before, teacher, student-init, student, grown-N, export-FORMAT),
-        or `speed` or `speed-export`."""
+        """The eval JSON of a model of the run (teacher-before, teacher, student-init, branch-N, student, grown-N,
+        export-FORMAT), or `speed` or `speed-export`."""
         return self.run / "eval" / f"{name}.json"

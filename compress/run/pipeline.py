@@ -1,7 +1,7 @@
 """`compress run`: a recipe's steps in order, each skipped when its result is there and unchanged.
 
-    world (demo only) -> trim (if asked for) -> prune -> data -> cache (if the teacher has one) -> distill -> eval
-    -> report
+    world (demo only) -> trim (if asked for) -> prune -> data -> cache (if the teacher has one) -> distill (on each
+    source, and merge, if asked for) -> eval -> report
 
 A teacher that is trained here needs the data, so there: data -> teacher -> prune -> distill. Another is cut first: what
 is wrong with it shows before hours of preparing text; unless its layers are measured, or the cut repaired, on that
@@ -49,9 +49,10 @@ from compress.run.models import others
 from compress.run.options import DistillOptions
 from compress.run.preflight import Known, check_run, check_run_folder, fit_recipe, run_output
 from compress.run.recipe import Recipe, load_recipe, write_recipe
-from compress.run.recipe_steps import preparation, steps_of, training
+from compress.run.recipe_steps import preparation, steps_of
 from compress.run.redo import Redo, begin, intended, made_otherwise
 from compress.run.steps import Left, Step, states
+from compress.run.training import training
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, redo: Collection[str] = ()) -> Path:

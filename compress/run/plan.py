@@ -69,6 +69,8 @@ class RecipePlan:
     """Several teachers and their shares, in words; None of one."""
     trim: str | None = None
     """How much of the teacher's vocabulary is to stay, in words; None where it stays whole."""
+    branches: dict[str, DistillPlan] = dataclasses.field(default_factory=dict)
+    """Trainings of branches by the names of their sources, where they are merged; `distill` is the first of them."""
     stages: tuple[StagePlan, ...] = ()
     """Of a chain, those before the last, whose own are `prune` and `distill`."""
     grown: tuple[int, ...] = ()
@@ -105,7 +107,8 @@ class RecipePlan:
 
     def _trainings(self) -> dict[str, DistillPlan]:
         earlier = {f"{_HEAL}-{number}": stage.distill for number, stage in enumerate(self.stages, start=1)}
-        all_ = {"train the teacher": self.teacher_training, **earlier, _HEAL: self.distill}
+        last = {f"{_HEAL} {name}": plan for name, plan in self.branches.items()} or {_HEAL: self.distill}
+        all_ = {"train the teacher": self.teacher_training, **earlier, **last}
         return {name: plan for name, plan in all_.items() if plan is not None}
 
     def _extent(self, name: str, plan: DistillPlan) -> str:
@@ -181,7 +184,7 @@ def plan_run(
         outlook = look_ahead(resolved, Layout(run), redo, download=False)
         try:
             plan = plan_recipe(resolved, outlook.known, flops_per_s=flops_per_s)
-            if plan is not None and plan.counted:
+            if plan is not None and plan.counted and recipe.merge is None:
                 plan = dataclasses.replace(plan, forecasts=tuple(expected(recipe, run, plan.distill.tokens)))
             if plan is not None and resolved.target is not None:
                 words = target_text(resolved.target, timed=Layout(run).timing.is_file())
@@ -202,10 +205,12 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
     student, cut = last.student, last.cut
     others, mixture = [other.config for other in known.others], recipe.distill.mixture
     cached = recipe.teacher.cache is not None
-    plans = [_plan_stage(facts, known.text, others, cached=cached) for facts in known.stages]
-    if teacher is None or student is None or None in plans:
+    texts = [known.text] if recipe.merge is None else known.text.parts
+    plans = [_plan_stage(facts, known.text, others, cached=cached) for facts in known.stages[:-1]]
+    healings = [_plan_stage(last, text, others, cached=cached) for text in texts]
+    if teacher is None or student is None or None in plans or None in healings:
         return None
-    *earlier, healing = filter(None, plans)
+    healing, *_ = healed = list(filter(None, healings))
     ranked = 0
     if cut is not None and isinstance(choice, RankAfterConfig):
         ranked = choice.rank_after * len(choice.proposals(cut.layer_types))
@@ -219,7 +224,7 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         available_bytes=total_memory(),
         flops_per_s=flops_per_s,
         tasks=tuple(recipe.eval.tasks),
-        counted=all(_rows(facts.stage.distill, known.text) is not None for facts in known.stages),
+        counted=all(_rows(facts.stage.distill, text) is not None for facts in known.stages for text in texts),
         cache=_cache(recipe, known.text, teacher.config),
         ranking_tokens=ranked,
         grown=() if recipe.grow is None else tuple(sorted(recipe.grow.layers)),
@@ -234,7 +239,10 @@ def plan_recipe(recipe: Recipe, known: Known, *, flops_per_s: float) -> RecipePl
         ),
         taught_by=None if mixture is None else mixture.describe(teacher.name, known.text.sources),
         trim=_trim(recipe),
-        stages=tuple(earlier),
+        branches={name: plan.distill for name, plan in zip(known.text.sources, healed, strict=True)}
+        if recipe.merge is not None
+        else {},
+        stages=tuple(filter(None, plans)),
     )
 
 

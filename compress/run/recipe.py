@@ -20,7 +20,7 @@ from compress.evaluate import DuringConfig, EvalConfig
 from compress.prune import GrowConfig, PruneConfig, TrimConfig
 from compress.run.stages import Stage, StageConfigs, chain, names_layers
 from compress.run.target_config import TargetConfig
-from compress.ship import ExportConfig
+from compress.ship import ExportConfig, Merging
 
 _LONGEST_NAME = 200
 
@@ -175,6 +175,9 @@ class Recipe:
     """The text to heal on."""
     distill: DistillConfig = DistillConfig()
     """How to heal."""
+    merge: Annotated[Merging | None, Before(None)] = None
+    """Heal a branch of the cut on each source of the text, RUN/branches/N, and merge them: the merged model is the
+    healed student. {method: ties}; docs/merging.md has the methods."""
     grow: Annotated[GrowConfig | None, Before(None)] = None
     """Models of sizes between the healed student and its teacher, RUN/grow/SIZE."""
     export: Annotated[ExportConfig | None, Before(None)] = None
@@ -206,6 +209,8 @@ class Recipe:
                 "each of `stages` says which layers stay: leave keep, layers, by and rank_after out of `prune`"
             )
         chain(self.stages, self.prune, self.distill)
+        if self.merge is not None:
+            self._check_merge(self.merge)
         if self.trim is not None:
             self._check_trim()
 
@@ -223,6 +228,28 @@ class Recipe:
                 "`trim` is of the first teacher, and those of `distill.mixture` would keep their own ids: run "
                 "`compress trim` on each, with the same text, and name what comes of it"
             )
+
+    def _check_merge(self, merge: Merging) -> None:
+        """Refuse what makes no branches, or is made of one training."""
+        sources = len(self.data.sources or ())
+        if sources < 2:
+            raise ValueError(
+                "`merge` puts branches together that are healed on one source each: write two or more of them, data: "
+                "{sources: [{dataset: A}, {dataset: B}]}"
+            )
+        if merge.method == "slerp" and sources != 2:
+            raise ValueError(f"slerp is between two models, and the text has {sources} sources: use another method")
+        if merge.weights is not None and len(merge.weights) != sources:
+            raise ValueError(f"`merge.weights` has {len(merge.weights)} numbers for {sources} sources of the text")
+        made = {
+            "stages": bool(self.stages),
+            "sweep": self.sweep is not None,
+            "target.kept": self.target is not None and self.target.kept is not None,
+            "eval.during": self.eval.during is not None,
+            "teacher.cache": self.teacher.cache is not None,
+        }
+        if named := [name for name, is_asked in made.items() if is_asked]:
+            raise ValueError(f"`merge` makes a training for each source: leave {' and '.join(named)} out, or `merge`")
 
     def _take_target(self, target: TargetConfig) -> None:
         """Cut as the target says, once it is known how many layers that leaves."""

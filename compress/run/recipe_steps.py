@@ -9,19 +9,14 @@ from typing import Any
 
 from compress.base.config import to_dict
 from compress.base.currency import Inputs, Missing
-from compress.base.disk import sha256_json, sha256_tree, staged_folder, write_json
+from compress.base.disk import sha256_tree, staged_folder, write_json
 from compress.base.outputs import Output, has_record
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.base.records import manifest
 from compress.data import INDEX, DataConfig, TokenStore, changes_of_begun, prepare, store_inputs, store_outputs
 from compress.demo import WorldConfig, write_world
-from compress.distill import DistillConfig, begun_otherwise, student_output, training_output
-from compress.distill.asked import Training
-from compress.distill.distillation import distill_alone
-from compress.distill.loop.ability import until_of
-from compress.distill.teachers.cache import TeacherCache
-from compress.distill.teachers.several import other_inputs
+from compress.distill import DistillConfig
 from compress.evaluate import AbilityTest, EvalConfig
 from compress.model.files import model_fingerprint
 from compress.prune import (
@@ -33,10 +28,11 @@ from compress.prune import (
     prune_inputs,
     prune_settings,
 )
+from compress.run.branches import branching
 from compress.run.caching import cache_folder, caching
 from compress.run.evaluations import evaluations
 from compress.run.exporting import exporting
-from compress.run.finders import Folder, at, if_there, store_of
+from compress.run.finders import Folder, at, if_there
 from compress.run.growing import growing
 from compress.run.layout import Layout
 from compress.run.models import Find, Models, cut_of, others, whole_teacher
@@ -45,6 +41,7 @@ from compress.run.recipe import Recipe, ScratchTeacher, TeacherConfig
 from compress.run.scratch import initialise
 from compress.run.stages import Stage
 from compress.run.steps import Step, groups_of, unless_opened
+from compress.run.training import training
 from compress.run.trimming import trimming
 
 
@@ -65,20 +62,23 @@ def steps_of(recipe: Recipe, layout: Layout, find: Find) -> list[Step]:
     made = [*world, *([data, *taught, *cut] if taught or measured else [*cut, data])]
     cached = [] if recipe.teacher.cache is None else [caching(recipe, layout, models.teacher, after=groups_of(made))]
     made += cached
-    healed: list[Step] = []
-    for stage in chain:
-        if stage.number > 1:
-            healed += _cut(recipe, stage, layout, models, after=groups_of([*made, *healed]))
-        beside = others(stage.distill, find)
-        healed.append(_healing(recipe, stage, layout, models, beside, after=groups_of([*made, *healed])))
-    before, start = [*world, data, *taught], [*cut, *healed[:-1]]
-    grown = [] if recipe.grow is None else [growing(recipe, layout, models.teacher, after=groups_of([*made, *healed]))]
-    exported = exporting(recipe, layout, after=groups_of([*made, *healed]))
+    earlier: list[Step] = []
+    for stage in chain[:-1]:
+        earlier += _stage(recipe, stage, layout, models, others(stage.distill, find), [*made, *earlier])
+    beside = others(chain[-1].distill, find)
+    if recipe.merge is not None:
+        healed = branching(recipe, recipe.merge, layout, models, beside, after=groups_of(made))
+    else:
+        *later, last = _stage(recipe, chain[-1], layout, models, beside, [*made, *earlier])
+        earlier, healed = [*earlier, *later], [last]
+    before, start, made = [*world, data, *taught], [*cut, *earlier], [*made, *earlier, *healed]
+    grown = [] if recipe.grow is None else [growing(recipe, layout, models.teacher, after=groups_of(made))]
+    exported = exporting(recipe, layout, after=groups_of(made))
     ends = {"grown": grown, "exported": exported}
-    scores = evaluations(recipe, layout, models, before=before, start=start, healed=healed[-1], **ends)
+    scores = evaluations(recipe, layout, models, before=before, start=start, healed=healed, **ends)
     # An export's README.md has scores of the student, which are made before it.
-    first, last = ([step for step in scores if step.follows({"export"}) is late] for late in (False, True))
-    return [*made, *healed, *grown, *first, *exported, *last]
+    first, late = ([step for step in scores if step.follows({"export"}) is after] for after in (False, True))
+    return [*made, *grown, *first, *exported, *late]
 
 
 def _written(record: Path, settings: Mapping[str, Any], inputs: Inputs, write: Callable[[Path], None]) -> None:
@@ -229,6 +229,14 @@ def _cut(recipe: Recipe, stage: Stage, layout: Layout, models: Models, after: fr
     return [step]
 
 
+def _stage(
+    recipe: Recipe, stage: Stage, layout: Layout, models: Models, beside: Sequence[Folder], before: Sequence[Step]
+) -> list[Step]:
+    """The cut of a stage, the first one's aside, and its healing, after the steps `before`."""
+    cut = _cut(recipe, stage, layout, models, after=groups_of(before)) if stage.number > 1 else []
+    return [*cut, _healing(recipe, stage, layout, models, beside, after=groups_of([*before, *cut]))]
+
+
 def _healing(
     recipe: Recipe, stage: Stage, layout: Layout, models: Models, beside: Sequence[Folder], after: frozenset[str]
 ) -> Step:
@@ -257,70 +265,3 @@ def ability_test(recipe: Recipe) -> AbilityTest | None:
     during, config = recipe.eval.during, recipe.eval.of_training
     kept = None if recipe.target is None else recipe.target.kept
     return None if during is None or config is None else AbilityTest(config, during.every, kept)
-
-
-def training_inputs(
-    student: Folder,
-    teacher: Folder | None,
-    data: Callable[[], TokenStore],
-    cache: Callable[[], Path | None] = lambda: None,
-    others: Sequence[Folder] = (),
-    ability: AbilityTest | None = None,
-) -> Inputs:
-    """What a training is made from; see `compress.distill.loop.session.fingerprints`."""
-
-    def of_cache() -> str | None:
-        folder = cache()
-        return None if folder is None else TeacherCache.open(folder).fingerprint
-
-    return {
-        "student": lambda: sha256_json(model_fingerprint(student())),
-        "teacher": lambda: None if teacher is None else sha256_json(model_fingerprint(teacher())),
-        "data": lambda: data().fingerprint,
-        "cache": lambda: if_there(of_cache),
-        **other_inputs(others),
-        **until_of(ability),
-    }
-
-
-def training(
-    name: str,
-    config: DistillConfig,
-    layout: Layout,
-    out: Path,
-    student: Folder,
-    teacher: Folder | None,
-    after: frozenset[str] = frozenset(),
-    store: Callable[[], TokenStore] | None = None,
-    cache: Path | None = None,
-    others: Sequence[Folder] = (),
-    ability: AbilityTest | None = None,
-) -> Step:
-    """The training of `student` into `out` on RUN/data, or another store; without `teacher`, on the text alone, and
-    with a `cache` of it from that; `others` are the teachers of its mixture, `ability` what it is scored on."""
-    store = store or (lambda: store_of(layout))
-    work, inputs = layout.training(out), training_inputs(student, teacher, store, lambda: cache, others, ability)
-
-    def asked() -> Training:
-        source = None if teacher is None else teacher()
-        paths: Any = {"student": student(), "teacher": source, "data": store().path, "cache": cache}
-        return Training(config=config, out=out, work=work, ability=ability, **paths)
-
-    def make() -> None:
-        say(f"{name}: {student()} -> {out}")
-        distill_alone(asked())
-
-    return Step(
-        name=name,
-        group=name,
-        after=after,
-        record=out / "distill.json",
-        kind=DistillConfig,
-        settings=to_dict(config),
-        inputs=inputs,
-        outputs=(training_output(work), student_output(out)),
-        make=make,
-        training=asked,
-        together=True,
-        begun=lambda: begun_otherwise(work, config, inputs),
-    )

@@ -6,7 +6,7 @@ Only configs are imported at once: options are read, and explained, without torc
 from typing import TYPE_CHECKING, Any
 
 from compress.ship.exporting.config import ExportConfig
-from compress.ship.merging.config import MergeConfig
+from compress.ship.merging.config import MergeConfig, Merging
 
 if TYPE_CHECKING:
     from compress.ship.exporting.preflight import check_export, check_formats
@@ -21,6 +21,7 @@ __all__ = [
     "ExportResult",
     "MergeConfig",
     "MergeResult",
+    "Merging",
     "check_export",
     "check_formats",
     "check_push",

@@ -17,6 +17,7 @@ from compress.report.run_files import MODELS
 from compress.run.layout import Layout
 from compress.run.recipe import load_recipe
 from compress.ship.exporting.record import RECORD as EXPORTED
+from compress.ship.merging.config import RECORD as MERGED
 from compress.verify.chain import Link, check_settings, check_source, check_tokenizer, inputs_of
 from compress.verify.checks import Check, perform, require, typed
 from compress.verify.folder import RunFolder
@@ -29,7 +30,7 @@ __all__ = ["Check", "verify_run"]
 
 _LEFT_BY_RUNS = (
     "recipe.yaml", "world", "data", "teacher-trimmed", "teacher-init", "teacher-cache", "student-init", "train",
-    "student", "grow", "export", "eval",
+    "branches", "student", "grow", "export", "eval",
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def _all_checks(run: RunFolder) -> Iterator[Check]:
         else:
             yield from _step(run, link)
         is_export = link.record.name == EXPORTED and any(link.record.parent.glob("*.safetensors"))
-        if link.record.name in (RECORD, "prune.json", "trim.json", "init.json") or is_export:
+        if link.record.name in (RECORD, "prune.json", "trim.json", "init.json", MERGED) or is_export:
             yield from _model(link)
         if link.record.name == "grow.json" and link.record.is_file():
             for folder in sorted(path.parent for path in link.record.parent.glob("*/grow.json")):
@@ -115,13 +116,12 @@ def _training(run: RunFolder, link: Link) -> Iterator[Check]:
     """A training's log, data order and checkpoints, and the model it ended with."""
     out = link.record.parent
     training = Training(out, Layout(run.path).training(out))
-    work = training.work.name
+    work = training.work.relative_to(run.path).as_posix()
     if training.work.is_dir():
         for path in training.checkpoints():
             yield perform(f"{work}: checkpoint {path.name}", lambda path=path: check_checkpoint(path))  # type: ignore[misc]
-        yield perform(f"{work}: log", lambda: check_metrics(training, run.store))
-        yield perform(f"{work}: data order", lambda: check_order(training, run.store))
-        yield perform(f"{work}: rows used once", lambda: check_uses(training, run.store))
+        for name, check in (("log", check_metrics), ("data order", check_order), ("rows used once", check_uses)):
+            yield perform(f"{work}: {name}", lambda check=check: check(training, run.store_of(out)))  # type: ignore[misc]
     yield from _step(run, link)
 
 

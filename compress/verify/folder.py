@@ -11,6 +11,8 @@ from compress.data import INDEX, TokenStore
 from compress.distill.publish import RECORD
 from compress.model.files import local_model
 from compress.report.run_files import MODELS
+from compress.run.branches import source_store
+from compress.run.layout import BRANCHES
 from compress.run.pipeline import resolve_paths
 from compress.run.recipe import Recipe, load_recipe
 from compress.verify.records import read_record
@@ -55,6 +57,11 @@ class RunFolder:
         if not (self.data / INDEX).is_file():
             raise Missing(f"{self.data} holds no token store; name the run's with --data")
         return TokenStore.open(self.data)
+
+    def store_of(self, out: Path) -> TokenStore:
+        """The token store that the training of `out` read: of a branch, that of its source; raises as `store`."""
+        branch = out.parent
+        return self.store if branch.parent.name != BRANCHES else source_store(self.data, int(branch.name))
 
     @property
     def trained_teacher(self) -> bool:

@@ -10,8 +10,9 @@ from compress.distill.publish import RECORD
 from compress.model.files import local_model, model_fingerprint
 from compress.run.evaluations import EXPORT_SPEED
 from compress.run.layout import Layout
-from compress.run.recipe_steps import steps_of, training_inputs
+from compress.run.recipe_steps import steps_of
 from compress.run.steps import Step
+from compress.run.training import training_inputs
 from compress.verify.chain import Link
 from compress.verify.checks import typed
 from compress.verify.folder import RunFolder

@@ -1,18 +1,19 @@
 """Whether a run was worth it: what it cost, and from how many tokens on serving the student has saved that."""
 
 from compress.report.judge.speeds import speed_pair
-from compress.report.run_files import Record, RunFiles, number
+from compress.report.run_files import Record, RunFiles, TrainingFiles, number
 
 
 def worth(run: RunFiles) -> Record | None:
-    """`seconds` of the training (of a chain, of all), `price_per_hour` where it is known, and of `prefill` and `decode`
-    the seconds a token takes `before` and `after`, and the `tokens` from which on the run has paid (None where it never
-    does).
+    """`seconds` of the training (of a chain or of branches, of all), `price_per_hour` where it is known, and of
+    `prefill` and `decode` the seconds a token takes `before` and `after`, and the `tokens` from which on the run has
+    paid (None where it never does).
 
     None where speeds were not measured alike. Training and serving are taken to be on devices of one price, which then
     does not matter to the tokens.
     """
-    trained = [stage.distill for stage in run.stages] or [run.distill]
+    parts: list[TrainingFiles] = [*run.stages, *run.branches]
+    trained = [part.distill for part in parts] or [run.distill]
     spent = [number((record or {}).get("seconds")) for record in trained]
     seconds = sum(filter(None, spent))
     if None in spent or not {"teacher", "student"} <= run.evals.keys():

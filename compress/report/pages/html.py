@@ -17,7 +17,7 @@ from compress.report.pages.importance import importance_figure
 from compress.report.pages.layout import alarms, chip, left_out, page, scores_section, section, tables
 from compress.report.pages.selection import selection_figure
 from compress.report.pages.sizes import sizes_figure
-from compress.report.run_files import Record, RunFiles, called, layers_of, number
+from compress.report.run_files import Record, RunFiles, TrainingFiles, called, layers_of, number
 from compress.report.tables.table import labels
 
 _MEANING = {
@@ -94,10 +94,12 @@ def _tiles(report: Record) -> list[tuple[str, str, str]]:
 
 def _losses(report: Record, run: RunFiles) -> str:
     panels = loss_panels(report, run)
-    for place, stage in reversed([*enumerate(run.stages[:-1], start=1)]):
-        earlier = replace(run, train_rows=stage.train_rows, heldout_rows=stage.heldout_rows)
-        of_stage = [replace(panel, title=f"Stage {place}: {panel.title}") for panel in loss_panels(report, earlier)]
-        panels = [*of_stage, *panels]
+    parts: list[tuple[str, TrainingFiles]] = [
+        (f"Stage {place}", stage) for place, stage in enumerate(run.stages[:-1], start=1)
+    ]
+    for name, part in reversed([*parts, *((branch.name, branch) for branch in run.branches)]):
+        of_part = replace(run, train_rows=part.train_rows, heldout_rows=part.heldout_rows)
+        panels = [*(replace(panel, title=f"{name}: {panel.title}") for panel in loss_panels(report, of_part)), *panels]
     if not panels:
         return ""
     pictures = "".join(

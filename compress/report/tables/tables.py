@@ -6,6 +6,7 @@ from compress.report.cells import NONE, percent, plus_minus
 from compress.report.judge.prompting import common_prompting
 from compress.report.judge.scores import metric_names
 from compress.report.run_files import Record, number
+from compress.report.tables.branches import branches
 from compress.report.tables.documents import documents
 from compress.report.tables.drafts import drafted
 from compress.report.tables.exports import exports
@@ -43,6 +44,7 @@ def all_tables(report: Record) -> list[Table]:
     )
     making = (
         stages(report),
+        branches(report),
         training(report),
         recovery(report),
         worth(report),

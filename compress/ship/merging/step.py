@@ -19,14 +19,13 @@ from compress.base.records import manifest
 from compress.base.units import format_bytes, format_count
 from compress.model.files import copy_side_files, model_fingerprint, resolve_model
 from compress.model.load import load_model
-from compress.ship.merging.config import MergeConfig
+from compress.ship.merging.config import RECORD, MergeConfig
 from compress.ship.merging.methods import Merge, merging
 from compress.ship.merging.plan import MergePlan, plan_merge
 from compress.weights.headers import FLOATS, StoredTensor
 from compress.weights.room import disk_errors, require_space
 from compress.weights.shards import StudentTensor, index_json, split
 
-RECORD = "merge.json"
 _INDEX = "model.safetensors.index.json"
 _MAX_SHARD_BYTES = 5 * 10**9
 
