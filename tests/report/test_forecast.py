@@ -127,7 +127,10 @@ def test_a_run_has_paid_when_the_time_saved_is_the_time_it_took() -> None:
         return {"speed": {**shape, **rates, "decode_cost_per_million_tokens": 7.2 / 3600 / decode * 1e6}}
 
     run: Any = SimpleNamespace(
-        distill={"seconds": 3600.0}, stages=[], evals={"teacher": speed(100, 5e3), "student": speed(200, 5e3)}
+        distill={"seconds": 3600.0},
+        stages=[],
+        branches=[],
+        evals={"teacher": speed(100, 5e3), "student": speed(200, 5e3)},
     )
     found = worth(run)
     assert found is not None
