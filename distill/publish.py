@@ -143,9 +143,10 @@ class DistillResult:
 
     def describe(self) -> str:
         """The result for people, a few lines."""
+        target = "" if not self.reached else ", ended at its target" if self.steps else ", at its target as it began"
         lines = [
             f"{format_count(self.tokens)} tokens in {self.steps} steps, {format_seconds(self.seconds)}, "
-            f"{self.tokens_per_s:,.0f} tokens/s{', ended at its target' if self.reached else ''}",
+            f"{self.tokens_per_s:,.0f} tokens/s{target}",
             f"written to {self.out}",
         ]
         if measures := self._describe_heldout():

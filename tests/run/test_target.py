@@ -146,3 +146,6 @@ def test_what_is_kept_is_judged_by_the_end_of_its_interval() -> None:
 
     assert cells(0.97, 0.95, 0.95)[2:] == ["97% [95%, 100%]", "reached"]
     assert cells(0.97, 0.94, 0.95)[3] == "not reached"
+    for steps, told in ((0, True), (9, False)):
+        note = target_table({"target": [], "train": {"reached": True, "steps": steps}}).note
+        assert ("Nothing was trained" in note) is told

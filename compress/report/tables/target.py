@@ -31,6 +31,9 @@ def target(report: Record) -> Table:
         "What is kept counts as reached once the lower end of its 95% interval is as much as was asked for. Shares and "
         "multiples are of the teacher's."
     )
+    train = report.get("train") or {}
+    if train.get("reached") and train.get("steps") == 0:
+        note += " Nothing was trained: the student kept what was asked for as it was cut."
     return Table(title="What was to be reached", note=note, columns=columns, rows=rows)
 
 
