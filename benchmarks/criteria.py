@@ -34,7 +34,7 @@ from compress.prune import RankingConfig, RepairConfig, prune
 from compress.prune.choose.spec import format_layers
 from compress.prune.parts import WITHOUT_TEXT, Method
 from compress.prune.repair import seams
-from compress.run.recipe import ScratchTeacher
+from compress.run.sections import ScratchTeacher
 
 RANK_AFTER = "rank-after"
 Cut = tuple[int, ...]

@@ -27,8 +27,8 @@ from compress.base.progress import say
 from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, distill
 from compress.prune import prune
-from compress.run.recipe import ScratchTeacher
 from compress.run.scratch import initialise
+from compress.run.sections import ScratchTeacher
 
 CORPUS = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "corpus"
 Combination = tuple[Literal["adamw", "muon"], Literal["cosine", "wsd"]]

@@ -52,8 +52,8 @@ def distill(
     Further settings go through --set: `--set distill.lr=1e-4 --set data.seq_len=1024`.
     """
     from compress.base.config import build, given_flags
+    from compress.run.distill_text import distill_text
     from compress.run.options import DistillOptions
-    from compress.run.pipeline import distill_text
 
     text = {"dataset": dataset, "tokens": training["tokens"]}
     given = given_flags({"data": text, "distill": training}, overrides)

@@ -7,16 +7,15 @@ from pathlib import Path
 
 from compress.base.config import to_dict
 from compress.base.currency import Missing
-from compress.base.outputs import Output, has_record
 from compress.base.progress import say
 from compress.data import INDEX, TokenStore
 from compress.data.store.blend import part_folder
 from compress.model.files import model_fingerprint
-from compress.run.finders import Folder, at, if_there
+from compress.run.finders import Folder, at
 from compress.run.layout import Layout
 from compress.run.models import Models
 from compress.run.recipe import Recipe
-from compress.run.steps import Step, groups_of
+from compress.run.steps import Step, folder_step, groups_of
 from compress.run.training import training
 from compress.ship import MergeConfig, Merging, merge
 from compress.ship.merging.config import RECORD
@@ -61,18 +60,16 @@ def _merging(how: Merging, layout: Layout, start: Folder, count: int, after: fro
         say(f"merge: {', '.join(map(str, models))} -> {out}")
         say(merge(models, out, config(str(start()))).describe())
 
-    inputs = {
-        "models": lambda: [model_fingerprint(branch()) for branch in branches],
-        "base": lambda: [model_fingerprint(start())] if how.has_base else None,
-    }
-    return Step(
-        name="merge",
-        group="merge",
-        after=after,
-        record=out / RECORD,
+    return folder_step(
+        "merge",
+        "a merged model",
+        out / RECORD,
+        make,
         kind=MergeConfig,
         settings=to_dict(config("the cut")),
-        inputs={role: functools.partial(if_there, find) for role, find in inputs.items()},
-        outputs=(Output(out, "a merged model", has_record(RECORD), folder=True),),
-        make=make,
+        inputs={
+            "models": lambda: [model_fingerprint(branch()) for branch in branches],
+            "base": lambda: [model_fingerprint(start())] if how.has_base else None,
+        },
+        after=after,
     )

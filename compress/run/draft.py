@@ -15,7 +15,8 @@ from compress.distill import DistillConfig
 from compress.evaluate import EvalConfig
 from compress.prune import PruneConfig
 from compress.run.best import Choice
-from compress.run.recipe import Recipe, TeacherConfig
+from compress.run.recipe import Recipe
+from compress.run.sections import TeacherConfig
 
 _SECTIONS: dict[str, type] = {
     "teacher": TeacherConfig,

@@ -1,7 +1,6 @@
 """The steps of a run that write its healed student in other formats."""
 
 import contextlib
-import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,14 +9,13 @@ from pathlib import Path
 from compress.base.config import to_dict
 from compress.base.currency import Missing
 from compress.base.disk import sha256_file
-from compress.base.outputs import Output, has_record
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.model.files import copy_side_files, model_fingerprint
-from compress.run.finders import at, if_there
+from compress.run.finders import at
 from compress.run.layout import Layout
 from compress.run.recipe import Recipe
-from compress.run.steps import Step
+from compress.run.steps import Step, folder_step
 from compress.ship import ExportConfig, export
 from compress.ship.exporting.config import is_gguf_format, model_file
 from compress.ship.exporting.record import RECORD, export_inputs
@@ -38,17 +36,16 @@ def _export(config: ExportConfig, layout: Layout, after: frozenset[str]) -> Step
         say(f"export: {student()} -> {out}")
         say(export(student(), out, config).describe())
 
-    inputs = export_inputs(lambda: model_fingerprint(student()))
-    return Step(
-        name=f"export {name}",
-        group="export",
-        after=after,
-        record=out / RECORD,
+    return folder_step(
+        f"export {name}",
+        "an exported model",
+        out / RECORD,
+        make,
         kind=ExportConfig,
         settings=to_dict(config),
-        inputs={role: functools.partial(if_there, find) for role, find in inputs.items()},
-        outputs=(Output(out, "an exported model", has_record(RECORD), folder=True),),
-        make=make,
+        inputs=export_inputs(lambda: model_fingerprint(student())),
+        after=after,
+        group="export",
     )
 
 

@@ -1,18 +1,16 @@
 """The step of a run that makes models of sizes between its healed student and the teacher."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
 from compress.base.config import to_dict
-from compress.base.outputs import Output, has_record
 from compress.base.progress import say
 from compress.model.files import model_fingerprint
 from compress.prune import GrowConfig, grow_family, grow_inputs
-from compress.run.finders import Folder, at, if_there
+from compress.run.finders import Folder, at
 from compress.run.layout import Layout
 from compress.run.recipe import Recipe
-from compress.run.steps import Step
+from compress.run.steps import Step, folder_step
 
 
 def asked_growth(recipe: Recipe, layout: Layout) -> GrowConfig | None:
@@ -28,23 +26,20 @@ def growing(recipe: Recipe, layout: Layout, teacher: Folder, after: frozenset[st
     config = asked_growth(recipe, layout)
     assert config is not None
     out, student = layout.grown, at(layout.student)
-    record = out / "grow.json"
 
     def make() -> None:
         say(f"grow: {student()} -> {out}")
         say(grow_family(student(), teacher(), out, config).describe())
 
-    inputs = grow_inputs(lambda: model_fingerprint(student()), lambda: model_fingerprint(teacher()), config)
-    return Step(
-        name="grow",
-        group="grow",
-        after=after,
-        record=record,
+    return folder_step(
+        "grow",
+        "grown models",
+        out / "grow.json",
+        make,
         kind=GrowConfig,
         settings=to_dict(config),
-        inputs={role: functools.partial(if_there, find) for role, find in inputs.items()},
-        outputs=(Output(out, "grown models", has_record(record.name), folder=True),),
-        make=make,
+        inputs=grow_inputs(lambda: model_fingerprint(student()), lambda: model_fingerprint(teacher()), config),
+        after=after,
     )
 
 

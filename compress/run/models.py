@@ -9,7 +9,8 @@ from compress.distill import DistillConfig
 from compress.model.vocabulary import same_tokens
 from compress.run.finders import Folder, at
 from compress.run.layout import Layout
-from compress.run.recipe import Recipe, TeacherConfig
+from compress.run.recipe import Recipe
+from compress.run.sections import TeacherConfig
 from compress.run.stages import Stage
 
 Find = Callable[[str, str | None], Path]

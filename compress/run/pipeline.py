@@ -13,7 +13,6 @@ train and evaluate together; the main one does the rest while others wait.
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,35 +23,17 @@ from compress.base.errors import Faults, UsageError
 from compress.base.outputs import require_outputs
 from compress.base.processes import on_main
 from compress.base.progress import say
-from compress.data import (
-    TokenStore,
-    check_data,
-    facts_of_store,
-    fit_rows,
-    named_store,
-    options_unlike,
-    prepare,
-    require_apart,
-)
 from compress.demo import DEMO
-from compress.distill import DistillResult, distill
-from compress.distill.preflight import check_start
-from compress.distill.teachers.cache import TeacherCache
-from compress.model.facts import look_at_config, look_at_model
 from compress.model.files import local_model, resolve_model
 from compress.model.remote_code import trusting
-from compress.model.vocabulary import same_tokens
 from compress.report import write_report
 from compress.run.evaluations import show_speeds
 from compress.run.layout import Layout
-from compress.run.models import others
-from compress.run.options import DistillOptions
 from compress.run.preflight import Known, check_run, check_run_folder, fit_recipe, run_output
 from compress.run.recipe import Recipe, load_recipe, write_recipe
-from compress.run.recipe_steps import preparation, steps_of
-from compress.run.redo import Redo, begin, intended, made_otherwise
+from compress.run.recipe_steps import steps_of
+from compress.run.redo import Redo, begin, intended
 from compress.run.steps import Left, Step, states
-from compress.run.training import training
 
 
 def run_recipe(recipe: Recipe | str | Path, out: str | Path | None = None, *, redo: Collection[str] = ()) -> Path:
@@ -233,108 +214,3 @@ def download_models(recipe: Recipe) -> dict[tuple[str, str | None], Path]:
     named += [(recipe.student.model, recipe.student.revision)] if recipe.student else []
     named += [(other.model, other.revision) for other in recipe.distill.mixture.with_] if recipe.distill.mixture else []
     return {(name, revision): resolve_model(name, revision) for name, revision in named if name is not None}
-
-
-def distill_text(
-    options: DistillOptions,
-    *,
-    student: str,
-    teacher: str | None,
-    run: Path,
-    given: Collection[str] = (),
-    cache: Path | None = None,
-) -> DistillResult:
-    """`compress distill`: prepare the text in RUN/data (or take a token store as it is) and train RUN/student on it.
-
-    Called again, it continues or returns the finished result. `given` names the data options that the user wrote down,
-    which a token store must have been made with; `cache` is the folder of a cache of the teacher on that text.
-
-    Raises:
-        UsageError: a token store was made with others; and as `distill` and `prepare`.
-    """
-    with contextlib.ExitStack() as lock:
-        on_main(lambda: require_outputs(run_output(run)))
-        on_main(lambda: lock.enter_context(owned(run)))
-        store = on_main(lambda: _store_of(options, given, student=student, teacher=teacher, run=run, cache=cache))
-        out, work = run / "student", run / "train"
-        return distill(options.distill, student=student, teacher=teacher, data=store, out=out, work=work, cache=cache)
-
-
-def _store_of(
-    options: DistillOptions,
-    given: Collection[str],
-    *,
-    student: str,
-    teacher: str | None,
-    run: Path,
-    cache: Path | None,
-) -> Path:
-    """The token store to train on, made if need be, once all that can be known of the training is."""
-    layout, named, faults = Layout(run), named_store(options.data), Faults()
-    if named is not None:
-        faults.of(lambda: _check_options(named, options, given))
-        store = faults.of(lambda: TokenStore.open(named))
-        text = None if store is None else facts_of_store(store)
-    else:
-        for source in options.data.datasets:
-            faults.of(functools.partial(require_apart, source, run))
-        models = [None if name is None else look_at_config(name, Faults()) for name in (student, teacher)]
-        options = dataclasses.replace(options, data=fit_rows(options.data, models))
-        text = check_data(options.data, look_at_model(student, faults), layout.data, faults)
-    current = functools.partial(_check_current, options, layout, named)
-    faults.of(lambda: current(student=student, teacher=teacher, cache=cache))
-    signals = None if cache is None else faults.of(lambda: TeacherCache.open(cache))
-    kind = None if signals is None else signals.kind
-    start = functools.partial(check_start, options.distill, out=layout.student, text=text, cached=kind)
-    found = faults.of(lambda: start(student=student, teacher=teacher))
-    faults.refuse()
-    assert found is not None
-    if named is not None:
-        return named
-    learner, guide, _ = found
-    reads = guide is not None and same_tokens(learner, guide)
-    prepare(options.data, learner, layout.data, reader=guide if reads else None)
-    return layout.data
-
-
-def _check_current(
-    options: DistillOptions,
-    layout: Layout,
-    store: Path | None,
-    *,
-    student: str,
-    teacher: str | None,
-    cache: Path | None,
-) -> None:
-    """Refuse to go on with text, checkpoints or a student that were made otherwise.
-
-    Raises:
-        UsageError: which, what differs, what to do.
-    """
-    start = functools.partial(local_model, student, None)
-    steps = [] if store else [preparation(options.data, layout, start)]
-    opened = functools.partial(TokenStore.open, store) if store else None
-    guide = None if teacher is None else functools.partial(local_model, teacher, None)
-    heal = functools.partial(training, "distill", options.distill, layout, layout.student, start, guide)
-    steps.append(heal(store=opened, cache=cache, others=others(options.distill, local_model)))
-    require_outputs(*(output for step in steps for output in step.outputs if not step.only_reads(output)))
-    found = states(steps)
-    if refused := [step for step in steps if found[step.name][0] == "changed"]:
-        raise UsageError(
-            "\n".join(
-                [
-                    *(made_otherwise(step, found[step.name][1]) for step in refused),
-                    "Nothing was changed. Go back to those settings, name another folder with --out, or move what is "
-                    "there away.",
-                ]
-            )
-        )
-
-
-def _check_options(named: Path, options: DistillOptions, given: Collection[str]) -> None:
-    of_training = {"tokens"} if options.data.tokens == options.distill.tokens else set()  # as --tokens sets both
-    if differing := options_unlike(named, options.data, set(given) - of_training):
-        raise UsageError(
-            f"{named} is a token store, and was made with other options: {'; '.join(differing)}. Leave "
-            "them out, or name the text, to prepare it with them."
-        )

@@ -31,8 +31,9 @@ from compress.run.caching import cache_folder
 from compress.run.chain_checks import StageFacts, check_chain
 from compress.run.layout import Layout
 from compress.run.rank_after import ranking_output, task_scoring
-from compress.run.recipe import GivenStudent, Recipe, ScratchTeacher, is_resolved, recipe_output
+from compress.run.recipe import Recipe, is_resolved, recipe_output
 from compress.run.scratch import check_vocabulary, scratch_config
+from compress.run.sections import GivenStudent, ScratchTeacher
 from compress.run.steps import Left, Step
 from compress.run.target import find_layers, measured_seconds, timing_output
 from compress.run.target_config import TargetConfig

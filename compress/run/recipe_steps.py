@@ -32,15 +32,16 @@ from compress.run.branches import branching
 from compress.run.caching import cache_folder, caching
 from compress.run.evaluations import evaluations
 from compress.run.exporting import exporting
-from compress.run.finders import Folder, at, if_there
+from compress.run.finders import Folder, at
 from compress.run.growing import growing
 from compress.run.layout import Layout
 from compress.run.models import Find, Models, cut_of, others, whole_teacher
 from compress.run.rank_after import prune_best, with_heal
-from compress.run.recipe import Recipe, ScratchTeacher, TeacherConfig
+from compress.run.recipe import Recipe
 from compress.run.scratch import initialise
+from compress.run.sections import ScratchTeacher, TeacherConfig
 from compress.run.stages import Stage
-from compress.run.steps import Step, groups_of, unless_opened
+from compress.run.steps import Step, folder_step, groups_of, unless_opened
 from compress.run.training import training
 from compress.run.trimming import trimming
 
@@ -199,7 +200,7 @@ def _cut(recipe: Recipe, stage: Stage, layout: Layout, models: Models, after: fr
         return []
     asked, choice = asked_cut(stage.prune, stage.distill, recipe.eval.afterwards, layout)
     out, name = layout.stage(stage.place).student_init, stage.step("prune")
-    record, teacher, healed_from = out / "prune.json", models.teacher, None
+    teacher, healed_from = models.teacher, None
     if stage.number > 1:
         before = recipe.chain[stage.number - 2]
         teacher, healed_from = at(layout.stage(before.place).student), cut_of(recipe.chain, before, layout)
@@ -213,17 +214,15 @@ def _cut(recipe: Recipe, stage: Stage, layout: Layout, models: Models, after: fr
             result = on_main(lambda: prune(teacher(), out, choice, healed_from=healed_from, **asked.how))
         say(f"{name}: {result.describe()}")
 
-    inputs = prune_inputs(lambda: model_fingerprint(teacher()), choice, asked.repairing, asked.how["experts"])
-    step = Step(
-        name=name,
-        group=name,
-        after=after,
-        record=record,
+    step = folder_step(
+        name,
+        "a student",
+        out / "prune.json",
+        make,
         kind=PruneConfig,
         settings=prune_settings(choice, **asked.how),
-        inputs={role: functools.partial(if_there, find) for role, find in inputs.items()},
-        outputs=(Output(out, "a student", has_record(record.name), folder=True),),
-        make=make,
+        inputs=prune_inputs(lambda: model_fingerprint(teacher()), choice, asked.repairing, asked.how["experts"]),
+        after=after,
         together=True,
     )
     return [step]

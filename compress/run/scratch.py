@@ -6,7 +6,7 @@ from typing import Any
 from compress.base.errors import UsageError, reason_of
 from compress.model.load import load_tokenizer, no_transformers_bars
 from compress.model.parts import why_no_model
-from compress.run.recipe import ScratchTeacher
+from compress.run.sections import ScratchTeacher
 
 
 def scratch_config(architecture: dict[str, Any]) -> Any:

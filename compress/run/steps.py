@@ -5,6 +5,7 @@ longer current is said, and left as it is until the user asks for it (see `compr
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 from compress.base.currency import Inputs, changes, input_changes, inputs_now, setting_changes
 from compress.base.disk import read_json
 from compress.base.errors import CompressError
-from compress.base.outputs import Output
+from compress.base.outputs import Output, has_record
 from compress.distill.asked import Training
+from compress.run.finders import if_there
 
 State = Literal["done", "changed", "under way", "not made"]
 
@@ -89,6 +91,35 @@ class Step:
     def follows(self, groups: Iterable[str]) -> bool:
         """Whether it is made from the results of one of these groups."""
         return not self.after.isdisjoint(groups)
+
+
+def folder_step(
+    name: str,
+    what: str,
+    record: Path,
+    make: Callable[[], None],
+    *,
+    kind: type,
+    settings: Mapping[str, Any],
+    inputs: Inputs,
+    after: frozenset[str],
+    group: str | None = None,
+    together: bool = False,
+) -> Step:
+    """A step that leaves one folder, that of its `record`, which holds `what`. Its group is its name, unless another is
+    said; what of its inputs cannot be read now can also not be compared."""
+    return Step(
+        name=name,
+        group=group or name,
+        after=after,
+        record=record,
+        kind=kind,
+        settings=settings,
+        inputs={role: functools.partial(if_there, find) for role, find in inputs.items()},
+        outputs=(Output(record.parent, what, has_record(record.name), folder=True),),
+        make=make,
+        together=together,
+    )
 
 
 def unless_opened(open_: Callable[[Path], Any], out: Path) -> Callable[[Mapping[str, Any]], list[str]]:

@@ -1,17 +1,14 @@
 """The step of a run that trims its teacher's vocabulary to the run's text, before all that is made of the teacher."""
 
-import functools
-
 from compress.base.config import to_dict
-from compress.base.outputs import Output, has_record
 from compress.base.progress import say
 from compress.model.files import model_fingerprint
 from compress.prune import TrimConfig, trim, trim_inputs
 from compress.prune.trimming.record import RECORD, texts_of
-from compress.run.finders import Folder, if_there
+from compress.run.finders import Folder
 from compress.run.layout import Layout
 from compress.run.recipe import Recipe
-from compress.run.steps import Step
+from compress.run.steps import Step, folder_step
 
 
 def trimming(recipe: Recipe, layout: Layout, whole: Folder, after: frozenset[str]) -> Step:
@@ -23,15 +20,13 @@ def trimming(recipe: Recipe, layout: Layout, whole: Folder, after: frozenset[str
         say(f"trim: {whole()} -> {out}")
         say(trim(whole(), out, config, recipe.data).describe())
 
-    inputs = trim_inputs(lambda: model_fingerprint(whole()), texts_of(config, recipe.data))
-    return Step(
-        name="trim",
-        group="trim",
-        after=after,
-        record=out / RECORD,
+    return folder_step(
+        "trim",
+        "a trimmed teacher",
+        out / RECORD,
+        make,
         kind=TrimConfig,
         settings=to_dict(config),
-        inputs={role: functools.partial(if_there, find) for role, find in inputs.items()},
-        outputs=(Output(out, "a trimmed teacher", has_record(RECORD), folder=True),),
-        make=make,
+        inputs=trim_inputs(lambda: model_fingerprint(whole()), texts_of(config, recipe.data)),
+        after=after,
     )

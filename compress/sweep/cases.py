@@ -10,7 +10,8 @@ from typing import Any
 from compress.base.config import build_from, to_dict
 from compress.base.disk import sha256_json
 from compress.base.errors import UsageError
-from compress.run.recipe import Recipe, SweepConfig
+from compress.run.recipe import Recipe
+from compress.run.sections import SweepConfig
 
 _LONGEST_FOLDER = 80
 

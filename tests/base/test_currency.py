@@ -29,7 +29,7 @@ from compress.demo import WorldConfig
 from compress.distill import DistillConfig
 from compress.evaluate import EvalConfig
 from compress.prune import PruneConfig, RankAfterConfig, RankingConfig, RepairConfig, StorageConfig
-from compress.run.recipe import ScratchTeacher
+from compress.run.sections import ScratchTeacher
 
 
 @config

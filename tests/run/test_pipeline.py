@@ -22,9 +22,10 @@ from compress.demo import RECIPE as RECIPE_OF_DEMO
 from compress.distill import DistillConfig
 from compress.run.layout import Layout
 from compress.run.pipeline import resolve_paths
-from compress.run.recipe import ScratchTeacher, load_recipe
+from compress.run.recipe import load_recipe
 from compress.run.recipe_steps import measures_data, steps_of
 from compress.run.scratch import initialise
+from compress.run.sections import ScratchTeacher
 from compress.verify import verify_run
 
 STEPS = (
