@@ -223,7 +223,8 @@ def _session(scale: Scale, work: Path, *, steps: int, pieces: int = 2, **options
     """A run of `steps` steps of `pieces` micro-batches on the big world, opened."""
     from compress.data import TokenStore
     from compress.distill import DistillConfig
-    from compress.distill.loop.session import open_session
+    from compress.distill.asked import Checked, Training
+    from compress.distill.opening import open_session
 
     folder, store = work / "big", TokenStore.open(work / "big" / "data")
     batch = pieces * scale.micro_tokens
@@ -233,7 +234,8 @@ def _session(scale: Scale, work: Path, *, steps: int, pieces: int = 2, **options
         heldout_sequences=HELDOUT, cpu_tuning=False, **options,
     )  # fmt: skip
     models = {"student": folder / "student", "teacher": folder / "teacher"}
-    return open_session(config, **models, store=store, selection=None, inputs={}, work=work / "train")
+    asked = Training(config=config, data=store.path, out=work / "student", work=work / "train", **models)
+    return open_session(Checked(asked, config, *models.values(), (), None, store, None, {}), None)
 
 
 def step(scale: Scale, work: Path, steps: int = 8, **options: Any) -> dict[str, Any]:

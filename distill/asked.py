@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from compress.base.config import build_from, to_dict
+from compress.base.currency import Inputs, inputs_now
+from compress.base.disk import sha256_json
 from compress.base.machine import default_device
 from compress.base.processes import count, on_main
 from compress.data.alignment import Retelling
 from compress.distill.config import DistillConfig
 from compress.distill.fit import Planner, check_fit
 from compress.distill.loop.ability import Ability, AbilityTest, until_of
-from compress.distill.loop.session import Session, fingerprints, open_session
 from compress.distill.objective.objective import make_objective
 from compress.distill.objective.part import Pair
 from compress.distill.objective.signals import Needs
@@ -25,9 +28,9 @@ from compress.distill.rows.selection import Selection
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.cached import check_cache
 from compress.distill.teachers.other_tokenizer import measure_alignment, retelling_of
-from compress.distill.teachers.several import role_of
-from compress.distill.teachers.source import OpenedTeacher
+from compress.distill.teachers.several import other_inputs, role_of
 from compress.model.cuts import cuts_of, kept_layers
+from compress.model.files import model_fingerprint
 from compress.model.framing import Framing
 from compress.model.load import load_config
 
@@ -137,26 +140,6 @@ class Checked:
         kept = kept_layers(cuts_of(self.start), guide)
         return make_objective(self.config, Pair(load_config(self.start), guide, kept)).needs
 
-    def open(
-        self, selection: Selection | None, guide: OpenedTeacher | None, needs: Needs, *, together: bool
-    ) -> Session:
-        """Its session; raises as `distill`."""
-        return open_session(
-            self.config,
-            student=self.start,
-            teacher=self.teacher,
-            store=self.store,
-            cache=self.cache,
-            others=self.others,
-            retelling=self.retelling,
-            selection=selection,
-            inputs=self.inputs,
-            work=self.asked.work,
-            guide=guide,
-            beside=needs if together else None,
-            ability=self.ability,
-        )
-
     def plan(self) -> DistillPlan:
         """What it needs, checked against the device; raises as `distill`."""
         return check_fit(self.config, self.planner(), default_device())
@@ -187,3 +170,21 @@ class Checked:
         names = {"teacher": teacher} | {role_of(number): other.model for number, other in enumerate(mixture.with_, 2)}
         taught = [{"model": name, "fingerprint": self.inputs[role]} for role, name in names.items()]
         return {"of": mixture.of, "teachers": taught, "shares": mixture.describe(teacher, self.store.sources)}
+
+
+def fingerprints(
+    student: Path,
+    teacher: Path | None,
+    store: Any,
+    cache: TeacherCache | None = None,
+    others: Sequence[Path] = (),
+    until: Inputs = MappingProxyType({}),
+) -> dict[str, str | None]:
+    """One hash for each input; what a checkpoint and a finished student are checked against."""
+    return {
+        "student": sha256_json(model_fingerprint(student)),
+        "teacher": None if teacher is None else sha256_json(model_fingerprint(teacher)),
+        "data": store.fingerprint,
+        "cache": None if cache is None else cache.fingerprint,
+        **inputs_now({**other_inputs([functools.partial(Path, folder) for folder in others]), **until}),
+    }

@@ -18,6 +18,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.loop.meters import MemoryMeter
 from compress.distill.loop.session import Session
 from compress.distill.loop.train import mfu, train
+from compress.distill.opening import open_session
 from compress.distill.publish import DistillResult, finished, publish
 from compress.distill.resources.auto import saved_dtype
 from compress.distill.resources.switches import in_one_order, tuned
@@ -152,12 +153,11 @@ def _opened(
     left: Sequence[Checked], selections: Sequence[Selection | None]
 ) -> tuple[list[Session], SharedTeacher | None]:
     """A session for each; with several, the teacher that the first has opened is all the others' too."""
-    alone = len(left) == 1
-    needs = functools.reduce(operator.or_, (each.needs() for each in left))
+    beside = functools.reduce(operator.or_, (each.needs() for each in left)) if len(left) > 1 else None
     sessions: list[Session] = []
     guide: OpenedTeacher | None = None
     for each, selection in zip(left, selections, strict=True):
-        session = each.open(selection, guide, needs, together=not alone)
+        session = open_session(each, selection, guide=guide, beside=beside)
         guide = session.guide
         sessions.append(session)
     source = None if guide is None else guide.source

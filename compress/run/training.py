@@ -30,7 +30,7 @@ def training_inputs(
     others: Sequence[Folder] = (),
     ability: AbilityTest | None = None,
 ) -> Inputs:
-    """What a training is made from; see `compress.distill.loop.session.fingerprints`."""
+    """What a training is made from; see `compress.distill.asked.fingerprints`."""
 
     def of_cache() -> str | None:
         folder = cache()

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from compress.base.disk import sha256_tree
 from compress.base.errors import CompressError, InterruptedRun, UsageError
 from compress.data import TokenStore
-from compress.distill import DistillConfig, asked
+from compress.distill import DistillConfig, distillation
 from compress.distill.loop import checkpoint, meters, train
 from compress.distill.loop.optimizer import StudentOptimizer
 from compress.distill.loop.step import Losses
@@ -197,7 +197,7 @@ def test_a_finished_run_returns_at_once_and_a_changed_one_is_refused(
     world: World, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = world.run("run", options())
-    monkeypatch.setattr(asked, "open_session", None)
+    monkeypatch.setattr(distillation, "open_session", None)
     assert world.run("run", options()) == first
     assert world.run("run", options(log_every=3, keep_checkpoints=1)) == first
     with pytest.raises(UsageError, match=r"alpha was 0\.8 and is 0\.5"):
