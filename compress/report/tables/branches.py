@@ -24,8 +24,8 @@ def branches(report: Record) -> Table:
         for each in rows
     ]
     note = (
-        "Each branch is the cut, healed on one source of the text; the student is their merge. KL to the teacher and "
-        "loss on held-out text of each source, nats a token ± one standard error."
+        "Each branch is where the student began, healed on one source of the text; the student is their merge. KL to "
+        "the teacher and loss on held-out text of each source, nats a token ± one standard error."
     )
     columns = ["Model", "Tokens", "Wall time", *(f"KL, {name}" for name in sources)]
     columns += [*(f"Loss, {name}" for name in sources), *tasks]
