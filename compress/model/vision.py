@@ -1,7 +1,6 @@
 """Processors of vision-language models, and what they make of text and images for a model beside token ids."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.base.errors import InputError, UsageError, reason_of
+from compress.base.packages import require_package
 from compress.model.load import why_not_loaded
 from compress.model.remote_code import trusted
 
@@ -25,8 +25,7 @@ def load_processor(folder: Path) -> Any:
         InputError: there is none, or it cannot be used.
         UsageError: it needs a package that is not installed.
     """
-    if find_spec("PIL") is None:
-        raise UsageError("Images need the package pillow: `pip install 'compress[vision]'`.")
+    require_package("PIL", "An image", "vision")
     from transformers import AutoProcessor
 
     try:

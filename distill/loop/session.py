@@ -14,6 +14,7 @@ from compress.base.errors import UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
 from compress.data.alignment import Retelling
+from compress.data.store.pictures import PictureReader
 from compress.distill.config import DistillConfig
 from compress.distill.loop import checkpoint
 from compress.distill.loop.ability import Ability
@@ -52,6 +53,7 @@ from compress.model.cuts import cuts_of, kept_layers
 from compress.model.files import model_fingerprint
 from compress.model.kinds import kind_of
 from compress.model.load import load_config, load_tokenizer
+from compress.model.vision import load_processor
 from compress.model.vocabulary import check_data, shared_ids
 
 
@@ -185,7 +187,8 @@ def open_session(
     masking = None
     if kind_of(pair.student) == "masked":
         masking = Masking.of(load_tokenizer(student), vocabulary, config.seed)
-    rows = _rows(config if found is None else _as_begun(config, found[1]), store, selection, masking, of_row)
+    reader = PictureReader(load_processor(teacher or student), store.path) if store.pictured else None
+    rows = _rows(config if found is None else _as_begun(config, found[1]), store, selection, masking, reader, of_row)
     heldout, once = rows.heldout(), rows.num_heldout * of_row
     measured = heldout_steps(config, extent.steps, once)
     if len(heldout):
@@ -312,7 +315,12 @@ def _as_begun(config: DistillConfig, state: dict[str, Any]) -> DistillConfig:
 
 
 def _rows(
-    config: DistillConfig, store: Any, selection: Selection | None, masking: Masking | None, cost: float
+    config: DistillConfig,
+    store: Any,
+    selection: Selection | None,
+    masking: Masking | None,
+    reader: PictureReader | None,
+    cost: float,
 ) -> StoreRows:
     return StoreRows(
         store=store,
@@ -322,6 +330,7 @@ def _rows(
         apart=config.document_mask or store.apart,
         selection=selection,
         masking=masking,
+        reader=reader,
     )
 
 

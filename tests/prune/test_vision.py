@@ -37,7 +37,11 @@ def without(folder: Path, dropped: tuple[int, ...]) -> Any:
 def of_vision(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of tower and projector, by their names on disk."""
     weights = load_file(folder / "model.safetensors")
-    return {name: value for name, value in weights.items() if any(w in name for w in ("vis", "project", "connector", "image_newline"))}
+    return {
+        name: value
+        for name, value in weights.items()
+        if any(w in name for w in ("vis", "project", "connector", "image_newline"))
+    }
 
 
 @pytest.mark.parametrize("model_type", CLASSES)
