@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,44 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], dict[str, 
         {},
     ),
 }
-"""The image processor of each type, which needs nothing but PIL, its processor, and the tokens that it looks for."""
-_PLACES = {"gemma3": "<boi>"}
+"""The image processor of each type, its options, the processor, its options, and the tokens that it looks for; of those
+that need no more than PIL and, where that is installed, torchvision."""
+if find_spec("torchvision") is not None:
+    _QWEN = (
+        "qwen2_vl.image_processing_qwen2_vl.Qwen2VLImageProcessor",
+        {"patch_size": PATCH, "merge_size": 2, "min_pixels": 64, "max_pixels": 256},
+    )
+    PROCESSORS |= {
+        "mistral3": (
+            "pixtral.image_processing_pixtral.PixtralImageProcessor",
+            {"size": {"longest_edge": SIDE}, "patch_size": {"height": 2 * PATCH, "width": 2 * PATCH}},
+            "PixtralProcessor",
+            {"patch_size": PATCH, "spatial_merge_size": 2},
+            {},
+        ),
+        "qwen2_vl": (*_QWEN, "Qwen2VLProcessor", {}, {}),
+        "qwen2_5_vl": (*_QWEN, "Qwen2_5_VLProcessor", {}, {}),
+        "internvl": (
+            "got_ocr2.image_processing_got_ocr2.GotOcr2ImageProcessor",
+            {"size": _SIZE, "crop_to_patches": False},
+            "InternVLProcessor",
+            {"image_seq_length": 4},
+            {
+                "start_image_token": "<img>",
+                "end_image_token": "</img>",
+                "context_image_token": "<IMG_CONTEXT>",
+                "video_token": "<|video_pad|>",
+            },
+        ),
+    }
+_VIDEO = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2VL", "internvl": "InternVL"}
+_PLACES = {
+    "gemma3": "<boi>",
+    "mistral3": "[IMG]",
+    "internvl": "<IMG_CONTEXT>",
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "<|vision_start|><|image_pad|><|vision_end|>"),
+}
+"""What a chat template writes where an image is, beside `<image>`."""
 
 
 def save_vlm(folder: Path, model_type: str, *, seed: int = 0, **changes: Any) -> Path:
@@ -178,7 +215,10 @@ def make_processor(model_type: str) -> Any:
         "{% else %}{{ part.text }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    return getattr(transformers, name)(images, make_tokenizer(tokens), chat_template=template, **more)
+    parts = {"image_processor": images, "tokenizer": make_tokenizer(tokens), "chat_template": template, **more}
+    if model_type in _VIDEO:
+        parts["video_processor"] = getattr(transformers, f"{_VIDEO[model_type]}VideoProcessor")()
+    return getattr(transformers, name)(**parts)
 
 
 def image_inputs(model_type: str, rows: int = 2) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ same processor makes pixels of them when the row is read.
 import base64
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ class Picture(NamedTuple):
         start = _HEAD + int.from_bytes(record[:_HEAD], "little")
         head = json.loads(record[_HEAD:start])
         ends = np.cumsum([start, *head["bytes"]])
-        return cls(head["text"], tuple(record[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)))
+        return cls(head["text"], tuple(record[a:b] for a, b in itertools.pairwise(ends)))
 
 
 def opened(images: Sequence[bytes]) -> list[Any]:
@@ -108,8 +109,8 @@ class PictureChat(Chat):
         self._processor = processor
 
     def read(self, document: str) -> tuple[Rendered, NDArray[np.bool_], Picture] | Unfit:
-        """A conversation with its images, as `PictureEncoder` is given it, and which of its n tokens stand for them [n];
-        or why it cannot be read."""
+        """A conversation with its images, as `PictureEncoder` is given it, which of its n tokens stand for them [n],
+        and its record; or why it cannot be read."""
         row = json.loads(document)
         found = self._lay_out(row["messages"])
         if isinstance(found, Unfit):
@@ -137,7 +138,7 @@ class PictureChat(Chat):
 def _widen(
     text: str, spans: Sequence[tuple[int, int]], widened: Sequence[tuple[int, int, str]]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """A text whose placeholders (start, end, what stands there instead) are replaced, and where spans of it are then."""
+    """A text whose placeholders (start, end, what stands there instead) are replaced, and where its spans are then."""
     pieces, done = [], 0
     for start, end, instead in widened:
         pieces += [text[done:start], instead]

@@ -17,6 +17,7 @@ from compress.data.store.encode import DocumentEncoder, Encoder
 from compress.data.store.framing import asked_framing, decide_framing
 from compress.data.store.layout import RowLayout
 from compress.data.store.pictures import OneARow, PictureChat, PictureEncoder, check_reader, with_files
+from compress.model.files import SMALL_FILES, download, local_folder
 from compress.model.framing import Framing
 from compress.model.tokenizer import TokenizerSpec
 from compress.model.vision import load_processor
@@ -120,7 +121,7 @@ def find_way(
     retry: Retry,
     reader: Path | None = None,
 ) -> Way:
-    """How a connected source is read; rows with images by the processor of the model in the folder `reader`.
+    """How a connected source is read; rows with images by the processor of the model `reader`, a folder or a hub id.
 
     Raises:
         Unavailable: the network failed too often in a row.
@@ -128,8 +129,9 @@ def find_way(
     form = form_of(source, asked_of(config), retry)
     if form.has_images:
         assert reader is not None, "only a token store has such rows"
-        check_reader(reader, str(reader))
-        return Way(config, form, spec, PictureChat(tokenizer, load_processor(reader)))
+        folder = local_folder(str(reader)) or download(str(reader), None, SMALL_FILES)
+        check_reader(folder, str(reader))
+        return Way(config, form, spec, PictureChat(tokenizer, load_processor(folder)))
     return Way(config, form, spec, None if form.is_text else Chat(tokenizer))
 
 
