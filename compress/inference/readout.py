@@ -17,7 +17,6 @@ from compress.model.framing import Framing, begun
 from compress.model.lengths import context_tokens
 from compress.model.load import find_dtype, load_model, load_tokenizer
 from compress.model.parts import OutputHead, all_logits, check_output_head, hidden_states, output_head, why_not_finite
-from compress.model.vision import to_model
 from compress.model.vocabulary import check_ids
 
 _CHUNK_LOGITS = 1 << 24  # 64 MiB of float32
@@ -58,7 +57,6 @@ class Readout:
     def states(self, input_ids: Tensor, **inputs: Any) -> Tensor:
         """What the head turns into logits, [B, S, D], for `input_ids` [B, S] (padding, if any, on the right) and what
         else the model is to be given."""
-        inputs = to_model(inputs, self.device, self.model.dtype)
         if self.head is None:
             return all_logits(self.model, input_ids, **inputs)
         return hidden_states(self.model, input_ids, **inputs)

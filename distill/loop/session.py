@@ -182,6 +182,8 @@ def open_session(
         flops=per_token * extent.rows * store.seq_len,
         documents_apart=config.document_mask or store.apart,
     )
+    if store.pictured:  # what is given of images has other shapes each time
+        here = here._replace(compiled=False)
     measuring = measuring_flops_per_token(pair.student, pair.teacher, store.seq_len, guides, teacher_tokens=ratio)
     of_row = measuring / (per_token * extent.rows)
     masking = None

@@ -11,7 +11,6 @@ from compress.distill.config import DistillConfig
 from compress.distill.resources.attention import DOCUMENTS, choose, parts_documents, without_mask
 from compress.distill.resources.auto import Here
 from compress.distill.rows.documents import check_isolation
-from compress.model.kinds import sees_images
 from compress.model.load import load_model
 from compress.model.parts import check_output_head
 
@@ -90,8 +89,6 @@ def compile_backbone(model: Any, *, asked: bool, backend: str = "inductor") -> N
 @torch.no_grad()
 def _why_no_graph(model: Any) -> str | None:
     """What breaks the graph of a model, traced on a few tokens without being compiled; None where nothing does."""
-    if sees_images(model.config):
-        return "what it is given of images has other shapes each time"
     ids = torch.arange(2 * _TRACED_TOKENS, device=next(model.parameters()).device).view(2, -1)
     traced: Any = torch.compile(model.base_model, fullgraph=True, dynamic=False, backend="eager")
     try:

@@ -17,7 +17,7 @@ from compress.evaluate.text.token_classes import Grouping, group_tokens
 from compress.inference.halving import Halving
 from compress.inference.readout import Checkpoint, require_numbers
 from compress.model.kinds import is_masked
-from compress.model.vision import Inputs, collated
+from compress.model.vision import Inputs, collated, to_model
 
 _TOP = 5
 _ROWS, _DOCUMENTS = "rows", "documents"
@@ -347,7 +347,8 @@ def _states(checkpoint: Checkpoint, rows: Tensor, places: Tensor, mask_every: in
     each row's first."""
     if is_masked(checkpoint.model):
         return states_of_blanks(checkpoint, rows, places, mask_every)
-    states = checkpoint.states(rows.to(checkpoint.device), **inputs)
+    seen = to_model(inputs, checkpoint.device, checkpoint.model.dtype)
+    states = checkpoint.states(rows.to(checkpoint.device), **seen)
     predicting = states[:, :-1].flatten(0, 1)
     return predicting if len(places) == len(predicting) else predicting[places.to(states.device)]
 
