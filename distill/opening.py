@@ -10,6 +10,7 @@ from compress.base.currency import input_changes, setting_changes
 from compress.base.errors import UsageError
 from compress.base.processes import on_main
 from compress.base.progress import say
+from compress.data.store.pictures import PictureReader
 from compress.distill.asked import Checked
 from compress.distill.config import DistillConfig
 from compress.distill.loop import checkpoint
@@ -243,6 +244,7 @@ def _rows(of: Checked, begun: _Begun, selection: Selection | None, scale: _Scale
         apart=config.document_mask or store.apart,
         selection=selection,
         masking=Masking.of(load_tokenizer(of.start), scale.vocabulary, config.seed) if masked else None,
+        reader=PictureReader.of(store, of.teacher or of.start) if store.pictured else None,
     )
 
 

@@ -44,7 +44,7 @@ from compress.distill.teachers.quantization import check_quantization
 from compress.model.cuts import kept_layers
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import resolve_model
-from compress.model.kinds import model_class, require_causal
+from compress.model.kinds import model_class, require_causal, require_text_alone
 from compress.model.lengths import check_rows
 from compress.model.load import why_not_loaded
 from compress.model.remote_code import trusted
@@ -129,6 +129,7 @@ def check_caching(
     if teacher is None or text is None:
         return
     faults.of(lambda: require_causal(teacher.config, teacher.name, "A cache of a teacher"))
+    faults.of(lambda: require_text_alone(teacher.config, teacher.name, "A cache of a teacher"))
     vocabulary: int = teacher.config.get_text_config().vocab_size
     if config.kind == "topk" and config.k > vocabulary:
         faults.found.append(UsageError(f"k = {config.k}: {teacher.name} has {vocabulary} tokens in all; keep fewer."))

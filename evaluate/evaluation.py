@@ -213,7 +213,7 @@ class _Texts:
 
     def chosen(self, checkpoint: Checkpoint, count: int, config: EvalConfig) -> list[str]:
         """The first `count` prompts that were given, else starts of held-out rows."""
-        if self.prompts or self.heldout is None or not count:
+        if self.prompts or self.heldout is None or self.heldout.inputs is not None or not count:
             return list(self.prompts)[:count]
         return prompts_from_rows(checkpoint, self.heldout.rows, count, config.sample_prompt_tokens)
 
@@ -265,6 +265,7 @@ def _measure(
             documents=text.documents,
             answers=text.answers,
             sources=text.sources,
+            inputs=text.inputs,
             teacher=compared,
             batch_tokens=config.batch_tokens,
             mask_every=config.mask_every,

@@ -9,6 +9,7 @@ from compress.base.machine import find_device, memory_of
 from compress.base.units import format_bytes
 from compress.data import INDEX, TokenStore, check_text
 from compress.data.alignment import Retelling
+from compress.data.store.pictures import check_reader
 from compress.evaluate.chat import check_chat
 from compress.evaluate.config import EvalConfig
 from compress.evaluate.presets import split_shots
@@ -118,5 +119,7 @@ def _check_store(text: str, model: ModelFacts) -> None:
     """
     store = TokenStore.open(text)
     check_store(store, model.tokenizer, model.name, context=context_tokens(model.config))
+    if store.pictured:
+        check_reader(model.side, model.name)
     if not store.num_heldout:
         raise InputError(f"{text} has no held-out rows to measure on: prepare it with data.heldout_sequences.")

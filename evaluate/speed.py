@@ -22,6 +22,7 @@ from compress.base.progress import progress_bar
 from compress.base.signals import check_interrupt
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint, load_checkpoint, read_out
+from compress.model.kinds import model_class
 from compress.model.lengths import fit, shortest_context
 from compress.model.load import find_dtype
 from compress.model.remote_code import trusted
@@ -56,14 +57,12 @@ def compare_speed(models: Mapping[str, str | Path], config: EvalConfig) -> dict[
 def speed_of_shapes(configs: Mapping[str, Any], folder: Path, config: EvalConfig) -> dict[str, dict[str, Any]]:
     """Speed of models that are not there yet, by their `PretrainedConfig`, as `compare_speed`: with random weights, in
     the dtype that a model of `folder` has."""
-    from transformers import AutoModelForCausalLM
-
     device = find_device(config.device)
     checkpoints = {}
     for name, shape in configs.items():
         dtype = find_dtype(config.dtype, folder, device)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=trusted()).eval()
+            model = model_class(shape).from_config(shape, dtype=dtype, trust_remote_code=trusted()).eval()
         read = read_out(model, name)
         checkpoints[name] = Checkpoint(read.name, model, read.head, read.vocab_size, folder, tokenizer=None)
     return measure_speed(checkpoints, config)

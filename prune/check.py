@@ -1,7 +1,8 @@
 """Is the student the teacher without its dropped layers? Measured on logits, in fp32 on the CPU.
 
 1. Student(x) against Teacher(x) in which each dropped layer returns its input: the same arithmetic in the same
-   order, so anything but rounding means that the student's config or weights are wrong.
+   order, so anything but rounding means that the student's config or weights are wrong. Of a vision-language model on
+   text, and then on a text with an image, where its folder has a processor that can be used.
 2. What the student generates with its cache, token by token, against one pass over the same text without: what
    generation relies on. Where they differ, the teacher must differ from itself in the same way. Not of a masked LM.
 
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 
 from compress.base.errors import CompressError, InputError, reason_of
 from compress.base.machine import host_memory
-from compress.base.progress import progress_bar, working
+from compress.base.progress import progress_bar, say, working
 from compress.base.units import format_bytes
-from compress.model.kinds import is_masked
+from compress.model.kinds import is_masked, sees_images
 from compress.model.lengths import context_tokens
 from compress.model.load import load_config, load_model
 from compress.model.parts import all_logits, decoder_layers
+from compress.model.vision import sample_inputs
 
 NUM_SEQUENCES = 2
 NUM_TOKENS = 40
@@ -52,6 +54,10 @@ class CheckResult:
     tokens: int = 0
     teacher_cache_differs: bool = False
     """The teacher generates other logits with its cache than without; the student was held against those."""
+    max_abs_difference_image: float | None = None
+    """Of a vision-language model, on a text with an image; None where it was compared on text alone."""
+    no_image: str | None = None
+    """Why a vision-language model was compared on text alone."""
 
 
 def reason_to_skip(num_parameters: int) -> str | None:
@@ -90,10 +96,16 @@ def check_student(
     for index in dropped:
         _make_identity(layers[index])
     expected = _run(model, teacher, ids)
+    seen, no_image = _with_image(model, teacher)
+    shown = None if seen is None else _run(model, teacher, **seen)
     del model, layers
     # First comparison: the student says the same.
     model = _load(student, WINDOW)
     identity = _distance(_run(model, student, ids), expected)
+    image = None
+    if seen is not None and shown is not None:
+        image = _distance(_run(model, student, **seen), shown)
+        identity = max(identity, image, key=lambda found: found.difference / max(found.largest, 1.0))
     if not identity.within(CAST_TOLERANCE if cast else IDENTITY_TOLERANCE):
         raise CompressError(
             f"The student's logits differ from those of the teacher with its dropped layers skipped {identity}. This "
@@ -124,7 +136,20 @@ def check_student(
         max_abs_logit=identity.largest,
         tokens=ids.numel(),
         teacher_cache_differs=not faithful,
+        max_abs_difference_image=None if image is None else image.difference,
+        no_image=no_image,
     )
+
+
+def _with_image(model: Any, folder: Path) -> tuple[dict[str, Tensor] | None, str | None]:
+    """Inputs with an image for a vision-language model; or why there are none, which is said. Neither of another."""
+    if not sees_images(model.config):
+        return None, None
+    try:
+        return sample_inputs(folder), None
+    except CompressError as error:
+        say(f"The student is compared with its teacher on text alone, without an image. {error}")
+        return None, str(error)
 
 
 def _distance_from_teachers(
@@ -188,14 +213,14 @@ def _long_windows(config: Any) -> list[str]:
     return [name for name, size in sizes.items() if isinstance(size, int) and size > WINDOW]
 
 
-def _run(model: Any, folder: Path, ids: Tensor) -> Tensor:
-    """Logits [B, S, V] for `ids` [B, S], without a cache."""
+def _run(model: Any, folder: Path, input_ids: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits [B, S, V] for `input_ids` [B, S] and what else the model is given, without a cache."""
     try:
         with working(f"checking {folder}"):
-            logits = all_logits(model, ids)
+            logits = all_logits(model, input_ids, **inputs)
     except Exception as error:
         raise InputError(
-            f"{folder} loads but does not run on {ids.shape[1]} tokens ({type(error).__name__}: "
+            f"{folder} loads but does not run on {input_ids.shape[1]} tokens ({type(error).__name__}: "
             f"{reason_of(error)}). Its config.json contradicts itself, or it needs more than text."
         ) from error
     return logits

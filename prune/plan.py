@@ -209,7 +209,7 @@ def derive(
         **_figures(config, before, after),
         **fewer,
     )
-    return Derivation(plan, student_json, smaller, _stored_prefixes(name, before.base_model_prefix), tuple(types))
+    return Derivation(plan, student_json, smaller, stored_prefixes(name, before.base_model_prefix), tuple(types))
 
 
 def _models(config: Any, student_json: dict[str, Any], folder: Path) -> tuple[Any, Any, Any]:
@@ -249,7 +249,7 @@ def _figures(config: Any, before: Any, after: Any) -> dict[str, Any]:
     return figures
 
 
-def _stored_prefixes(name: str, base: str) -> tuple[str, ...]:
+def stored_prefixes(name: str, base: str) -> tuple[str, ...]:
     """What a stack's layers may be called on disk: as in the model, without its head, or within a composite model."""
     names = {name, name.removeprefix(base + "."), *(_COMPOSITES if name in _COMPOSITES else ())}
     return tuple(sorted(names))

@@ -46,6 +46,8 @@ class PruneResult:
                 f"equals the teacher with dropped layers skipped: logits within {self.check.max_abs_difference:.2g}"
                 f"{cached} (largest logit {self.check.max_abs_logit:.3g})"
             )
+            if self.check.max_abs_difference_image is not None:
+                lines[-1] += f", with an image within {self.check.max_abs_difference_image:.2g}"
             if self.check.teacher_cache_differs:
                 lines[-1] += "; with a cache both write other text than without, the student as its teacher's"
         if repaired := self.record["repair"]:

@@ -40,6 +40,7 @@ from compress.prune.choose.calibration import Calibration, load_calibration
 from compress.prune.forecast import tell_time
 from compress.prune.least_squares import Sums, best_ridge
 from compress.prune.parts import RepairConfig
+from compress.prune.plan import stored_prefixes
 from compress.prune.streams import Stream
 from compress.weights.headers import read_header, replace_tensor
 
@@ -262,7 +263,8 @@ def _store(student: Path, maps: Mapping[str, Tensor], stack: str, base: str) -> 
     stored = {tensor.name: tensor for path in check_weight_files(student) for tensor in read_header(path)}
     for name, weight in maps.items():
         key = f"{name}.weight"
-        tensor = stored.get(key) or stored.get(key.removeprefix(f"{base}."))
+        names = (prefix + key.removeprefix(stack) for prefix in stored_prefixes(stack, base))
+        tensor = next((stored[name] for name in names if name in stored), None)
         if tensor is None:
             raise InputError(f"The cut cannot be repaired: its files hold no tensor {key}, so {stack} is stored anew.")
         replace_tensor(tensor, weight)

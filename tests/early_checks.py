@@ -163,8 +163,10 @@ EARLY: dict[str, Early] = {
     "data.split": early("is of a hub data set", ("data.split=test", "data.split applies to hub datasets")),
     "data.text_column": early("is in each local file", ("data.text_column=body", "no 'body' in any")),
     "data.form": early(
-        "its columns are in the rows; of conversations, the tokenizer's chat template makes something of the first 100",
+        "its columns are in the rows; of conversations, the tokenizer's chat template makes something of the first "
+        "100; with images, the teacher sees them, and its processor can be used here",
         ("data.form=chat", "no 'messages' in any"),
+        ("data.form=images", "is for vision-language models"),
     ),
     "data.train_on_prompt": early(
         "rows are instructions", ("data.train_on_prompt=true", "data.train_on_prompt is of instructions")

@@ -5,11 +5,11 @@ from importlib.util import find_spec
 from compress.base.errors import UsageError
 
 
-def require_package(package: str, option: str) -> None:
-    """Make sure that a package of the extra `quant` is there for `option`, as the user writes it.
+def require_package(package: str, option: str, extra: str = "quant") -> None:
+    """Make sure that a package of an extra of ours is there for `option`, as the user writes it.
 
     Raises:
         UsageError: it is not installed.
     """
     if find_spec(package) is None:
-        raise UsageError(f"{option} needs the package {package}: `pip install 'compress[quant]'`, or leave it out.")
+        raise UsageError(f"{option} needs the package {package}: `pip install 'compress[{extra}]'`, or leave it out.")

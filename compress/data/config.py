@@ -15,7 +15,7 @@ from compress.base.units import Count
 AtLeastOne = Annotated[Count, Field(ge=1)]
 
 
-Form = Literal["auto", "text", "alpaca", "chat", "completion"]
+Form = Literal["auto", "text", "alpaca", "chat", "completion", "images"]
 
 
 @config
@@ -68,11 +68,12 @@ class DataConfig:
     """Column (or JSON key) that holds the text."""
     form: Annotated[Form, Before("auto")] = "auto"
     """What rows hold: text, or instructions: alpaca {instruction, input, output}, chat {messages}, completion {prompt,
-    completion}. auto: text where there is that column, else the form that the columns are of, which is said."""
+    completion}, or images {images, and messages or prompt and completion}. auto: text where there is that column, else
+    the form that the columns are of, which is said; never images."""
     train_on_prompt: Annotated[bool, Before(False)] = False
     """Learn from all of a conversation; by default from its answers alone. Held-out loss is of the same tokens."""
     too_long: Annotated[Literal["cut", "leave_out"], Before("cut")] = "cut"
-    """Conversations longer than a row: cut at its end, or left out; either is counted."""
+    """Conversations longer than a row: cut at its end, or left out; either is counted. With images always left out."""
     apart: Annotated[bool, Before(True)] = True
     """Keep the conversations of a row apart in training, as `distill.document_mask` does with texts; not every model
     can."""
@@ -98,6 +99,8 @@ class DataConfig:
             raise ValueError("write exactly one of `dataset` (--data) and `sources`")
         if self.sources is None:
             return
+        if any(source.form == "images" for source in self.sources):
+            raise ValueError("rows with images cannot be part of a blend: write that source alone, as `dataset`")
         if len(self.sources) < 2:
             raise ValueError("a blend has two `sources` or more: write one as `dataset`")
         for name in _OF_ONE_SOURCE:

@@ -19,6 +19,7 @@ from compress.data.sources.instructions import Form
 from compress.data.sources.sources import Source, asked_of, find_source
 from compress.data.sources.stream import Position, Retry, Unavailable, form_of, is_final, read_items
 from compress.data.store.chat import Chat, Unfit
+from compress.data.store.pictures import check_reader
 from compress.data.store.record import wanted_tokens
 from compress.data.store.store import INDEX, TokenStore
 from compress.data.store.way import check_options
@@ -43,6 +44,8 @@ class TextFacts(NamedTuple):
     """Whether the rows are known to be of conversations."""
     parts: "tuple[TextFacts, ...]" = ()
     """The facts of each source's rows; empty where there is one."""
+    pictured: bool = False
+    """Whether these are about images."""
 
 
 def facts_of_store(store: TokenStore) -> TextFacts:
@@ -51,7 +54,8 @@ def facts_of_store(store: TokenStore) -> TextFacts:
         TextFacts(store.seq_len, source["rows"], source["heldout_rows"], marked=store.marked)
         for source in store.index.get("sources", ())
     )
-    return TextFacts(store.seq_len, store.num_rows, store.num_heldout, store.sources, store.marked, parts)
+    size = (store.seq_len, store.num_rows, store.num_heldout)
+    return TextFacts(*size, store.sources, store.marked, parts, store.pictured)
 
 
 def facts_of_plan(config: DataConfig) -> TextFacts:
@@ -59,7 +63,8 @@ def facts_of_plan(config: DataConfig) -> TextFacts:
     wanted = wanted_tokens(config)
     held = sum(part.heldout_sequences for part in config.parts())
     parts = () if config.sources is None else tuple(map(facts_of_plan, config.parts()))
-    return TextFacts(config.seq_len, wanted and wanted // config.seq_len, held, config.names, parts=parts)
+    rows, pictured = wanted and wanted // config.seq_len, config.form == "images"
+    return TextFacts(config.seq_len, rows, held, config.names, parts=parts, pictured=pictured)
 
 
 def fit_rows(config: DataConfig, models: Iterable[ModelFacts | None]) -> DataConfig:
@@ -79,6 +84,8 @@ def check_data(config: DataConfig, model: ModelFacts | None, out: Path, faults: 
     if all(form is not None and form.is_text for form in forms):
         faults.of(lambda: check_options(config))
     spec = None if model is None else faults.of(lambda: tokenizer_spec(model.tokenizer))
+    if model is not None and config.form == "images":
+        faults.of(lambda: check_reader(model.side, model.name))
     if spec is not None:
         faults.of(lambda: check_space(config, spec, out))
     marked = any(form is not None and not form.is_text for form in forms)
@@ -125,7 +132,7 @@ def check_source(config: DataConfig, tokenizer: Any = None) -> Form | None:
         form = form_of(source, asked_of(config), Retry(StopRequest(), tries=0))
         for index in range(1 if isinstance(source, HubSource) else len(source.files)):
             _first_row(source, index, form)
-        if not form.is_text and tokenizer is not None:
+        if not form.is_text and not form.has_images and tokenizer is not None:
             _check_layout(name, source, form, Chat(tokenizer))
         return form
     except CompressError as error:

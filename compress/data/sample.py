@@ -14,7 +14,7 @@ from compress.base.signals import StopRequest
 from compress.data.config import DataConfig
 from compress.data.sources.sources import Source, find_source
 from compress.data.sources.stream import Position, Retry, batches, texts
-from compress.data.store.encode import Ids
+from compress.data.store.encode import Ids, Pictured
 from compress.data.store.layout import TextRows
 from compress.data.store.marks import ids_of
 from compress.data.store.store import INDEX, TokenStore
@@ -101,7 +101,7 @@ class Documents:
 
     def encode(self, documents: Sequence[str]) -> list[Ids | None]:
         """The ids of each, EOS at its end; None of a conversation that cannot be laid out."""
-        return [None if isinstance(found, str) else ids_of(found) for found in self._encoder(documents)]
+        return [None if isinstance(found, str | Pictured) else ids_of(found) for found in self._encoder(documents)]
 
 
 def _of_text(name: str, text_column: str, seq_len: int) -> DataConfig:

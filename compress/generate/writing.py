@@ -27,7 +27,7 @@ from compress.inference.decoding import end_tokens
 from compress.inference.readout import Checkpoint, load_checkpoint
 from compress.model.facts import look_at_model
 from compress.model.files import model_fingerprint, resolve_model
-from compress.model.kinds import require_causal
+from compress.model.kinds import require_causal, require_text_alone
 
 RECORD = "generate.json"
 ROWS = "rows.jsonl"
@@ -133,6 +133,7 @@ def _check(model: str | Path, prompts: str, out: Path, config: GenerateConfig) -
     writer = look_at_model(str(model), faults)
     if writer is not None:
         faults.of(lambda: require_causal(writer.config, writer.name, "Generating text"))
+        faults.of(lambda: require_text_alone(writer.config, writer.name, "Generating text"))
     faults.refuse()
     return {
         "model": model_fingerprint(resolve_model(str(model))),

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from compress.model.kinds import is_masked
-from compress.model.parts import decoder_layers, empty_model
+from compress.model.parts import decoder_layers, empty_model, vision_parameters
 from compress.model.probe import AttentionCost, CacheCost, probe
 
 _APART = re.compile(r"vision|visual|image|img|audio|speech|depth_decoder|multi_modal|adapter_modality")
@@ -107,10 +107,13 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     stack = decoder_layers(model)[0]
     head = model.get_output_embeddings()  # type: ignore[operator]
     embeddings = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    vision = vision_parameters(model)
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         owner = name.rpartition(".")[0]
-        if owner in embeddings:
+        if name in vision:
+            part = "vision"
+        elif owner in embeddings:
             part = "embeddings"
         elif head is not None and any(parameter is own for own in head.parameters()):
             part = "head"
@@ -124,15 +127,16 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def multiplied(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """Each matrix by name, and how many of its weights a token is multiplied with; shared ones as often as they are
-    used."""
-    stack = decoder_layers(model)[0]
+    """Each matrix by name, and how many of its weights a token of text is multiplied with; shared ones as often as they
+    are used."""
+    stack, vision = decoder_layers(model)[0], vision_parameters(model)
     lookups = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if (
             parameter.dim() < 2
             or name.endswith("bias")
             or name.rpartition(".")[0] in lookups
+            or name in vision
             or _APART.search(name.removeprefix(stack))
         ):
             continue

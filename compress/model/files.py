@@ -20,7 +20,8 @@ from compress.model.remote_code import trusted
 _SIDE_FILES = (
     "tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "spiece*", "*.model", "*.spm", "*.tiktoken",
     "*.jinja", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json",
-    "preprocessor_config.json", "processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 _NEVER_COPIED = (".safetensors", ".bin", ".pt", ".pth")
 _CODE = "*.py"

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from compress.base.errors import CompressError, InputError, reason_of
-from compress.model.kinds import is_masked, model_class
+from compress.model.kinds import is_masked, model_class, sees_images
 from compress.model.lengths import context_tokens
 from compress.model.remote_code import trusted
 
 _STACKS = (
     "model.layers", "model.language_model.layers", "language_model.model.layers", "transformer.h",
     "transformer.blocks", "transformer.layers", "transformer.layer", "model.decoder.layers", "backbone.blocks",
+    "model.text_model.layers",
 )  # fmt: skip
 _STACKS_OF_BASE = ("layers", "blocks", "encoder.layer", "encoder.layers", "transformer.layer", "decoder.layers")
 """The same, below the submodule that a model class calls its base."""
@@ -54,6 +55,17 @@ def why_no_model(error: Exception) -> str:
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def vision_parameters(model: Any) -> frozenset[str]:
+    """Names of the parameters that are no part of the language model: of tower and projector; none where it sees no
+    images."""
+    if not sees_images(model.config):
+        return frozenset()
+    inside = decoder_layers(model)[0].rpartition(".")[0] + "."
+    head = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+    named = model.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, each in named if not name.startswith(inside) and id(each) not in head)
 
 
 @dataclasses.dataclass(frozen=True)

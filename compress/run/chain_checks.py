@@ -12,6 +12,7 @@ from compress.data import TextFacts
 from compress.distill.preflight import check_distill
 from compress.model.facts import ModelFacts
 from compress.model.files import copy_side_files
+from compress.model.kinds import require_text_alone
 from compress.prune import RankAfterConfig, check_prune, student_facts
 from compress.prune.plan import Derivation
 from compress.run.rank_after import check_ranking
@@ -93,6 +94,9 @@ def _check_healing(recipe: Recipe, facts: StageFacts, text: TextFacts, left: Lef
     if stage.step("distill") in left.groups:
         cached = None if cache is None or stage.teacher != "original" else cache.kind
         student, teacher = models
+        if recipe.merge is not None and student is not None:
+            name, config = student.name, student.config
+            faults.of(lambda: require_text_alone(config, name, "Merging"))
         texts = {"": text} if recipe.merge is None else dict(zip(text.sources, text.parts, strict=True))
         found = {name: Faults() for name in texts}
         for name, part in texts.items():

@@ -25,7 +25,7 @@ from compress.distill.resources.flops import peak_flops, training_flops_per_toke
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import local_folder
 from compress.model.gguf import is_gguf
-from compress.model.kinds import require_causal
+from compress.model.kinds import require_causal, require_text_alone
 from compress.model.lengths import context_tokens
 from compress.model.remote_code import trusted
 from compress.prune import PruneConfig, check_prune
@@ -110,6 +110,7 @@ def _cut(teacher: str, asked: InitConfig) -> _Cut:
     faults.refuse()
     assert known is not None
     require_causal(known.config, known.name, "compress init")
+    require_text_alone(known.config, known.name, "compress init")
     depth, why = choose_depth(known, asked)
     for repair in (True, False):
         faults, how = Faults(), PruneConfig(keep=f"contiguous:{depth}", repair=repair)

@@ -9,7 +9,7 @@ from compress.distill.objective.sparse import Sparse
 from compress.distill.rows.batch import MicroBatch
 from compress.distill.rows.documents import packed_hidden_states
 from compress.model.blocks import block_outputs
-from compress.model.parts import OutputHead, output_head
+from compress.model.parts import OutputHead, hidden_states, output_head
 
 
 class Needs(NamedTuple):
@@ -48,7 +48,10 @@ class Signals(NamedTuple):
 def read_signals(model: Any, batch: MicroBatch, blocks: tuple[int, ...], vocabulary: int) -> Signals:
     """One forward pass of a causal LM; its head is cut to the first `vocabulary` token ids."""
     with block_outputs(model, blocks) as outputs:
-        hidden = packed_hidden_states(model, batch.ids, batch.positions, batch.boundaries)
+        if batch.inputs:
+            hidden = hidden_states(model, batch.ids, **batch.inputs)
+        else:
+            hidden = packed_hidden_states(model, batch.ids, batch.positions, batch.boundaries)
     return Signals(
         hidden=batch.with_label(hidden),
         head=first_ids(output_head(model), vocabulary),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.distill.objective.loss import IGNORE_INDEX
+from compress.model.vision import Inputs, collated
 
 Ids = npt.NDArray[np.int64]
 
@@ -31,6 +32,8 @@ class Batch:
     """[N, S - 1] what each label counts; None where each counts 1."""
     sources: tuple[str, ...] | None = None
     """[N] tags of where the rows' text comes from; None where there is one source."""
+    inputs: tuple[Inputs, ...] | None = None
+    """[N] what models are given beside the ids of each row; None where rows have no images."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,6 +58,7 @@ class Batch:
             positions=None if self.positions is None else self.positions[rows],
             weights=None if self.weights is None else self.weights[rows],
             sources=None if self.sources is None else tuple(self.sources[row] for row in rows),
+            inputs=None if self.inputs is None else tuple(self.inputs[row] for row in rows),
         )
 
 
@@ -94,6 +98,8 @@ class MicroBatch:
     """[B] numbers of the rows in their source; stays on the host."""
     sources: tuple[str, ...] | None
     """[B] tags of the rows' text; stays on the host."""
+    inputs: Inputs = dataclasses.field(default_factory=dict)
+    """What the models are given beside ids; empty where rows have no images."""
     guide: "Guide | None" = None
     """The same text as a teacher of another tokenizer has it; None where the teacher reads these ids."""
 
@@ -114,6 +120,7 @@ class MicroBatch:
     def _with(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        changed["inputs"] = {name: change(tensor) for name, tensor in self.inputs.items()}
         if self.guide is not None:
             changed["guide"] = self.guide.with_tensors(change)
         return dataclasses.replace(self, **changed)
@@ -166,6 +173,7 @@ def micro_batch(piece: Batch) -> MicroBatch:
         row_lengths=tuple(of_row.sum(1).tolist()),
         row_ids=piece.row_ids,
         sources=piece.sources,
+        inputs={} if piece.inputs is None else collated(piece.inputs),
     )
 
 

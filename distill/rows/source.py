@@ -7,6 +7,7 @@ import numpy as np
 
 from compress.data import TokenStore
 from compress.data.store.marks import Marks
+from compress.data.store.pictures import PictureReader
 from compress.distill.rows.batch import Batch, Ids
 from compress.distill.rows.documents import Mask, document_positions, next_tokens, starts_after_eos
 from compress.distill.rows.masking import Masking
@@ -52,6 +53,8 @@ class StoreRows:
     """What of them is learned from, in which order; None takes all in the store's."""
     masking: Masking | None = None
     """What hides tokens for a masked LM, which predicts those; None predicts next tokens."""
+    reader: PictureReader | None = None
+    """What makes pixels of a store's records; None where rows have no images."""
 
     @property
     def seq_len(self) -> int:
@@ -65,6 +68,8 @@ class StoreRows:
     def read(self, row_ids: Ids, position: int = 0) -> Batch:
         """Those rows of the store; see `RowSource`."""
         batch = self._packed(self.store.rows(row_ids), row_ids, self.store.marks(row_ids))
+        if self.reader is not None:
+            batch = dataclasses.replace(batch, inputs=self.reader(batch.ids, self.store.records(row_ids)))
         if self.store.sources:
             batch = self._tagged(batch, self.store.sources_of(row_ids))
         if self.masking is not None:
@@ -78,6 +83,8 @@ class StoreRows:
         rows = self.store.heldout(self.num_heldout)
         numbers = self.store.num_rows + np.arange(len(rows))
         batch = self._packed(rows, numbers, self.store.heldout_marks(self.num_heldout))
+        if self.reader is not None:
+            batch = dataclasses.replace(batch, inputs=self.reader(rows, self.store.heldout_records(self.num_heldout)))
         if self.masking is not None and len(rows):
             batch = self.masking.heldout(batch)
         return self._tagged(batch, self.store.heldout_sources(self.num_heldout)) if self.store.sources else batch

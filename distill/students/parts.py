@@ -13,7 +13,8 @@ from compress.distill.config import DistillConfig
 from compress.distill.objective.part import Pair
 from compress.distill.students.lora import add_adapters
 from compress.model.costs import is_norm
-from compress.model.parts import decoder_layers, empty_model
+from compress.model.kinds import sees_images
+from compress.model.parts import decoder_layers, empty_model, vision_parameters
 
 _FINAL_NORM = re.compile(r"(?i)((final|output|out|embedding)_)?(layer_?)?norm(_f)?|ln(_f|_out)?")
 """Of norms beside the stack of blocks, those that come after it; `embedding_norm` is LFM2's."""
@@ -38,6 +39,12 @@ def select(model: nn.Module, config: DistillConfig, pair: Pair, *, bf16: bool) -
         frozen = bf16 and not parameter.requires_grad
         parameter.data = parameter.data.to(torch.bfloat16 if frozen else torch.float32)
     return adapters
+
+
+def trains_all(config: DistillConfig, student: Any) -> bool:
+    """Whether all weights of a student of this model config are trained: of a vision-language model never, whose tower
+    and projector stay as they are."""
+    return config.is_whole and not sees_images(student)
 
 
 def sketch(config: DistillConfig, pair: Pair, *, bf16: bool) -> Any:
@@ -78,7 +85,7 @@ def seams(pair: Pair) -> tuple[int, ...]:
 
 
 def _trained_names(model: nn.Module, config: DistillConfig, pair: Pair) -> set[str]:
-    names = {name for name, _ in model.named_parameters()}
+    names = {name for name, _ in model.named_parameters()} - vision_parameters(model)
     if config.train == "norms":
         return {name for name in names if is_norm(name)}
     if config.train == "no_embeddings":

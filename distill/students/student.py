@@ -15,7 +15,7 @@ from compress.distill.resources.auto import Here, stored_dtype
 from compress.distill.resources.loading import compile_backbone, load_checked, recompute_activations
 from compress.distill.students.config import LoraConfig
 from compress.distill.students.lora import Merged, add_adapters
-from compress.distill.students.parts import select
+from compress.distill.students.parts import select, trains_all
 from compress.distill.students.quantized import loading_options
 from compress.distill.students.sharding import local, shard_model, whole, whole_model
 from compress.model.load import load_model
@@ -154,7 +154,8 @@ def load_student(config: DistillConfig, folder: Path, here: Here, pair: Pair) ->
         UsageError: as `select`.
     """
     device = here.device if here.sharding == "none" else torch.device("cpu")
-    narrow = here.bf16 and not config.is_whole
+    whole = trains_all(config, pair.student)
+    narrow = here.bf16 and not whole
     model = load_checked(
         config,
         folder,
@@ -164,7 +165,7 @@ def load_student(config: DistillConfig, folder: Path, here: Here, pair: Pair) ->
         **loading_options(config, device, bf16=here.bf16),
     )
     student = WholeStudent(model)
-    if not config.is_whole:
+    if not whole:
         select(model, config, pair, bf16=here.bf16)
         student = PartlyTrained(model, folder, config.lora)
         if narrow and config.lora is None:

@@ -11,10 +11,12 @@ from compress.base.errors import InputError
 from compress.data import INDEX, TokenStore, framing_for, text_rows
 from compress.data.alignment import Retelling
 from compress.data.store.marks import Marks, alone, read_marks
+from compress.data.store.pictures import PictureReader
 from compress.evaluate.config import EvalConfig
 from compress.inference.readout import Checkpoint
 from compress.model.framing import Framing
 from compress.model.lengths import fit
+from compress.model.vision import Inputs
 from compress.model.vocabulary import check_store
 
 
@@ -30,6 +32,8 @@ class Heldout:
     """[n, S]: of conversations, the tokens to score; None scores all."""
     sources: tuple[str, ...] | None = None
     """[n]: what the source of each row is called, where the text is a blend."""
+    inputs: tuple[Inputs, ...] | None = None
+    """[n]: what a vision-language model is given beside the ids of each row; None where rows have no images."""
 
 
 def framing_of_text(text: str | Path, config: EvalConfig, reader: Path) -> Framing:
@@ -65,6 +69,12 @@ def load_heldout(
     rows, documents = store.heldout(count), store.heldout_documents(count)
     sources = tuple(store.sources[number] for number in store.heldout_sources(count)) if store.sources else None
     marks = store.heldout_marks(count)
+    if store.pictured:
+        if writer is not None:
+            raise InputError(f"{checkpoint.name} has another tokenizer than the rows with images of {text}.")
+        seen = PictureReader.of(store, checkpoint.folder)(rows, store.heldout_records(count))
+        answers = None if marks is None else marks.answers
+        return Heldout(rows, store.heldout_bytes(count), documents, answers, sources, seen)
     made = _heldout(rows, store.heldout_bytes(count), documents, marks, sources, apart=store.apart)
     return made if writer is None else retold(made, writer, checkpoint)
 

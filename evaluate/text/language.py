@@ -17,6 +17,7 @@ from compress.evaluate.text.token_classes import Grouping, group_tokens
 from compress.inference.halving import Halving
 from compress.inference.readout import Checkpoint, require_numbers
 from compress.model.kinds import is_masked
+from compress.model.vision import Inputs, collated, to_model
 
 _TOP = 5
 _ROWS, _DOCUMENTS = "rows", "documents"
@@ -48,10 +49,12 @@ def heldout_scores(
     mask_every: int = 8,
     journal: Journal | None = None,
     stage: str = "Held-out text",
+    inputs: Sequence[Inputs] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Score `rows` [n, S] of token ids; each row's tokens 1..S-1 are predicted from those before them in the row.
     `documents` [n, S] says which document each token is from; None means one a row. `answers` [n, S] says which tokens
-    are scored; None scores all. `sources` [n] names the source of each row of a blend. Each text of an evaluation has a
+    are scored; None scores all. `inputs` [n] is what the models are given beside the ids of each row: its images.
+    `sources` [n] names the source of each row of a blend. Each text of an evaluation has a
     `stage` of its journal to itself.
 
     A masked LM predicts each token of the text from all others of its row that are not hidden at the same time (see
@@ -101,7 +104,8 @@ def heldout_scores(
         def compute(numbers: Sequence[int]) -> list[Sums]:
             here = slice(numbers[0], numbers[-1] + 1)
             part = torch.from_numpy(rows[here].copy())
-            return [_batch_sums(checkpoint, teacher, part, summed, here, mask_every)]
+            seen = {} if inputs is None else collated(inputs[here])
+            return [_batch_sums(checkpoint, teacher, part, summed, here, mask_every, seen)]
 
         return _join(halving.run(part, compute, lambda numbers: len(numbers) * rows.shape[1]))
 
@@ -123,6 +127,8 @@ def heldout_scores(
         **_by_class({"loss_nats": sums["loss"]}, groupings),
         "by_document": _by_document({"loss_nats": sums["loss"]}, by_document),
     }
+    if inputs is not None:
+        heldout["rows_with_images"] = len(rows)
     if masked:
         heldout |= {
             "mask_every": mask_every,
@@ -298,17 +304,18 @@ def _batch_sums(
     groupings: Mapping[str, Grouping],
     part: slice,
     mask_every: int,
+    inputs: Inputs,
 ) -> Sums:
     """The scores of `rows` [B, S], which are the rows `part` of all; no [B S, V] tensor exists, only chunks of it."""
     scored = groupings[_DOCUMENTS].codes[part].ravel() >= 0
     places = torch.from_numpy(np.flatnonzero(scored))
     found: dict[str, list[Tensor]] = {}
-    states = _states(checkpoint, rows, places, mask_every)
+    states = _states(checkpoint, rows, places, mask_every, inputs)
     labels = rows[:, 1:].flatten()[places].to(checkpoint.device)
     teacher_states = None
     step = checkpoint.chunk_tokens
     if teacher is not None:
-        teacher_states = _states(teacher, rows, places, mask_every)
+        teacher_states = _states(teacher, rows, places, mask_every, inputs)
         step = min(step, teacher.chunk_tokens)
     for start in range(0, max(len(states), 1), step):
         logits = checkpoint.logits(states[start : start + step])
@@ -335,12 +342,13 @@ def _batch_sums(
     }
 
 
-def _states(checkpoint: Checkpoint, rows: Tensor, places: Tensor, mask_every: int) -> Tensor:
+def _states(checkpoint: Checkpoint, rows: Tensor, places: Tensor, mask_every: int, inputs: Inputs) -> Tensor:
     """The states [M, D] that predict those tokens of `rows` [B, S] that are at these places [M] of the B (S - 1) after
     each row's first."""
     if is_masked(checkpoint.model):
         return states_of_blanks(checkpoint, rows, places, mask_every)
-    states = checkpoint.states(rows.to(checkpoint.device))
+    seen = to_model(inputs, checkpoint.device, checkpoint.model.dtype)
+    states = checkpoint.states(rows.to(checkpoint.device), **seen)
     predicting = states[:, :-1].flatten(0, 1)
     return predicting if len(places) == len(predicting) else predicting[places.to(states.device)]
 

@@ -87,6 +87,11 @@ def load_calibration(config: CalibrationConfig, folder: Path, amount: Amount) ->
     if (Path(source) / INDEX).is_file():
         store = TokenStore.open(source)
         check_store(store, tokenizer, str(folder), context=limit)
+        if store.pictured:
+            raise UsageError(
+                f"{source} has rows with images, and what is measured or repaired in a cut is so on text alone: name "
+                "text with --calibration SOURCE (in a recipe prune.calibration)."
+            )
         check_framing(store, folder)
         rows = store.batch(0, min(max(1, amount.tokens // store.seq_len), store.num_rows), seed=0)
     else:

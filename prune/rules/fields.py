@@ -43,6 +43,7 @@ REFUSED_TYPES: Mapping[str, str] = {
     "hrm_text": "its layers are run several times in stacks of fixed size",
     "beam": "its residuals are scaled by the layer's index",
     "inkling2_text": "its layers attend to the outputs of blocks of layers of fixed size",
+    "mllama": "layers of its own, by their number, look at the image",
     "zaya": "each layer's router reads what the router of the layer before it gave",
     "reformer": "its layers are reversible and pass two streams to each other",
     "xlnet": "its layers pass two streams to each other, of which one can be compared",

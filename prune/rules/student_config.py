@@ -84,7 +84,8 @@ def _check_choice(model_type: str, fields: Mapping[str, Any], cut: Renumbering) 
 
 
 def text_section(config: Any, text: Any, content: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config.json's `content` that is of the language model `text`: all of it where `config` is that.
+    """The part of a config.json's `content` that is of the language model `text`: all of it where `config` is that, or
+    where the file has its fields beside those of other parts (Qwen2-VL).
 
     Raises:
         InputError: it has none.
@@ -93,6 +94,8 @@ def text_section(config: Any, text: Any, content: dict[str, Any]) -> dict[str, A
         return content
     for name in config.sub_configs:
         if getattr(config, name, None) is text:
+            if name not in content and _COUNT in content:
+                return content
             section: dict[str, Any] = content.setdefault(str(name), {})
             return section
     raise InputError(f"A {config.model_type} config.json keeps its language model where this tool does not look.")

@@ -8,7 +8,7 @@ from compress.base.outputs import check_outputs
 from compress.data import INDEX, DataConfig
 from compress.data.preflight import check_source
 from compress.model.facts import ModelFacts, look_at_model
-from compress.model.kinds import require_causal
+from compress.model.kinds import require_causal, require_text_alone
 from compress.prune.trimming.choice import check_size
 from compress.prune.trimming.config import TrimConfig
 from compress.prune.trimming.plan import Vocabulary
@@ -37,6 +37,7 @@ def check_trim(
     `own_text` says that the text is yet to be made.
     """
     faults.of(lambda: require_causal(model.config, model.name, "Trimming"))
+    faults.of(lambda: require_text_alone(model.config, model.name, "Trimming"))
     for text in () if own_text else texts_of(config, run_text):
         faults.of(functools.partial(_check_text, text, model))
     found = faults.of(lambda: Vocabulary.of(model.name, model.side))

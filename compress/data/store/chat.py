@@ -20,7 +20,7 @@ from compress.base.disk import sha256_json
 from compress.base.errors import UsageError, reason_of
 from compress.model.tokenizer import chat_template
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Span = tuple[int, int]
 """Characters of a rendered conversation, half open."""
 Render = Callable[[list[Message]], tuple[str, list[Span]]]
@@ -84,10 +84,10 @@ def template_sha256(tokenizer: Any) -> str:
 class Chat:
     """Renders conversations for a tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
         from tokenizers import Tokenizer, processors
 
-        own = own_template(tokenizer)
+        own = template or own_template(tokenizer)
         self.has_template = own is not None
         """Whether the tokenizer has a chat template; Alpaca's layout stands in for it."""
         self.sha256 = template_sha256(tokenizer)
@@ -138,7 +138,7 @@ class Chat:
     def _check(self, messages: list[Message]) -> None:
         """Refuse text that would become special tokens: they are the template's to write."""
         for message in messages:
-            for text in message.values():
+            for text in _texts(message):
                 if spelled := self._spelled.search(text):
                     raise Unfit(f"spells out the special token {spelled[0]}")
 
@@ -175,8 +175,8 @@ class Chat:
 
     def _end(self, text: str, messages: list[Message], place: int) -> int:
         """Where an answer ends in the text: after its own text, which stands where another answer's would."""
-        answer = messages[place]["content"]
-        other, _ = self._render([*messages[:place], {**messages[place], "content": _OTHER}, *messages[place + 1 :]])
+        answer = said(messages[place])
+        other, _ = self._render([*messages[:place], _saying(messages[place], _OTHER), *messages[place + 1 :]])
         begin = other.find(_OTHER)
         for written in (answer, answer.strip()):
             if begin >= 0 and text[:begin] == other[:begin] and text.startswith(written, begin):
@@ -207,6 +207,23 @@ class Chat:
 _OTHER = "\N{SYMBOL FOR UNIT SEPARATOR}answer\N{SYMBOL FOR UNIT SEPARATOR}"
 """An answer that no conversation has."""
 _ADVICE = "enclose what the assistant writes in {% generation %} and {% endgeneration %}"
+
+
+def said(message: Message) -> str:
+    """The text of a message, whose content may be a list of texts and images."""
+    content: Any = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _saying(message: Message, text: str) -> Message:
+    """The same message with another text."""
+    content: Any = text if isinstance(message["content"], str) else [{"type": "text", "text": text}]
+    return {**message, "content": content}
+
+
+def _texts(message: Message) -> list[str]:
+    """All that a message is given to the template as."""
+    return [said(message) if name == "content" else text for name, text in message.items()]
 
 
 def joined(message: Message) -> Message:

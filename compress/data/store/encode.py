@@ -5,12 +5,13 @@ cores they make more than two processes do, to which text and ids must be sent; 
 an array) is a fiftieth of the work.
 """
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,21 @@ from compress.model.tokenizer import TokenizerSpec
 B = TypeVar("B")
 Ids = NDArray[np.uint32]
 
-Encoded = Ids | str
-"""The ids of a document, or what is wrong with it."""
+
+@dataclasses.dataclass(frozen=True)
+class Pictured:
+    """The ids of a conversation about images, with their marks, and what pixels are made of."""
+
+    ids: Ids
+    record: bytes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Document = Ids | Pictured
+Encoded = Document | str
+"""What becomes of a document, or what is wrong with it."""
 
 PIECE_CHARS = 2**16
 _CHARS_AT_ONCE = 2**20
@@ -36,8 +50,8 @@ class DocumentEncoder(Protocol):
     def bare(self, document: str) -> Ids:
         """The ids of a document alone, without marks and without what frames it."""
 
-    def with_bytes(self, document: str) -> tuple[Ids, NDArray[np.int64]]:
-        """Ids as `__call__` gives them, and for each the UTF-8 bytes of text it stands for."""
+    def with_bytes(self, document: str) -> tuple[Any, NDArray[np.int64]]:
+        """The document as `__call__` gives it, and for each token the UTF-8 bytes of text it stands for."""
 
 
 class Encoder:

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Literal
 
-from compress.data.store.encode import DocumentEncoder, Ids
+from compress.data.store.encode import Document, DocumentEncoder
 from compress.data.store.layout import RowLayout, TextRows
 
 Alike = Literal["exact", "normalised"]
@@ -36,7 +36,7 @@ class _Variant:
     """One text, as it was written."""
 
     text: str
-    ids: Ids
+    ids: Document
     count: int
 
 
@@ -54,7 +54,7 @@ class _Document:
     def count(self) -> int:
         return sum(variant.count for variant in self.variants.values())
 
-    def add(self, text: str, ids: Ids, count: int = 1) -> None:
+    def add(self, text: str, ids: Document, count: int = 1) -> None:
         self.variants.setdefault(text, _Variant(text, ids, 0)).count += count
 
 
@@ -95,7 +95,7 @@ class HeldOutPool:
         """Those of the copies that are written otherwise."""
         return sum(document.count - document.first.count for document in self._documents.values())
 
-    def offer(self, text: str, ids: Ids) -> list[Ids]:
+    def offer(self, text: str, ids: Document) -> list[Document]:
         """Take in a document with ids [n] and return those that are training documents now, in order."""
         if not self._num_rows:
             return [ids]
@@ -114,7 +114,7 @@ class HeldOutPool:
         """Whether a document has more rows than it gives."""
         return any(not self.layout.is_whole(len(document.first.ids)) for document in self._documents.values())
 
-    def widen(self) -> list[Ids]:
+    def widen(self) -> list[Document]:
         """Let each document give twice the rows, and return those that are training documents then, in order."""
         self.layout = self.layout.wider()
         self.tokens = sum(map(self._gives, self._documents.values()))
@@ -140,7 +140,7 @@ class HeldOutPool:
             assert not isinstance(ids, str), "what is in a pool was encoded before"
             self._add(base64.b64decode(name), text, ids, count)
 
-    def _add(self, key: bytes, text: str, ids: Ids, count: int = 1) -> None:
+    def _add(self, key: bytes, text: str, ids: Document, count: int = 1) -> None:
         known = key in self._documents
         if not known:
             self._documents[key] = _Document()
@@ -149,7 +149,7 @@ class HeldOutPool:
         if not known:
             self.tokens += self._gives(self._documents[key])
 
-    def _release(self) -> list[Ids]:
+    def _release(self) -> list[Document]:
         """Take out the documents of the largest hashes that the rows do without."""
         released = []
         wanted = self._num_rows * self.layout.seq_len

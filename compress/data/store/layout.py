@@ -28,6 +28,8 @@ class TextRows(NamedTuple):
     """[N, S] number of each token's document."""
     marks: NDArray[np.uint8] | None = None
     """[N, S] marks of conversations' tokens (see `compress.data.store.marks`)."""
+    records: list[bytes] | None = None
+    """[N] what the pixels of each row are made of; None where rows have no images."""
 
 
 @dataclasses.dataclass(frozen=True)

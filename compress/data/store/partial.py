@@ -12,7 +12,8 @@ from compress.base.outputs import UNFINISHED, has_fields, has_only
 from compress.data.store.store import INDEX
 
 _STATE = "state.json"
-_NAMES = rf"train-[0-9]{{5,}}\.(bin|marks)(\.partial)?|heldout\.(bin|marks)|(state|index)\.json{UNFINISHED}"
+_KINDS = "(bin|marks|places|images)"
+_NAMES = rf"train-[0-9]{{5,}}\.{_KINDS}(\.partial)?|heldout\.{_KINDS}|(state|index)\.json{UNFINISHED}"
 _SOURCES = r"source-[0-9]+(\.partial)?"
 """Names of the files of a preparation, this version's and earlier ones', and of the folders of a blend."""
 

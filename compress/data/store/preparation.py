@@ -19,9 +19,10 @@ from compress.data.sources.sources import Source, find_source
 from compress.data.sources.stream import Item, Position, Retry, Stopped, Unavailable, batches, texts
 from compress.data.store import partial
 from compress.data.store.conversations import TOO_LONG
-from compress.data.store.encode import Encoded, Ids, encoding, in_order
+from compress.data.store.encode import Document, Encoded, Pictured, encoding, in_order
 from compress.data.store.heldout import Alike, HeldOutPool
 from compress.data.store.marks import filler, is_cut
+from compress.data.store.pictures import OneARow
 from compress.data.store.record import Counts, check_amounts, describe_rows, identity, make_index, wanted_tokens
 from compress.data.store.shards import ShardWriter, write_rows
 from compress.data.store.store import INDEX
@@ -113,7 +114,7 @@ class Preparation:
         (name,) = self._config.datasets
         self._retry.call(name, self._source.connect)
         self._source.unread.tell(name)
-        self._way = find_way(self._config, self._source, self._tokenizer, self._spec, self._retry)
+        self._way = find_way(self._config, self._source, self._tokenizer, self._spec, self._retry, self._reader)
         if self._of_blend is None and self._way.form.is_text:
             check_options(self._config)
         if said := self._way.describe():
@@ -151,7 +152,15 @@ class Preparation:
         self._encoder = self._way.encoder(framing)
         self._pool = HeldOutPool(config.heldout_sequences, self._way.layout(framing, share), config.seed, alike)
         marks = self._way.chat is not None
-        return ShardWriter(self._folder, self._spec.dtype, config.seq_len, writer, framing.rows, marks=marks)
+        return ShardWriter(
+            self._folder,
+            self._spec.dtype,
+            config.seq_len,
+            writer,
+            framing.rows,
+            marks=marks,
+            images=self._way.form.has_images,
+        )
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
@@ -213,15 +222,20 @@ class Preparation:
                 return True
         return False
 
-    def _take_document(self, text: str, ids: Ids) -> None:
+    def _take_document(self, text: str, ids: Document) -> None:
         self._counts.documents += 1
         self._counts.text_bytes += len(text.encode())
-        self._counts.cut += self._way.chat is not None and is_cut(ids)
+        self._counts.cut += self._way.chat is not None and not isinstance(ids, Pictured) and is_cut(ids)
         for released in self._pool.offer(text, ids):
             self._append(released)
 
-    def _append(self, ids: Ids) -> None:
-        """Add a training document. A conversation stays whole: it begins a row where the last has no room for it."""
+    def _append(self, ids: Document) -> None:
+        """Add a training document. A conversation stays whole: it begins a row where the last has no room for it. One
+        about images has a row to itself."""
+        if isinstance(ids, Pictured):
+            assert isinstance(self._pool.layout, OneARow)
+            self._writer.append(self._pool.layout.filled(ids), self._wanted, ids.record)
+            return
         if self._way.chat is not None:
             self._fill_up(len(ids))
         self._writer.append(ids, self._wanted)

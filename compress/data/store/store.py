@@ -19,6 +19,8 @@ INDEX = "index.json"
 _BLOCK_TOKENS = 1 << 20
 FORMAT = "compress-token-store-1"
 _CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "train", "heldout")
+_BESIDE = ("marks", "places", "images")
+"""Files that a shard may have beside its ids."""
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
@@ -30,10 +32,10 @@ class _Shape(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-_FileName = Annotated[str, Field(pattern=r"^(source-[0-9]+/)?[a-z0-9-]+\.(bin|marks)$")]
+_FileName = Annotated[str, Field(pattern=r"^(source-[0-9]+/)?[a-z0-9-]+\.(bin|marks|places|images)$")]
 
 
-class _Marks(_Shape):
+class _Beside(_Shape):
     file: _FileName
     sha256: str
 
@@ -42,7 +44,9 @@ class _Shard(_Shape):
     file: _FileName
     rows: Count
     sha256: str
-    marks: _Marks | None = None
+    marks: _Beside | None = None
+    places: _Beside | None = None
+    images: _Beside | None = None
 
 
 class _Train(_Shape):
@@ -78,6 +82,7 @@ class _Manifest(_Shape):
 
 class _Instructions(_Shape):
     apart: bool
+    form: str = ""
     template_sha256: str
 
 
@@ -108,7 +113,12 @@ def fingerprint_of(index: Mapping[str, Any]) -> str:
 def hashes_of(index: Mapping[str, Any]) -> dict[str, str]:
     """The SHA-256 of each file of a store, by its name."""
     shards = [*index["train"]["shards"], *([index["heldout"]] if index["heldout"]["rows"] else [])]
-    return {file["file"]: file["sha256"] for shard in shards for file in (shard, shard.get("marks")) if file}
+    return {file["file"]: file["sha256"] for shard in shards for file in files_of(shard)}
+
+
+def files_of(shard: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What an index's entry of a shard says of each of its files."""
+    return [shard, *(shard[kind] for kind in _BESIDE if shard.get(kind))]
 
 
 class TokenStore:
@@ -132,6 +142,8 @@ class TokenStore:
         """Whether its rows are of conversations, whose tokens have marks."""
         self.apart: bool = self.marked and index["instructions"]["apart"]
         """Whether marks keep the conversations of a row apart."""
+        self.pictured: bool = self.marked and index["instructions"].get("form") == "images"
+        """Whether each row is a conversation about images, whose records it has."""
         self.num_rows: int = index["train"]["rows"]
         self.num_heldout: int = index["heldout"]["rows"]
         self.sources: tuple[str, ...] = tuple(source["name"] for source in index.get("sources", ()))
@@ -159,6 +171,7 @@ class TokenStore:
             store = cls(folder, index)
             intact = intact and store.num_rows == sum(shard["rows"] for shard in index["train"]["shards"])
             intact = intact and all(("marks" in shard) == store.marked for shard in store.shards())
+            intact = intact and all(("images" in shard) == store.pictured for shard in store.shards())
             intact = intact and store._knows_sources()
         except ValidationError as error:
             fault = error.errors()[0]
@@ -192,6 +205,29 @@ class TokenStore:
     def marks(self, indices: ArrayLike) -> Marks | None:
         """Marks [n, seq_len] of the training rows at `indices`; None where rows are of text."""
         return read_marks(self._pick(self._mark_maps, indices, np.uint8)) if self.marked else None
+
+    def records(self, indices: ArrayLike) -> list[bytes]:
+        """What the pixels of the training rows at `indices` are made of; rows of a store that is `pictured`."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        shards = np.searchsorted(self._ends, wanted, side="right")
+        firsts = np.concatenate([[0], self._ends])[shards]
+        entries = self.index["train"]["shards"]
+        return [
+            self._record(entries[shard], int(row - first))
+            for shard, row, first in zip(shards.tolist(), wanted, firsts, strict=True)
+        ]
+
+    def heldout_records(self, n: int | None = None) -> list[bytes]:
+        """The same of the first `n` held-out rows."""
+        return [self._record(self.index["heldout"], row) for row in range(self._check_heldout(n))]
+
+    def _record(self, shard: Mapping[str, Any], row: int) -> bytes:
+        places = np.memmap(self.path / shard["places"]["file"], dtype="<u8", mode="r", shape=(shard["rows"],))
+        start = int(places[row - 1]) if row else 0
+        with (self.path / shard["images"]["file"]).open("rb") as file:
+            file.seek(start)
+            record: bytes = file.read(int(places[row]) - start)
+        return record
 
     def _pick(self, maps: list[NDArray[Any]], indices: ArrayLike, dtype: type[T]) -> NDArray[T]:
         wanted = np.asarray(indices, dtype=np.int64)
@@ -341,6 +377,10 @@ class TokenStore:
             self._check_size(shard["file"], tokens * self.dtype.itemsize)
             if self.marked:
                 self._check_size(shard["marks"]["file"], tokens)
+            if self.pictured:
+                self._check_size(shard["places"]["file"], 8 * shard["rows"])
+                ends = np.fromfile(self.path / shard["places"]["file"], "<u8")
+                self._check_size(shard["images"]["file"], int(ends.max(initial=0)))
 
     def _check_size(self, name: str, expected: int) -> None:
         path = self.path / name

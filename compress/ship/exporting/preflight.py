@@ -6,6 +6,7 @@ from pathlib import Path
 from compress.base.errors import Faults, InputError
 from compress.base.outputs import check_outputs
 from compress.model.facts import ModelFacts, look_at_model
+from compress.model.kinds import require_text_alone
 from compress.ship.exporting.config import CASTS, ExportConfig, is_gguf_format
 from compress.ship.exporting.record import export_output
 
@@ -30,6 +31,7 @@ def check_formats(config: ExportConfig, student: ModelFacts, faults: Faults) -> 
             )
         )
         return
+    faults.of(lambda: require_text_alone(student.config, student.name, "Exporting"))
     for name in config.format:
         faults.of(functools.partial(_check_format, config.only(name), student))
 

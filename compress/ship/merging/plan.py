@@ -12,6 +12,7 @@ from compress.base.outputs import Output, check_outputs
 from compress.base.units import format_count
 from compress.model.facts import ModelFacts, look_at_model
 from compress.model.files import check_weight_files
+from compress.model.kinds import require_text_alone
 from compress.model.parts import count_parameters, empty_model
 from compress.model.tokenizer import tokenizer_fingerprint
 from compress.ship.merging.config import MergeConfig
@@ -62,6 +63,8 @@ def plan_merge(models: Sequence[str], out: Path, config: MergeConfig) -> MergePl
     names = [*models, *([config.base] if config.base is not None else [])]
     found = [look_at_model(name, faults) for name in names]
     facts = [each for each in found if each is not None]
+    for each in facts:
+        faults.of(lambda each=each: require_text_alone(each.config, each.name, "Merging"))  # type: ignore[misc]
     faults.refuse()
     for other in facts[1:]:
         faults.of(lambda other=other: _check_alike(facts[0], other))  # type: ignore[misc]
