@@ -23,7 +23,7 @@ from compress.distill import DistillConfig
 from compress.distill.loop import train
 from compress.distill.rows.source import StoreRows
 from compress.evaluate import EvalConfig, evaluate_model
-from compress.model.vision import collated
+from compress.model.vision import collated, load_processor
 from compress.prune import prune
 
 Options = Callable[..., DistillConfig]
