@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from compress.data.sources.hub import HubSource
     from compress.data.sources.sources import LocalSource, Source, find_source
     from compress.data.store.framing import check_framing
-    from compress.data.store.store import INDEX, TokenStore
+    from compress.data.store.index import INDEX
+    from compress.data.store.store import TokenStore
 
 __all__ = [
     "INDEX",
@@ -62,7 +63,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "INDEX": "store.store",
+    "INDEX": "store.index",
     "Documents": "sample",
     "HubSource": "sources.hub",
     "LocalSource": "sources.sources",

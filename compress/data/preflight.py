@@ -19,9 +19,10 @@ from compress.data.sources.instructions import Form
 from compress.data.sources.sources import Source, asked_of, find_source
 from compress.data.sources.stream import Position, Retry, Unavailable, form_of, is_final, read_items
 from compress.data.store.chat import Chat, Unfit
+from compress.data.store.index import INDEX
 from compress.data.store.pictures import check_reader
 from compress.data.store.record import wanted_tokens
-from compress.data.store.store import INDEX, TokenStore
+from compress.data.store.store import TokenStore
 from compress.data.store.way import check_options
 from compress.model.facts import ModelFacts
 from compress.model.lengths import fit, shortest_context

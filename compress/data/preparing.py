@@ -16,10 +16,11 @@ from compress.data.sources.sources import find_source
 from compress.data.store.blend import part_folder, parts_of
 from compress.data.store.chat import template_sha256
 from compress.data.store.framing import asked_framing
+from compress.data.store.index import INDEX
 from compress.data.store.making import Maker
 from compress.data.store.partial import begun, is_begun, owned_folder, partial_of
 from compress.data.store.record import identity
-from compress.data.store.store import INDEX, TokenStore
+from compress.data.store.store import TokenStore
 from compress.model.tokenizer import find_tokenizer, load_spec, tokenizer_fingerprint, tokenizer_spec
 
 _OF_NO_CONSEQUENCE = ("dataset", "num_proc")

@@ -15,9 +15,10 @@ from compress.data.config import DataConfig
 from compress.data.sources.sources import Source, find_source
 from compress.data.sources.stream import Position, Retry, batches, texts
 from compress.data.store.encode import Ids, Pictured
+from compress.data.store.index import INDEX
 from compress.data.store.layout import TextRows
 from compress.data.store.marks import ids_of
-from compress.data.store.store import INDEX, TokenStore
+from compress.data.store.store import TokenStore
 from compress.data.store.way import Way, find_way
 from compress.model.framing import Framing
 from compress.model.load import load_tokenizer

@@ -11,7 +11,7 @@ from compress.base.currency import Missing
 from compress.base.disk import read_json
 from compress.base.errors import InputError
 from compress.data import INDEX
-from compress.data.store.store import hashes_of
+from compress.data.store.index import hashes_of
 from compress.distill.publish import RECORD
 from compress.report.run_files import MODELS
 from compress.run.layout import Layout

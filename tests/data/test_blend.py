@@ -266,7 +266,7 @@ def test_a_finished_blend_knows_what_it_was_made_from(
 def test_an_index_that_does_not_fit_its_sources_is_refused(
     files: dict[str, Path], tokenizer_folder: Path, tmp_path: Path, damage: Any
 ) -> None:
-    from compress.data.store.store import fingerprint_of
+    from compress.data.store.index import fingerprint_of
 
     made = prepare(blend(*three(files)), tokenizer_folder, tmp_path / "blend")
     index = json.loads((made.path / "index.json").read_text())

@@ -13,7 +13,7 @@ from data_world import data_config, documents, write_source
 from compress.base.errors import InputError, UsageError
 from compress.data import TokenStore, prepare
 from compress.data.store import shards
-from compress.data.store.store import fingerprint_of
+from compress.data.store.index import fingerprint_of
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from compress.base.errors import InputError
 from compress.data import DataConfig, TokenStore, prepare
-from compress.data.store.store import fingerprint_of
+from compress.data.store.index import fingerprint_of
 from compress.model.files import check_weight_files
 from compress.model.gguf_header import read_header
 from compress.model.load import load_config, load_model, load_tokenizer

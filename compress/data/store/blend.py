@@ -15,11 +15,12 @@ from compress.base.config import to_dict
 from compress.base.disk import fsync_path, sha256_file, sha256_json
 from compress.base.records import manifest
 from compress.data.config import DataConfig
+from compress.data.store.index import FORMAT, fingerprint_of, hashes_of
 from compress.data.store.layout import TextRows
 from compress.data.store.marks import of_text
 from compress.data.store.record import describe_rows, identity
 from compress.data.store.shards import write_rows
-from compress.data.store.store import FORMAT, TokenStore, fingerprint_of, hashes_of
+from compress.data.store.store import TokenStore
 
 KIND = "blend"
 _FOLDER = "source-{}"

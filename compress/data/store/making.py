@@ -14,9 +14,10 @@ from compress.data.config import DataConfig
 from compress.data.sources.stream import Unavailable
 from compress.data.store import partial
 from compress.data.store.blend import blended_source, join, part_folder
+from compress.data.store.index import INDEX
 from compress.data.store.preparation import OfBlend, Preparation
 from compress.data.store.record import identity
-from compress.data.store.store import INDEX, TokenStore
+from compress.data.store.store import TokenStore
 from compress.model.tokenizer import TokenizerSpec
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from compress.base.disk import fsync_path, owned, publish_folder, read_json, write_text
 from compress.base.errors import InputError
 from compress.base.outputs import UNFINISHED, has_fields, has_only
-from compress.data.store.store import INDEX
+from compress.data.store.index import INDEX
 
 _STATE = "state.json"
 _KINDS = "(bin|marks|places|images)"

@@ -21,11 +21,11 @@ from compress.data.store import partial
 from compress.data.store.conversations import TOO_LONG
 from compress.data.store.encode import Document, Encoded, Pictured, encoding, in_order
 from compress.data.store.heldout import Alike, HeldOutPool
+from compress.data.store.index import INDEX
 from compress.data.store.marks import filler, is_cut
 from compress.data.store.pictures import OneARow
 from compress.data.store.record import Counts, check_amounts, describe_rows, identity, make_index, wanted_tokens
 from compress.data.store.shards import ShardWriter, write_rows
-from compress.data.store.store import INDEX
 from compress.data.store.way import check_options, find_way
 from compress.model.framing import Framing
 from compress.model.tokenizer import TokenizerSpec

@@ -16,8 +16,8 @@ from compress.data.config import DataConfig
 from compress.data.sources.instructions import NO_ANSWER
 from compress.data.store.conversations import TOO_LONG
 from compress.data.store.heldout import HeldOutPool
+from compress.data.store.index import FORMAT, fingerprint_of, hashes_of
 from compress.data.store.layout import TextRows
-from compress.data.store.store import FORMAT, fingerprint_of, hashes_of
 
 _EXAMPLES = 20
 

@@ -32,7 +32,8 @@ from compress.base.errors import InputError
 from compress.base.outputs import UNFINISHED, Output, has_only, require_outputs
 from compress.base.progress import progress_bar, say
 from compress.base.signals import check_interrupt
-from compress.data.store.store import INDEX, TokenStore
+from compress.data.store.index import INDEX
+from compress.data.store.store import TokenStore
 
 SAVE_EVERY_S = 30.0
 _STATE = "state.json"

@@ -8,9 +8,9 @@ import numpy as np
 
 from compress.base.disk import fsync_path, sha256_file
 from compress.data.store.encode import Ids
+from compress.data.store.index import files_of
 from compress.data.store.layout import TextRows
 from compress.data.store.marks import ids_of, marks_of
-from compress.data.store.store import files_of
 from compress.model.framing import row_starts, with_starts
 
 SHARD_TOKENS = 2**24

@@ -3,122 +3,24 @@
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from compress.base.disk import read_json, sha256_file, sha256_json
+from compress.base.disk import read_json, sha256_file
 from compress.base.errors import InputError, UsageError
+from compress.data.store.index import FORMAT, INDEX, Index, fingerprint_of, hashes_of
 from compress.data.store.marks import Marks, read_marks
 from compress.data.store.permutation import permute, permute_epochs
 from compress.model.framing import Framing
 
-INDEX = "index.json"
 _BLOCK_TOKENS = 1 << 20
-FORMAT = "compress-token-store-1"
-_CONTENT = ("seq_len", "dtype", "vocab_size", "eos_id", "tokenizer_sha256", "train", "heldout")
-_BESIDE = ("marks", "places", "images")
-"""Files that a shard may have beside its ids."""
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 T = TypeVar("T", bound=np.generic)
-Count = Annotated[int, Field(ge=0, lt=2**48)]
-
-
-class _Shape(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-_FileName = Annotated[str, Field(pattern=r"^(source-[0-9]+/)?[a-z0-9-]+\.(bin|marks|places|images)$")]
-
-
-class _Beside(_Shape):
-    file: _FileName
-    sha256: str
-
-
-class _Shard(_Shape):
-    file: _FileName
-    rows: Count
-    sha256: str
-    marks: _Beside | None = None
-    places: _Beside | None = None
-    images: _Beside | None = None
-
-
-class _Train(_Shape):
-    rows: Count
-    shards: list[_Shard]
-
-
-class _NoRows(_Shape):
-    rows: Literal[0]
-
-
-class _HeldOut(_Shard):
-    bytes: list[Count]
-    parts: list[list[Count]] | None = None
-    sources: list[Count] | None = None
-
-
-class _Framing(_Shape):
-    documents: list[Count]
-    rows: list[Count]
-    decided: dict[str, Any] | None
-
-
-class _Source(_Shape):
-    name: str
-    rows: Count
-    heldout_rows: Count
-
-
-class _Manifest(_Shape):
-    config: dict[str, Any]
-
-
-class _Instructions(_Shape):
-    apart: bool
-    form: str = ""
-    template_sha256: str
-
-
-class _Index(_Shape):
-    """What a store, and those who compare it with what is asked for, rely on in its index.json."""
-
-    seq_len: Annotated[Count, Field(ge=1)]
-    dtype: Literal["uint16", "uint32"]
-    vocab_size: Count
-    eos_id: Count
-    tokenizer_sha256: str
-    fingerprint: str
-    train: _Train
-    heldout: _HeldOut | _NoRows
-    framing: _Framing | None = None
-    instructions: _Instructions | None = None
-    sources: list[_Source] | None = None
-    identity: dict[str, Any]
-    source: dict[str, Any]
-    manifest: _Manifest
-
-
-def fingerprint_of(index: Mapping[str, Any]) -> str:
-    """SHA-256 of a store's content: its shape, its tokenizer and the hashes of its rows, however they were made."""
-    return sha256_json({key: index[key] for key in _CONTENT})
-
-
-def hashes_of(index: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of each file of a store, by its name."""
-    shards = [*index["train"]["shards"], *([index["heldout"]] if index["heldout"]["rows"] else [])]
-    return {file["file"]: file["sha256"] for shard in shards for file in files_of(shard)}
-
-
-def files_of(shard: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What an index's entry of a shard says of each of its files."""
-    return [shard, *(shard[kind] for kind in _BESIDE if shard.get(kind))]
 
 
 class TokenStore:
@@ -166,7 +68,7 @@ class TokenStore:
         if not isinstance(index, dict) or index.get("format") != FORMAT:
             raise InputError(f"{folder / INDEX} is not the index of a token store of the format {FORMAT}.")
         try:
-            _Index.model_validate(index)
+            Index.model_validate(index)
             intact = index["fingerprint"] == fingerprint_of(index)
             store = cls(folder, index)
             intact = intact and store.num_rows == sum(shard["rows"] for shard in index["train"]["shards"])
