@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import pytest
 from helpers import save_tiny_model
 
 from compress.base.config import to_dict
+from compress.base.errors import InterruptedRun
 from compress.data import DataConfig, prepare
 from compress.distill import DistillConfig, DistillResult, distill
 from compress.distill.config import HiddenConfig, Schedule, SimilarityConfig, Weights
+from compress.distill.loop import train
 from compress.distill.loop.accelerator import make_accelerator
 from compress.distill.loop.step import Losses, StudentWithLoss
 from compress.distill.objective.objective import make_objective
@@ -53,6 +57,13 @@ class World:
         """Train, with some of `arguments` changed."""
         return distill(config, **self.arguments(name, **changes))
 
+    def run_stopped(self, name: str, config: DistillConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Train until SIGTERM comes in a step, 1-based, and the run stops after it."""
+        with monkeypatch.context() as patched:
+            stop_at(patched, step)
+            with pytest.raises(InterruptedRun, match=rf"after step {step}\b"):
+                self.run(name, config)
+
     def command(self, name: str, config: DistillConfig) -> list[str]:
         """Arguments of `compress` for the same run."""
         models = ["--student", str(self.student), "--teacher", str(self.teacher), "--data", str(self.data)]
@@ -63,6 +74,18 @@ class World:
         """Rows of a run's metrics.jsonl."""
         text = (self.root / name / "train" / "metrics.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """SIGTERM in a step, 1-based."""
+    rate = train.learning_rate
+
+    def signalled(config: DistillConfig, index: int, steps: int) -> float:
+        if index + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(config, index, steps)
+
+    monkeypatch.setattr(train, "learning_rate", signalled)
 
 
 def losses_of(config: DistillConfig, student: Any, teacher: Any | None, work: Path) -> Losses:

@@ -50,6 +50,18 @@ def write_benchmark(folder: Path, items: list[dict[str, Any]]) -> None:
     (folder / "tasks" / "tiny_choice.yaml").write_text(TASK)
 
 
+def make_blend_world(folder: Path, *, tokens: str, weight: int) -> Path:
+    """`make_run_world` with `words.jsonl`, which counts `weight` beside `text.jsonl`, and blend.yaml, of both."""
+    make_run_world(folder)
+    lines = [json.dumps({"text": f"the {word} of a {word} is no {word}. " * 9}) for word in map(str, range(300))]
+    (folder / "words.jsonl").write_text("\n".join(lines) + "\n")
+    text, words = folder / "text.jsonl", folder / "words.jsonl"
+    sources = f"[{{dataset: {text}, name: 'num <b>'}}, {{dataset: {words}, weight: {weight}}}]"
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "blend.yaml").write_text(recipe.replace(f"dataset: {text},", f"tokens: {tokens}, sources: {sources},"))
+    return folder
+
+
 def make_run_world(folder: Path) -> Path:
     """Write `teacher/`, `text.jsonl`, `hub/`, `tasks/` and `recipe.yaml` into `folder` and return it."""
     save_tiny_model(folder / "teacher", num_hidden_layers=4)

@@ -1,8 +1,6 @@
 """Healing masked language models: what is hidden, the loss on it, and runs that stop."""
 
 import dataclasses
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,10 @@ from encoder_world import VOCABULARY, encoder_tokenizer, save_encoder, write_tex
 from transformers import AutoModelForMaskedLM
 
 from compress.base.disk import sha256_tree
-from compress.base.errors import InterruptedRun, UsageError
+from compress.base.errors import UsageError
 from compress.data import DataConfig, TokenStore, prepare
 from compress.distill import DistillConfig
 from compress.distill.config import SimilarityConfig, Weights
-from compress.distill.loop import train
 from compress.distill.objective.loss import IGNORE_INDEX
 from compress.distill.rows.masking import Masking
 from compress.distill.rows.source import StoreRows, packed
@@ -110,17 +107,7 @@ def test_a_run_stopped_in_its_second_epoch_ends_bitwise_equal(
     terms = {"weights": Weights(hidden=0.3, similarity=0.5), "similarity": SimilarityConfig(pairs=((0, 1),))}
     config = options(epochs=2, tokens=None, batch_tokens=24 * 32, checkpoint_every=0, **terms)
     encoders.run("whole", config)
-    rate, stops = train.learning_rate, 5
-
-    def signalled(config: DistillConfig, step: int, steps: int) -> float:
-        if step == stops:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return rate(config, step, steps)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "learning_rate", signalled)
-        with pytest.raises(InterruptedRun, match=r"after step 6"):
-            encoders.run("cut", config)
+    encoders.run_stopped("cut", config, 6, monkeypatch)
     encoders.run("cut", config)
     cut, whole = (sha256_tree(encoders.root / name / "student", "*.safetensors") for name in ("cut", "whole"))
     assert cut == whole

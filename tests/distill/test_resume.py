@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from commands import warm
-from distill_world import MANY_TERMS, SEQ_LEN, World
+from distill_world import MANY_TERMS, SEQ_LEN, World, stop_at
 from fault_injection import Signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,18 +110,6 @@ def test_a_signal_saves_and_the_next_call_ends_bitwise_equal(
     world.run("cut", config)
     assert weights(world, "cut") == weights(world, "whole")
     assert timeless(world.metrics("cut")) == timeless(world.metrics("whole"))
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """SIGTERM in a step, 1-based."""
-    rate = train.learning_rate
-
-    def signalled(config: DistillConfig, index: int, steps: int) -> float:
-        if index + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return rate(config, index, steps)
-
-    monkeypatch.setattr(train, "learning_rate", signalled)
 
 
 def test_a_heldout_loss_measured_after_a_stop_is_in_the_log_once(

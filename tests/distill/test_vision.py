@@ -1,8 +1,6 @@
 """Healing vision-language models on text and on rows with images: held against plain transformers."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vision_world import PROCESSORS, draw, save_vlm, write_prose, write_rows
 
 from compress.base.disk import sha256_tree
-from compress.base.errors import InputError, InterruptedRun, UsageError
+from compress.base.errors import InputError, UsageError
 from compress.data import DataConfig, TokenStore, prepare
 from compress.data.store.pictures import Picture, PictureReader
 from compress.distill import DistillConfig
-from compress.distill.loop import train
 from compress.distill.rows.source import StoreRows
 from compress.evaluate import EvalConfig, evaluate_model
 from compress.model.vision import collated, load_processor
@@ -170,17 +167,7 @@ def test_a_run_on_rows_with_images_that_was_stopped_ends_bitwise_equal(
     world = made(tmp_path, "idefics3", rows)
     config = options(epochs=2, tokens=None, batch_tokens=6 * SEQ_LEN, checkpoint_every=0, heldout_sequences=2)
     world.run("whole", config)
-    rate, stops = train.learning_rate, 3
-
-    def signalled(config: DistillConfig, step: int, steps: int) -> float:
-        if step == stops:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return rate(config, step, steps)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "learning_rate", signalled)
-        with pytest.raises(InterruptedRun, match=r"after step 4"):
-            world.run("cut", config)
+    world.run_stopped("cut", config, 4, monkeypatch)
     world.run("cut", config)
     cut, whole = (sha256_tree(tmp_path / name / "student", "*.safetensors") for name in ("cut", "whole"))
     assert cut == whole

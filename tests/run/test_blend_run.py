@@ -1,6 +1,5 @@
 """A run on a blend: what is measured of each source is what a measurement of that source alone finds."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from commands import warm
 from fault_injection import Signal
 from helpers import run_cli
-from recipe_world import make_run_world, run_to
+from recipe_world import make_blend_world, run_to
 from transformers import AutoModelForCausalLM
 
 from compress.base.disk import read_json, read_rows, sha256_tree
@@ -22,14 +21,7 @@ from compress.verify import verify_run
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_run_world(tmp_path_factory.mktemp("world"))
-    lines = [json.dumps({"text": f"the {word} of a {word} is no {word}. " * 9}) for word in map(str, range(300))]
-    (folder / "words.jsonl").write_text("\n".join(lines) + "\n")
-    recipe = (folder / "recipe.yaml").read_text()
-    sources = f"[{{dataset: {folder}/text.jsonl, name: 'num <b>'}}, {{dataset: {folder}/words.jsonl, weight: 3}}]"
-    recipe = recipe.replace(f"dataset: {folder}/text.jsonl,", f"tokens: 12k, sources: {sources},")
-    (folder / "blend.yaml").write_text(recipe)
-    return folder
+    return make_blend_world(tmp_path_factory.mktemp("world"), tokens="12k", weight=3)
 
 
 @pytest.fixture(scope="module")

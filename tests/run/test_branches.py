@@ -7,7 +7,7 @@ import pytest
 from commands import warm
 from fault_injection import Signal
 from helpers import run_cli
-from recipe_world import make_run_world, run_to
+from recipe_world import make_blend_world, run_to
 
 from compress.base.disk import read_json, sha256_file, sha256_tree
 from compress.base.errors import UsageError
@@ -23,24 +23,17 @@ TIES = "merge={method: ties, density: 0.5, weights: [1, 3]}"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_run_world(tmp_path_factory.mktemp("world"))
-    lines = [json.dumps({"text": f"the {word} of a {word} is no {word}. " * 9}) for word in map(str, range(300))]
-    (folder / "words.jsonl").write_text("\n".join(lines) + "\n")
-    recipe = (folder / "recipe.yaml").read_text()
-    sources = f"[{{dataset: {folder}/text.jsonl, name: 'num <b>'}}, {{dataset: {folder}/words.jsonl}}]"
-    recipe = recipe.replace(f"dataset: {folder}/text.jsonl,", f"tokens: 16k, sources: {sources},")
-    (folder / "branches.yaml").write_text(recipe)
-    return folder
+    return make_blend_world(tmp_path_factory.mktemp("world"), tokens="16k", weight=1)
 
 
 @pytest.fixture(scope="module")
 def run(world: Path) -> Path:
-    return run_to(world / "run", world / "branches.yaml", TIES)
+    return run_to(world / "run", world / "blend.yaml", TIES)
 
 
 def test_branches_and_merge_are_those_of_the_commands(run: Path, world: Path, tmp_path: Path) -> None:
     """Each branch is the training on its source's store alone, and the student is what `merge` makes of them."""
-    config = load_recipe(world / "branches.yaml").distill
+    config = load_recipe(world / "blend.yaml").distill
     made = []
     for number in range(2):
         made.append(tmp_path / str(number) / "student")
@@ -97,7 +90,7 @@ def test_it_is_verified_with_each_source_in_its_order(run: Path) -> None:
 def test_another_method_merges_anew_and_trains_nothing(
     world: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = load_recipe(world / "branches.yaml", ["merge={method: linear}"])
+    recipe = load_recipe(world / "blend.yaml", ["merge={method: linear}"])
     before = sha256_tree(run / "branches", "*.safetensors")
     with pytest.raises(UsageError, match="--redo merge"):
         run_recipe(recipe, run)
@@ -106,7 +99,7 @@ def test_another_method_merges_anew_and_trains_nothing(
     assert all(f"{name}: done, unchanged." in said for name in ("distill num <b>", "distill words", "eval branch-1"))
     assert sha256_tree(run / "branches", "*.safetensors") == before
     assert read_json(run / "student" / "merge.json")["method"] == "linear"
-    run_recipe(load_recipe(world / "branches.yaml", [TIES]), run, redo=["merge"])
+    run_recipe(load_recipe(world / "blend.yaml", [TIES]), run, redo=["merge"])
 
 
 @pytest.mark.faults(1)
@@ -114,18 +107,18 @@ def test_killed_in_the_second_branch_it_goes_on_to_the_same_bytes(run: Path, wor
     """The recipe has as many steps a branch as the first one's log says."""
     steps = read_json(run / "branches" / "0" / "student" / "distill.json")["steps"]
     kill = Signal(at=("compress.distill.loop.step:Losses.backward",), call=steps + 2)
-    options = ("run", str(world / "branches.yaml"), "--set", TIES, "--out", str(world / "cut"))
+    options = ("run", str(world / "blend.yaml"), "--set", TIES, "--out", str(world / "cut"))
     struck = warm().run((kill,), *options)
     assert struck.struck
     assert (world / "cut" / "branches" / "0" / "student").is_dir()
     assert not (world / "cut" / "branches" / "1" / "student").exists()
-    run_to(world / "cut", world / "branches.yaml", TIES)
+    run_to(world / "cut", world / "blend.yaml", TIES)
     for folder in ("branches/0/student", "branches/1/student", "student"):
         assert sha256_tree(world / "cut" / folder, "*.safetensors") == sha256_tree(run / folder, "*.safetensors")
 
 
 def test_the_plan_has_a_training_for_each_source(world: Path) -> None:
-    done = run_cli("run", str(world / "branches.yaml"), "--set", TIES, "--dry-run", "--json", "--out", f"{world}/new")
+    done = run_cli("run", str(world / "blend.yaml"), "--set", TIES, "--dry-run", "--json", "--out", f"{world}/new")
     planned = json.loads(done.stdout)
     assert list(planned["branches"]) == ["num <b>", "words"]
     assert not (world / "new").exists()
@@ -133,7 +126,7 @@ def test_the_plan_has_a_training_for_each_source(world: Path) -> None:
         f"data.sources=[{{dataset: {world}/text.jsonl, tokens: 12k}}, {{dataset: {world}/words.jsonl, tokens: 4k}}]"
     )
     options = ("--set", TIES, "--set", sources, "--set", "data.tokens=null")
-    few = run_cli("run", str(world / "branches.yaml"), *options, "--dry-run", "--out", f"{world}/new")
+    few = run_cli("run", str(world / "blend.yaml"), *options, "--dry-run", "--out", f"{world}/new")
     assert few.returncode == 2
     assert "branch words: " in few.stderr
     assert "branch text: " not in few.stderr
@@ -152,4 +145,4 @@ def test_the_plan_has_a_training_for_each_source(world: Path) -> None:
 )
 def test_what_makes_no_branches_is_refused(world: Path, options: list[str], why: str) -> None:
     with pytest.raises(UsageError, match=why):
-        load_recipe(world / "branches.yaml", [TIES, *options])
+        load_recipe(world / "blend.yaml", [TIES, *options])
