@@ -180,9 +180,7 @@ def _rate(what: str, tokens: int, seconds: list[float], price: float | None) -> 
 
 def _peak_bytes(checkpoint: Checkpoint, config: EvalConfig, batch: int) -> int | None:
     """Bytes of the weights and of the most that one round adds to them; None where the platform cannot tell."""
-    tensors = checkpoint.model.state_dict().values()
-    weights = sum({int(tensor.data_ptr()): int(tensor.nbytes) for tensor in tensors}.values())
-    device = checkpoint.device
+    weights, device = _weight_bytes(checkpoint.model), checkpoint.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = int(torch.cuda.memory_allocated(device))
@@ -193,6 +191,19 @@ def _peak_bytes(checkpoint: Checkpoint, config: EvalConfig, batch: int) -> int |
     before = int(psutil.Process().memory_info().rss)
     _run_round(checkpoint, config, batch)
     return weights + max(0, peak_resident_bytes() - before)
+
+
+def _weight_bytes(model: Any) -> int:
+    """Bytes of a model's weights, tied ones counted once; of quantised ones, those of the tensors they are made of."""
+    found: dict[int, int] = {}
+    left = list(model.state_dict(keep_vars=True).values())
+    while left:
+        tensor = left.pop()
+        if hasattr(tensor, "__tensor_flatten__"):
+            left += [getattr(tensor, part) for part in tensor.__tensor_flatten__()[0]]
+        else:
+            found[int(tensor.data_ptr())] = int(tensor.nbytes)
+    return sum(found.values())
 
 
 def _trim_and_restart_peak() -> bool:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import save_tiny_model
+from safetensors.torch import load_file
 
 from compress.evaluate import EvalConfig, compare_speed, speed
 from compress.evaluate.text.samples import continuations
 from compress.inference.readout import Checkpoint, load_checkpoint
+from compress.ship import ExportConfig, export
 
 CONFIG = EvalConfig(
     device="cpu", speed_prompt_tokens=12, speed_decode_tokens=5, speed_repeats=3, speed_batch=2, speed_batches=[]
@@ -90,6 +92,16 @@ def test_peak_memory_is_at_least_the_weights(folder: Path) -> None:
     weights = sum(p.nbytes for p in load_checkpoint(folder, device="cpu").model.parameters()) / 2**30
     peak = compare_speed({"a": folder}, CONFIG)["a"]["peak_gib"]
     assert peak is None or weights <= peak < weights + 0.5
+
+
+def test_quantised_weights_count_as_they_are_stored(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    export(folder, tmp_path / "int8", ExportConfig(format=("int8",)))
+    stored = sum(tensor.nbytes for tensor in load_file(tmp_path / "int8" / "model.safetensors").values())
+    with torch.inference_mode():
+        assert speed._weight_bytes(load_checkpoint(tmp_path / "int8", dtype="auto").model) == stored
+    record = compare_speed({"whole": folder, "int8": tmp_path / "int8"}, CONFIG)["int8"]
+    assert record["peak_gib"] is None or record["peak_gib"] >= stored / 2**30
 
 
 def test_samples_are_the_greedy_continuation(folder: Path) -> None:
