@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from compress.base.errors import InputError, InterruptedRun, UsageError
 from compress.data import DataConfig, TokenStore, prepare
-from compress.distill import CacheConfig, DistillConfig
-from compress.distill.loop import session
+from compress.distill import CacheConfig, DistillConfig, opening
+from compress.distill.loop.progress import Progress
 from compress.distill.teachers import caching, row_files
 from compress.distill.teachers.cache import TeacherCache
 from compress.distill.teachers.caching import make_cache
@@ -42,7 +42,7 @@ def without_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any, **__: Any) -> None:
         raise AssertionError("the teacher was opened")
 
-    monkeypatch.setattr(session, "open_teacher", opened)
+    monkeypatch.setattr(opening, "open_teacher", opened)
 
 
 def trained(world: World, name: str) -> dict[str, Any]:
@@ -315,17 +315,17 @@ def test_a_training_goes_on_with_its_cache_and_with_no_other_source(
     cache = cached(world, config)
     shutil.copytree(cache.path, world.root / "elsewhere")
     whole = world.run("whole", config, cache=cache.path)
-    advance = session.Progress.advance
+    advance = Progress.advance
 
-    def stopped(self: session.Progress, row_ids: Any) -> None:
+    def stopped(self: Progress, row_ids: Any) -> None:
         advance(self, row_ids)
         if self.step == 5:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(session.Progress, "advance", stopped)
+    monkeypatch.setattr(Progress, "advance", stopped)
     with pytest.raises(InterruptedRun):
         world.run("cut", config, cache=cache.path)
-    monkeypatch.setattr(session.Progress, "advance", advance)
+    monkeypatch.setattr(Progress, "advance", advance)
     with pytest.raises(UsageError, match="the cache is another"):
         world.run("cut", config)
     without_teacher(monkeypatch)

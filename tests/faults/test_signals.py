@@ -19,7 +19,7 @@ STAGES = {
     "checking the student": Signal(at=("compress.prune.check:check_student",)),
     "preparing data": Signal(at=("compress.data.store.preparation:Preparation._take_document",), call=20),
     "publishing the data": Signal(at=("os:replace",), path="*/data"),
-    "loading models": Signal(at=("compress.distill.loop.session:load_student",)),
+    "loading models": Signal(at=("compress.distill.opening:load_student",)),
     "training": Signal(at=("compress.distill.loop.train:learning_rate",), call=2),
     "in a save": Signal(at=("safetensors.torch:serialize_file",), path="*/optimizer*"),
     "publishing the student": Signal(at=("compress.distill.publish:copy_side_files",)),
