@@ -22,6 +22,7 @@ from compress.prune.choose.spec import format_layers
 from compress.prune.experts.count import kept_experts, num_experts, write_count
 from compress.prune.parts import ExpertsConfig, RankingConfig
 from compress.prune.rules.student_config import num_layers, student_config, text_config
+from compress.weights.casting import with_dtype
 
 _MOST_CONTEXT = 32768
 
@@ -281,10 +282,4 @@ def cast_derivation(derivation: Derivation, cast: str | None) -> Derivation:
         kv_bytes_per_token_after=round(cache / plan.context_tokens),
         notes=(*plan.notes, f"The weights are cast from {plan.dtype} to {cast}."),
     )
-    config = dict(derivation.student_json)
-    named = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-    config |= dict.fromkeys(named, cast)
-    for name, section in config.items():
-        if isinstance(section, dict) and (found := [key for key in ("dtype", "torch_dtype") if key in section]):
-            config[name] = {**section, **dict.fromkeys(found, cast)}
-    return dataclasses.replace(derivation, plan=plan, student_json=config)
+    return dataclasses.replace(derivation, plan=plan, student_json=with_dtype(derivation.student_json, cast))

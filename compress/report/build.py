@@ -5,7 +5,7 @@ from typing import Any
 
 from compress.base.outputs import MADE_BY
 from compress.base.units import format_count
-from compress.report.cells import ratio_with_interval
+from compress.report.cells import listed, ratio_with_interval
 from compress.report.judge.ability import abilities, falls
 from compress.report.judge.branches import branches
 from compress.report.judge.draft import drafts
@@ -152,7 +152,7 @@ def _left_out(run: RunFiles, forecasts: list[Record]) -> list[str]:
     for entry in forecasts:
         if entry["refused"] is not None:
             reasons.setdefault(entry["refused"], []).append(entry["name"])
-    missing += [f"No forecast of the held-out {_and(names)}: {why}." for why, names in reasons.items()]
+    missing += [f"No forecast of the held-out {listed(names)}: {why}." for why, names in reasons.items()]
     for key, record in run.evals.items():
         if not run.items[key] and record["tasks"]:
             missing.append(f"No per-item scores of the {run.labels[key]} model: no paired intervals with it.")
@@ -165,7 +165,7 @@ def headline(report: Record) -> str:
     """One sentence: size, what is kept above chance, speed. Only what was measured is said."""
     compression, labels = report["compression"], report["labels"]
     if compression is None:
-        return f"{report['name']}: scores of {_and(list(labels.values()))}."
+        return f"{report['name']}: scores of {listed(list(labels.values()))}."
     model = compression["model"]
     teacher, student = report["teacher"], report[model]
     facts = []
@@ -176,7 +176,7 @@ def headline(report: Record) -> str:
         facts.append(_kept(overall))
     if compression["speedup_decode"] is not None:
         facts.append(f"decodes {compression['speedup_decode']:.1f}× as fast")
-    return f"The {called(labels[model])} {_and(facts)}." if facts else f"{report['name']}: a student and its teacher."
+    return f"The {called(labels[model])} {listed(facts)}." if facts else f"{report['name']}: a student and its teacher."
 
 
 def _kept(overall: Record) -> str:
@@ -188,7 +188,3 @@ def _kept(overall: Record) -> str:
         shown = ratio_with_interval(share, interval)
         return f"keeps nothing of the teacher's score above chance that is more than noise ({shown})"
     return f"keeps {share:.0%} of the teacher's score above chance"
-
-
-def _and(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

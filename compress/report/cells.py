@@ -13,6 +13,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{100 * value:.{digits}f}"
 
 
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def short(name: str, longest: int) -> str:
     """A name of a user's own, its end left out where it is longer."""
     return name if len(name) <= longest else name[: longest - 1] + "…"

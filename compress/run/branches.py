@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.base.config import to_dict
-from compress.base.currency import Missing
 from compress.base.progress import say
-from compress.data import INDEX, TokenStore
 from compress.data.store.blend import part_folder
 from compress.model.files import model_fingerprint
-from compress.run.finders import Folder, at
+from compress.run.finders import Folder, at, store_in
 from compress.run.layout import Layout
 from compress.run.models import Models
 from compress.run.recipe import Recipe
@@ -27,19 +25,11 @@ def branching(
     """A training of the cut on each source of the text, and the merging of their students into the run's."""
     branches = []
     for number, name in enumerate(recipe.data.names):
-        out, store = layout.branch(number).student, functools.partial(source_store, layout.data, number)
+        out, store = layout.branch(number).student, functools.partial(store_in, part_folder(layout.data, number))
         start, teacher = models.student, models.teacher
         step = training(f"distill {name}", recipe.distill, layout, out, start, teacher, after, store, others=beside)
         branches.append(dataclasses.replace(step, group="distill"))
     return [*branches, _merging(how, layout, models.student, len(branches), after=after | groups_of(branches))]
-
-
-def source_store(data: Path, number: int) -> TokenStore:
-    """The token store of one source of a blend."""
-    folder = part_folder(data, number)
-    if not (folder / INDEX).is_file():
-        raise Missing(f"{folder} holds no token store")
-    return TokenStore.open(folder)
 
 
 def branch_models(recipe: Recipe, layout: Layout) -> dict[str, Path]:

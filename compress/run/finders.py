@@ -33,6 +33,17 @@ def if_there(find: Callable[[], Any]) -> Any:
 
 
 def store_of(layout: Layout) -> TokenStore:
-    if not (layout.data / INDEX).is_file():
-        raise Missing(f"{layout.data} holds no token store")
-    return TokenStore.open(layout.data)
+    """The run's token store; raises as `store_in`."""
+    return store_in(layout.data)
+
+
+def store_in(folder: Path) -> TokenStore:
+    """The token store in a folder.
+
+    Raises:
+        Missing: there is none.
+        InputError: it is damaged.
+    """
+    if not (folder / INDEX).is_file():
+        raise Missing(f"{folder} holds no token store")
+    return TokenStore.open(folder)

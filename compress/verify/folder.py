@@ -8,10 +8,11 @@ from pathlib import Path
 from compress.base.currency import Missing
 from compress.base.errors import CompressError
 from compress.data import INDEX, TokenStore
+from compress.data.store.blend import part_folder
 from compress.distill.publish import RECORD
 from compress.model.files import local_model
 from compress.report.run_files import MODELS
-from compress.run.branches import source_store
+from compress.run.finders import store_in
 from compress.run.layout import BRANCHES
 from compress.run.pipeline import resolve_paths
 from compress.run.recipe import Recipe, load_recipe
@@ -61,7 +62,9 @@ class RunFolder:
     def store_of(self, out: Path) -> TokenStore:
         """The token store that the training of `out` read: of a branch, that of its source; raises as `store`."""
         branch = out.parent
-        return self.store if branch.parent.name != BRANCHES else source_store(self.data, int(branch.name))
+        if branch.parent != self.path / BRANCHES:
+            return self.store
+        return store_in(part_folder(self.data, int(branch.name)))
 
     @property
     def trained_teacher(self) -> bool:

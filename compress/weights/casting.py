@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +13,22 @@ from compress.weights.rows import Then
 from compress.weights.shards import Rows, StudentTensor
 from compress.weights.special import layer_blocks
 
+_NAMES = ("dtype", "torch_dtype")
+"""Fields of config.json with a dtype."""
 _STORED = {torch_name: name for name, torch_name in FLOATS.items()}
 _INFINITY = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}
 """Bits of +infinity. As integers, NaNs are larger, finite numbers smaller; the sign is the highest bit."""
+
+
+def with_dtype(content: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A config.json's content that names the dtype (torch's name), in its sections too where they name one."""
+    named = [key for key in _NAMES if key in content] or [_NAMES[0]]
+    sections = {
+        name: part | {key: dtype for key in _NAMES if key in part}
+        for name, part in content.items()
+        if isinstance(part, dict)
+    }
+    return {**content, **sections, **dict.fromkeys(named, dtype)}
 
 
 def all_finite(data: Rows, dtype: str) -> bool:

@@ -68,15 +68,10 @@ def trim(model: str | Path, out: str | Path, config: TrimConfig, run_text: DataC
         names = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
         hashes = {name: sha256.get(name) or sha256_file(staged / name) for name in names}
         seconds = time.monotonic() - started
-        made = manifest(config=trim_settings(config), inputs=inputs, outputs=hashes, seconds=seconds)
+        made = manifest(config=to_dict(config), inputs=inputs, outputs=hashes, seconds=seconds)
         record |= {"sha256": hashes, "manifest": made}
         write_json(staged / RECORD, record)
     return TrimResult(out=out, record=record)
-
-
-def trim_settings(config: TrimConfig) -> dict[str, Any]:
-    """What was asked of `trim`, for its manifest."""
-    return to_dict(config)
 
 
 def _write(trimmed: Trimmed, out: Path) -> dict[str, str]:

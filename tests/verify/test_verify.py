@@ -96,6 +96,10 @@ def test_a_good_run_passes_every_check(world: Path) -> None:
 def test_a_run_in_another_place_is_as_good(world: Path, run: Path) -> None:
     (run / "notes.txt").write_text("an extra file is nobody's business")
     assert failed(run) == {}
+    named_alike = run.parent / "branches" / "books"  # as a run's own branches are
+    named_alike.parent.mkdir()
+    run.rename(named_alike)
+    assert failed(named_alike) == {}
 
 
 def swap_lines(run: Path) -> None:

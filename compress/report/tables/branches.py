@@ -1,7 +1,7 @@
 """The table of branches and what they were merged into."""
 
 from compress.base.units import format_seconds
-from compress.report.cells import NONE, cell, fixed, plus_minus, with_error
+from compress.report.cells import NONE, cell, fixed, listed, plus_minus, with_error
 from compress.report.run_files import Record, number
 from compress.report.tables.table import Table
 
@@ -36,14 +36,10 @@ def _in_words(found: Record) -> str:
     """Whether the merged model is better than its parts are on average."""
     told = []
     if nearer := found.get("nearer"):
-        told.append(f"no farther from the teacher than its branches are on average on {_and(nearer)}")
+        told.append(f"no farther from the teacher than its branches are on average on {listed(nearer)}")
     if farther := found.get("farther"):
-        told.append(f"farther than they are on {_and(farther)}")
+        told.append(f"farther than they are on {listed(farther)}")
     return f" The {found['merged']} is {', and '.join(told)}." if told else ""
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _score(score: Record) -> str:

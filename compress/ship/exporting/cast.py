@@ -1,16 +1,13 @@
 """A model's safetensors files in another dtype, copied tensor by tensor."""
 
 from pathlib import Path
-from typing import Any
 
 from compress.base.disk import read_json, write_json
 from compress.model.files import check_weight_files
-from compress.weights.casting import student_tensors
+from compress.weights.casting import student_tensors, with_dtype
 from compress.weights.copying import Copying
 from compress.weights.headers import read_header
 from compress.weights.room import require_space
-
-_DTYPES = ("dtype", "torch_dtype")
 
 
 def write_cast(student: Path, out: Path, dtype: str) -> None:
@@ -25,17 +22,6 @@ def write_cast(student: Path, out: Path, dtype: str) -> None:
     named = [(tensor.name, tensor) for path in check_weight_files(student) for tensor in read_header(path)]
     tensors = student_tensors(named, dtype, (), 0)
     require_space(out, sum(tensor.num_bytes for tensor in tensors))
-    write_json(out / "config.json", _said(read_json(student / "config.json"), dtype))
+    write_json(out / "config.json", with_dtype(read_json(student / "config.json"), dtype))
     with Copying([(out, tensors)]) as copying:
         copying.finish()
-
-
-def _said(content: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A config.json that names the dtype, in its sections too where they name one."""
-    named = [key for key in _DTYPES if key in content] or [_DTYPES[0]]
-    sections = {
-        name: part | {key: dtype for key in _DTYPES if key in part}
-        for name, part in content.items()
-        if isinstance(part, dict)
-    }
-    return {**content, **sections, **dict.fromkeys(named, dtype)}
